@@ -1,0 +1,156 @@
+"""The zoo builds, runs, is reproducible, and counts what the architectures say."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from tests.zoo import DEMO, Case, case, cases, count_idioms
+
+DTYPES = (torch.bfloat16, torch.float32)
+EVERY_CASE = pytest.mark.parametrize("zoo_case", cases(), ids=lambda c: c.name)
+
+
+@EVERY_CASE
+def test_output_is_finite_varied_and_reproducible(zoo_case: Case) -> None:
+    first, second = (zoo_case.run(zoo_case.build()) for _ in range(2))
+    assert first
+    for one, other in zip(first, second, strict=True):
+        assert one.isfinite().all()
+        assert one.float().std() > 1e-3
+        assert torch.equal(one, other)
+
+
+@EVERY_CASE
+def test_counts_are_what_the_architecture_says(zoo_case: Case) -> None:
+    model = zoo_case.build()
+    counted = zoo_case.count(model)
+    if zoo_case.expected is None:
+        pytest.skip("no count derived by hand")
+    assert dict(counted) == dict(zoo_case.expected)
+    assert zoo_case.live(model) == counted - Counter(zoo_case.dead)
+
+
+@pytest.mark.parametrize("name", DEMO)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_five_run_in_both_dtypes_with_hand_derived_counts(name: str, dtype: torch.dtype) -> None:
+    zoo_case = case(name)
+    assert zoo_case.expected is not None
+    (output,) = zoo_case.run(zoo_case.build(dtype))
+    assert output.dtype == dtype
+    assert output.isfinite().all()
+
+
+def test_weights_differ_between_seeds() -> None:
+    wan = case("wan")
+    first, second = (next(wan.build(seed=seed).parameters()) for seed in (0, 1))
+    assert not torch.equal(first, second)
+
+
+def test_inputs_differ_between_seeds() -> None:
+    wan = case("wan")
+    model = wan.build()
+    first, second = (wan.inputs(model, seed)[1]["hidden_states"] for seed in (1, 2))
+    assert not torch.equal(first, second)
+
+
+def test_build_leaves_the_global_random_state_alone() -> None:
+    before = torch.get_rng_state()
+    case("flux").build()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", DEMO)
+def test_no_parameter_is_constant(name: str) -> None:
+    constant = [
+        key for key, p in case(name).build().named_parameters() if p.numel() > 2 and bool((p == p.flatten()[0]).all())
+    ]
+    assert constant == []
+
+
+def test_wan_keeps_its_norms_and_tables_in_float32() -> None:
+    model = case("wan").build(torch.bfloat16)
+    kept = {key for key, p in model.named_parameters() if p.dtype == torch.float32}
+    assert {"scale_shift_table", "blocks.0.norm2.weight", "blocks.0.scale_shift_table"} <= kept
+    assert model.rope.freqs_cos.dtype == torch.float32
+    assert model.blocks[0].attn1.norm_q.weight.dtype == torch.bfloat16
+
+
+def test_wan_decodes_three_latent_frames() -> None:
+    vae = case("vae_wan")
+    model = vae.build()
+    _, kwargs = vae.inputs(model)
+    assert kwargs["z"].shape[2] == 3
+    (video,) = vae.run(model)
+    assert video.shape == (1, 3, 1 + 2 * 4, 4 * 8, 5 * 8)
+
+
+def test_case_names_are_unique() -> None:
+    names = [c.name for c in cases()]
+    assert len(names) == len(set(names))
+    assert tuple(names[: len(DEMO)]) == DEMO
+
+
+def test_an_unknown_case_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(KeyError, match="no zoo case 'wam'; there are wan, "):
+        case("wam")
+
+
+class _Functional(nn.Module):
+    """Every counted functional once, and modules that end in one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rms = nn.RMSNorm(4)
+        self.layer = nn.LayerNorm(4)
+        self.group = nn.GroupNorm(2, 4)
+        self.conv = nn.Conv3d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.layer(self.rms(x))
+        x = F.layer_norm(F.rms_norm(x, (4,)), (4,))
+        x = torch.layer_norm(torch.rms_norm(x, (4,)), (4,))
+        x = self.conv(self.group(x))
+        x = F.group_norm(F.conv3d(x, self.conv.weight), 2)
+        x = F.normalize(x, dim=1)
+        return F.normalize(x, dim=-1)
+
+    def decode(self, x: torch.Tensor) -> torch.Tensor:
+        return self.rms(x)
+
+
+def test_functional_calls_and_modules_count_once() -> None:
+    counts = count_idioms(_Functional(), (torch.randn(1, 4, 2, 3, 4),), {})
+    assert counts == {"rms_norm": 3, "layer_norm": 3, "group_norm": 2, "conv3d": 2, "channel_norm": 1}
+
+
+def test_only_the_named_entry_is_counted() -> None:
+    assert count_idioms(_Functional(), (torch.randn(2, 4),), {}, entry="decode") == {"rms_norm": 1}
+
+
+def test_a_hand_written_norm_that_calls_the_functional_counts_once() -> None:
+    class OwnRMSNorm(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return F.rms_norm(x, (4,)) + F.layer_norm(x, (4,))
+
+    assert count_idioms(nn.Sequential(OwnRMSNorm(), OwnRMSNorm()), (torch.randn(2, 4),), {}) == {"rms_norm": 2}
+
+
+def test_hooks_and_profiler_are_removed_when_the_model_raises() -> None:
+    import sys
+
+    class BrokenRMSNorm(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise ValueError("broken")
+
+    module = BrokenRMSNorm()
+    before = sys.getprofile()
+    with pytest.raises(ValueError, match="broken"):
+        count_idioms(module, (torch.randn(2),), {})
+    assert sys.getprofile() is before
+    assert not module._forward_pre_hooks
+    assert not module._forward_hooks

@@ -1,0 +1,140 @@
+"""A zoo case: one real model class from a tiny config, with random weights, and the inputs to run it on."""
+
+from __future__ import annotations
+
+import importlib
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from .counting import count_idioms
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+class Draw:
+    """Reproducible random inputs in one floating dtype."""
+
+    def __init__(self, seed: int, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def normal(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return torch.randn(shape, generator=self._generator).to(dtype or self.dtype)
+
+    def tokens(self, *shape: int, high: int) -> torch.Tensor:
+        return torch.randint(1, high, shape, generator=self._generator)
+
+
+@dataclass(frozen=True, eq=False)
+class Case:
+    """How to make, feed and judge one model.
+
+    `source` is "package:Class"; `feed` turns a Draw into the keyword arguments of `entry`.
+    `expected` counts the elementary idioms of one eager call, derived by hand from the config (None: not derived);
+    `dead` counts those among them whose result nothing uses: AOTAutograd removes them, so no compiled graph has them.
+    `one_graph` says whether torch.compile(fullgraph=True) works; `breaks` says why not.
+    `warm_up` asks for one eager call before compiling (a cache that Dynamo cannot fill).
+    """
+
+    name: str
+    source: str
+    config: Mapping[str, Any]
+    feed: Callable[[Draw], dict[str, Any]]
+    entry: str = "forward"
+    expected: Mapping[str, int] | None = None
+    dead: Mapping[str, int] = field(default_factory=dict)
+    one_graph: bool = True
+    breaks: str = ""
+    warm_up: bool = False
+
+    def build(self, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> nn.Module:
+        """The model in eval mode, loaded in `dtype` as production loads it.
+
+        It is saved in float32 and read back by from_pretrained, so that modules which their class keeps in
+        float32, and buffers computed on construction, have the dtypes that users get.
+        """
+        library, _, class_name = self.source.partition(":")
+        cls = getattr(importlib.import_module(library), class_name)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = _construct(cls, self.config)
+            randomise(model)
+            with tempfile.TemporaryDirectory() as folder:
+                model.save_pretrained(folder)
+                loaded: nn.Module = cls.from_pretrained(folder, **_dtype_argument(library, dtype))
+        return loaded.eval()
+
+    def inputs(self, model: nn.Module, seed: int = 1) -> Inputs:
+        """Arguments for `entry`, with floating tensors in the dtype of most of the model's parameters."""
+        return (), self.feed(Draw(seed, main_dtype(model)))
+
+    def function(self, model: nn.Module) -> Callable[..., Any]:
+        """What to call or to compile: the model itself, or its method named by `entry`."""
+        return model if self.entry == "forward" else getattr(model, self.entry)
+
+    def run(self, model: nn.Module, inputs: Inputs | None = None) -> list[torch.Tensor]:
+        """One call without gradients; every tensor in the result."""
+        args, kwargs = inputs or self.inputs(model)
+        with torch.no_grad():
+            return tensors_in(self.function(model)(*args, **kwargs))
+
+    def count(self, model: nn.Module, inputs: Inputs | None = None) -> Counter[str]:
+        """The elementary idioms of one eager call, dead ones included."""
+        args, kwargs = inputs or self.inputs(model)
+        return count_idioms(model, args, kwargs, entry=self.entry)
+
+    def live(self, model: nn.Module, inputs: Inputs | None = None) -> Counter[str]:
+        """The idioms that a compiled graph can show: counted in eager, less the dead ones."""
+        return self.count(model, inputs) - Counter(self.dead)
+
+
+def randomise(model: nn.Module) -> None:
+    """Draw the weights anew, so that no branch of the model is trivially zero, one, or uninitialised.
+
+    Constant parameters (norm weights of one; zero-initialised gates, biases, tables, pad tokens) get noise of 0.1
+    round their constant; the others of two dimensions or more become normal with variance 1/fan_in, which keeps
+    activations near one through a whole model. Parameters of one dimension that are random already stay.
+    """
+    with torch.no_grad():
+        for parameter in model.parameters():
+            noise = torch.randn_like(parameter)
+            first = parameter.flatten()[:1]
+            if bool((parameter == first).all()):
+                parameter.add_(0.1 * noise)
+            elif parameter.ndim >= 2:
+                fan_in = parameter[0].numel()
+                parameter.copy_(noise / fan_in**0.5)
+
+
+def main_dtype(model: nn.Module) -> torch.dtype:
+    """The dtype that most parameter elements have (some modules are kept in float32)."""
+    sizes: Counter[torch.dtype] = Counter()
+    for parameter in model.parameters():
+        sizes[parameter.dtype] += parameter.numel()
+    return sizes.most_common(1)[0][0]
+
+
+def tensors_in(result: Any) -> list[torch.Tensor]:
+    """Every tensor in nested tuples, lists and mappings, in order."""
+    if isinstance(result, torch.Tensor):
+        return [result]
+    if isinstance(result, Mapping):
+        return [tensor for value in result.values() for tensor in tensors_in(value)]
+    if isinstance(result, (tuple, list)):
+        return [tensor for value in result for tensor in tensors_in(value)]
+    return []
+
+
+def _construct(cls: Any, config: Mapping[str, Any]) -> Any:
+    config_class = getattr(cls, "config_class", None)
+    return cls(**config) if config_class is None else cls(config_class(**config))
+
+
+def _dtype_argument(library: str, dtype: torch.dtype) -> dict[str, torch.dtype]:
+    return {"dtype": dtype} if library == "transformers" else {"torch_dtype": dtype}
