@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from .case import Case, Draw, main_dtype, tensors_in
 from .counting import count_idioms
-from .denoisers import DENOISERS
+from .denoisers import MAIN_DENOISERS
+from .image_denoisers import IMAGE_DENOISERS
 from .text_encoders import TEXT_ENCODERS
 from .vaes import VAES
+from .video_denoisers import VIDEO_DENOISERS
 
 __all__ = ["DEMO", "Case", "Draw", "case", "cases", "count_idioms", "main_dtype", "tensors_in"]
 
@@ -16,7 +18,7 @@ DEMO = ("wan", "z_image", "qwen_image", "flux", "vae_wan")
 
 def cases() -> tuple[Case, ...]:
     """Every case: first the five of DEMO, then the other denoisers, VAEs and text encoders."""
-    everything = DENOISERS + VAES + TEXT_ENCODERS
+    everything = MAIN_DENOISERS + IMAGE_DENOISERS + VIDEO_DENOISERS + VAES + TEXT_ENCODERS
     return tuple(sorted(everything, key=lambda c: DEMO.index(c.name) if c.name in DEMO else len(DEMO)))
 
 

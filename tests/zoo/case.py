@@ -31,13 +31,27 @@ class Draw:
         return torch.randint(1, high, shape, generator=self._generator)
 
 
+def timestep(value: float = 500, dtype: torch.dtype = torch.int64) -> torch.Tensor:
+    """One denoising step, shape [1]."""
+    return torch.tensor([value], dtype=dtype)
+
+
+def grid_ids(height: int, width: int, axes: int = 3) -> torch.Tensor:
+    """Position ids [height * width, axes]: the last two axes hold row and column, the others zero."""
+    ids = torch.zeros(height, width, axes)
+    ids[..., -2] += torch.arange(height)[:, None]
+    ids[..., -1] += torch.arange(width)[None, :]
+    return ids.reshape(-1, axes)
+
+
 @dataclass(frozen=True, eq=False)
 class Case:
     """How to make, feed and judge one model.
 
     `source` is "package:Class"; `feed` turns a Draw into the keyword arguments of `entry`.
-    `expected` counts the elementary idioms of one eager call, derived by hand from the config (None: not derived);
-    `dead` counts those among them whose result nothing uses: AOTAutograd removes them, so no compiled graph has them.
+    `expected` counts the elementary idioms of one eager call, derived by hand from the config (None: not
+    derived); `dead` counts those among them whose result nothing uses: AOTAutograd removes them, so that no
+    compiled graph has them.
     `one_graph` says whether torch.compile(fullgraph=True) works; `breaks` says why not.
     `warm_up` asks for one eager call before compiling (a cache that Dynamo cannot fill).
     """
@@ -97,9 +111,9 @@ class Case:
 def randomise(model: nn.Module) -> None:
     """Draw the weights anew, so that no branch of the model is trivially zero, one, or uninitialised.
 
-    Constant parameters (norm weights of one; zero-initialised gates, biases, tables, pad tokens) get noise of 0.1
-    round their constant; the others of two dimensions or more become normal with variance 1/fan_in, which keeps
-    activations near one through a whole model. Parameters of one dimension that are random already stay.
+    Constant parameters (norm weights of one; zero-initialised gates, biases, tables, pad tokens) get noise of
+    0.1 round their constant; the others of two dimensions or more become normal with variance 1/fan_in, which
+    keeps activations near one through a whole model. Random parameters of one dimension stay as they are.
     """
     with torch.no_grad():
         for parameter in model.parameters():

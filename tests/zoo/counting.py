@@ -1,7 +1,7 @@
 """Counting the elementary idioms of a model in one eager call, knowing nothing of graphs or of this package.
 
-Three sources that do not overlap: functional calls seen by a TorchFunctionMode (torch.nn modules end there too),
-hooks on modules that write their norm out by hand, and a profiler that sees the rotary functions being called.
+Three sources that do not overlap: functional calls seen by a TorchFunctionMode (torch.nn modules end there
+too), hooks on modules that write their norm out by hand, and a profiler that sees rotary functions called.
 """
 
 from __future__ import annotations
@@ -29,13 +29,11 @@ FUNCTIONS: dict[Callable[..., Any], str] = {
     F.conv3d: "conv3d",
 }
 
-# Modules that spell their norm out in elementary operations. Inside them functional calls are not counted again.
+# Modules that spell their norm out in elementary operations; functional calls inside them do not count again.
 HAND_WRITTEN = (
     (re.compile(r"PerChannelRMSNorm"), "channel_norm"),
     (re.compile(r"\w*RMSNorm|U?MT5LayerNorm|T5LayerNorm"), "rms_norm"),
 )
-# Named like a norm, but built from other modules that are counted themselves.
-COMPOSED = {"MochiRMSNormZero", "LuminaRMSNormZero"}
 
 # Rotations (tensors rotated) per call of each function that applies a rotary embedding.
 ROTATIONS = {
@@ -67,7 +65,7 @@ def count_idioms(
 
 
 class _FunctionCounter(TorchFunctionMode):
-    """Counts functional calls. While one is being handled the mode is off, so nothing inside it counts twice."""
+    """Counts functional calls. The mode is off while one is handled, so nothing inside it counts twice."""
 
     def __init__(self, counts: Counter[str]) -> None:
         super().__init__()
@@ -117,7 +115,7 @@ def _hand_written_norms(model: nn.Module, counts: Counter[str], mode: _FunctionC
 
 
 def _hand_written(cls: type[nn.Module]) -> str | None:
-    if cls.__module__.startswith("torch.") or cls.__name__ in COMPOSED:
+    if cls.__module__.startswith("torch."):
         return None
     for name, idiom in HAND_WRITTEN:
         if name.fullmatch(cls.__name__):

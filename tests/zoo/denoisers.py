@@ -1,17 +1,11 @@
-"""Tiny denoising transformers. Counts in comments are per block unless said otherwise."""
+# ruff: noqa: C408 (configs and inputs are keyword arguments, and read as such)
+"""The four tiny denoising transformers of the main job. Comments count per block unless they say otherwise."""
 
 from __future__ import annotations
 
 import torch
 
-from .case import Case, Draw
-
-TIMESTEP = 500
-
-
-def _timestep(value: float = TIMESTEP, dtype: torch.dtype = torch.int64) -> torch.Tensor:
-    return torch.tensor([value], dtype=dtype)
-
+from .case import Case, grid_ids, timestep
 
 WAN_LAYERS = 2
 WAN = Case(
@@ -23,7 +17,7 @@ WAN = Case(
     ),
     feed=lambda draw: dict(
         hidden_states=draw.normal(1, 16, 3, 8, 10),
-        timestep=_timestep(),
+        timestep=timestep(),
         encoder_hidden_states=draw.normal(1, 12, 32),
         return_dict=False,
     ),
@@ -49,7 +43,7 @@ Z_IMAGE = Case(
         cap_feats=[draw.normal(12, 32)],
         return_dict=False,
     ),
-    # Four hidden norms, q and k norms, two rotations per block; noise and context refiners are such blocks too.
+    # Four hidden norms, q and k norms, two rotations per block; noise and context refiners are such blocks.
     # Once more the caption norm and the final LayerNorm.
     expected={
         "rms_norm": 6 * (Z_IMAGE_LAYERS + 2 * Z_IMAGE_REFINERS) + 1,
@@ -75,7 +69,8 @@ QWEN_IMAGE = Case(
         img_shapes=[(1, 5, 6)],
         return_dict=False,
     ),
-    # Two streams: q and k norms, two LayerNorms, q and k rotations each. Once more the text norm and the output norm.
+    # Two streams, each with q and k norms, two LayerNorms, q and k rotations.
+    # Once more the text norm and the output norm.
     expected={"rms_norm": 4 * QWEN_LAYERS + 1, "layer_norm": 4 * QWEN_LAYERS + 1, "rotary": 4 * QWEN_LAYERS},
     # The text stream ends with the last block: its second LayerNorm feeds nothing.
     dead={"layer_norm": 1},
@@ -86,9 +81,9 @@ FLUX = Case(
     name="flux",
     source="diffusers:FluxTransformer2DModel",
     config=dict(
-        patch_size=1, in_channels=16, num_layers=FLUX_DOUBLE, num_single_layers=FLUX_SINGLE, attention_head_dim=16,
-        num_attention_heads=3, joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 6, 6),
-        guidance_embeds=True,
+        patch_size=1, in_channels=16, num_layers=FLUX_DOUBLE, num_single_layers=FLUX_SINGLE,
+        attention_head_dim=16, num_attention_heads=3, joint_attention_dim=32,
+        pooled_projection_dim=32, axes_dims_rope=(4, 6, 6), guidance_embeds=True,
     ),
     feed=lambda draw: dict(
         hidden_states=draw.normal(1, 30, 16),
@@ -96,12 +91,12 @@ FLUX = Case(
         pooled_projections=draw.normal(1, 32),
         timestep=torch.tensor([0.5], dtype=draw.dtype),
         guidance=torch.tensor([3.5]),
-        img_ids=_grid_ids(5, 6),
+        img_ids=grid_ids(5, 6),
         txt_ids=torch.zeros(7, 3),
         return_dict=False,
     ),
-    # Double: q and k norms and two LayerNorms for each stream; single: q and k norms and one LayerNorm. The streams
-    # are joined before the rotation, so each block rotates q and k once. Once more the output norm.
+    # Double: q and k norms and two LayerNorms for each stream; single: q and k norms and one LayerNorm. The
+    # streams are joined before the rotation, so each block rotates q and k once. Once more the output norm.
     expected={
         "rms_norm": 4 * FLUX_DOUBLE + 2 * FLUX_SINGLE,
         "layer_norm": 4 * FLUX_DOUBLE + FLUX_SINGLE + 1,
@@ -109,13 +104,4 @@ FLUX = Case(
     },
 )
 
-
-def _grid_ids(height: int, width: int, axes: int = 3) -> torch.Tensor:
-    """Position ids [height * width, axes]: the last two axes hold row and column, the others zero."""
-    ids = torch.zeros(height, width, axes)
-    ids[..., -2] += torch.arange(height)[:, None]
-    ids[..., -1] += torch.arange(width)[None, :]
-    return ids.reshape(-1, axes)
-
-
-DENOISERS: tuple[Case, ...] = (WAN, Z_IMAGE, QWEN_IMAGE, FLUX)
+MAIN_DENOISERS = (WAN, Z_IMAGE, QWEN_IMAGE, FLUX)
