@@ -1,5 +1,5 @@
 # ruff: noqa: C408 (configs and inputs are keyword arguments, and read as such)
-"""The four tiny denoising transformers of the main job. Comments count per block unless they say otherwise."""
+"""The four tiny denoising transformers of the main job. Comments count idioms per block."""
 
 from __future__ import annotations
 

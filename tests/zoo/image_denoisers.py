@@ -1,5 +1,5 @@
 # ruff: noqa: C408 (configs and inputs are keyword arguments, and read as such)
-"""Tiny image transformers beyond Flux, Qwen-Image and Z-Image. Comments count per block unless they say otherwise."""
+"""Tiny image transformers beyond the main job's. Comments count idioms per block."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ CHROMA = Case(
     source="diffusers:ChromaTransformer2DModel",
     config=dict(
         in_channels=8, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
-        joint_attention_dim=32, axes_dims_rope=(4, 6, 6), approximator_num_channels=8, approximator_hidden_dim=16,
-        approximator_layers=1,
+        joint_attention_dim=32, axes_dims_rope=(4, 6, 6), approximator_num_channels=8,
+        approximator_hidden_dim=16, approximator_layers=1,
     ),
     feed=lambda draw: dict(
         hidden_states=draw.normal(1, 30, 8),
@@ -64,6 +64,8 @@ HIDREAM = Case(
         pooled_embeds=draw.normal(1, 64),
         return_dict=False,
     ),
+    # Double 4 LayerNorm and 4 RMSNorm, single 2 and 2, each rotating q and k. Once more the output norm.
+    expected={"rms_norm": 4 + 2, "layer_norm": 4 + 2 + 1, "rotary": 2 + 2},
     one_graph=False,
     breaks="the mixture of experts counts its tokens with bincount",
 )
@@ -72,9 +74,9 @@ LUMINA2 = Case(
     name="lumina2",
     source="diffusers:Lumina2Transformer2DModel",
     config=dict(
-        sample_size=16, patch_size=2, in_channels=4, hidden_size=24, num_layers=2, num_refiner_layers=1,
-        num_attention_heads=3, num_kv_heads=1, multiple_of=2, axes_dim_rope=(4, 2, 2), axes_lens=(128, 128, 128),
-        cap_feat_dim=32,
+        sample_size=16, patch_size=2, in_channels=4, hidden_size=24, num_layers=2,
+        num_refiner_layers=1, num_attention_heads=3, num_kv_heads=1, multiple_of=2, axes_dim_rope=(4, 2, 2),
+        axes_lens=(128, 128, 128), cap_feat_dim=32,
     ),
     feed=lambda draw: dict(
         hidden_states=draw.normal(1, 4, 16, 16),
@@ -83,6 +85,9 @@ LUMINA2 = Case(
         encoder_attention_mask=torch.ones(1, 16, dtype=torch.bool),
         return_dict=False,
     ),
+    # Four hidden norms, q and k norms, two rotations, in refiners (noise, caption) too. Once more the caption
+    # norm and the output LayerNorm.
+    expected={"rms_norm": 6 * (2 + 2) + 1, "layer_norm": 1, "rotary": 2 * (2 + 2)},
     one_graph=False,
     breaks="caption lengths are read off the mask with tolist",
 )
@@ -102,6 +107,9 @@ SD35 = Case(
         timestep=timestep(),
         return_dict=False,
     ),
+    # Two LayerNorms and two q and k norms for each stream; the dual block's second attention has its own q and k
+    # norms but shares a LayerNorm; the last block's text has one LayerNorm only. Once more the output norm.
+    expected={"rms_norm": 4 * 3 + 2, "layer_norm": 4 * 3 - 1 + 1},
 )
 
 SANA = Case(
@@ -118,6 +126,8 @@ SANA = Case(
         timestep=timestep(),
         return_dict=False,
     ),
+    # Two LayerNorms; q and k norms of self- and of cross-attention. Once more caption norm and output norm.
+    expected={"rms_norm": 4 * 2 + 1, "layer_norm": 2 * 2 + 1},
 )
 
 AURAFLOW = Case(
@@ -134,9 +144,12 @@ AURAFLOW = Case(
         timestep=torch.tensor([0.5]).to(draw.dtype),
         return_dict=False,
     ),
+    # Double: 4 hidden LayerNorms, q and k LayerNorms for both streams; single: 2 and 2. No output norm.
+    expected={"layer_norm": 8 + 4},
 )
 
-OMNIGEN_TOKENS, OMNIGEN_PATCHES = 8, 64
+OMNIGEN_TEXT = 8
+OMNIGEN_SEQUENCE = OMNIGEN_TEXT + 1 + 64  # text, one time token, patches
 OMNIGEN = Case(
     name="omnigen",
     source="diffusers:OmniGenTransformer2DModel",
@@ -145,17 +158,18 @@ OMNIGEN = Case(
         intermediate_size=32, num_layers=2, pad_token_id=0, vocab_size=100, time_step_dim=8,
         rope_scaling={"long_factor": [1.0, 1.1, 1.2, 1.3], "short_factor": [1.0, 1.1, 1.2, 1.3]},
     ),
-    # The sequence is the text, one time token and the patches.
     feed=lambda draw: dict(
         hidden_states=draw.normal(1, 4, 16, 16),
         timestep=torch.tensor([0.5]).to(draw.dtype),
-        input_ids=draw.tokens(1, OMNIGEN_TOKENS, high=100),
+        input_ids=draw.tokens(1, OMNIGEN_TEXT, high=100),
         input_img_latents=[],
         input_image_sizes={},
-        attention_mask=torch.ones(1, OMNIGEN_TOKENS + 1 + OMNIGEN_PATCHES, OMNIGEN_TOKENS + 1 + OMNIGEN_PATCHES),
-        position_ids=torch.arange(OMNIGEN_TOKENS + 1 + OMNIGEN_PATCHES)[None],
+        attention_mask=torch.ones(1, OMNIGEN_SEQUENCE, OMNIGEN_SEQUENCE),
+        position_ids=torch.arange(OMNIGEN_SEQUENCE)[None],
         return_dict=False,
     ),
+    # Two norms, two rotations. Once more the last norm and the output LayerNorm.
+    expected={"rms_norm": 2 * 2 + 1, "layer_norm": 1, "rotary": 2 * 2},
     one_graph=False,
     breaks="the rotary embedding branches on the sequence length, a tensor",
 )

@@ -1,5 +1,5 @@
 # ruff: noqa: C408 (configs and inputs are keyword arguments, and read as such)
-"""Tiny video transformers beyond Wan. Comments count per block unless they say otherwise."""
+"""Tiny video transformers beyond Wan. Comments count idioms per block."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ HUNYUAN_VIDEO = Case(
         guidance=torch.tensor([3.5]).to(draw.dtype),
         return_dict=False,
     ),
-    # Double 4 RMSNorm, 4 LayerNorm, rotations of the video's q and k; single 2, 1 and 2; token refiner 2 LayerNorm.
-    # Once more the output norm and the patch embedding.
+    # Double 4 RMSNorm, 4 LayerNorm, rotations of the video's q and k; single 2, 1 and 2; token refiner 2
+    # LayerNorm. Once more the output norm and the patch embedding.
     expected={"conv3d": 1, "rms_norm": 4 + 2, "layer_norm": 4 + 1 + 2 + 1, "rotary": 2 + 2},
 )
 
@@ -44,7 +44,8 @@ LTX = Case(
         num_frames=2, height=4, width=5,
         return_dict=False,
     ),
-    # Two hidden norms without weight, q and k norms of self- and cross-attention. Once more the output LayerNorm.
+    # Two hidden norms without weight, q and k norms of self- and cross-attention, rotations of self-attention's.
+    # Once more the output LayerNorm.
     expected={"rms_norm": 6 * 2, "layer_norm": 1, "rotary": 2 * 2},
 )
 
@@ -85,18 +86,18 @@ COGVIDEOX = Case(
     source="diffusers:CogVideoXTransformer3DModel",
     config=dict(
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8,
-        text_embed_dim=16, num_layers=2, sample_width=8, sample_height=8, sample_frames=9, max_text_seq_length=8,
-        use_rotary_positional_embeddings=True,
+        text_embed_dim=16, num_layers=2, sample_width=8, sample_height=8, sample_frames=9,
+        max_text_seq_length=8, use_rotary_positional_embeddings=True,
     ),
     feed=lambda draw: dict(
         hidden_states=draw.normal(1, 2, 4, 8, 8),
         encoder_hidden_states=draw.normal(1, 8, 16),
         timestep=timestep(),
-        image_rotary_emb=(draw.normal(2 * 4 * 4, 16, dtype=torch.float32).cos(),
-                          draw.normal(2 * 4 * 4, 16, dtype=torch.float32).sin()),
+        image_rotary_emb=_rotary_tables(2 * 4 * 4, 16),
         return_dict=False,
     ),
-    # Text and video are joined for the first norm and again for the second; q and k LayerNorm. Once more two norms.
+    # Two LayerNorms for each stream, q and k LayerNorms, two rotations. Once more two output norms.
+    expected={"layer_norm": 6 * 2 + 2, "rotary": 2 * 2},
 )
 
 MOCHI = Case(
@@ -113,6 +114,9 @@ MOCHI = Case(
         encoder_attention_mask=torch.ones(1, 16, dtype=torch.bool),
         return_dict=False,
     ),
+    # Four hidden norms and q and k norms for each stream; the last block's text has one hidden norm only. Once
+    # more the output LayerNorm.
+    expected={"rms_norm": 12 * 2 - 3, "layer_norm": 1, "rotary": 2 * 2},
 )
 
 COSMOS = Case(
@@ -120,8 +124,8 @@ COSMOS = Case(
     source="diffusers:CosmosTransformer3DModel",
     # Without the padding mask, whose resizing needs torchvision.
     config=dict(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2, mlp_ratio=2,
-        text_embed_dim=32, adaln_lora_dim=4, max_size=(4, 32, 32), concat_padding_mask=False,
+        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2,
+        mlp_ratio=2, text_embed_dim=32, adaln_lora_dim=4, max_size=(4, 32, 32), concat_padding_mask=False,
     ),
     feed=lambda draw: dict(
         hidden_states=draw.normal(1, 4, 2, 8, 8),
@@ -131,6 +135,8 @@ COSMOS = Case(
         fps=24,
         return_dict=False,
     ),
+    # Three LayerNorms, q and k norms of self- and cross-attention. Once more the timestep's norm and the output's.
+    expected={"rms_norm": 4 * 2 + 1, "layer_norm": 3 * 2 + 1, "rotary": 2 * 2},
 )
 
 KANDINSKY5 = Case(
@@ -149,6 +155,9 @@ KANDINSKY5 = Case(
         text_rope_pos=torch.arange(9),
         return_dict=False,
     ),
+    # Visual: 3 LayerNorms, q and k norms of self- and cross-attention; text: 2 and 2; each rotates q and k once.
+    # Once more the norms of both text embeddings and the output.
+    expected={"rms_norm": 4 * 2 + 2, "layer_norm": 3 * 2 + 2 + 3, "rotary": 2 * 2 + 2},
 )
 
 SKYREELS_V2 = Case(
@@ -166,6 +175,14 @@ SKYREELS_V2 = Case(
     ),
     expected={"conv3d": 1, "rms_norm": 4 * 2, "layer_norm": 3 * 2 + 1, "rotary": 2 * 2},
 )
+
+
+def _rotary_tables(tokens: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines [tokens, channels] in float32, each angle twice, as the pipeline makes them."""
+    frequencies = 100.0 ** -(torch.arange(0, channels, 2) / channels)
+    angles = torch.outer(torch.arange(tokens), frequencies).repeat_interleave(2, dim=1)
+    return angles.cos(), angles.sin()
+
 
 VIDEO_DENOISERS = (
     HUNYUAN_VIDEO, LTX, LTX2_SPLIT, LTX2_INTERLEAVED, COGVIDEOX, MOCHI, COSMOS, KANDINSKY5, SKYREELS_V2,
