@@ -1,0 +1,162 @@
+"""What every call of an aiter function must fulfil, checked in Python on shapes, strides, dtypes and devices.
+
+A check is a generator of sentences: it yields one for each violation that it finds, in an order in which a
+later check may rely on the earlier ones, and an adapter takes the first. Fake tensors are as good as real
+ones.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Collection, Iterator, Mapping
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from ...errors import ContractError
+from . import installation
+
+# A host pointer handed to a HIP kernel is a memory fault, so only GPU tensors may pass.
+# The test double, which computes on the CPU, widens this while it is installed.
+DEVICE_TYPES: Collection[str] = frozenset({"cuda"})
+
+# aiter's kernels compute byte offsets in int32.
+INT32_BYTES = 2**31
+
+# The targets that round bfloat16 in hardware; on all others aiter's RMSNorm truncates.
+ROUNDING_BF16_ARCHS = frozenset({"gfx950", "gfx1200", "gfx1201", "gfx1250"})
+
+HALF_DTYPES = frozenset({torch.float16, torch.bfloat16})
+FLOAT_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
+
+
+class AiterContractError(ContractError):
+    """An adapter was called with arguments that aiter does not take; aiter itself was not called."""
+
+    @classmethod
+    def refused(cls, function: str, reason: str) -> AiterContractError:
+        return cls(f"aiter's {function} was not called: {reason}")
+
+
+def enforce(function: str, reason: str | None) -> None:
+    """Raise AiterContractError if there is a reason to, or if a FakeTensorMode is active.
+
+    Under a FakeTensorMode aiter would put fake tensors into the caches that its real calls use.
+    """
+    if reason is None and isinstance(torch.empty(0), FakeTensor):
+        reason = "a FakeTensorMode is active, and the call needs real memory"
+    if reason is not None:
+        raise AiterContractError.refused(function, reason)
+
+
+def device_guard(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """The context to call aiter in: it takes the stream of the current device, not of its tensors."""
+    return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
+
+
+def architecture(device: torch.device) -> str | None:
+    """The target of a ROCm device, without feature flags ("gfx942"); None where there is none to ask."""
+    if device.type != "cuda" or torch.version.hip is None or not torch.cuda.is_available():
+        return None
+    return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def shape_name(t: Tensor) -> str:
+    return "[" + ", ".join(str(size) for size in t.shape) + "]"
+
+
+def span_bytes(t: Tensor) -> int:
+    """Bytes from the first element of `t` to the end of the one that lies furthest from it."""
+    if t.numel() == 0:
+        return 0
+    last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return (last + 1) * t.element_size()
+
+
+def available(*features: str) -> Iterator[str]:
+    """aiter must be usable, and have at least one of `features`."""
+    found = installation.find()
+    if found.status != "usable":
+        yield found.detail
+    elif not any(feature in found.features for feature in features):
+        yield f"aiter {found.version or 'of unknown version'} does not have {' or '.join(features)}"
+
+
+def has(feature: str) -> bool:
+    return feature in installation.find().features
+
+
+def placement(tensors: Mapping[str, Tensor]) -> Iterator[str]:
+    """All tensors strided, of static shape, and together on one device that aiter's kernels can reach."""
+    first_name, first = next(iter(tensors.items()))
+    for name, t in tensors.items():
+        if t.layout != torch.strided:
+            yield f"{name} has layout {t.layout}: aiter takes strided tensors"
+        if any(isinstance(size, torch.SymInt) for size in (*t.shape, *t.stride(), t.storage_offset())):
+            yield f"{name} has a symbolic size: aiter's limits can not be checked"
+        if t.device.type not in DEVICE_TYPES:
+            yield f"{name} is on {t.device.type}: aiter's kernels read GPU memory"
+        if t.device != first.device:
+            yield f"{name} is on {t.device} and {first_name} on {first.device}"
+
+
+def dtype(name: str, t: Tensor, allowed: Collection[torch.dtype]) -> Iterator[str]:
+    if t.dtype not in allowed:
+        names = ", ".join(sorted(dtype_name(d) for d in allowed))
+        yield f"{name} is {dtype_name(t.dtype)}: aiter takes {names} here"
+
+
+def same_dtype(name: str, t: Tensor, like_name: str, like: Tensor) -> Iterator[str]:
+    """aiter does not check this: it would read the bits of `t` as if they had the dtype of `like`."""
+    if t.dtype != like.dtype:
+        found, expected = dtype_name(t.dtype), dtype_name(like.dtype)
+        yield f"{name} is {found} and {like_name} is {expected}: aiter would misread its bits"
+
+
+def vector(name: str, t: Tensor, length: int, like_name: str, like: Tensor) -> Iterator[str]:
+    """A dense 1-D parameter of exactly `length` elements, in the dtype of `like`."""
+    if t.dim() != 1 or t.shape[0] != length:
+        yield f"{name} has shape {shape_name(t)}: aiter reads exactly {length} elements"
+    yield from same_dtype(name, t, like_name, like)
+    if not t.is_contiguous():
+        yield f"{name} has stride {t.stride(0)}: aiter reads it as contiguous"
+
+
+def within_int32(name: str, t: Tensor) -> Iterator[str]:
+    """Both `t` as it lies and a contiguous result of its shape must stay within int32 byte offsets."""
+    reach = max(span_bytes(t), t.numel() * t.element_size())
+    if reach >= INT32_BYTES:
+        yield f"{name} reaches over {reach / 2**30:.2f} GiB: aiter's 32-bit offsets end at 2 GiB"
+
+
+def rows(x: Tensor) -> Tensor:
+    """`x` as [rows, hidden] with unit last stride: a view where there is one, a copy otherwise.
+
+    aiter's norms want exactly two dimensions: of more, they take the wrong one for the hidden size, or their
+    result fails their own check.
+    """
+    flat = x.reshape(-1, x.shape[-1])
+    # With one column any stride counts as contiguous for torch, but not for aiter.
+    return flat if flat.stride(1) == 1 else flat.clone(memory_format=torch.contiguous_format)
+
+
+def truncation_note(dtype: torch.dtype, arch: str | None) -> Iterator[str]:
+    if dtype == torch.bfloat16 and arch not in ROUNDING_BF16_ARCHS:
+        where = arch or "an unknown architecture"
+        yield f"aiter truncates bfloat16 on {where} instead of rounding to nearest"
+
+
+def denormal_note(dtype: torch.dtype) -> Iterator[str]:
+    # The denormals of float16 are normal numbers of float32, in which aiter computes.
+    if dtype != torch.float16:
+        yield "aiter flushes denormals to zero"
+
+
+def joined(notes: Iterator[str]) -> str | None:
+    """The notes in one line, or None where there are none."""
+    return "; ".join(notes) or None

@@ -1,0 +1,65 @@
+"""LayerNorm over the last dimension through aiter's `layernorm2d_fwd`, which is Composable Kernel's (CK).
+
+Source: aiter/ops/norm.py, csrc/py_itfs_ck/norm_kernels.cu. CK supports the CDNA architectures (gfx9) only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor
+
+from . import contract
+
+
+def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """LayerNorm of `x` [..., C] with `weight` and `bias` [C] of the same dtype; float16 or bfloat16.
+
+    aiter wants both: for one that is missing it gets ones or zeros. Returns a fresh contiguous tensor of x's
+    shape and dtype. Raises AiterContractError instead of calling aiter with what it does not take.
+    """
+    contract.enforce("layernorm2d_fwd", refusal(x, weight, bias, eps))
+    if x.numel() == 0:
+        return x.new_empty(x.shape)
+    from aiter.ops.norm import layernorm2d_fwd
+
+    with contract.device_guard(x):
+        out: Tensor = layernorm2d_fwd(
+            contract.rows(x),
+            x.new_ones(x.shape[-1]) if weight is None else weight,
+            x.new_zeros(x.shape[-1]) if bias is None else bias,
+            eps,
+        )
+    return out.reshape(x.shape).contiguous()
+
+
+def refusal(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> str | None:
+    """Why `layer_norm` can not take this call; None if it can."""
+    return next(_violations(x, weight, bias), None)
+
+
+def numerics_note(x: Tensor, *, arch: str | None = None) -> str | None:
+    """Where `layer_norm` computes otherwise than the graph did. `arch` makes no difference."""
+    return contract.joined(_notes(x))
+
+
+def _violations(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Iterator[str]:
+    yield from contract.available("layernorm2d_fwd")
+    affine = {name: t for name, t in (("weight", weight), ("bias", bias)) if t is not None}
+    yield from contract.placement({"x": x, **affine})
+    arch = contract.architecture(x.device)
+    if arch is not None and not arch.startswith("gfx9"):
+        yield f"the GPU is {arch}: aiter's LayerNorm runs on gfx9 only"
+    yield from contract.dtype("x", x, contract.HALF_DTYPES)
+    if x.dim() == 0:
+        yield "x has no dimension to normalise"
+    if x.shape[-1] == 0:
+        yield "hidden size 0: aiter divides by it"
+    for name, t in affine.items():
+        yield from contract.vector(name, t, x.shape[-1], "x", x)
+    yield from contract.within_int32("x", x)
+
+
+def _notes(x: Tensor) -> Iterator[str]:
+    yield "aiter's LayerNorm leaves its rounding to Composable Kernel, which does not say how it rounds"
+    yield from contract.denormal_note(x.dtype)

@@ -1,0 +1,148 @@
+"""RMSNorm over the last dimension, alone or of a sum: aiter's `rmsnorm2d_fwd` and `rmsnorm2d_fwd_with_add`.
+
+    n = x · rsqrt(mean(x²) + eps) · weight     round_before_weight: x · rsqrt(…) is rounded to x's dtype first
+
+Behind one name aiter has two kernels. 16-bit rows of up to 8192 elements, weighted before rounding, go to a
+HIP kernel that checks next to nothing; all else goes to "opus" (aiter 0.1.18), which takes float32, any width
+and both roundings. Source: aiter/ops/rmsnorm.py, csrc/kernels/rmsnorm_quant_kernels.cu, csrc/include/opus.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from . import contract
+
+HIP_HIDDEN_MAX = 8192
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, round_before_weight: bool) -> Tensor:
+    """RMSNorm of `x` [..., C] with `weight` [C] of the same dtype; float16, bfloat16 or float32.
+
+    Returns a fresh contiguous tensor of x's shape and dtype. Raises AiterContractError instead of calling
+    aiter with what it does not take.
+    """
+    contract.enforce("rmsnorm2d_fwd", refusal(x, weight, eps, round_before_weight=round_before_weight))
+    if x.numel() == 0:
+        return x.new_empty(x.shape)
+    from aiter.ops.rmsnorm import rmsnorm2d_fwd
+
+    with contract.device_guard(x):
+        out: Tensor = rmsnorm2d_fwd(
+            _input(x), weight, eps, use_model_sensitive_rmsnorm=int(round_before_weight)
+        )
+    return out.reshape(x.shape).contiguous()
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, round_before_weight: bool
+) -> tuple[Tensor, Tensor]:
+    """`x + residual` [..., C] and its RMSNorm with `weight` [C], all of one dtype.
+
+    Returns (norm, sum), both fresh, contiguous and of x's shape and dtype; the sum is rounded to that dtype.
+    Raises AiterContractError instead of calling aiter with what it does not take.
+    """
+    reason = add_refusal(x, residual, weight, eps, round_before_weight=round_before_weight)
+    contract.enforce("rmsnorm2d_fwd_with_add", reason)
+    out, total = x.new_empty(x.shape), x.new_empty(x.shape)
+    if x.numel() == 0:
+        return out, total
+    from aiter.ops.rmsnorm import rmsnorm2d_fwd_with_add
+
+    with contract.device_guard(x):
+        rmsnorm2d_fwd_with_add(
+            contract.rows(out),
+            _input(x),
+            # One of aiter's two kernels takes contiguous residuals only.
+            contract.rows(residual).contiguous(),
+            contract.rows(total),
+            weight,
+            eps,
+            # By keyword: the seventh position changed its meaning in 0.1.17.
+            use_model_sensitive_rmsnorm=int(round_before_weight),
+        )
+    return out, total
+
+
+def refusal(x: Tensor, weight: Tensor, eps: float, *, round_before_weight: bool) -> str | None:
+    """Why `rms_norm` can not take this call; None if it can."""
+    return next(_violations(x, None, weight, round_before_weight), None)
+
+
+def add_refusal(
+    x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, round_before_weight: bool
+) -> str | None:
+    """Why `add_rms_norm` can not take this call; None if it can."""
+    return next(_violations(x, residual, weight, round_before_weight), None)
+
+
+def numerics_note(x: Tensor, *, round_before_weight: bool, arch: str | None = None) -> str | None:
+    """Where `rms_norm` rounds otherwise than the graph did; None if nowhere. `arch`: as of x's device."""
+    return contract.joined(_notes(x, False, round_before_weight, arch))
+
+
+def add_numerics_note(x: Tensor, *, round_before_weight: bool, arch: str | None = None) -> str | None:
+    """Where `add_rms_norm` rounds otherwise than the graph did; None if nowhere. `arch`: as of x's device."""
+    return contract.joined(_notes(x, True, round_before_weight, arch))
+
+
+def _on_hip_kernel(x: Tensor, round_before_weight: bool) -> bool:
+    return not round_before_weight and x.element_size() == 2 and x.shape[-1] <= HIP_HIDDEN_MAX
+
+
+def _input(x: Tensor) -> Tensor:
+    flat = contract.rows(x)
+    # aiter narrows a row stride to int32, which overflows where a single row was sliced off a huge tensor.
+    return flat.clone(memory_format=torch.contiguous_format) if flat.shape[0] == 1 else flat
+
+
+def _violations(
+    x: Tensor, residual: Tensor | None, weight: Tensor, round_before_weight: bool
+) -> Iterator[str]:
+    yield from contract.available("rmsnorm2d_fwd" if residual is None else "rmsnorm2d_fwd_with_add")
+    inputs = {"x": x} if residual is None else {"x": x, "residual": residual}
+    yield from contract.placement({**inputs, "weight": weight})
+    yield from contract.dtype("x", x, contract.FLOAT_DTYPES)
+    if x.dim() == 0:
+        yield "x has no dimension to normalise"
+    hidden = x.shape[-1]
+    if hidden == 0:
+        yield "hidden size 0: aiter divides by it"
+    yield from contract.vector("weight", weight, hidden, "x", x)
+    if residual is not None:
+        if residual.shape != x.shape:
+            found, expected = contract.shape_name(residual), contract.shape_name(x)
+            yield f"residual has shape {found} and x {expected}: aiter does not broadcast"
+        yield from contract.same_dtype("residual", residual, "x", x)
+    yield from _kernel_violations(x, hidden, round_before_weight)
+    for name, t in inputs.items():
+        yield from contract.within_int32(name, t)
+
+
+def _kernel_violations(x: Tensor, hidden: int, round_before_weight: bool) -> Iterator[str]:
+    if _on_hip_kernel(x, round_before_weight):
+        yield from contract.available("hip_rms_norm", "opus")
+        if hidden % 2:
+            yield f"hidden size {hidden} is odd: aiter reads past the row's end"
+        return
+    if contract.has("opus"):
+        return
+    if x.dtype == torch.float32:
+        yield "x is float32: aiter takes it from version 0.1.18 on"
+    if hidden > HIP_HIDDEN_MAX:
+        yield f"hidden size {hidden} is over {HIP_HIDDEN_MAX}: aiter takes it from version 0.1.18 on"
+    yield "the graph rounds before it multiplies by the weight: aiter can do so from version 0.1.18 on"
+
+
+def _notes(x: Tensor, add: bool, round_before_weight: bool, arch: str | None) -> Iterator[str]:
+    yield from contract.truncation_note(x.dtype, arch or contract.architecture(x.device))
+    if add and not round_before_weight and x.dtype != torch.float32:
+        # Past what its registers hold, aiter's kernel for wide rows reads the rounded sum back.
+        part = "" if _on_hip_kernel(x, round_before_weight) else " (of very wide rows only a part so)"
+        yield f"aiter normalises the sum before it is rounded to {contract.dtype_name(x.dtype)}{part}"
+    if _on_hip_kernel(x, round_before_weight):
+        yield "aiter's kernel is built with -ffast-math: NaN and infinity need not propagate"
+    yield from contract.denormal_note(x.dtype)
