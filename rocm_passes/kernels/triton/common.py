@@ -1,0 +1,101 @@
+"""What every Triton kernel of the package shares: the device guard, dtype names, exact roots, SiLU, ISA examples."""
+
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# (Triton kernels carry no Python types: their arguments are device values.)
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TRITON_TYPE: Mapping[torch.dtype, Any] = {
+    torch.float32: tl.float32,
+    torch.float16: tl.float16,
+    torch.bfloat16: tl.bfloat16,
+}
+"""The floating dtypes that the kernels read and write, and Triton's names for them."""
+
+INT32_MAX = 2**31 - 1
+
+
+@dataclass(frozen=True)
+class IsaExample:
+    """One production shape of a kernel, ready to be compiled for an architecture that is not here.
+
+    `signature` maps every argument to its Triton type ("*bf16", "i32", "i64", "constexpr"); `constexprs`
+    gives the values of the constexpr ones. Pointers and integers may be taken as divisible by 16.
+    """
+
+    kernel: Any
+    label: str
+    signature: Mapping[str, str]
+    constexprs: Mapping[str, Any]
+    num_warps: int
+
+
+def isa_example(
+    kernel: Any, label: str, pointers: Mapping[str, str], constexprs: Mapping[str, Any], num_warps: int
+) -> IsaExample:
+    """An `IsaExample` from the pointer types and the constexprs; every other argument is an i32."""
+    signature = {
+        name: "constexpr" if name in constexprs else pointers.get(name, "i32") for name in kernel.arg_names
+    }
+    return IsaExample(kernel, label, signature, dict(constexprs), num_warps)
+
+
+def device_guard(x: Tensor) -> AbstractContextManager[Any]:
+    """Launches go to the current device: make that x's own. CPU tensors (interpreter) need no guard."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+
+
+def check_dtype(name: str, t: Tensor) -> None:
+    """Raise TypeError unless `t` is float32, float16 or bfloat16."""
+    if t.dtype not in TRITON_TYPE:
+        raise TypeError(f"{name} is {t.dtype}; float32, float16 or bfloat16 is needed")
+
+
+def power_of_two_above(n: int) -> int:
+    """The least power of two that is at least n (1 for n <= 1)."""
+    return 1 << max(n - 1, 0).bit_length()
+
+
+def power_of_two_divisor(n: int) -> int:
+    """The greatest power of two that divides n > 0."""
+    return n & -n
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b rounded up."""
+    return -(-a // b)
+
+
+@triton.jit
+def exact_rsqrt(v):
+    """1/sqrt(v), each step rounded correctly: the hardware's rsqrt is two units off, too much for fp32 output."""
+    return tl.div_rn(tl.full(v.shape, 1.0, tl.float32), tl.sqrt_rn(v))
+
+
+@triton.jit
+def silu(v, PRECISE: tl.constexpr):
+    """v / (1 + exp(-v)) in fp32.
+
+    PRECISE (for fp32 results) carries the low half of -v*log2(e) into the exponential: without it the
+    relative error grows with |v|, to 1e-6 at v = -10.
+    """
+    if PRECISE:
+        LOG2E: tl.constexpr = 1.4426950408889634
+        LOG2E_LOW: tl.constexpr = 1.925963033500e-8  # log2(e) - fp32(log2(e))
+        high = -v * LOG2E
+        low = tl.fma(-v, tl.full(v.shape, LOG2E, tl.float32), -high) - v * LOG2E_LOW
+        grown = tl.exp2(high)
+        # Out there the exponential is 0 or inf, and the correction would make inf - inf of it.
+        e = tl.where(tl.abs(high) > 126.0, grown, tl.fma(grown, low * 0.6931471805599453, grown))
+        return tl.div_rn(v, 1.0 + e)
+    return v / (1.0 + tl.exp(-v))

@@ -1,0 +1,277 @@
+"""Device code of the residual -> norm -> modulate family; `norm.py` plans the launches.
+
+Per row, all in fp32:
+
+    s = x + gate * branch                        branch RMS-normalised first where BRANCH_NORM
+    n = s * rsqrt(mean(s^2) + eps)               KIND "rms"
+        (s - mean) * rsqrt(var + eps)            KIND "layer"
+    n = n * (weight_offset + weight) + bias
+    out_k = n * (scale_offset + scale_k) + shift_k
+
+An operand's MODE says where it varies: 0 absent, 1 the same for all rows of a program, 2 by row.
+"""
+
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+
+import triton
+import triton.language as tl
+
+from rocm_passes.kernels.triton.common import exact_rsqrt
+
+
+@triton.jit
+def _row_offset(rows, n1, n2, s0, s1, s2):
+    """Element offset of rows numbered over (n0, n1, n2)."""
+    i2 = rows % n2
+    outer = rows // n2
+    i1 = outer % n1
+    i0 = outer // n1
+    return i0.to(tl.int64) * s0 + i1.to(tl.int64) * s1 + i2.to(tl.int64) * s2
+
+
+@triton.jit
+def _base(ptr, rows, first, n1, n2, s0, s1, s2, MODE: tl.constexpr):
+    """Where an operand's rows begin: [ROWS, 1] pointers (MODE 2) or one pointer."""
+    if MODE == 2:
+        return (ptr + _row_offset(rows, n1, n2, s0, s1, s2))[:, None]
+    if MODE == 1:
+        return ptr + _row_offset(first, n1, n2, s0, s1, s2)
+    return ptr
+
+
+@triton.jit
+def _load(base, cols, col_stride, row_mask, D: tl.constexpr, EVEN: tl.constexpr, MODE: tl.constexpr):
+    """[ROWS or 1, CHUNK] elements of an operand, in its own dtype; zero outside."""
+    ptrs = base + cols[None, :] * col_stride
+    if EVEN:
+        if MODE == 1:
+            return tl.load(ptrs)
+        return tl.load(ptrs, mask=row_mask, other=0.0)
+    inside = (cols < D)[None, :]
+    if MODE == 2:
+        inside = inside & row_mask
+    return tl.load(ptrs, mask=inside, other=0.0)
+
+
+@triton.jit
+def _store(ptr, rows, cols, v, row_mask, D: tl.constexpr, EVEN: tl.constexpr):
+    """Round once and store to a contiguous [rows, D] tensor."""
+    inside = row_mask if EVEN else row_mask & (cols < D)[None, :]
+    ptrs = ptr + rows.to(tl.int64)[:, None] * D + cols[None, :]
+    tl.store(ptrs, v.to(ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _residual(
+    x, branch, branch_rstd, gate_base, gate_col, bw_base, bw_col, cols, row_mask,
+    D: tl.constexpr, EVEN: tl.constexpr, BRANCH: tl.constexpr, BRANCH_NORM: tl.constexpr,
+    GATE_MODE: tl.constexpr, BW_MODE: tl.constexpr, ROUND_SUM: tl.constexpr, SUM_TYPE: tl.constexpr,
+):  # fmt: skip
+    """s = x + gate * norm?(branch) of one chunk, fp32, rounded to SUM_TYPE where the norm reads it rounded."""
+    s = x.to(tl.float32)
+    if BRANCH:
+        b = branch.to(tl.float32)
+        if BRANCH_NORM:
+            b = b * branch_rstd[:, None]
+            if BW_MODE != 0:
+                b = b * _load(bw_base, cols, bw_col, row_mask, D, EVEN, BW_MODE).to(tl.float32)
+        if GATE_MODE != 0:
+            b = b * _load(gate_base, cols, gate_col, row_mask, D, EVEN, GATE_MODE).to(tl.float32)
+        s = s + b
+    if ROUND_SUM:
+        s = s.to(SUM_TYPE).to(tl.float32)
+    return s
+
+
+@triton.jit
+def _weighted(
+    s, mean, rstd, weight_base, weight_col, bias_base, bias_col, cols, row_mask,
+    D: tl.constexpr, EVEN: tl.constexpr, KIND: tl.constexpr, WEIGHT_MODE: tl.constexpr, BIAS_MODE: tl.constexpr,
+    WEIGHT_OFFSET: tl.constexpr, ROUND_NORM: tl.constexpr, NORM_TYPE: tl.constexpr,
+):  # fmt: skip
+    """The norm of one chunk with its weight and bias, fp32."""
+    n = s
+    if KIND == "layer":
+        n = n - mean[:, None]
+    n = n * rstd[:, None]
+    if ROUND_NORM:
+        n = n.to(NORM_TYPE).to(tl.float32)
+    if WEIGHT_MODE != 0:
+        w = _load(weight_base, cols, weight_col, row_mask, D, EVEN, WEIGHT_MODE).to(tl.float32)
+        n = n * (WEIGHT_OFFSET + w)
+    if BIAS_MODE != 0:
+        n = n + _load(bias_base, cols, bias_col, row_mask, D, EVEN, BIAS_MODE).to(tl.float32)
+    return n
+
+
+@triton.jit
+def _modulated(
+    n, scale_base, scale_col, shift_base, shift_col, cols, row_mask,
+    D: tl.constexpr, EVEN: tl.constexpr, SCALE_MODE: tl.constexpr, SHIFT_MODE: tl.constexpr,
+    SCALE_OFFSET: tl.constexpr,
+):  # fmt: skip
+    """n * (offset + scale) + shift of one chunk, fp32."""
+    if SCALE_MODE != 0:
+        n = n * (SCALE_OFFSET + _load(scale_base, cols, scale_col, row_mask, D, EVEN, SCALE_MODE).to(tl.float32))
+    if SHIFT_MODE != 0:
+        n = n + _load(shift_base, cols, shift_col, row_mask, D, EVEN, SHIFT_MODE).to(tl.float32)
+    return n
+
+
+@triton.jit
+def fused_norm_kernel(
+    x_ptr, branch_ptr, gate_ptr, bw_ptr, weight_ptr, bias_ptr,
+    scale0_ptr, shift0_ptr, scale1_ptr, shift1_ptr, sum_ptr, out0_ptr, out1_ptr,
+    x_s0, x_s1, x_s2, branch_s0, branch_s1, branch_s2,
+    gate_s0, gate_s1, gate_s2, gate_col, bw_s0, bw_s1, bw_s2, bw_col,
+    weight_s0, weight_s1, weight_s2, weight_col, bias_s0, bias_s1, bias_s2, bias_col,
+    scale0_s0, scale0_s1, scale0_s2, scale0_col, shift0_s0, shift0_s1, shift0_s2, shift0_col,
+    scale1_s0, scale1_s1, scale1_s2, scale1_col, shift1_s0, shift1_s1, shift1_s2, shift1_col,
+    inner, blocks_per_group, n1, n2,
+    D: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, RESIDENT: tl.constexpr,
+    WIDE_ROWS: tl.constexpr, KIND: tl.constexpr, EPS: tl.constexpr, BRANCH: tl.constexpr,
+    BRANCH_NORM: tl.constexpr, BRANCH_EPS: tl.constexpr, GATE_MODE: tl.constexpr, BW_MODE: tl.constexpr,
+    WEIGHT_MODE: tl.constexpr, BIAS_MODE: tl.constexpr, SCALE0_MODE: tl.constexpr, SHIFT0_MODE: tl.constexpr,
+    SCALE1_MODE: tl.constexpr, SHIFT1_MODE: tl.constexpr, OUTPUTS: tl.constexpr, STORE_SUM: tl.constexpr,
+    ROUND_SUM: tl.constexpr, SUM_TYPE: tl.constexpr, ROUND_NORM: tl.constexpr, NORM_TYPE: tl.constexpr,
+    WEIGHT_OFFSET: tl.constexpr, SCALE_OFFSET: tl.constexpr,
+):  # fmt: skip
+    """One block of ROWS rows. RESIDENT keeps the rows in registers, in CHUNKS chunks (so that 5120 costs no lanes
+    of 8192); otherwise the row is read again for the statistics and for the output."""
+    EVEN: tl.constexpr = D % CHUNK == 0
+    pid = tl.program_id(0)
+    if WIDE_ROWS:
+        pid = pid.to(tl.int64)
+    first = (pid // blocks_per_group) * inner
+    local = (pid % blocks_per_group) * ROWS + tl.arange(0, ROWS)
+    rows = first + local
+    row_mask = (local < inner)[:, None]
+
+    x_base = _base(x_ptr, rows, first, n1, n2, x_s0, x_s1, x_s2, 2)
+    branch_base = _base(branch_ptr, rows, first, n1, n2, branch_s0, branch_s1, branch_s2, 2 if BRANCH else 0)
+    gate_base = _base(gate_ptr, rows, first, n1, n2, gate_s0, gate_s1, gate_s2, GATE_MODE)
+    bw_base = _base(bw_ptr, rows, first, n1, n2, bw_s0, bw_s1, bw_s2, BW_MODE)
+    weight_base = _base(weight_ptr, rows, first, n1, n2, weight_s0, weight_s1, weight_s2, WEIGHT_MODE)
+    bias_base = _base(bias_ptr, rows, first, n1, n2, bias_s0, bias_s1, bias_s2, BIAS_MODE)
+    scale0_base = _base(scale0_ptr, rows, first, n1, n2, scale0_s0, scale0_s1, scale0_s2, SCALE0_MODE)
+    shift0_base = _base(shift0_ptr, rows, first, n1, n2, shift0_s0, shift0_s1, shift0_s2, SHIFT0_MODE)
+    scale1_base = _base(scale1_ptr, rows, first, n1, n2, scale1_s0, scale1_s1, scale1_s2, SCALE1_MODE)
+    shift1_base = _base(shift1_ptr, rows, first, n1, n2, shift1_s0, shift1_s1, shift1_s2, SHIFT1_MODE)
+
+    branch_rstd = tl.zeros([ROWS], tl.float32)
+    mean = tl.zeros([ROWS], tl.float32)
+    rstd = tl.zeros([ROWS], tl.float32)
+
+    if RESIDENT:
+        # All loads stand before all stores: the compiler cannot move a load across a store.
+        xs = ()
+        branches = ()
+        for c in tl.static_range(CHUNKS):
+            cols = c * CHUNK + tl.arange(0, CHUNK)
+            xs = xs + (_load(x_base, cols, 1, row_mask, D, EVEN, 2),)
+            if BRANCH:
+                branches = branches + (_load(branch_base, cols, 1, row_mask, D, EVEN, 2),)
+            else:
+                branches = branches + (0.0,)
+        if BRANCH_NORM:
+            square = tl.zeros([ROWS, CHUNK], tl.float32)
+            for c in tl.static_range(CHUNKS):
+                b = branches[c].to(tl.float32)
+                square += b * b
+            branch_rstd = exact_rsqrt(tl.sum(square, 1) / D + BRANCH_EPS)
+        sums = ()
+        total = tl.zeros([ROWS, CHUNK], tl.float32)
+        for c in tl.static_range(CHUNKS):
+            cols = c * CHUNK + tl.arange(0, CHUNK)
+            s = _residual(
+                xs[c], branches[c], branch_rstd, gate_base, gate_col, bw_base, bw_col, cols, row_mask,
+                D, EVEN, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, ROUND_SUM, SUM_TYPE,
+            )  # fmt: skip
+            sums = sums + (s,)
+            if KIND == "rms":
+                total += s * s
+            elif KIND == "layer":
+                total += s
+        if KIND == "rms":
+            rstd = exact_rsqrt(tl.sum(total, 1) / D + EPS)
+        elif KIND == "layer":
+            mean = tl.sum(total, 1) / D
+            spread = tl.zeros([ROWS, CHUNK], tl.float32)
+            for c in tl.static_range(CHUNKS):
+                d = sums[c] - mean[:, None]
+                if not EVEN:
+                    d = tl.where((c * CHUNK + tl.arange(0, CHUNK) < D)[None, :], d, 0.0)
+                spread += d * d
+            rstd = exact_rsqrt(tl.sum(spread, 1) / D + EPS)
+        for c in tl.static_range(CHUNKS):
+            cols = c * CHUNK + tl.arange(0, CHUNK)
+            if OUTPUTS > 0:
+                n = _weighted(
+                    sums[c], mean, rstd, weight_base, weight_col, bias_base, bias_col, cols, row_mask,
+                    D, EVEN, KIND, WEIGHT_MODE, BIAS_MODE, WEIGHT_OFFSET, ROUND_NORM, NORM_TYPE,
+                )  # fmt: skip
+                out0 = _modulated(n, scale0_base, scale0_col, shift0_base, shift0_col, cols, row_mask,
+                                  D, EVEN, SCALE0_MODE, SHIFT0_MODE, SCALE_OFFSET)  # fmt: skip
+                if OUTPUTS > 1:
+                    out1 = _modulated(n, scale1_base, scale1_col, shift1_base, shift1_col, cols, row_mask,
+                                      D, EVEN, SCALE1_MODE, SHIFT1_MODE, SCALE_OFFSET)  # fmt: skip
+                    _store(out1_ptr, rows, cols, out1, row_mask, D, EVEN)
+                _store(out0_ptr, rows, cols, out0, row_mask, D, EVEN)
+            if STORE_SUM:
+                _store(sum_ptr, rows, cols, sums[c], row_mask, D, EVEN)
+    else:
+        if BRANCH_NORM:
+            square = tl.zeros([ROWS, CHUNK], tl.float32)
+            for start in range(0, D, CHUNK):
+                cols = start + tl.arange(0, CHUNK)
+                b = _load(branch_base, cols, 1, row_mask, D, EVEN, 2).to(tl.float32)
+                square += b * b
+            branch_rstd = exact_rsqrt(tl.sum(square, 1) / D + BRANCH_EPS)
+        if KIND != "none":
+            spread = tl.zeros([ROWS], tl.float32)
+            for start in range(0, D, CHUNK):
+                cols = start + tl.arange(0, CHUNK)
+                x = _load(x_base, cols, 1, row_mask, D, EVEN, 2)
+                branch = x
+                if BRANCH:
+                    branch = _load(branch_base, cols, 1, row_mask, D, EVEN, 2)
+                s = _residual(
+                    x, branch, branch_rstd, gate_base, gate_col, bw_base, bw_col, cols, row_mask,
+                    D, EVEN, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, ROUND_SUM, SUM_TYPE,
+                )  # fmt: skip
+                if KIND == "rms":
+                    spread += tl.sum(s * s, 1)
+                else:
+                    # Chan's combination of (count, mean, spread): no cancellation at a large mean.
+                    count = tl.minimum(D - start, CHUNK).to(tl.float32)
+                    chunk_mean = tl.sum(s, 1) / count
+                    d = tl.where((cols < D)[None, :], s - chunk_mean[:, None], 0.0)
+                    share = count / (start + count)
+                    delta = chunk_mean - mean
+                    spread += tl.sum(d * d, 1) + delta * delta * start * share
+                    mean += delta * share
+            rstd = exact_rsqrt(spread / D + EPS)
+        for start in range(0, D, CHUNK):
+            cols = start + tl.arange(0, CHUNK)
+            x = _load(x_base, cols, 1, row_mask, D, EVEN, 2)
+            branch = x
+            if BRANCH:
+                branch = _load(branch_base, cols, 1, row_mask, D, EVEN, 2)
+            s = _residual(
+                x, branch, branch_rstd, gate_base, gate_col, bw_base, bw_col, cols, row_mask,
+                D, EVEN, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, ROUND_SUM, SUM_TYPE,
+            )  # fmt: skip
+            if OUTPUTS > 0:
+                n = _weighted(
+                    s, mean, rstd, weight_base, weight_col, bias_base, bias_col, cols, row_mask,
+                    D, EVEN, KIND, WEIGHT_MODE, BIAS_MODE, WEIGHT_OFFSET, ROUND_NORM, NORM_TYPE,
+                )  # fmt: skip
+                out0 = _modulated(n, scale0_base, scale0_col, shift0_base, shift0_col, cols, row_mask,
+                                  D, EVEN, SCALE0_MODE, SHIFT0_MODE, SCALE_OFFSET)  # fmt: skip
+                if OUTPUTS > 1:
+                    out1 = _modulated(n, scale1_base, scale1_col, shift1_base, shift1_col, cols, row_mask,
+                                      D, EVEN, SCALE1_MODE, SHIFT1_MODE, SCALE_OFFSET)  # fmt: skip
+                    _store(out1_ptr, rows, cols, out1, row_mask, D, EVEN)
+                _store(out0_ptr, rows, cols, out0, row_mask, D, EVEN)
+            if STORE_SUM:
+                _store(sum_ptr, rows, cols, s, row_mask, D, EVEN)
