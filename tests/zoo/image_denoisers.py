@@ -96,9 +96,9 @@ SD35 = Case(
     name="sd35",
     source="diffusers:SD3Transformer2DModel",
     config=dict(
-        sample_size=16, patch_size=2, in_channels=4, num_layers=3, attention_head_dim=8, num_attention_heads=4,
-        joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=64, out_channels=4,
-        pos_embed_max_size=24, dual_attention_layers=(0,), qk_norm="rms_norm",
+        sample_size=16, patch_size=2, in_channels=4, num_layers=3, attention_head_dim=8,
+        num_attention_heads=4, joint_attention_dim=32, caption_projection_dim=32, pooled_projection_dim=64,
+        out_channels=4, pos_embed_max_size=24, dual_attention_layers=(0,), qk_norm="rms_norm",
     ),
     feed=lambda draw: dict(
         hidden_states=draw.normal(1, 4, 16, 16),
@@ -107,7 +107,7 @@ SD35 = Case(
         timestep=timestep(),
         return_dict=False,
     ),
-    # Two LayerNorms and two q and k norms for each stream; the dual block's second attention has its own q and k
+    # Two LayerNorms and q and k norms for each stream; the dual block's second attention has its own q and k
     # norms but shares a LayerNorm; the last block's text has one LayerNorm only. Once more the output norm.
     expected={"rms_norm": 4 * 3 + 2, "layer_norm": 4 * 3 - 1 + 1},
 )

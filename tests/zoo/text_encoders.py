@@ -19,21 +19,28 @@ def _encoder(name: str, source: str, config: dict[str, Any], expected: dict[str,
         name=name,
         source=f"transformers:{source}",
         config=config,
-        feed=lambda draw: dict(input_ids=draw.tokens(1, TOKENS, high=VOCABULARY), return_dict=False, **inputs),
+        feed=lambda draw: dict(
+            input_ids=draw.tokens(1, TOKENS, high=VOCABULARY), return_dict=False, **inputs
+        ),
         expected=expected,
     )
 
 
+TWO_NORMS_AND_A_ROTATION = {"rms_norm": 2 * 2 + 1, "rotary": 2 * 2}
+"""Per layer two norms, q and k rotated; once more the last norm."""
+
 T5 = _encoder(
     "text_t5",
     "T5EncoderModel",
-    dict(vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
-         feed_forward_proj="gated-gelu", dropout_rate=0.1),
+    dict(
+        vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4,
+        feed_forward_proj="gated-gelu", dropout_rate=0.1,
+    ),
     # Two norms. Once more the last.
     {"rms_norm": 2 * 2 + 1},
 )
-LLAMA = _encoder("text_llama", "LlamaModel", DECODER, {"rms_norm": 2 * 2 + 1, "rotary": 2 * 2}, use_cache=False)
-QWEN25 = _encoder("text_qwen25", "Qwen2Model", DECODER, {"rms_norm": 2 * 2 + 1, "rotary": 2 * 2}, use_cache=False)
+LLAMA = _encoder("text_llama", "LlamaModel", DECODER, TWO_NORMS_AND_A_ROTATION, use_cache=False)
+QWEN25 = _encoder("text_qwen25", "Qwen2Model", DECODER, TWO_NORMS_AND_A_ROTATION, use_cache=False)
 QWEN3 = _encoder(
     "text_qwen3",
     "Qwen3Model",

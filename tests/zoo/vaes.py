@@ -55,7 +55,7 @@ IMAGE = _decoder(
         down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2,
     ),
     (1, 4, 6, 8),
-    # Resnets: 2 in the middle, 2 in each of 2 blocks, with two norms each; the attention's and the output's norm.
+    # Resnets: 2 in the middle, 2 in each of 2 blocks, with two norms each; attention's and output's norm.
     expected={"group_norm": 2 * 6 + 2},
 )
 
@@ -67,16 +67,21 @@ HUNYUAN_VIDEO = _decoder(
         down_block_types=("HunyuanVideoDownBlock3D",) * 4, up_block_types=("HunyuanVideoUpBlock3D",) * 4,
     ),
     (1, 4, 3, 4, 5),
+    # Resnets: 2 in the middle, 2 in each of 4 blocks, with two norms and two convolutions each;
+    # attention's and output's norm; convolutions in, out, post_quant and of 3 upsamplers.
+    expected={"conv3d": 2 * 10 + 3 + 3, "group_norm": 2 * 10 + 2},
 )
 
 HUNYUAN_VIDEO15 = _decoder(
     "vae_hunyuan_video15",
     "AutoencoderKLHunyuanVideo15",
     dict(
-        latent_channels=8, block_out_channels=(16, 16, 16, 16), layers_per_block=1, spatial_compression_ratio=8,
-        temporal_compression_ratio=4,
+        latent_channels=8, block_out_channels=(16, 16, 16, 16), layers_per_block=1,
+        spatial_compression_ratio=8, temporal_compression_ratio=4,
     ),
     (1, 8, 2, 4, 4),
+    # As HunyuanVideo, without post_quant; the attention's q, k, v and output are convolutions.
+    expected={"conv3d": 2 * 10 + 2 + 3 + 4, "channel_norm": 2 * 10 + 2},
     one_graph=False,
     breaks="add_temporal_upsample is a numpy bool",
 )
@@ -89,15 +94,26 @@ COGVIDEOX = _decoder(
         down_block_types=("CogVideoXDownBlock3D",) * 4, up_block_types=("CogVideoXUpBlock3D",) * 4,
     ),
     (1, 4, 4, 4, 4),
+    # Two batches of frames, each through 10 resnets of two norms and two convolutions, the output's norm, and
+    # convolutions in and out. Each norm is modulated by two convolutions.
+    expected={"conv3d": 2 * (2 * 10 + 2 * (2 * 10 + 1) + 2), "group_norm": 2 * (2 * 10 + 1)},
 )
 
 LTX_CONFIG = dict(
     latent_channels=8, block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
     layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1, 1),
-    spatio_temporal_scaling=(True, True, False, False), decoder_spatio_temporal_scaling=(True, True, False, False),
+    spatio_temporal_scaling=(True, True, False, False),
+    decoder_spatio_temporal_scaling=(True, True, False, False),
     decoder_inject_noise=(False, False, False, False, False), patch_size=1, encoder_causal=True,
 )
-LTX = _decoder("vae_ltx", "AutoencoderKLLTXVideo", LTX_CONFIG, (1, 8, 3, 4, 4))
+LTX = _decoder(
+    "vae_ltx",
+    "AutoencoderKLLTXVideo",
+    LTX_CONFIG,
+    (1, 8, 3, 4, 4),
+    # Five resnets of two norms and two convolutions; output's norm; convolutions in, out and of 2 upsamplers.
+    expected={"conv3d": 2 * 5 + 2 + 2, "rms_norm": 2 * 5 + 1},
+)
 
 LTX2 = _decoder(
     "vae_ltx2",
@@ -107,14 +123,17 @@ LTX2 = _decoder(
         layers_per_block=(1, 1, 1, 1, 1), decoder_layers_per_block=(1, 1, 1, 1), patch_size=1,
     ),
     (1, 8, 2, 4, 4),
+    # Four resnets of two norms and two convolutions; output's norm; convolutions in, out and of 3 upsamplers.
+    expected={"conv3d": 2 * 4 + 2 + 3, "channel_norm": 2 * 4 + 1},
 )
 
 MOCHI = _decoder(
     "vae_mochi",
     "AutoencoderKLMochi",
     dict(
-        latent_channels=4, encoder_block_out_channels=(32, 32, 32, 32), decoder_block_out_channels=(32, 32, 32, 32),
-        layers_per_block=(1, 1, 1, 1, 1), latents_mean=None, latents_std=None,
+        latent_channels=4, encoder_block_out_channels=(32, 32, 32, 32),
+        decoder_block_out_channels=(32, 32, 32, 32), layers_per_block=(1, 1, 1, 1, 1),
+        latents_mean=None, latents_std=None,
     ),
     (1, 4, 3, 4, 4),
 )
@@ -140,13 +159,16 @@ MAGVIT = _decoder(
     (1, 4, 2, 4, 4),
 )
 
-ALLEGRO = _decoder(
-    "vae_allegro",
-    "AutoencoderKLAllegro",
-    dict(
-        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2, sample_size=64,
+ALLEGRO = Case(
+    name="vae_allegro",
+    source="diffusers:AutoencoderKLAllegro",
+    config=dict(
+        latent_channels=4, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=2,
+        sample_size=64,
     ),
-    (1, 4, 2, 4, 4),
+    feed=lambda draw: dict(sample=draw.normal(1, 4, 2, 4, 4)),
+    # Its decode insists on tiles of the production size; each tile goes through the decoder.
+    entry="decoder",
 )
 
 TEMPORAL_DECODER = Case(
@@ -158,9 +180,12 @@ TEMPORAL_DECODER = Case(
     ),
     feed=lambda draw: dict(z=draw.normal(3, 4, 6, 8), num_frames=3, return_dict=False),
     entry="decode",
+    # Five resnets, each spatial (two norms) and temporal (two norms, two convolutions); the output's norm and
+    # its temporal convolution.
+    expected={"conv3d": 2 * 5 + 1, "group_norm": 4 * 5 + 1},
 )
 
 VAES = (
-    WAN, QWEN_IMAGE, IMAGE, HUNYUAN_VIDEO, HUNYUAN_VIDEO15, COGVIDEOX, LTX, LTX2, MOCHI, COSMOS, MAGVIT, ALLEGRO,
-    TEMPORAL_DECODER,
+    WAN, QWEN_IMAGE, IMAGE, HUNYUAN_VIDEO, HUNYUAN_VIDEO15, COGVIDEOX, LTX, LTX2, MOCHI, COSMOS, MAGVIT,
+    ALLEGRO, TEMPORAL_DECODER,
 )

@@ -44,7 +44,7 @@ LTX = Case(
         num_frames=2, height=4, width=5,
         return_dict=False,
     ),
-    # Two hidden norms without weight, q and k norms of self- and cross-attention, rotations of self-attention's.
+    # Two hidden norms without weight, q and k norms of self- and cross-attention, two rotations.
     # Once more the output LayerNorm.
     expected={"rms_norm": 6 * 2, "layer_norm": 1, "rotary": 2 * 2},
 )
@@ -114,8 +114,8 @@ MOCHI = Case(
         encoder_attention_mask=torch.ones(1, 16, dtype=torch.bool),
         return_dict=False,
     ),
-    # Four hidden norms and q and k norms for each stream; the last block's text has one hidden norm only. Once
-    # more the output LayerNorm.
+    # Four hidden norms, q and k norms for each stream; the last block's text has one hidden norm only.
+    # Once more the output LayerNorm.
     expected={"rms_norm": 12 * 2 - 3, "layer_norm": 1, "rotary": 2 * 2},
 )
 
@@ -135,7 +135,8 @@ COSMOS = Case(
         fps=24,
         return_dict=False,
     ),
-    # Three LayerNorms, q and k norms of self- and cross-attention. Once more the timestep's norm and the output's.
+    # Three LayerNorms, q and k norms of self- and cross-attention, two rotations. Once
+    # more the timestep's norm and the output's.
     expected={"rms_norm": 4 * 2 + 1, "layer_norm": 3 * 2 + 1, "rotary": 2 * 2},
 )
 
@@ -143,8 +144,8 @@ KANDINSKY5 = Case(
     name="kandinsky5",
     source="diffusers:Kandinsky5Transformer3DModel",
     config=dict(
-        in_visual_dim=4, in_text_dim=16, in_text_dim2=8, time_dim=32, out_visual_dim=4, model_dim=32, ff_dim=64,
-        num_text_blocks=1, num_visual_blocks=2, axes_dims=(4, 6, 6),
+        in_visual_dim=4, in_text_dim=16, in_text_dim2=8, time_dim=32, out_visual_dim=4, model_dim=32,
+        ff_dim=64, num_text_blocks=1, num_visual_blocks=2, axes_dims=(4, 6, 6),
     ),
     feed=lambda draw: dict(
         hidden_states=draw.normal(1, 2, 8, 8, 4),
@@ -155,8 +156,8 @@ KANDINSKY5 = Case(
         text_rope_pos=torch.arange(9),
         return_dict=False,
     ),
-    # Visual: 3 LayerNorms, q and k norms of self- and cross-attention; text: 2 and 2; each rotates q and k once.
-    # Once more the norms of both text embeddings and the output.
+    # Visual: 3 LayerNorms, q and k norms of self- and cross-attention; text: 2 and 2; each rotates q and k
+    # once. Once more the norms of both text embeddings and the output.
     expected={"rms_norm": 4 * 2 + 2, "layer_norm": 3 * 2 + 2 + 3, "rotary": 2 * 2 + 2},
 )
 
