@@ -1,0 +1,13 @@
+"""rocm-passes: a torch.compile backend for diffusion models on AMD GPUs.
+
+    torch.compile(model, backend="rocm_diffusion")
+
+needs no import of this package. What is exported here is for looking at what it did.
+"""
+
+from .errors import OptionError, RocmPassesError
+from .explain import Explanation, explain
+from .ledger import Entry, Ledger, history
+
+__all__ = ["Entry", "Explanation", "Ledger", "OptionError", "RocmPassesError", "explain", "history"]
+__version__ = "0.1.0"

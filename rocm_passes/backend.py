@@ -1,0 +1,97 @@
+"""The entry point: `torch.compile(model, backend="rocm_diffusion")`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import fx
+from torch._inductor import config as inductor_config
+from torch._inductor.compile_fx import compile_fx
+from torch._inductor.custom_graph_pass import CustomGraphPass
+
+from .graph import keep
+from .ledger import Ledger
+from .options import parse
+from .pipeline import Pipeline
+from .target import Target
+
+log = logging.getLogger(__name__)
+
+
+def rocm_diffusion(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    listener: Callable[[Ledger], None] | None = None,
+    caches: bool = True,
+) -> Callable[..., Any]:
+    """Compile a Dynamo graph with Inductor, our rewrites applied.
+
+    gm, example_inputs: as Dynamo hands them to any backend. mode: an Inductor mode, as of torch.compile.
+    options: those of `rocm_passes.options.Options`, "mode", and any Inductor option.
+    listener: called with the ledger of each graph that is compiled. caches: False compiles past Inductor's
+    caches, so that the passes run and have something to report. (`rocm_passes.explain` uses both.)
+    Raises OptionError on a wrong option.
+    """
+    settings, patch = parse(options, mode)
+    if not caches:
+        patch["force_disable_caches"] = True
+    pipeline = Pipeline(settings, Target.of_inputs(_tensors(gm, example_inputs)), listener)
+    if not pipeline.idioms:
+        return compile_fx(gm, list(example_inputs), config_patches=patch)
+    patch["post_grad_custom_pre_pass"] = _after(patch, "post_grad_custom_pre_pass", pipeline)
+    if not pipeline.keep:
+        return compile_fx(gm, list(example_inputs), config_patches=patch)
+    patch["joint_custom_pre_pass"] = _after(patch, "joint_custom_pre_pass", DecomposeForTraining(pipeline))
+    return compile_fx(
+        gm, list(example_inputs), config_patches=patch, decompositions=keep.keep_table(pipeline.keep)
+    )
+
+
+def _tensors(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> list[Any]:
+    """Everything that may say on which device the graph runs: its inputs, then its parameters."""
+    return [*example_inputs, *gm.parameters(), *gm.buffers()]
+
+
+class DecomposeForTraining(CustomGraphPass):  # type: ignore[misc]
+    """Decompose kept operators before the partitioner sees a training graph.
+
+    What is saved for the backward pass and what is recomputed is then decided as for plain Inductor.
+    """
+
+    def __init__(self, pipeline: Pipeline) -> None:
+        self._pipeline = pipeline
+
+    def uuid(self) -> str:
+        return self._pipeline.uuid()
+
+    def __call__(self, graph: fx.Graph) -> None:
+        if any("tangents" in node.name for node in graph.find_nodes(op="placeholder")):
+            keep.decompose_kept(graph, self._pipeline.keep)
+
+
+class Chain(CustomGraphPass):  # type: ignore[misc]
+    """Passes in order: those that the user had configured, then ours. (torch 2.11 takes one pass per hook.)"""
+
+    def __init__(self, passes: Sequence[Callable[[fx.Graph], None]]) -> None:
+        self.passes = tuple(passes)
+
+    def uuid(self) -> Any:
+        uuids = [p.uuid() if hasattr(p, "uuid") else None for p in self.passes]
+        return None if any(u is None for u in uuids) else tuple(uuids)
+
+    def __call__(self, graph: fx.Graph) -> None:
+        for each in self.passes:
+            each(graph)
+
+
+def _after(patch: Mapping[str, Any], hook: str, ours: CustomGraphPass) -> CustomGraphPass:
+    """Our pass, behind whatever the user has put on the same hook."""
+    theirs = patch.get(hook, getattr(inductor_config, hook))
+    if theirs is None:
+        return ours
+    return Chain([*(theirs if isinstance(theirs, (list, tuple)) else [theirs]), ours])

@@ -1,0 +1,32 @@
+"""Every error that a user can meet, in one place. Each message names what was expected and what was found."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class RocmPassesError(Exception):
+    """Base class of the errors that this package raises on purpose."""
+
+
+class OptionError(RocmPassesError, ValueError):
+    """An option of the backend, or its environment variable, has a wrong name or a wrong value."""
+
+    @classmethod
+    def unknown(cls, name: str, known: Iterable[str]) -> OptionError:
+        return cls(f"unknown option {name!r} for backend 'rocm_diffusion'{nearest(name, known)}")
+
+    @classmethod
+    def value(cls, source: str, expected: str, found: object, hint: str = "") -> OptionError:
+        return cls(f"{source}: expected {expected}, found {found!r}{hint}")
+
+
+class ContractError(RocmPassesError, ValueError):
+    """An operator of ours was called with arguments that it does not take."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`"; did you mean 'select'?"`, or the empty string where nothing comes near."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

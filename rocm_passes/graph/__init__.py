@@ -1,0 +1,1 @@
+"""Reading and rewriting FX graphs of ATen operators, as Inductor hands them to a post-grad pass."""

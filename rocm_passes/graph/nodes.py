@@ -1,0 +1,175 @@
+"""Reading an ATen graph: values, casts, views, broadcasts. Nothing here changes a graph."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import guard_or_false, statically_known_true
+
+aten = torch.ops.aten
+prims = torch.ops.prims
+
+CASTS = frozenset({prims.convert_element_type.default, aten._to_copy.default})
+VIEWS = frozenset(
+    {
+        aten.view.default,
+        aten.reshape.default,
+        aten._unsafe_view.default,
+        aten.unsqueeze.default,
+        aten.squeeze.dim,
+        aten.squeeze.dims,
+        aten.squeeze.default,
+        aten.alias.default,
+        aten.expand.default,
+        aten.permute.default,
+        aten.transpose.int,
+    }
+)
+LOW_PRECISION = frozenset({torch.float16, torch.bfloat16})
+FLOATING = frozenset({torch.float16, torch.bfloat16, torch.float32})
+
+
+def is_call(node: object, *targets: Any) -> bool:
+    return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
+
+
+def calls(graph: fx.Graph, *targets: Any) -> list[fx.Node]:
+    """All calls of the targets, in graph order."""
+    if len(targets) == 1:
+        return list(graph.find_nodes(op="call_function", target=targets[0]))
+    return sorted(
+        (n for t in targets for n in graph.find_nodes(op="call_function", target=t)),
+    )
+
+
+def value(node: object) -> torch.Tensor | None:
+    """The fake tensor that a node stands for, or None where it is no tensor."""
+    found = node.meta.get("val") if isinstance(node, fx.Node) else None
+    return found if isinstance(found, torch.Tensor) else None
+
+
+def tensor(node: fx.Node) -> torch.Tensor:
+    found = value(node)
+    assert found is not None, f"{node} has no tensor value"
+    return found
+
+
+def shape(node: object) -> tuple[Any, ...]:
+    found = value(node)
+    return tuple(found.shape) if found is not None else ()
+
+
+def dtype(node: object) -> torch.dtype | None:
+    found = value(node)
+    return found.dtype if found is not None else None
+
+
+def same_size(a: Any, b: Any) -> bool:
+    """Are two sizes, perhaps symbolic, known to be equal? Installs no guard."""
+    return bool(statically_known_true(a == b))
+
+
+def same_shape(a: Sequence[Any], b: Sequence[Any]) -> bool:
+    return len(a) == len(b) and all(same_size(x, y) for x, y in zip(a, b, strict=True))
+
+
+def known(condition: Any) -> bool:
+    """Is the condition, perhaps symbolic, decidable and true? Installs no guard."""
+    return bool(guard_or_false(condition))
+
+
+def static_int(size: Any) -> int | None:
+    """The size as an int, or None where it is symbolic."""
+    return size if isinstance(size, int) and not isinstance(size, bool) else None
+
+
+def is_cast(node: object) -> bool:
+    """A change of dtype and of nothing else (aten._to_copy can also change device or layout)."""
+    if is_call(node, prims.convert_element_type.default):
+        return True
+    if not is_call(node, aten._to_copy.default):
+        return False
+    assert isinstance(node, fx.Node)
+    source = value(node.args[0])
+    result = value(node)
+    return (
+        source is not None
+        and result is not None
+        and source.device == result.device
+        and node.kwargs.get("memory_format") is None
+    )
+
+
+def is_widening(node: object) -> bool:
+    """A cast that loses nothing: fp16/bf16 to fp32 or fp64, fp32 to fp64."""
+    if not is_cast(node):
+        return False
+    assert isinstance(node, fx.Node)
+    source, result = dtype(node.args[0]), dtype(node)
+    if source is None or result is None:
+        return False
+    return (source in LOW_PRECISION and result in (torch.float32, torch.float64)) or (
+        source is torch.float32 and result is torch.float64
+    )
+
+
+def argument(node: fx.Node, index: int = 0) -> fx.Node:
+    """A positional argument that must be a node."""
+    found = node.args[index]
+    assert isinstance(found, fx.Node)
+    return found
+
+
+def through_widening(node: Any) -> Any:
+    """The node before any lossless casts. Narrowing casts are never looked through: they change the value."""
+    while is_widening(node):
+        node = node.args[0]
+    return node
+
+
+def only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def operands(node: fx.Node) -> Iterator[tuple[Any, Any]]:
+    """Both orders of a commutative binary node's operands."""
+    if len(node.args) >= 2:
+        yield node.args[0], node.args[1]
+        yield node.args[1], node.args[0]
+
+
+def is_scalar(arg: object) -> bool:
+    return isinstance(arg, (int, float)) and not isinstance(arg, bool)
+
+
+def alpha_is_one(node: fx.Node) -> bool:
+    """aten.add/sub multiply their second operand by alpha."""
+    return len(node.args) < 3 and node.kwargs.get("alpha", 1) == 1
+
+
+def get_item(node: fx.Node, index: int) -> fx.Node | None:
+    """The user of a multi-output node that takes output `index`, where there is exactly one."""
+    found = [u for u in node.users if is_call(u, operator.getitem) and u.args[1] == index]
+    return found[0] if len(found) == 1 else None
+
+
+def normalised_dim(dim: Any, rank: int) -> int | None:
+    return dim % rank if isinstance(dim, int) and rank else None
+
+
+def is_last_dim(dims: Any, rank: int) -> bool:
+    return (
+        isinstance(dims, Iterable) and [normalised_dim(d, rank) for d in dims] == [rank - 1]  # type: ignore[attr-defined]
+        if not isinstance(dims, int)
+        else normalised_dim(dims, rank) == rank - 1
+    )
+
+
+def is_vector_of(node: object, size: Any) -> bool:
+    """A 1-D tensor of the given size, or one broadcast over leading dims of size 1 ([1, 1, D])."""
+    dims = shape(node)
+    return bool(dims) and same_size(dims[-1], size) and all(same_size(d, 1) for d in dims[:-1])

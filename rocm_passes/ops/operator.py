@@ -1,0 +1,136 @@
+"""An operator of ours: schema, fake, plain-torch reference, and the lowerings that can compute it.
+
+Operators are functional, so that Inductor may reorder and re-use buffers around them, and they take the name
+of the lowering as their last argument: what runs is written in the graph, chosen at compile time.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from ..target import Requirement, Target, triton_is_interpreted
+
+log = logging.getLogger(__name__)
+
+NAMESPACE = "rocm_passes"
+#: Keeps the registrations alive: a Library that is collected takes its operators with it.
+_LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+REFERENCE = "reference"
+
+
+class Verdict(NamedTuple):
+    """Does a lowering pay on this machine, and how do we know?"""
+
+    pays: bool
+    reason: str
+
+
+def _accepts_all(**_: Any) -> str | None:
+    return None
+
+
+def _unknown(_: Target, **__: Any) -> Verdict:
+    return Verdict(False, "it has not been measured to pay on this machine")
+
+
+def _needs_cpu(target: Target) -> str | None:
+    return "plain torch is for CPU graphs and tests" if target.is_gpu else None
+
+
+def _reference_pays(_: Target, **__: Any) -> Verdict:
+    return Verdict(False, "on a CPU, Inductor's fused code is faster than one operator in plain torch")
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """One way to compute an operator or, for a site with no operator of ours, to spell it in plain ATen.
+
+    requires: can it run on this machine? (a reason where it can't)
+    refuses: can it take this call? Given the call's arguments by name, tensors as fake tensors.
+    note: how its rounding differs from the graph's, where it must; numerics="strict" refuses it then.
+    pays: is it known to beat Inductor's own code here?
+    run: the kernel, over real tensors (an opaque call in the graph); or
+    write: the same in plain ATen nodes, `write(b, **arguments)`, which Inductor goes on to fuse.
+    """
+
+    name: str
+    requires: tuple[Requirement, ...] = ()
+    refuses: Callable[..., str | None] = _accepts_all
+    note: Callable[..., str | None] = _accepts_all
+    pays: Callable[..., Verdict] = _unknown
+    run: Callable[..., Any] | None = None
+    write: Callable[..., Any] | None = None
+
+
+class Operator:
+    """`torch.ops.rocm_passes.<name>`.
+
+    schema: without the trailing `lowering` argument, e.g. "(Tensor x, float eps) -> Tensor".
+    reference: plain torch, any device; it runs on CPU tensors and wherever a kernel fails.
+    fake: gives the shapes, dtypes and strides that every lowering returns.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        schema: str,
+        reference: Callable[..., Any],
+        fake: Callable[..., Any],
+        lowerings: Sequence[Lowering],
+    ) -> None:
+        self.name = name
+        self.reference = reference
+        self.lowerings = (*lowerings, Lowering(REFERENCE, requires=(_needs_cpu,), pays=_reference_pays))
+        self.parameters = tuple(inspect.signature(reference).parameters)
+        self._by_name = {lowering.name: lowering for lowering in self.lowerings}
+        self._failed: set[str] = set()
+        head, result = schema.rsplit("->", 1)
+        full = f"{name}{head.rstrip()[:-1]}, str lowering='{REFERENCE}') ->{result}"
+        _LIBRARY.define(full, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout))
+        _LIBRARY.impl(name, self._run, "CompositeExplicitAutograd")
+        torch.library.register_fake(
+            f"{NAMESPACE}::{name}", lambda *a, **k: fake(*self._arguments(a, k)[0]), lib=_LIBRARY
+        )
+        self.overload = getattr(getattr(torch.ops, NAMESPACE), name).default
+
+    def lowering(self, name: str) -> Lowering | None:
+        return self._by_name.get(name)
+
+    def call(self, b: Any, lowering: Lowering, arguments: Mapping[str, Any]) -> Any:
+        """Write the operator's node with a builder."""
+        return b(self.overload, *[arguments[p] for p in self.parameters], lowering.name)
+
+    def _arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Any], str]:
+        names = (*self.parameters, "lowering")
+        bound = dict(zip(names, args, strict=False)) | dict(kwargs)
+        defaults = {a.name: a.default_value for a in self.overload._schema.arguments if a.has_default_value()}
+        values = [bound.get(n, defaults.get(n)) for n in names]
+        return values[:-1], values[-1]
+
+    def _run(self, *args: Any, **kwargs: Any) -> Any:
+        values, name = self._arguments(args, kwargs)
+        lowering = self._by_name.get(name)
+        tensors = [v for v in values if isinstance(v, torch.Tensor)]
+        on_cpu = all(t.device.type == "cpu" for t in tensors) and not triton_is_interpreted()
+        if lowering is None or lowering.run is None or on_cpu or name in self._failed:
+            return self.reference(*values)
+        try:
+            return lowering.run(*values)
+        except (torch.OutOfMemoryError, KeyboardInterrupt):
+            raise
+        except Exception:
+            # A kernel that does not build on the user's machine must not cost them the run; it is said once.
+            self._failed.add(name)
+            log.exception(
+                "rocm_passes::%s: the %s kernel failed; this process goes on with plain torch",
+                self.name,
+                name,
+            )
+            return self.reference(*values)

@@ -1,0 +1,222 @@
+"""Every option of the backend: its name, meaning, default, environment variable and validation.
+
+Options come from three places; the first that names one wins:
+`torch.compile(..., options={...})`, the environment (`ROCM_PASSES_<NAME>`), the default here.
+Keys that are not ours are handed to Inductor, validated as Inductor itself would validate them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, get_origin
+
+from torch._inductor import config as inductor_config
+from torch._inductor import list_mode_options
+
+from .errors import OptionError, nearest
+
+ENVIRONMENT_PREFIX = "ROCM_PASSES_"
+
+SELECT = ("auto", "always", "off")
+NUMERICS = ("default", "strict", "fast")
+
+
+def _choice(*allowed: str) -> Callable[[str, object], str]:
+    def check(source: str, value: object) -> str:
+        if value not in allowed:
+            raise OptionError.value(
+                source, f"one of {', '.join(map(repr, allowed))}", value, nearest(str(value), allowed)
+            )
+        return str(value)
+
+    return check
+
+
+def _names(source: str, value: object) -> tuple[str, ...]:
+    """Idiom names: "all", "none", a comma list or a sequence; a leading '-' takes a name out of "all"."""
+    from .pipeline import idiom_names
+
+    known = idiom_names()
+    words = [w.strip() for w in value.split(",")] if isinstance(value, str) else value
+    if not isinstance(words, (list, tuple, set, frozenset)) or not all(isinstance(w, str) for w in words):
+        raise OptionError.value(source, "a comma-separated string or a list of idiom names", value)
+    words = [w for w in words if w]
+    chosen = set(known) if not words or all(w.startswith("-") for w in words) else set()
+    for word in words:
+        name = word.removeprefix("-")
+        if word in ("all", "none"):
+            chosen = set(known) if word == "all" else set()
+        elif name not in known:
+            raise OptionError.value(
+                source, f"'all', 'none' or idioms among {', '.join(known)}", name, nearest(name, known)
+            )
+        elif word.startswith("-"):
+            chosen.discard(name)
+        else:
+            chosen.add(name)
+    return tuple(n for n in known if n in chosen)
+
+
+def _lowerings(source: str, value: object) -> tuple[tuple[str, str], ...]:
+    """Forced lowerings: {"rms_norm": "triton"} or "rms_norm=triton,conv3d=unfold"."""
+    from .pipeline import lowering_names
+
+    if isinstance(value, str):
+        words = [w.strip() for w in value.split(",") if w.strip()]
+        if not all("=" in w for w in words):
+            raise OptionError.value(source, "pairs such as 'rms_norm=triton'", value)
+        value = dict(w.split("=", 1) for w in words)
+    if isinstance(value, tuple):
+        value = dict(value)
+    if not isinstance(value, Mapping):
+        raise OptionError.value(source, "a dict of idiom to lowering", value)
+    known = lowering_names()
+    for idiom, lowering in value.items():
+        if idiom not in known:
+            raise OptionError.value(source, f"idioms among {', '.join(known)}", idiom, nearest(idiom, known))
+        if lowering not in known[idiom]:
+            raise OptionError.value(
+                f"{source} for {idiom}",
+                f"one of {', '.join(map(repr, known[idiom]))}",
+                lowering,
+                nearest(str(lowering), known[idiom]),
+            )
+    return tuple(sorted((str(k), str(v)) for k, v in value.items()))
+
+
+def _optional_count(source: str, value: object) -> int | None:
+    if value is None or value == "":
+        return None
+    try:
+        count = int(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else -1
+    except ValueError:
+        count = -1
+    if count < 0:
+        raise OptionError.value(source, "a whole number of rewrites, 0 or more", value)
+    return count
+
+
+def _path(source: str, value: object) -> str:
+    if not isinstance(value, (str, os.PathLike)):
+        raise OptionError.value(source, "a file path", value)
+    return os.fspath(value)
+
+
+def option(default: Any, check: Callable[[str, object], Any], doc: str) -> Any:
+    return field(default=default, metadata={"check": check, "doc": doc})
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user asked for. Immutable: it travels with one call of torch.compile and is never global."""
+
+    select: str = option(
+        "auto",
+        _choice(*SELECT),
+        "auto: rewrite a site where it is known to pay on this machine; always: rewrite all that can be; "
+        "off: change nothing, only report",
+    )
+    idioms: tuple[str, ...] | None = option(
+        None, _names, "which idioms to look for: 'all', 'none', a comma list, or '-name' to leave one out"
+    )
+    lowering: tuple[tuple[str, str], ...] = option(
+        (), _lowerings, "force a lowering for an idiom, e.g. {'rms_norm': 'triton'}"
+    )
+    numerics: str = option(
+        "default",
+        _choice(*NUMERICS),
+        "strict: refuse a lowering that rounds elsewhere than the graph does; "
+        "fast: also allow fp64 rotary arithmetic (complex128 tables) in fp32",
+    )
+    fuel: int | None = option(
+        None, _optional_count, "at most this many rewrites per graph, to bisect a wrong result"
+    )
+    report: str = option("", _path, "write the ledger of this process to this JSON file after each compile")
+
+    def looks_for(self, idiom: str) -> bool:
+        return self.idioms is None or idiom in self.idioms
+
+    def forced_lowering(self, idiom: str) -> str | None:
+        return dict(self.lowering).get(idiom)
+
+
+OPTION_NAMES = tuple(f.name for f in fields(Options))
+
+
+def parse(options: Mapping[str, Any] | None, mode: str | None) -> tuple[Options, dict[str, Any]]:
+    """Split what `torch.compile` was given into our Options and a patch of Inductor's config.
+
+    Raises OptionError on the first wrong name or value. "mode" may stand among the options, because
+    torch.compile itself refuses `mode=` beside `options=`.
+    """
+    given = dict(options or {})
+    inner_mode = given.pop("mode", None)
+    if mode and inner_mode:
+        raise OptionError.value("mode", "it once, as mode= or inside options", inner_mode)
+    ours = {name: given.pop(name) for name in OPTION_NAMES if name in given}
+    patch = _mode_patch(mode or inner_mode)
+    patch.update(_inductor_options(given))
+    return _resolve(ours), patch
+
+
+def _resolve(ours: Mapping[str, Any]) -> Options:
+    values = {}
+    for f in fields(Options):
+        variable = ENVIRONMENT_PREFIX + f.name.upper()
+        if f.name in ours:
+            values[f.name] = f.metadata["check"](f"option {f.name!r}", ours[f.name])
+        elif variable in os.environ:
+            values[f.name] = f.metadata["check"](f"environment variable {variable}", os.environ[variable])
+    unknown = [
+        v for v in os.environ if v.startswith(ENVIRONMENT_PREFIX) and _variable_option(v) not in OPTION_NAMES
+    ]
+    if unknown:
+        known = [ENVIRONMENT_PREFIX + n.upper() for n in OPTION_NAMES]
+        raise OptionError(f"unknown environment variable {unknown[0]}{nearest(unknown[0], known)}")
+    return Options(**values)
+
+
+def _variable_option(variable: str) -> str:
+    return variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+
+
+def _mode_patch(mode: object) -> dict[str, Any]:
+    if mode in (None, "", "default"):
+        return {}
+    modes = list_mode_options()
+    if not isinstance(mode, str) or mode not in modes:
+        raise OptionError.value(
+            "option 'mode'", f"one of {', '.join(map(repr, modes))}", mode, nearest(str(mode), modes)
+        )
+    return dict(modes[mode])
+
+
+def _inductor_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    known = inductor_config.get_config_copy()
+    patch = {}
+    for key, value in given.items():
+        name = key.replace("-", "_")
+        if name not in known:
+            raise OptionError.unknown(key, [*OPTION_NAMES, "mode", *known])
+        expected = inductor_config.get_type(name)
+        if not _accepts(expected, value):
+            raise OptionError.value(f"Inductor option {key!r}", f"a value of type {expected}", value)
+        patch[name] = value
+    return patch
+
+
+def _accepts(expected: Any, value: object) -> bool:
+    """As Inductor's own check: plain types are compared, subscripted generics and unions are let through."""
+    if not isinstance(expected, type) or get_origin(expected) is not None:
+        return True
+    return isinstance(value, expected)
+
+
+def describe() -> list[tuple[str, str, str, str]]:
+    """Rows (name, default, environment variable, meaning) for the documentation and the doctor."""
+    return [
+        (f.name, repr(f.default), ENVIRONMENT_PREFIX + f.name.upper(), f.metadata["doc"])
+        for f in fields(Options)
+    ]

@@ -1,0 +1,245 @@
+"""The ordered list of idioms, the pass that finds and rewrites them, and the cache key of all that shapes it."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import time
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+from torch._inductor.custom_graph_pass import CustomGraphPass
+from torch._inductor.pattern_matcher import stable_topological_sort
+
+from . import ledger as ledgers
+from .graph import keep, provenance
+from .graph.builder import fake_mode_of
+from .graph.rewriter import RewriteError, Rewriter, is_convex
+from .idioms import conv3d, rms_norm
+from .idioms.idiom import Context, Idiom, NearMiss, Site
+from .ledger import Entry, Ledger
+from .options import Options
+from .selection.choose import Choice, choose
+from .target import Target
+
+log = logging.getLogger(__name__)
+
+#: Larger fusions first: a node that one idiom has taken is not offered to the next.
+IDIOMS: tuple[Idiom, ...] = (
+    rms_norm.IDIOM,
+    conv3d.IDIOM,
+)
+
+_GRAPH_NUMBERS = itertools.count()
+
+
+def idiom_names() -> tuple[str, ...]:
+    return tuple(i.name for i in IDIOMS)
+
+
+def lowering_names() -> dict[str, tuple[str, ...]]:
+    return {i.name: tuple(low.name for low in i.lowerings) for i in IDIOMS}
+
+
+class Pipeline(CustomGraphPass):  # type: ignore[misc]
+    """Inductor's post-grad pass of one compile: find, choose, rewrite, say; then decompose what was kept.
+
+    listener: called with each finished ledger, for `explain`.
+    """
+
+    def __init__(
+        self,
+        options: Options,
+        target: Target,
+        listener: Callable[[Ledger], None] | None = None,
+        idioms: Sequence[Idiom] | None = None,
+    ) -> None:
+        self.options = options
+        self.target = target
+        chosen = IDIOMS if idioms is None else idioms
+        self.idioms = tuple(i for i in chosen if options.looks_for(i.name))
+        self.keep = tuple(sorted({name for i in self.idioms for name in i.keeps}))
+        self.runs = 0
+        self._listener = listener
+        self._uuid: str | None = None
+
+    def uuid(self) -> str:
+        if self._uuid is None:
+            self._uuid = cache_key(self.options, self.target, self.keep)
+        return self._uuid
+
+    def __call__(self, graph: fx.Graph) -> None:
+        started = time.perf_counter()
+        self.runs += 1
+        ledger = Ledger(f"graph{next(_GRAPH_NUMBERS)}")
+        changed = self._rewrite(graph, ledger)
+        if keep.decompose_kept(graph, self.keep):
+            changed = True
+        if changed:
+            _tidy(graph)
+        ledger.seconds = time.perf_counter() - started
+        ledgers.publish(ledger)
+        if self._listener is not None:
+            self._listener(ledger)
+        if self.options.report:
+            from .explain import document
+
+            ledgers.write_json(self.options.report, document(ledgers.history()))
+
+    def _rewrite(self, graph: fx.Graph, ledger: Ledger) -> bool:
+        fake_mode = fake_mode_of(graph)
+        if fake_mode is None:
+            return False
+        session = _Session(self, graph, ledger)
+        for idiom in self.idioms:
+            session.decide(idiom)
+        rewriter = Rewriter(graph, fake_mode)
+        for idiom, site, choice in session.decided:
+            session.carry_out(rewriter, idiom, site, choice)
+        return rewriter.count > 0
+
+
+class _Session:
+    """One run of the pipeline over one graph."""
+
+    def __init__(self, pipeline: Pipeline, graph: fx.Graph, ledger: Ledger) -> None:
+        self.options = pipeline.options
+        self.target = pipeline.target
+        self.graph = graph
+        self.ledger = ledger
+        self.decided: list[tuple[Idiom, Site, Choice]] = []
+        self._order = {node: i for i, node in enumerate(graph.nodes)}
+        self._taken: set[fx.Node] = set()
+        self._considered: dict[fx.Node, list[str]] = {}
+        self._context = Context(self.options)
+        self._fuel = self.options.fuel
+
+    def decide(self, idiom: Idiom) -> None:
+        """Find the idiom's sites and choose for each; nothing is changed yet."""
+        try:
+            for found in idiom.find(self.graph, self._context):
+                if found.anchor in self._taken or (isinstance(found, Site) and found.nodes & self._taken):
+                    continue
+                if isinstance(found, NearMiss):
+                    self._say_refused(idiom, found, found.reason)
+                else:
+                    self._decide_site(idiom, found)
+        except Exception as error:
+            # A matcher's bug must never break a user's compile: the graph is still untouched.
+            log.exception("rocm_passes: looking for %s failed; its sites are left to Inductor", idiom.name)
+            anchor = next(iter(self.graph.nodes))
+            reason = f"looking for it failed: {type(error).__name__}: {error}"
+            self._say_refused(idiom, NearMiss(anchor, reason, {}), reason)
+
+    def _decide_site(self, idiom: Idiom, site: Site) -> None:
+        if not is_convex(site, self._order):
+            reason = "one of its inputs is computed from a value inside it"
+            self._say_refused(
+                idiom, NearMiss(site.anchor, reason, site.covers, site.parameters), reason, site
+            )
+            return
+        choice = choose(idiom, site, self.target, self.options)
+        if choice.outcome == "rewritten" and self._fuel is not None:
+            if self._fuel == 0:
+                choice = Choice("kept", f"fuel={self.options.fuel} is used up")
+            else:
+                self._fuel -= 1
+        if choice.outcome == "rewritten":
+            self._taken |= site.nodes
+        elif idiom.fuses:
+            self._consider(idiom, site, choice.reason)
+            return
+        self.decided.append((idiom, site, choice))
+
+    def _say_refused(self, idiom: Idiom, miss: NearMiss, reason: str, site: Site | None = None) -> None:
+        if idiom.fuses:
+            nodes = site.nodes if site is not None else frozenset({miss.anchor})
+            for node in nodes:
+                self._considered.setdefault(node, []).append(f"{idiom.name}: {reason}")
+            return
+        self._record(idiom, miss, Choice("refused", reason), site)
+
+    def _consider(self, idiom: Idiom, site: Site, reason: str) -> None:
+        """Note a larger fusion that was not taken on the smaller idioms inside it."""
+        for node in site.nodes:
+            self._considered.setdefault(node, []).append(f"{idiom.name}: {reason}")
+
+    def carry_out(self, rewriter: Rewriter, idiom: Idiom, site: Site, choice: Choice) -> None:
+        # The ledger reads the graph as the user's code made it, so the entry comes before the change.
+        entry = self._entry(idiom, site, choice, site)
+        if choice.lowering is not None:
+            try:
+                rewriter.apply(site, choice.lowering, idiom.operator)
+            except RewriteError as error:
+                entry = self._entry(idiom, site, Choice("refused", f"{choice.lowering.name}: {error}"), site)
+        self.ledger.add(entry)
+
+    def _record(self, idiom: Idiom, found: Site | NearMiss, choice: Choice, site: Site | None) -> None:
+        self.ledger.add(self._entry(idiom, found, choice, site))
+
+    def _entry(self, idiom: Idiom, found: Site | NearMiss, choice: Choice, site: Site | None) -> Entry:
+        inside = site.nodes if site is not None else frozenset({found.anchor})
+        considered = dict.fromkeys(c for node in inside for c in self._considered.get(node, ()))
+        return Entry(
+            idiom=idiom.name,
+            covers=found.covers,
+            outcome=choice.outcome,
+            lowering=choice.lowering.name if choice.lowering else None,
+            reason=choice.reason,
+            location=provenance.location(found.anchor),
+            module=provenance.module(found.anchor),
+            parameters=found.parameters,
+            inputs=tuple(_describe(i) for i in site.inputs()) if site is not None else (),
+            considered=tuple(considered),
+            notes=choice.notes,
+        )
+
+
+def _describe(node: fx.Node) -> dict[str, Any]:
+    found = node.meta.get("val")
+    if not isinstance(found, torch.Tensor):
+        return {"name": node.name, "shape": None, "stride": None, "dtype": type(found).__name__}
+    return {
+        "name": node.name,
+        "shape": list(found.shape),
+        "stride": list(found.stride()),
+        "dtype": found.dtype,
+    }
+
+
+def _tidy(graph: fx.Graph) -> None:
+    """Drop what died, and restore an order in which every node follows its inputs."""
+    stable_topological_sort(graph)
+    graph.eliminate_dead_code()
+
+
+@cache
+def _source_hash() -> str:
+    """Of every source file of the package: a changed kernel or matcher must miss the caches."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def cache_key(options: Options, target: Target, kept: Sequence[str]) -> str:
+    """Everything that can change the generated code and that Inductor does not itself hash."""
+    from .kernels.aiter import installation
+
+    aiter = installation.find()
+    parts = [
+        _source_hash(),
+        repr(options),
+        repr(target),
+        repr(tuple(kept)),
+        repr((aiter.status, aiter.version, sorted(aiter.features))),
+        repr(torch.version.hip or torch.version.cuda),
+    ]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
