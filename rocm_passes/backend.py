@@ -42,14 +42,22 @@ def rocm_diffusion(
         patch["force_disable_caches"] = True
     pipeline = Pipeline(settings, Target.of_inputs(_tensors(gm, example_inputs)), listener)
     if not pipeline.idioms:
-        return compile_fx(gm, list(example_inputs), config_patches=patch)
+        return _inductor(gm, example_inputs, patch)
     patch["post_grad_custom_pre_pass"] = _after(patch, "post_grad_custom_pre_pass", pipeline)
     if not pipeline.keep:
-        return compile_fx(gm, list(example_inputs), config_patches=patch)
+        return _inductor(gm, example_inputs, patch)
     patch["joint_custom_pre_pass"] = _after(patch, "joint_custom_pre_pass", DecomposeForTraining(pipeline))
-    return compile_fx(
-        gm, list(example_inputs), config_patches=patch, decompositions=keep.keep_table(pipeline.keep)
-    )
+    return _inductor(gm, example_inputs, patch, keep.keep_table(pipeline.keep))
+
+
+def _inductor(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    patch: dict[str, Any],
+    decompositions: keep.KeepTable | None = None,
+) -> Callable[..., Any]:
+    compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patch, decompositions=decompositions)
+    return compiled  # type: ignore[no-any-return]
 
 
 def _tensors(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> list[Any]:
@@ -57,7 +65,7 @@ def _tensors(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> list[Any]:
     return [*example_inputs, *gm.parameters(), *gm.buffers()]
 
 
-class DecomposeForTraining(CustomGraphPass):  # type: ignore[misc]
+class DecomposeForTraining(CustomGraphPass):
     """Decompose kept operators before the partitioner sees a training graph.
 
     What is saved for the backward pass and what is recomputed is then decided as for plain Inductor.
@@ -74,8 +82,8 @@ class DecomposeForTraining(CustomGraphPass):  # type: ignore[misc]
             keep.decompose_kept(graph, self._pipeline.keep)
 
 
-class Chain(CustomGraphPass):  # type: ignore[misc]
-    """Passes in order: those that the user had configured, then ours. (torch 2.11 takes one pass per hook.)"""
+class Chain(CustomGraphPass):
+    """Passes in order: the user's own, then ours. (torch 2.11 takes one pass per hook.)"""
 
     def __init__(self, passes: Sequence[Callable[[fx.Graph], None]]) -> None:
         self.passes = tuple(passes)

@@ -161,7 +161,7 @@ def _plain(value: Any) -> Any:
 
 
 def _trace(ledger: Ledger) -> None:
-    from torch._logging import trace_structured
+    from torch._logging._internal import trace_structured
 
     trace_structured(
         "artifact",

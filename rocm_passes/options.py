@@ -200,7 +200,7 @@ def _inductor_options(given: Mapping[str, Any]) -> dict[str, Any]:
         name = key.replace("-", "_")
         if name not in known:
             raise OptionError.unknown(key, [*OPTION_NAMES, "mode", *known])
-        expected = inductor_config.get_type(name)
+        expected = inductor_config.get_type(name)  # type: ignore[attr-defined]
         if not _accepts(expected, value):
             raise OptionError.value(f"Inductor option {key!r}", f"a value of type {expected}", value)
         patch[name] = value

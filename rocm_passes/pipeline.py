@@ -1,4 +1,4 @@
-"""The ordered list of idioms, the pass that finds and rewrites them, and the cache key of all that shapes it."""
+"""The ordered list of idioms, the pass that finds and rewrites them, and its cache key."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def lowering_names() -> dict[str, tuple[str, ...]]:
     return {i.name: tuple(low.name for low in i.lowerings) for i in IDIOMS}
 
 
-class Pipeline(CustomGraphPass):  # type: ignore[misc]
+class Pipeline(CustomGraphPass):
     """Inductor's post-grad pass of one compile: find, choose, rewrite, say; then decompose what was kept.
 
     listener: called with each finished ledger, for `explain`.

@@ -77,7 +77,7 @@ def _gpu(index: int) -> Target:
 
 @functools.cache
 def triton_version() -> str | None:
-    """The installed Triton's version, or None. (ROCm builds of torch bring it under another distribution name.)"""
+    """The installed Triton's version, or None. (ROCm builds of torch bring it under another name.)"""
     for distribution in ("triton", "pytorch-triton-rocm", "triton-rocm", "pytorch-triton"):
         try:
             return importlib.metadata.version(distribution)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx
@@ -33,7 +33,7 @@ LOW_PRECISION = frozenset({torch.float16, torch.bfloat16})
 FLOATING = frozenset({torch.float16, torch.bfloat16, torch.float32})
 
 
-def is_call(node: object, *targets: Any) -> bool:
+def is_call(node: object, *targets: Any) -> TypeGuard[fx.Node]:
     return isinstance(node, fx.Node) and node.op == "call_function" and node.target in targets
 
 
@@ -44,6 +44,11 @@ def calls(graph: fx.Graph, *targets: Any) -> list[fx.Node]:
     return sorted(
         (n for t in targets for n in graph.find_nodes(op="call_function", target=t)),
     )
+
+
+def arg(node: fx.Node, index: int) -> Any:
+    """A positional argument, of whatever kind."""
+    return node.args[index]
 
 
 def value(node: object) -> torch.Tensor | None:
@@ -87,13 +92,12 @@ def static_int(size: Any) -> int | None:
     return size if isinstance(size, int) and not isinstance(size, bool) else None
 
 
-def is_cast(node: object) -> bool:
+def is_cast(node: object) -> TypeGuard[fx.Node]:
     """A change of dtype and of nothing else (aten._to_copy can also change device or layout)."""
     if is_call(node, prims.convert_element_type.default):
         return True
     if not is_call(node, aten._to_copy.default):
         return False
-    assert isinstance(node, fx.Node)
     source = value(node.args[0])
     result = value(node)
     return (
@@ -104,11 +108,10 @@ def is_cast(node: object) -> bool:
     )
 
 
-def is_widening(node: object) -> bool:
+def is_widening(node: object) -> TypeGuard[fx.Node]:
     """A cast that loses nothing: fp16/bf16 to fp32 or fp64, fp32 to fp64."""
     if not is_cast(node):
         return False
-    assert isinstance(node, fx.Node)
     source, result = dtype(node.args[0]), dtype(node)
     if source is None or result is None:
         return False
@@ -148,7 +151,7 @@ def is_scalar(arg: object) -> bool:
 
 def alpha_is_one(node: fx.Node) -> bool:
     """aten.add/sub multiply their second operand by alpha."""
-    return len(node.args) < 3 and node.kwargs.get("alpha", 1) == 1
+    return len(node.args) < 3 and bool(node.kwargs.get("alpha", 1) == 1)
 
 
 def get_item(node: fx.Node, index: int) -> fx.Node | None:
@@ -162,11 +165,8 @@ def normalised_dim(dim: Any, rank: int) -> int | None:
 
 
 def is_last_dim(dims: Any, rank: int) -> bool:
-    return (
-        isinstance(dims, Iterable) and [normalised_dim(d, rank) for d in dims] == [rank - 1]  # type: ignore[attr-defined]
-        if not isinstance(dims, int)
-        else normalised_dim(dims, rank) == rank - 1
-    )
+    listed = dims if isinstance(dims, Iterable) else [dims]
+    return [normalised_dim(d, rank) for d in listed] == [rank - 1]
 
 
 def is_vector_of(node: object, size: Any) -> bool:

@@ -70,9 +70,9 @@ class RMS:
 
 def read_fused(node: fx.Node) -> RMS | str:
     """`aten._fused_rms_norm(x, [D], weight, eps)`, as F.rms_norm reaches a GPU build's graph."""
-    x, dims = n.argument(node), node.args[1]
-    weight = node.args[2] if len(node.args) > 2 else None
-    eps = node.args[3] if len(node.args) > 3 else None
+    x, dims = n.argument(node), n.arg(node, 1)
+    weight = n.arg(node, 2) if len(node.args) > 2 else None
+    eps = n.arg(node, 3) if len(node.args) > 3 else None
     if not isinstance(dims, (list, tuple)) or len(dims) != 1:
         return f"it normalises over {len(dims) if isinstance(dims, (list, tuple)) else dims} dimensions"
     if [u for u in node.users if u.args[1] != 0 and u.users]:
@@ -85,13 +85,13 @@ def read_fused(node: fx.Node) -> RMS | str:
         eps = torch.finfo(torch.float32 if in_dtype in n.LOW_PRECISION else in_dtype).eps
     if not isinstance(eps, float):
         return f"eps is {eps!r}"
-    rms = RMS(node, x, eps, result, "F.rms_norm", weight=weight, nodes={node, *node.users})  # type: ignore[arg-type]
+    rms = RMS(node, x, eps, result, "F.rms_norm", weight=weight, nodes={node, *node.users})
     rms.compute_dtype = torch.float64 if in_dtype is torch.float64 else torch.float32
     return rms
 
 
 def read(rsqrt: fx.Node) -> RMS | str | None:
-    """An RMSNorm over the last dim around an rsqrt. None: not an RMSNorm at all; a string: why it can't be taken."""
+    """An RMSNorm around an rsqrt. None: not an RMSNorm at all; a string: why it can't be taken."""
     head = _mean_of_square(n.argument(rsqrt))
     if head is None:
         return None
@@ -123,7 +123,7 @@ def read(rsqrt: fx.Node) -> RMS | str | None:
 def _mean_of_square(node: fx.Node) -> tuple[fx.Node, float | fx.Node, set[fx.Node]] | None:
     """(f, eps, nodes) of mean(f^2, keepdim) + eps."""
     if n.is_call(node, aten.add.Scalar):
-        mean, eps = node.args[0], node.args[1]
+        mean, eps = n.arg(node, 0), n.arg(node, 1)
         pairs = [(mean, eps)]
     elif n.is_call(node, aten.add.Tensor) and n.alpha_is_one(node):
         pairs = list(n.operands(node))
@@ -132,11 +132,11 @@ def _mean_of_square(node: fx.Node) -> tuple[fx.Node, float | fx.Node, set[fx.Nod
     for mean, eps in pairs:
         if not n.is_call(mean, aten.mean.dim) or len(mean.args) < 3 or mean.args[2] is not True:
             continue
-        square = mean.args[0]
-        if n.is_call(square, aten.pow.Tensor_Scalar) and square.args[1] == 2:
-            f = square.args[0]
-        elif n.is_call(square, aten.mul.Tensor) and square.args[0] is square.args[1]:
-            f = square.args[0]
+        square = n.arg(mean, 0)
+        if (n.is_call(square, aten.pow.Tensor_Scalar) and square.args[1] == 2) or (
+            n.is_call(square, aten.mul.Tensor) and square.args[0] is square.args[1]
+        ):
+            f = n.arg(square, 0)
         else:
             continue
         if n.is_scalar(eps):
@@ -144,7 +144,7 @@ def _mean_of_square(node: fx.Node) -> tuple[fx.Node, float | fx.Node, set[fx.Nod
         if isinstance(eps, fx.Node) and n.shape(eps) == () and n.value(eps) is not None:
             # Under dynamic=True a module's eps is a 0-d tensor, cast once or twice on its way here.
             while n.is_cast(eps):
-                eps = eps.args[0]
+                eps = n.arg(eps, 0)
             return f, eps, {node, mean, square}
     return None
 
@@ -153,7 +153,7 @@ def _normalised(product: fx.Node, rsqrt: fx.Node, x: fx.Node) -> tuple[fx.Node |
     """Is it x * rstd? Or (weight * x) * rstd: then also the weight. Second: further nodes of the norm."""
     if not n.is_call(product, aten.mul.Tensor):
         return None
-    other = product.args[1] if product.args[0] is rsqrt else product.args[0]
+    other = n.arg(product, 1) if product.args[0] is rsqrt else n.arg(product, 0)
     if n.through_widening(other) is x:
         return None, set()
     if n.is_call(other, aten.mul.Tensor) and n.only_user(other) is product:

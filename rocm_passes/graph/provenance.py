@@ -18,7 +18,7 @@ _COPIED = ("stack_trace", "nn_module_stack", "source_fn_stack", "original_aten",
 
 def location(node: fx.Node) -> str:
     """`file.py:12`, the innermost frame outside torch; empty where the graph does not say."""
-    frames = [m for m in _FRAME.finditer(node.meta.get("stack_trace") or "")]
+    frames = list(_FRAME.finditer(node.meta.get("stack_trace") or ""))
     outside = [m for m in frames if not m["file"].startswith(_TORCH)]
     innermost = (outside or frames)[-1:] if frames else []
     return f"{innermost[0]['file']}:{innermost[0]['line']}" if innermost else ""

@@ -1,4 +1,4 @@
-"""Applies a chosen lowering to a site. Match first, mutate last; a rewrite that fails leaves the graph as it was."""
+"""Applies a chosen lowering to a site. A rewrite that fails leaves the graph as it was."""
 
 from __future__ import annotations
 
@@ -71,9 +71,11 @@ class Rewriter:
             if not isinstance(have, torch.Tensor) or not isinstance(want, torch.Tensor):
                 raise RewriteError("it does not give a tensor")
             if have.dtype != want.dtype or not n.same_shape(have.shape, want.shape):
-                raise RewriteError(
-                    f"it gives {have.dtype} {tuple(have.shape)} where the graph has {want.dtype} {tuple(want.shape)}"
-                )
+                raise RewriteError(f"it gives {_kind(have)} where the graph has {_kind(want)}")
+
+
+def _kind(found: torch.Tensor) -> str:
+    return f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"
 
 
 def escapes(nodes: frozenset[fx.Node], outputs: Iterable[fx.Node]) -> fx.Node | None:

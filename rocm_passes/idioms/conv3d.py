@@ -13,6 +13,7 @@ Refused: an empty result (eager raises there); symbolic weight sizes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from torch import fx
 
@@ -63,9 +64,9 @@ def refusal(node: fx.Node) -> str | None:
     return None
 
 
-def _three(values: object) -> tuple[int, ...]:
+def _three(values: Any) -> tuple[int, ...]:
     """A convolution's list argument as three numbers (ATen lets one stand for all)."""
-    found = tuple(values)  # type: ignore[arg-type]
+    found = tuple(values)
     return found * 3 if len(found) == 1 else found
 
 

@@ -1,4 +1,4 @@
-"""Lowerings of conv3d in plain ATen: exact algebra, written into the graph, so Inductor plans and fuses around it.
+"""Lowerings of conv3d in plain ATen: exact algebra, which Inductor plans and fuses around.
 
 All take x [N, C, T, H, W], weight [O, C/groups, kT, kH, kW], bias [O] or None, and the parameters of
 torch.nn.functional.conv3d as 3-tuples (groups an int), and give [N, O, T', H', W'].
@@ -48,7 +48,7 @@ def write_unfold(
     taps = _taps(b, x, weight, stride, padding, dilation)
     n, _, t_out, h, w = _sizes(b, taps[0])
     o, c, kt, kh, kw = _sizes(b, weight)
-    # Channel-major, tap-minor: the order of weight[O, C/groups, kT, ...] read as a 2-D kernel, groups included.
+    # Channel-major, tap-minor, as weight[O, C/groups, kT, ...] reads as a 2-D kernel; groups stay whole.
     windows = b(aten.cat.default, [b(aten.unsqueeze.default, tap, 2) for tap in taps], 2)
     frames = b(aten.permute.default, windows, [0, 3, 1, 2, 4, 5])
     frames = b(aten.reshape.default, frames, [n * t_out, c * groups * kt, h, w])

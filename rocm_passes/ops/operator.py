@@ -111,8 +111,8 @@ class Operator:
         names = (*self.parameters, "lowering")
         bound = dict(zip(names, args, strict=False)) | dict(kwargs)
         defaults = {a.name: a.default_value for a in self.overload._schema.arguments if a.has_default_value()}
-        values = [bound.get(n, defaults.get(n)) for n in names]
-        return values[:-1], values[-1]
+        values: list[Any] = [bound.get(n, defaults.get(n)) for n in names]
+        return values[:-1], str(values[-1])
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         values, name = self._arguments(args, kwargs)
