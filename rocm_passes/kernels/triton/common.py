@@ -97,5 +97,7 @@ def silu(v, PRECISE: tl.constexpr):
         grown = tl.exp2(high)
         # Out there the exponential is 0 or inf, and the correction would make inf - inf of it.
         e = tl.where(tl.abs(high) > 126.0, grown, tl.fma(grown, low * 0.6931471805599453, grown))
-        return tl.div_rn(v, 1.0 + e)
-    return v / (1.0 + tl.exp(-v))
+        y = tl.div_rn(v, 1.0 + e)
+    else:
+        y = v / (1.0 + tl.exp(-v))
+    return y

@@ -33,24 +33,29 @@ def _row_offset(rows, n1, n2, s0, s1, s2):
 def _base(ptr, rows, first, n1, n2, s0, s1, s2, MODE: tl.constexpr):
     """Where an operand's rows begin: [ROWS, 1] pointers (MODE 2) or one pointer."""
     if MODE == 2:
-        return (ptr + _row_offset(rows, n1, n2, s0, s1, s2))[:, None]
-    if MODE == 1:
-        return ptr + _row_offset(first, n1, n2, s0, s1, s2)
-    return ptr
+        base = (ptr + _row_offset(rows, n1, n2, s0, s1, s2))[:, None]
+    elif MODE == 1:
+        base = ptr + _row_offset(first, n1, n2, s0, s1, s2)
+    else:
+        base = ptr
+    return base
 
 
 @triton.jit
 def _load(base, cols, col_stride, row_mask, D: tl.constexpr, EVEN: tl.constexpr, MODE: tl.constexpr):
     """[ROWS or 1, CHUNK] elements of an operand, in its own dtype; zero outside."""
     ptrs = base + cols[None, :] * col_stride
-    if EVEN:
-        if MODE == 1:
-            return tl.load(ptrs)
-        return tl.load(ptrs, mask=row_mask, other=0.0)
-    inside = (cols < D)[None, :]
-    if MODE == 2:
-        inside = inside & row_mask
-    return tl.load(ptrs, mask=inside, other=0.0)
+    if MODE == 1:
+        if EVEN:
+            v = tl.load(ptrs)
+        else:
+            v = tl.load(ptrs, mask=(cols < D)[None, :], other=0.0)
+    else:
+        if EVEN:
+            v = tl.load(ptrs, mask=row_mask, other=0.0)
+        else:
+            v = tl.load(ptrs, mask=row_mask & (cols < D)[None, :], other=0.0)
+    return v
 
 
 @triton.jit

@@ -1,0 +1,276 @@
+"""RMSNorm over the channels (dim 1) of image and video tensors, with SiLU: the norm of Wan's and LTX-2's VAEs.
+
+    "l2":   n = x / max(||x||_2, eps)              F.normalize(x, dim=1), as Wan, Qwen-Image and Hunyuan 1.5 do
+    "mean": n = x / sqrt(mean(x^2) + eps)          LTX-2's PerChannelRMSNorm
+    y = silu?(n * scale * gamma + bias)
+
+A dense tensor, whatever the order of its dims, is [outer, C, inner] in memory: NCHW has inner = H*W, channels-last
+inner = 1. One kernel serves both, with the reduction over the strided or over the contiguous axis of a tile.
+"""
+
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rocm_passes.kernels.triton.common import (
+    TRITON_TYPE,
+    IsaExample,
+    cdiv,
+    check_dtype,
+    device_guard,
+    exact_rsqrt,
+    isa_example,
+    power_of_two_above,
+    power_of_two_divisor,
+    silu,
+)
+from rocm_passes.kernels.triton.dense import DenseView, dense_view
+
+ChannelNormForm = Literal["l2", "mean"]
+
+MAX_CHANNELS = 65536
+
+
+@triton.jit
+def channel_norm_kernel(
+    x_ptr, gamma_ptr, bias_ptr, out_ptr,
+    pixels, blocks_per_outer, outer_stride, pixel_stride, channel_stride,
+    C: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, PIXELS: tl.constexpr, RESIDENT: tl.constexpr,
+    FORM: tl.constexpr, EPS: tl.constexpr, SCALE: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BIAS: tl.constexpr,
+    ROUND_NORM: tl.constexpr, SILU: tl.constexpr,
+):  # fmt: skip
+    """PIXELS pixels, all C channels in CHUNKS tiles [CHUNK, PIXELS]; kept in registers if RESIDENT, else read twice."""
+    EVEN: tl.constexpr = C % CHUNK == 0
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    pid = tl.program_id(0)
+    pixel = (pid % blocks_per_outer) * PIXELS + tl.arange(0, PIXELS)
+    base = (pid // blocks_per_outer).to(tl.int64) * outer_stride
+    offsets = base + pixel.to(tl.int64) * pixel_stride
+    pixel_mask = (pixel < pixels)[None, :]
+
+    tiles = ()
+    square = tl.zeros([CHUNK, PIXELS], tl.float32)
+    if RESIDENT:
+        for k in tl.static_range(CHUNKS):
+            channel = k * CHUNK + tl.arange(0, CHUNK)
+            inside = pixel_mask if EVEN else pixel_mask & (channel < C)[:, None]
+            ptrs = x_ptr + offsets[None, :] + channel.to(tl.int64)[:, None] * channel_stride
+            tiles = tiles + (tl.load(ptrs, mask=inside, other=0.0),)
+        for k in tl.static_range(CHUNKS):
+            v = tiles[k].to(tl.float32)
+            square += v * v
+    else:
+        for k in range(CHUNKS):
+            channel = k * CHUNK + tl.arange(0, CHUNK)
+            inside = pixel_mask if EVEN else pixel_mask & (channel < C)[:, None]
+            ptrs = x_ptr + offsets[None, :] + channel.to(tl.int64)[:, None] * channel_stride
+            v = tl.load(ptrs, mask=inside, other=0.0).to(tl.float32)
+            square += v * v
+    total = tl.sum(square, 0)
+    if FORM == "mean":
+        factor = exact_rsqrt(total / C + EPS)[None, :]
+    else:
+        length = tl.maximum(tl.sqrt_rn(total), EPS, propagate_nan=tl.PropagateNan.ALL)
+        factor = tl.div_rn(tl.full(length.shape, 1.0, tl.float32), length)[None, :]
+
+    if RESIDENT:
+        for k in tl.static_range(CHUNKS):
+            channel = k * CHUNK + tl.arange(0, CHUNK)
+            y = _finish(tiles[k], factor, gamma_ptr, bias_ptr, channel, dtype, C, EVEN, SCALE, HAS_GAMMA, HAS_BIAS,
+                        ROUND_NORM, SILU)  # fmt: skip
+            inside = pixel_mask if EVEN else pixel_mask & (channel < C)[:, None]
+            ptrs = out_ptr + offsets[None, :] + channel.to(tl.int64)[:, None] * channel_stride
+            tl.store(ptrs, y, mask=inside)
+    else:
+        for k in range(CHUNKS):
+            channel = k * CHUNK + tl.arange(0, CHUNK)
+            inside = pixel_mask if EVEN else pixel_mask & (channel < C)[:, None]
+            at = offsets[None, :] + channel.to(tl.int64)[:, None] * channel_stride
+            x = tl.load(x_ptr + at, mask=inside, other=0.0)
+            y = _finish(x, factor, gamma_ptr, bias_ptr, channel, dtype, C, EVEN, SCALE, HAS_GAMMA, HAS_BIAS,
+                        ROUND_NORM, SILU)  # fmt: skip
+            tl.store(out_ptr + at, y, mask=inside)
+
+
+@triton.jit
+def _finish(
+    x, factor, gamma_ptr, bias_ptr, channel, dtype: tl.constexpr, C: tl.constexpr, EVEN: tl.constexpr,
+    SCALE: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BIAS: tl.constexpr, ROUND_NORM: tl.constexpr,
+    SILU: tl.constexpr,
+):  # fmt: skip
+    """silu?(x * factor * scale * gamma + bias) of a [CHUNK, PIXELS] tile, in the output's dtype."""
+    n = x.to(tl.float32) * factor
+    if ROUND_NORM:
+        n = n.to(x.dtype).to(tl.float32)
+    weight = tl.full(channel.shape, SCALE, tl.float32)
+    if HAS_GAMMA:
+        weight *= tl.load(gamma_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
+    n *= weight[:, None]
+    if HAS_BIAS:
+        n += tl.load(bias_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)[:, None]
+    if SILU:
+        n = silu(n, dtype == tl.float32)
+    return n.to(dtype)
+
+
+@dataclass(frozen=True)
+class ChannelTile:
+    """`pixels` pixels a program, channels in chunks of `chunk`."""
+
+    chunk: int
+    pixels: int
+    resident: bool
+    num_warps: int
+
+
+def choose_tile(channels: int, channels_last: bool) -> ChannelTile:
+    """Chunks that divide C leave no lanes idle (96 = 3 * 32); a program holds some 4096 to 16384 elements."""
+    padded = power_of_two_above(channels)
+    divisor = power_of_two_divisor(channels)
+    chunk = divisor if divisor >= 16 else min(padded, 64)
+    if channels_last:
+        chunk = min(chunk, 256)
+        pixels = max(1, 4096 // padded)
+        return ChannelTile(chunk, pixels, resident=channels <= 4096, num_warps=4)
+    chunk = min(chunk, 32)
+    pixels = min(128, max(32, 16384 // padded))
+    return ChannelTile(chunk, pixels, resident=channels * pixels <= 16384, num_warps=4 if channels <= 128 else 8)
+
+
+def channel_norm(
+    x: Tensor,
+    gamma: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    form: ChannelNormForm = "l2",
+    eps: float = 1e-12,
+    scale: float = 1.0,
+    silu: bool = False,
+    round_before_weight: bool = False,
+    out_dtype: torch.dtype | None = None,
+    tile: ChannelTile | None = None,
+) -> Tensor:
+    """Normalise over dim 1 of `x` ([N, C, *spatial], float32/float16/bfloat16), computed in fp32, rounded once.
+
+    gamma, bias: C elements of any shape that broadcasts along dim 1 ([C], [C,1,1], [1,C,1,1,1]), any float dtype.
+    scale: sqrt(C) in Wan's spelling.
+    round_before_weight: n is rounded to x's dtype before scale and gamma (F.normalize in fp32, then cast).
+    Returns [N, C, *spatial] in x's strides (in the strides of `empty_like` where x is not dense).
+    Raises TypeError on dtypes, ValueError on shapes and on an unknown form.
+    """
+    check_dtype("x", x)
+    if x.dim() < 2:
+        raise ValueError(f"x is {x.dim()}-d; [N, C, *spatial] is needed")
+    if form not in ("l2", "mean"):
+        raise ValueError(f"form is {form!r}; 'l2' or 'mean' is needed")
+    channels = x.shape[1]
+    if channels > MAX_CHANNELS:
+        raise ValueError(f"{channels} channels; at most {MAX_CHANNELS} are taken")
+    gamma, bias = _per_channel("gamma", gamma, channels), _per_channel("bias", bias, channels)
+    view = dense_view(x)
+    out = torch.empty_like(view.tensor, dtype=out_dtype or x.dtype)
+    check_dtype("out", out)
+    if x.numel() == 0:
+        return out
+    _launch(view, gamma, bias, out, form, eps, scale, silu, round_before_weight, tile)
+    return out
+
+
+def _launch(
+    view: DenseView,
+    gamma: Tensor | None,
+    bias: Tensor | None,
+    out: Tensor,
+    form: ChannelNormForm,
+    eps: float,
+    scale: float,
+    silu: bool,
+    round_before_weight: bool,
+    tile: ChannelTile | None,
+) -> None:
+    channels_last = view.inner == 1
+    tile = tile or choose_tile(view.channels, channels_last)
+    # With the channels innermost, all pixels are one run of stride C.
+    outer, pixels = (1, view.outer) if channels_last else (view.outer, view.inner)
+    pixel_stride = view.channels if channels_last else 1
+    blocks = cdiv(pixels, tile.pixels)
+    with device_guard(view.tensor):
+        channel_norm_kernel[(outer * blocks,)](
+            view.tensor,
+            view.tensor if gamma is None else gamma,
+            view.tensor if bias is None else bias,
+            out,
+            pixels,
+            blocks,
+            view.channels * view.inner,
+            pixel_stride,
+            view.inner,
+            C=view.channels,
+            CHUNK=tile.chunk,
+            CHUNKS=cdiv(view.channels, tile.chunk),
+            PIXELS=tile.pixels,
+            RESIDENT=tile.resident,
+            FORM=form,
+            EPS=float(eps),
+            SCALE=float(scale),
+            HAS_GAMMA=gamma is not None,
+            HAS_BIAS=bias is not None,
+            ROUND_NORM=round_before_weight,
+            SILU=silu,
+            num_warps=tile.num_warps,
+        )
+
+
+def _per_channel(name: str, t: Tensor | None, channels: int) -> Tensor | None:
+    """One contiguous value a channel."""
+    if t is None:
+        return None
+    if not t.is_floating_point():
+        raise TypeError(f"{name} is {t.dtype}; a floating dtype is needed")
+    if t.numel() not in (1, channels):
+        raise ValueError(f"{name} has shape {tuple(t.shape)}; {channels} elements, one a channel, are needed")
+    t = t if t.dtype in TRITON_TYPE else t.float()
+    return t.reshape(-1).expand(channels).contiguous()
+
+
+def isa_examples() -> list[IsaExample]:
+    """Production launches: Wan's VAE decoder at its narrowest and widest, in both layouts."""
+    examples = []
+    for channels in (96, 192, 384):
+        for channels_last in (False, True):
+            for dtype in ("bf16", "fp32"):
+                tile = choose_tile(channels, channels_last)
+                layout = "channels-last" if channels_last else "contiguous"
+                examples.append(
+                    isa_example(
+                        channel_norm_kernel,
+                        f"channel norm + SiLU, C {channels}, {layout}, {dtype}",
+                        {name: f"*{dtype}" for name in ("x_ptr", "gamma_ptr", "bias_ptr", "out_ptr")},
+                        {
+                            "C": channels,
+                            "CHUNK": tile.chunk,
+                            "CHUNKS": cdiv(channels, tile.chunk),
+                            "PIXELS": tile.pixels,
+                            "RESIDENT": tile.resident,
+                            "FORM": "l2",
+                            "EPS": 1e-12,
+                            "SCALE": channels**0.5,
+                            "HAS_GAMMA": True,
+                            "HAS_BIAS": False,
+                            "ROUND_NORM": True,
+                            "SILU": True,
+                            # A launch specialises an integer argument of 1.
+                            ("channel_stride" if channels_last else "pixel_stride"): 1,
+                        },
+                        tile.num_warps,
+                    )
+                )
+    return examples

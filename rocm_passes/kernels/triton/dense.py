@@ -1,0 +1,49 @@
+"""Image and video tensors as they lie in memory: [outer, C, inner], whatever the order of their dims."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class DenseView:
+    """`tensor` is dense, and element (o, c, i) lies at ((o * channels) + c) * inner + i.
+
+    `batch_outermost`: the batch (dim 0) is the slowest dim, so that each sample is one run of memory.
+    """
+
+    tensor: Tensor
+    outer: int
+    channels: int
+    inner: int
+    batch_outermost: bool
+
+
+def dense_view(x: Tensor) -> DenseView:
+    """`x` ([N, C, *spatial]) as [outer, C, inner]; copied in its own dim order where it has gaps or overlaps."""
+    if not _is_dense(x):
+        x = torch.empty_like(x).copy_(x)
+    inner = x.stride(1) if x.shape[1] > 1 else 1
+    if x.shape[1] == 1:
+        return DenseView(x, x.numel(), 1, 1, _batch_outermost(x))
+    outer = x.numel() // max(x.shape[1] * inner, 1)
+    return DenseView(x, outer, x.shape[1], inner, _batch_outermost(x))
+
+
+def _is_dense(x: Tensor) -> bool:
+    """The elements of x fill a run of memory with no gap and no overlap."""
+    expected = 1
+    for size, stride in sorted(zip(x.shape, x.stride(), strict=True), key=lambda dim: dim[1]):
+        if size == 1:
+            continue
+        if stride != expected:
+            return False
+        expected *= size
+    return True
+
+
+def _batch_outermost(x: Tensor) -> bool:
+    return x.shape[0] == 1 or x.stride(0) == x.numel() // x.shape[0]

@@ -1,0 +1,210 @@
+"""GroupNorm of image and video tensors, with SiLU, and with the multiplier and addend of SpatialNorm3D.
+
+    y = silu?(group_norm(x) * weight + bias)
+    y = silu?((group_norm(x) * weight + bias) * multiplier + addend)
+
+A group is large (4 million elements in a VAE's last block), so its statistics are spread over many programs.
+Contiguous and channels-last tensors are read in their own order and the result has x's strides.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from rocm_passes.kernels.triton.common import (
+    TRITON_TYPE,
+    IsaExample,
+    cdiv,
+    check_dtype,
+    device_guard,
+    isa_example,
+    power_of_two_above,
+    power_of_two_divisor,
+)
+from rocm_passes.kernels.triton.dense import DenseView, dense_view
+from rocm_passes.kernels.triton.group_norm_kernel import (
+    group_norm_apply_kernel,
+    group_norm_combine_kernel,
+    group_norm_partials_kernel,
+)
+
+# Programs that the statistics are spread over: a few waves on any card.
+_STATISTICS_PROGRAMS = 4096
+_COMBINE_BLOCK = 1024
+
+
+@dataclass(frozen=True)
+class GroupTile:
+    """[channels, pixels] tiles, and how many stretches of pixels the statistics are taken in."""
+
+    channels: int
+    pixels: int
+    splits: int
+    num_warps: int
+
+
+def choose_tile(samples: int, channels: int, pixels: int, channels_last: bool) -> GroupTile:
+    """4096 elements a tile, contiguous in memory as far as they go, all lanes busy where C allows it."""
+    if channels_last:
+        divisor = power_of_two_divisor(channels)
+        block = min(divisor if divisor >= 16 else power_of_two_above(channels), 128)
+        width = 4096 // block
+    else:
+        width = min(power_of_two_above(pixels), 4096)
+        block = min(4096 // width, power_of_two_above(channels))
+    programs = samples * cdiv(channels, block)
+    splits = max(1, min(_STATISTICS_PROGRAMS // programs, cdiv(pixels, 4 * width)))
+    return GroupTile(block, width, splits, num_warps=4)
+
+
+def group_norm(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    *,
+    silu: bool = False,
+    multiplier: Tensor | None = None,
+    addend: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+    tile: GroupTile | None = None,
+) -> Tensor:
+    """GroupNorm of `x` ([N, C, *spatial], float32/float16/bfloat16) in fp32, rounded once.
+
+    weight, bias: [C], any float dtype. multiplier, addend: any float dtype, broadcastable to x (copied where they
+    do not lie in memory as x does). Returns `out_dtype` (x's by default) in x's strides.
+    Raises TypeError on dtypes, ValueError on shapes.
+    """
+    check_dtype("x", x)
+    if x.dim() < 2:
+        raise ValueError(f"x is {x.dim()}-d; [N, C, *spatial] is needed")
+    channels = x.shape[1]
+    if groups < 1 or channels % groups:
+        raise ValueError(f"{channels} channels do not divide into {groups} groups")
+    weight, bias = _per_channel("weight", weight, channels), _per_channel("bias", bias, channels)
+    view = dense_view(x)
+    native = view.batch_outermost and (view.inner == 1 or view.outer == x.shape[0])
+    if not native:
+        # Some other order of dims: normalise a contiguous copy, and lay the result out as x is.
+        out = torch.empty_like(view.tensor, dtype=out_dtype or x.dtype)
+        return out.copy_(
+            group_norm(
+                x.contiguous(), groups, weight, bias, eps,
+                silu=silu, multiplier=multiplier, addend=addend, out_dtype=out_dtype, tile=tile,
+            )
+        )  # fmt: skip
+    multiplier, addend = (_like("multiplier", multiplier, view), _like("addend", addend, view))
+    out = torch.empty_like(view.tensor, dtype=out_dtype or x.dtype)
+    check_dtype("out", out)
+    if x.numel() == 0:
+        return out
+    _launch(view, groups, weight, bias, eps, silu, multiplier, addend, out, tile)
+    return out
+
+
+def _launch(
+    view: DenseView,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    silu: bool,
+    multiplier: Tensor | None,
+    addend: Tensor | None,
+    out: Tensor,
+    tile: GroupTile | None,
+) -> None:
+    x, channels = view.tensor, view.channels
+    samples = x.shape[0]
+    pixels = x.numel() // (samples * channels)
+    channels_last = view.inner == 1
+    tile = tile or choose_tile(samples, channels, pixels, channels_last)
+    per_split = cdiv(cdiv(pixels, tile.splits), tile.pixels) * tile.pixels
+    splits = cdiv(pixels, per_split)
+    channel_blocks, pixel_blocks = cdiv(channels, tile.channels), cdiv(pixels, tile.pixels)
+    strides = (channels * pixels, channels if channels_last else 1, 1 if channels_last else pixels)
+
+    partials = torch.empty((2, samples, splits, channels), dtype=torch.float32, device=x.device)
+    statistics = torch.empty((2, samples, groups), dtype=torch.float32, device=x.device)
+    mean, rstd = statistics.unbind()
+    with device_guard(x):
+        group_norm_partials_kernel[(samples * splits * channel_blocks,)](
+            x, partials[0], partials[1], pixels, per_split, splits, channel_blocks, *strides,
+            C=channels, CHANNELS=tile.channels, PIXELS=tile.pixels, num_warps=tile.num_warps,
+        )  # fmt: skip
+        group_norm_combine_kernel[(samples * groups,)](
+            partials[0], partials[1], mean, rstd, pixels, per_split, splits,
+            C=channels, GROUPS=groups, EPS=float(eps), BLOCK=_COMBINE_BLOCK, num_warps=4,
+        )  # fmt: skip
+        group_norm_apply_kernel[(samples * pixel_blocks * channel_blocks,)](
+            x, mean, rstd, *(x if t is None else t for t in (weight, bias, multiplier, addend)), out,
+            pixels, pixel_blocks, channel_blocks, *strides,
+            C=channels, GROUPS=groups, CHANNELS=tile.channels, PIXELS=tile.pixels,
+            HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
+            HAS_MULTIPLIER=multiplier is not None, HAS_ADDEND=addend is not None,
+            SILU=silu, num_warps=tile.num_warps,
+        )  # fmt: skip
+
+
+def _per_channel(name: str, t: Tensor | None, channels: int) -> Tensor | None:
+    if t is None:
+        return None
+    if not t.is_floating_point():
+        raise TypeError(f"{name} is {t.dtype}; a floating dtype is needed")
+    if t.numel() != channels:
+        raise ValueError(f"{name} has shape {tuple(t.shape)}; {channels} elements, one a channel, are needed")
+    t = t if t.dtype in TRITON_TYPE else t.float()
+    return t.reshape(-1).contiguous()
+
+
+def _like(name: str, t: Tensor | None, view: DenseView) -> Tensor | None:
+    """`t` broadcast to x and laid out in memory as x is."""
+    if t is None:
+        return None
+    if not t.is_floating_point():
+        raise TypeError(f"{name} is {t.dtype}; a floating dtype is needed")
+    x = view.tensor
+    if torch.broadcast_shapes(t.shape, x.shape) != x.shape:
+        raise ValueError(f"{name} of shape {tuple(t.shape)} does not broadcast to {tuple(x.shape)}")
+    t = t if t.dtype in TRITON_TYPE else t.float()
+    if t.shape == x.shape and t.stride() == x.stride():
+        return t
+    return torch.empty_like(x, dtype=t.dtype).copy_(t)
+
+
+def isa_examples() -> list[IsaExample]:
+    """The three kernels on a VAE's last block, 128 x 1024 x 1024 in 32 groups, in both layouts."""
+    channels, groups, pixels = 128, 32, 1024 * 1024
+    examples = []
+    for channels_last in (False, True):
+        tile = choose_tile(1, channels, pixels, channels_last)
+        layout = "channels-last" if channels_last else "contiguous"
+        unit = {("channel_stride" if channels_last else "pixel_stride"): 1}
+        shape = {"C": channels, "CHANNELS": tile.channels, "PIXELS": tile.pixels} | unit
+        flags = dict.fromkeys(("HAS_MULTIPLIER", "HAS_ADDEND"), False)
+        flags |= dict.fromkeys(("HAS_WEIGHT", "HAS_BIAS", "SILU"), True)
+        examples += [
+            isa_example(
+                group_norm_partials_kernel,
+                f"group norm partials, C 128, {layout}, bf16",
+                {"x_ptr": "*bf16", "mean_ptr": "*fp32", "spread_ptr": "*fp32"},
+                shape,
+                tile.num_warps,
+            ),
+            isa_example(
+                group_norm_apply_kernel,
+                f"group norm + SiLU, C 128, {layout}, bf16",
+                {name: "*bf16" for name in group_norm_apply_kernel.arg_names if name.endswith("_ptr")}
+                | {"mean_ptr": "*fp32", "rstd_ptr": "*fp32"},
+                shape | flags | {"GROUPS": groups},
+                tile.num_warps,
+            ),
+        ]
+    pointers = {name: "*fp32" for name in group_norm_combine_kernel.arg_names if name.endswith("_ptr")}
+    constexprs = {"C": channels, "GROUPS": groups, "EPS": 1e-6, "BLOCK": _COMBINE_BLOCK}
+    examples.append(isa_example(group_norm_combine_kernel, "group norm combine", pointers, constexprs, 4))
+    return examples
