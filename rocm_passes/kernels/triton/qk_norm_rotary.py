@@ -11,12 +11,14 @@ import torch
 import triton
 import triton.language as tl
 
-from .rotary import check_pair, device_of, launch_heads
+from .common import device_guard
+from .rotary import check_pair, launch_heads
 from .rotary_tiles import (
     FLOAT_DTYPES,
+    inverse_rms,
     load_pairs,
     load_rest,
-    load_table,
+    load_tables,
     normalise,
     output_like,
     rotate,
@@ -45,6 +47,21 @@ def _load_heads(
 
 
 @triton.jit
+def _load_weight(
+    ptr, head, HAS_WEIGHT: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, R: tl.constexpr, P: tl.constexpr,
+    REST_P: tl.constexpr, H: tl.constexpr, INTERLEAVED: tl.constexpr,
+):  # fmt: skip
+    """The weights of the given heads, or 1.0."""
+    if HAS_WEIGHT:
+        first, second, rest = _load_heads(
+            ptr, 0, D, head.to(tl.int32), HEADS, D, R, P, REST_P, H, INTERLEAVED
+        )
+    else:
+        first, second, rest = 1.0, 1.0, 1.0
+    return first, second, rest
+
+
+@triton.jit
 def _sum_squares(first, second, rest, REST_P: tl.constexpr):
     total = tl.sum(tl.sum(first * first + second * second, axis=2), axis=1)
     if REST_P > 0:
@@ -54,33 +71,16 @@ def _sum_squares(first, second, rest, REST_P: tl.constexpr):
 
 @triton.jit
 def _finish_heads(
-    first, second, rest, rstd, head, dtype, out_ptr, out_offset, out_stride_h, weight_ptr,
-    cos_ptr, sin_ptr, table_offset, table_stride_h, table_stride_f, in_table,
-    HEADS: tl.constexpr, D: tl.constexpr, R: tl.constexpr, P: tl.constexpr, REST_P: tl.constexpr, H: tl.constexpr,
-    INTERLEAVED: tl.constexpr, CONJUGATE: tl.constexpr, PER_CHANNEL: tl.constexpr, PER_HEAD: tl.constexpr,
-    PARTIAL: tl.constexpr, HAS_WEIGHT: tl.constexpr, ROUND_BEFORE_WEIGHT: tl.constexpr, ROUND_AFTER: tl.constexpr,
+    first, second, rest, weight1, weight2, weight3, rstd, cos1, cos2, sin1, sin2, in_table,
+    head, dtype, out_ptr, out_offset, out_stride_h,
+    HEADS: tl.constexpr, D: tl.constexpr, R: tl.constexpr, P: tl.constexpr, REST_P: tl.constexpr,
+    H: tl.constexpr, INTERLEAVED: tl.constexpr, CONJUGATE: tl.constexpr, PARTIAL: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, ROUND_BEFORE_WEIGHT: tl.constexpr, ROUND_AFTER: tl.constexpr,
 ):  # fmt: skip
-    """Scales, rotates and stores the heads that `_load_heads` loaded."""
+    """Scales, rotates and stores the given heads of one token."""
     mask = head < HEADS
-    weight1, weight2, weight3 = 1.0, 1.0, 1.0
-    if HAS_WEIGHT:
-        weight1, weight2, weight3 = _load_heads(
-            weight_ptr, 0, D, head.to(tl.int32), HEADS, D, R, P, REST_P, H, INTERLEAVED
-        )
     first = normalise(first, rstd, weight1, dtype, HAS_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER)
     second = normalise(second, rstd, weight2, dtype, HAS_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER)
-    TABLE_H: tl.constexpr = H if PER_HEAD else 1
-    table_rows = table_offset + tl.zeros([1, 1, 1], tl.int64)
-    table_mask = in_table
-    if PER_HEAD:
-        table_rows += head * table_stride_h
-        table_mask = in_table & mask
-    cos1, cos2 = load_table(
-        cos_ptr, table_rows, table_mask, table_stride_f, R, P, 1, TABLE_H, INTERLEAVED, PER_CHANNEL
-    )
-    sin1, sin2 = load_table(
-        sin_ptr, table_rows, table_mask, table_stride_f, R, P, 1, TABLE_H, INTERLEAVED, PER_CHANNEL
-    )
     turned1, turned2 = rotate(first, second, cos1, cos2, sin1, sin2, CONJUGATE)
     if PARTIAL:
         turned1 = tl.where(in_table, turned1, first)
@@ -103,35 +103,54 @@ def _token_row(
     PARTIAL: tl.constexpr, EPS: tl.constexpr, HAS_WEIGHT: tl.constexpr,
     ROUND_BEFORE_WEIGHT: tl.constexpr, ROUND_AFTER: tl.constexpr,
 ):  # fmt: skip
-    """Normalises over all heads of one token and rotates them."""
+    """Normalises over all heads of one token and rotates them. Every load is issued before the reduction waits."""
     x_offset = batch * x_stride_b + token * x_stride_s
     out_offset = batch * out_stride_b + token * out_stride_s
     table_token = token - table_start + tl.zeros([1, 1, 1], tl.int64)
     in_table = (table_token >= 0) & (table_token < table_tokens)
-    table_offset = batch * table_stride_b + (token - table_start) * table_stride_s
+    table_row = batch * table_stride_b + table_token * table_stride_s
     dtype = x_ptr.dtype.element_ty
 
     head = tl.arange(0, MAIN).to(tl.int64)[None, :, None]
-    first, second, rest = _load_heads(x_ptr, x_offset, x_stride_h, head, HEADS, D, R, P, REST_P, MAIN, INTERLEAVED)
+    first, second, rest = _load_heads(
+        x_ptr, x_offset, x_stride_h, head, HEADS, D, R, P, REST_P, MAIN, INTERLEAVED
+    )
     squares = _sum_squares(first, second, rest, REST_P)
+    cos1, cos2, sin1, sin2 = load_tables(
+        cos_ptr, sin_ptr, table_row, in_table, head, table_stride_h, table_stride_f, HEADS, R, P, 1, MAIN,
+        INTERLEAVED, PER_CHANNEL, PER_HEAD,
+    )  # fmt: skip
+    weight1, weight2, weight3 = _load_weight(
+        weight_ptr, head, HAS_WEIGHT, HEADS, D, R, P, REST_P, MAIN, INTERLEAVED
+    )
     if TAIL > 0:
         tail_head = (MAIN + tl.arange(0, TAIL)).to(tl.int64)[None, :, None]
         tail_first, tail_second, tail_rest = _load_heads(
             x_ptr, x_offset, x_stride_h, tail_head, HEADS, D, R, P, REST_P, TAIL, INTERLEAVED
         )
         squares += _sum_squares(tail_first, tail_second, tail_rest, REST_P)
-    rstd = tl.rsqrt(squares / (HEADS * D) + EPS)[:, None, None]
+        tail_weight1, tail_weight2, tail_weight3 = _load_weight(
+            weight_ptr, tail_head, HAS_WEIGHT, HEADS, D, R, P, REST_P, TAIL, INTERLEAVED
+        )
+        tail_cos1, tail_cos2, tail_sin1, tail_sin2 = cos1, cos2, sin1, sin2
+        if PER_HEAD:
+            tail_cos1, tail_cos2, tail_sin1, tail_sin2 = load_tables(
+                cos_ptr, sin_ptr, table_row, in_table, tail_head, table_stride_h, table_stride_f, HEADS, R, P, 1,
+                TAIL, INTERLEAVED, PER_CHANNEL, PER_HEAD,
+            )  # fmt: skip
+    rstd = inverse_rms(squares, HEADS * D, EPS)[:, None, None]
     _finish_heads(
-        first, second, rest, rstd, head, dtype, out_ptr, out_offset, out_stride_h, weight_ptr,
-        cos_ptr, sin_ptr, table_offset, table_stride_h, table_stride_f, in_table,
-        HEADS, D, R, P, REST_P, MAIN, INTERLEAVED, CONJUGATE, PER_CHANNEL, PER_HEAD, PARTIAL,
+        first, second, rest, weight1, weight2, weight3, rstd, cos1, cos2, sin1, sin2, in_table,
+        head, dtype, out_ptr, out_offset, out_stride_h,
+        HEADS, D, R, P, REST_P, MAIN, INTERLEAVED, CONJUGATE, PARTIAL,
         HAS_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER,
     )  # fmt: skip
     if TAIL > 0:
         _finish_heads(
-            tail_first, tail_second, tail_rest, rstd, tail_head, dtype, out_ptr, out_offset, out_stride_h, weight_ptr,
-            cos_ptr, sin_ptr, table_offset, table_stride_h, table_stride_f, in_table,
-            HEADS, D, R, P, REST_P, TAIL, INTERLEAVED, CONJUGATE, PER_CHANNEL, PER_HEAD, PARTIAL,
+            tail_first, tail_second, tail_rest, tail_weight1, tail_weight2, tail_weight3, rstd,
+            tail_cos1, tail_cos2, tail_sin1, tail_sin2, in_table,
+            tail_head, dtype, out_ptr, out_offset, out_stride_h,
+            HEADS, D, R, P, REST_P, TAIL, INTERLEAVED, CONJUGATE, PARTIAL,
             HAS_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER,
         )  # fmt: skip
 
@@ -224,7 +243,7 @@ def qk_norm_rotary(
     second, second_out = (q, q_out) if k is None or k_out is None else (k, k_out)
     q_main, q_tail = _split_heads(q_heads)
     k_main, k_tail = _split_heads(k_heads)
-    with device_of(q):
+    with device_guard(q):
         rotary_row_kernel[(tokens * tensors, batch)](
             q, *q.stride()[:3], q_out, *q_out.stride()[:3],
             second, *second.stride()[:3], second_out, *second_out.stride()[:3],

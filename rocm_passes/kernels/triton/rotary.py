@@ -10,20 +10,20 @@ the whole width hold one per channel, and the two of a pair may differ. Where an
 and tensor both bf16), this is nearer to the exact result than the graph; compiled Inductor computes as done here.
 """
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 import triton
 import triton.language as tl
 
+from .common import device_guard
 from .rotary_tiles import (
     Tables,
     check_input,
     check_rotary_dim,
     check_seq_start,
+    inverse_rms,
     load_pairs,
     load_rest,
-    load_table,
+    load_tables,
     normalise,
     output_like,
     prepare_tables,
@@ -32,6 +32,8 @@ from .rotary_tiles import (
     store_rest,
     tile_shape,
 )
+
+HEAD_WARPS = 4
 
 
 @triton.jit
@@ -54,39 +56,30 @@ def _head_tile(
     out_rows = batch * out_stride_b + token * out_stride_s + head * out_stride_h
     table_token = token - table_start
     in_table = (table_token >= 0) & (table_token < table_tokens)
-    table_rows = batch * table_stride_b + table_token * table_stride_s
-    table_mask = in_table
-    if PER_HEAD:
-        table_rows += head * table_stride_h
-        table_mask = in_table & (head < HEADS)
-    TABLE_H: tl.constexpr = H if PER_HEAD else 1
+    table_row = batch * table_stride_b + table_token * table_stride_s
 
     first, second = load_pairs(x_ptr, x_rows, mask, 1, R, P, T, H, INTERLEAVED)
-    cos1, cos2 = load_table(
-        cos_ptr, table_rows, table_mask, table_stride_f, R, P, T, TABLE_H, INTERLEAVED, PER_CHANNEL
-    )
-    sin1, sin2 = load_table(
-        sin_ptr, table_rows, table_mask, table_stride_f, R, P, T, TABLE_H, INTERLEAVED, PER_CHANNEL
-    )
+    cos1, cos2, sin1, sin2 = load_tables(
+        cos_ptr, sin_ptr, table_row, in_table, head, table_stride_h, table_stride_f, HEADS, R, P, T, H,
+        INTERLEAVED, PER_CHANNEL, PER_HEAD,
+    )  # fmt: skip
     dtype = x_ptr.dtype.element_ty
     if REST_P > 0:
         rest = load_rest(x_ptr, x_rows, mask, R, D - R, REST_P)
     if NORM:
-        squares = tl.sum(first * first + second * second, axis=2)
-        if REST_P > 0:
-            squares += tl.sum(rest * rest, axis=2)
-        rstd = tl.rsqrt(squares / D + EPS)[:, :, None]
-        weight1, weight2 = 1.0, 1.0
+        weight1, weight2, weight3 = 1.0, 1.0, 1.0
         if HAS_WEIGHT:
             origin = tl.zeros([1, 1, 1], tl.int32)
             weight1, weight2 = load_pairs(weight_ptr, origin, origin == 0, 1, R, P, 1, 1, INTERLEAVED)
+            if REST_P > 0:
+                weight3 = load_rest(weight_ptr, origin, origin == 0, R, D - R, REST_P)
+        squares = tl.sum(first * first + second * second, axis=2)
+        if REST_P > 0:
+            squares += tl.sum(rest * rest, axis=2)
+        rstd = inverse_rms(squares, D, EPS)[:, :, None]
         first = normalise(first, rstd, weight1, dtype, HAS_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER)
         second = normalise(second, rstd, weight2, dtype, HAS_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER)
         if REST_P > 0:
-            weight3 = 1.0
-            if HAS_WEIGHT:
-                origin = tl.zeros([1, 1, 1], tl.int32)
-                weight3 = load_rest(weight_ptr, origin, origin == 0, R, D - R, REST_P)
             rest = normalise(rest, rstd, weight3, dtype, HAS_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER)
     turned1, turned2 = rotate(first, second, cos1, cos2, sin1, sin2, CONJUGATE)
     if PARTIAL:
@@ -220,7 +213,7 @@ def launch_heads(
     token_tile, head_tile = tile_shape(head_counts, channels)
     blocks = triton.cdiv(tokens, token_tile) * sum(triton.cdiv(h, head_tile) for h in head_counts)
     second, second_out = (q, q_out) if k is None or k_out is None else (k, k_out)
-    with device_of(q):
+    with device_guard(q):
         rotary_heads_kernel[(blocks, batch)](
             q, *q.stride()[:3], q_out, *q_out.stride()[:3],
             second, *second.stride()[:3], second_out, *second_out.stride()[:3],
@@ -232,7 +225,7 @@ def launch_heads(
             INTERLEAVED=interleaved, CONJUGATE=conjugate, PER_CHANNEL=tables.per_channel, PER_HEAD=tables.per_head,
             PARTIAL=tables.tokens != tokens, NORM=norm, Q_EPS=eps_q, K_EPS=eps_k,
             HAS_Q_WEIGHT=q_weight is not None, HAS_K_WEIGHT=k_weight is not None,
-            ROUND_BEFORE_WEIGHT=round_before_weight, ROUND_AFTER=round_after_norm, num_warps=4,
+            ROUND_BEFORE_WEIGHT=round_before_weight, ROUND_AFTER=round_after_norm, num_warps=HEAD_WARPS,
         )  # fmt: skip
     return q_out, k_out
 
@@ -259,8 +252,3 @@ def check_pair(
     width = check_rotary_dim(rotary_dim, q.shape[3])
     tables = prepare_tables(cos, sin, q.shape[0], heads, width)
     return q, k, tables, width, check_seq_start(seq_start, tables, q.shape[1])
-
-
-def device_of(x: torch.Tensor) -> AbstractContextManager[object]:
-    """The guard that makes a launch go to x's GPU; nothing for the interpreter's CPU tensors."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

@@ -12,6 +12,8 @@ import torch
 import triton
 import triton.language as tl
 
+from .common import exact_rsqrt
+
 FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 # Elements of one tile. Less starves the memory system, more costs registers (measured on an H200).
@@ -84,6 +86,23 @@ def load_table(
 
 
 @triton.jit
+def load_tables(
+    cos_ptr, sin_ptr, row, in_table, head, stride_h, stride_f,
+    HEADS: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
+    INTERLEAVED: tl.constexpr, PER_CHANNEL: tl.constexpr, PER_HEAD: tl.constexpr,
+):  # fmt: skip
+    """cos1, cos2, sin1, sin2 of the table rows at `row` ([T, 1, 1]): fp32 [T, 1, P], [T, H, P] if PER_HEAD."""
+    if PER_HEAD:
+        rows, mask = row + head * stride_h, in_table & (head < HEADS)
+        cos1, cos2 = load_table(cos_ptr, rows, mask, stride_f, R, P, T, H, INTERLEAVED, PER_CHANNEL)
+        sin1, sin2 = load_table(sin_ptr, rows, mask, stride_f, R, P, T, H, INTERLEAVED, PER_CHANNEL)
+    else:
+        cos1, cos2 = load_table(cos_ptr, row, in_table, stride_f, R, P, T, 1, INTERLEAVED, PER_CHANNEL)
+        sin1, sin2 = load_table(sin_ptr, row, in_table, stride_f, R, P, T, 1, INTERLEAVED, PER_CHANNEL)
+    return cos1, cos2, sin1, sin2
+
+
+@triton.jit
 def rotate(first, second, cos1, cos2, sin1, sin2, CONJUGATE: tl.constexpr):
     """Rotates each pair by its angle, or by minus its angle if CONJUGATE."""
     if CONJUGATE:
@@ -93,6 +112,12 @@ def rotate(first, second, cos1, cos2, sin1, sin2, CONJUGATE: tl.constexpr):
         turned1 = first * cos1 - second * sin1
         turned2 = second * cos2 + first * sin2
     return turned1, turned2
+
+
+@triton.jit
+def inverse_rms(squares, N: tl.constexpr, EPS: tl.constexpr):
+    """1 / sqrt(squares / N + EPS), each step rounded correctly."""
+    return exact_rsqrt(tl.div_rn(squares, tl.full(squares.shape, N, tl.float32)) + EPS)
 
 
 @triton.jit
@@ -195,10 +220,10 @@ def output_like(x: torch.Tensor, out: torch.Tensor | None, dtype: torch.dtype | 
 
 
 def tile_shape(heads: tuple[int, ...], channels: int) -> tuple[int, int]:
-    """(tokens, heads) of one program: as many heads as fit while padding them by at most a quarter, then tokens."""
+    """(tokens, heads) of one program: as many heads as fit while padding them by at most a third, then tokens."""
     padded = triton.next_power_of_2(channels)
     head_tile = 1
-    while 2 * head_tile * padded <= TILE_ELEMENTS and all(_padding(h, 2 * head_tile) <= 1.25 for h in heads):
+    while 2 * head_tile * padded <= TILE_ELEMENTS and all(_padding(h, 2 * head_tile) <= 1.34 for h in heads):
         head_tile *= 2
     token_tile = max(1, TILE_ELEMENTS // 2 // (head_tile * padded))
     return min(token_tile, 8), head_tile
