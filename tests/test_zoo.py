@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._dynamo.backends.common import aot_autograd
 
-from tests.zoo import DEMO, Case, case, cases, count_idioms
+from tests.zoo import DEMO, Case, case, cases, count_idioms, in_float64
 
 DTYPES = (torch.bfloat16, torch.float32)
 EVERY_CASE = pytest.mark.parametrize("zoo_case", cases(), ids=lambda c: c.name)
@@ -25,14 +29,59 @@ def test_output_is_finite_varied_and_reproducible(zoo_case: Case) -> None:
         assert torch.equal(one, other)
 
 
-@EVERY_CASE
+@pytest.mark.parametrize("zoo_case", [c for c in cases() if c.expected], ids=lambda c: c.name)
 def test_counts_are_what_the_architecture_says(zoo_case: Case) -> None:
     model = zoo_case.build()
-    counted = zoo_case.count(model)
-    if zoo_case.expected is None:
-        pytest.skip("no count derived by hand")
-    assert dict(counted) == dict(zoo_case.expected)
-    assert zoo_case.live(model) == counted - Counter(zoo_case.dead)
+    assert zoo_case.expected is not None
+    assert dict(zoo_case.count(model)) == dict(zoo_case.expected)
+
+
+@pytest.mark.parametrize("name", DEMO)
+def test_live_counts_are_those_of_the_traced_graph_and_it_is_one_graph(name: str) -> None:
+    """AOTAutograd without decompositions: one node for each LayerNorm, GroupNorm and Conv3d that is used."""
+    zoo_case = case(name)
+    model = zoo_case.build()
+    if zoo_case.warm_up:
+        zoo_case.run(model)
+    traced: Counter[str] = Counter()
+
+    def count_nodes(graph: torch.fx.GraphModule, example_inputs: list[torch.Tensor]) -> Callable[..., Any]:
+        for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default):
+            traced["conv3d"] += node.meta["val"].ndim == 5
+        for target, idiom in (
+            (torch.ops.aten.native_layer_norm.default, "layer_norm"),
+            (torch.ops.aten.native_group_norm.default, "group_norm"),
+        ):
+            traced[idiom] += len(graph.graph.find_nodes(op="call_function", target=target))
+        return graph.forward
+
+    args, kwargs = zoo_case.inputs(model)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        backend = aot_autograd(fw_compiler=count_nodes)
+        torch.compile(zoo_case.function(model), backend=backend, fullgraph=True)(*args, **kwargs)
+    live = zoo_case.live(model)
+    assert +traced == Counter({idiom: live[idiom] for idiom in traced if live[idiom]})
+
+
+@pytest.mark.parametrize("name", DEMO)
+def test_the_float64_reference_is_near_float32_and_nearer_than_bfloat16(name: str) -> None:
+    zoo_case = case(name)
+    error = {}
+    for dtype in DTYPES:
+        model = zoo_case.build(dtype)
+        (exact,), (output,) = zoo_case.reference(model), zoo_case.run(model)
+        assert exact.dtype == torch.float64
+        error[dtype] = float((output.double() - exact).norm() / exact.norm())
+    # Measured: 1e-6 to 1e-5 and 5e-3 to 5e-2.
+    assert 0 < error[torch.float32] < 1e-4
+    assert error[torch.float32] < error[torch.bfloat16] < 0.1
+
+
+def test_the_reference_restores_the_default_dtype_when_the_model_raises() -> None:
+    with pytest.raises(TypeError):
+        in_float64(nn.Linear(2, 2), (), {})
+    assert torch.get_default_dtype() == torch.float32
 
 
 @pytest.mark.parametrize("name", DEMO)
@@ -66,10 +115,8 @@ def test_build_leaves_the_global_random_state_alone() -> None:
 
 @pytest.mark.parametrize("name", DEMO)
 def test_no_parameter_is_constant(name: str) -> None:
-    constant = [
-        key for key, p in case(name).build().named_parameters() if p.numel() > 2 and bool((p == p.flatten()[0]).all())
-    ]
-    assert constant == []
+    for key, parameter in case(name).build().named_parameters():
+        assert parameter.numel() == 1 or len(parameter.unique()) > 1, key
 
 
 def test_wan_keeps_its_norms_and_tables_in_float32() -> None:
@@ -137,12 +184,11 @@ def test_a_hand_written_norm_that_calls_the_functional_counts_once() -> None:
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return F.rms_norm(x, (4,)) + F.layer_norm(x, (4,))
 
-    assert count_idioms(nn.Sequential(OwnRMSNorm(), OwnRMSNorm()), (torch.randn(2, 4),), {}) == {"rms_norm": 2}
+    model = nn.Sequential(OwnRMSNorm(), OwnRMSNorm())
+    assert count_idioms(model, (torch.randn(2, 4),), {}) == {"rms_norm": 2}
 
 
 def test_hooks_and_profiler_are_removed_when_the_model_raises() -> None:
-    import sys
-
     class BrokenRMSNorm(nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             raise ValueError("broken")

@@ -6,11 +6,12 @@ from .case import Case, Draw, main_dtype, tensors_in
 from .counting import count_idioms
 from .denoisers import MAIN_DENOISERS
 from .image_denoisers import IMAGE_DENOISERS
+from .reference import in_float64
 from .text_encoders import TEXT_ENCODERS
 from .vaes import VAES
 from .video_denoisers import VIDEO_DENOISERS
 
-__all__ = ["DEMO", "Case", "Draw", "case", "cases", "count_idioms", "main_dtype", "tensors_in"]
+__all__ = ["DEMO", "Case", "Draw", "case", "cases", "count_idioms", "in_float64", "main_dtype", "tensors_in"]
 
 DEMO = ("wan", "z_image", "qwen_image", "flux", "vae_wan")
 """The five of the main job: four denoisers, and the Wan VAE decoding three latent frames."""

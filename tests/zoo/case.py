@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils._pytree import tree_map_only
 
 from .counting import count_idioms
+from .reference import in_float64
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -85,8 +87,11 @@ class Case:
         return loaded.eval()
 
     def inputs(self, model: nn.Module, seed: int = 1) -> Inputs:
-        """Arguments for `entry`, with floating tensors in the dtype of most of the model's parameters."""
-        return (), self.feed(Draw(seed, main_dtype(model)))
+        """Arguments for `entry`: floating tensors in the dtype of most of the model's parameters, all on the
+        device of its first."""
+        device = next(model.parameters()).device
+        kwargs = self.feed(Draw(seed, main_dtype(model)))
+        return (), tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), kwargs)
 
     def function(self, model: nn.Module) -> Callable[..., Any]:
         """What to call or to compile: the model itself, or its method named by `entry`."""
@@ -106,6 +111,11 @@ class Case:
     def live(self, model: nn.Module, inputs: Inputs | None = None) -> Counter[str]:
         """The idioms that a compiled graph can show: counted in eager, less the dead ones."""
         return self.count(model, inputs) - Counter(self.dead)
+
+    def reference(self, model: nn.Module, inputs: Inputs | None = None) -> list[torch.Tensor]:
+        """The outputs of the same weights and inputs with every operation done in float64."""
+        args, kwargs = inputs or self.inputs(model)
+        return tensors_in(in_float64(model, args, kwargs, entry=self.entry))
 
 
 def randomise(model: nn.Module) -> None:

@@ -85,12 +85,14 @@ FLUX = Case(
         attention_head_dim=16, num_attention_heads=3, joint_attention_dim=32,
         pooled_projection_dim=32, axes_dims_rope=(4, 6, 6), guidance_embeds=True,
     ),
+    # A guidance of 4 is exact in bfloat16 even after the model's factor of 1000, as 3.5 is not: rounding the
+    # conditioning would hide every other error.
     feed=lambda draw: dict(
         hidden_states=draw.normal(1, 30, 16),
         encoder_hidden_states=draw.normal(1, 7, 32),
         pooled_projections=draw.normal(1, 32),
         timestep=torch.tensor([0.5], dtype=draw.dtype),
-        guidance=torch.tensor([3.5]),
+        guidance=torch.tensor([4.0]),
         img_ids=grid_ids(5, 6),
         txt_ids=torch.zeros(7, 3),
         return_dict=False,

@@ -18,7 +18,7 @@ FLUX2 = Case(
         hidden_states=draw.normal(1, 30, 16),
         encoder_hidden_states=draw.normal(1, 7, 32),
         timestep=torch.tensor([0.5]).to(draw.dtype),
-        guidance=torch.tensor([3.5]).to(draw.dtype),
+        guidance=torch.tensor([4.0]).to(draw.dtype),
         img_ids=grid_ids(5, 6, axes=4),
         txt_ids=torch.zeros(7, 4),
         return_dict=False,
