@@ -1,17 +1,20 @@
 """RMSNorm of q and k, over each head or over all heads together, followed by the rotation, in one launch.
 
-    before   mean(x * x) -> + eps -> rsqrt -> x * . -> * weight -> [B, S, H, D] -> rotation      (for q and for k)
+    before   mean(x * x) -> + eps -> rsqrt -> x * . -> * weight -> rotation      (for q and for k)
     after    qk_norm_rotary(q, k, cos, sin, ...)
 
-The norm over all heads (Wan, LTX) needs the whole row of H * D channels before any of it can be rotated. One program
-holds it in registers: as a power of two of heads and, where that leaves some, a second tile for them.
+The norm over all heads (Wan, LTX) needs the whole row of H * D channels before any of it can be rotated. One
+program holds it in registers: a power of two of heads and, where that leaves some, a second tile for them.
 """
+
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# (Triton kernels carry no Python types: their arguments are device values.)
 
 import torch
 import triton
 import triton.language as tl
 
-from .common import device_guard
+from .common import IsaExample, device_guard, isa_example
 from .rotary import check_pair, launch_heads
 from .rotary_tiles import (
     FLOAT_DTYPES,
@@ -48,8 +51,8 @@ def _load_heads(
 
 @triton.jit
 def _load_weight(
-    ptr, head, HAS_WEIGHT: tl.constexpr, HEADS: tl.constexpr, D: tl.constexpr, R: tl.constexpr, P: tl.constexpr,
-    REST_P: tl.constexpr, H: tl.constexpr, INTERLEAVED: tl.constexpr,
+    ptr, head, HAS_WEIGHT: tl.constexpr,
+    HEADS: tl.constexpr, D: tl.constexpr, R: tl.constexpr, P: tl.constexpr, REST_P: tl.constexpr, H: tl.constexpr, INTERLEAVED: tl.constexpr,
 ):  # fmt: skip
     """The weights of the given heads, or 1.0."""
     if HAS_WEIGHT:
@@ -135,8 +138,8 @@ def _token_row(
         tail_cos1, tail_cos2, tail_sin1, tail_sin2 = cos1, cos2, sin1, sin2
         if PER_HEAD:
             tail_cos1, tail_cos2, tail_sin1, tail_sin2 = load_tables(
-                cos_ptr, sin_ptr, table_row, in_table, tail_head, table_stride_h, table_stride_f, HEADS, R, P, 1,
-                TAIL, INTERLEAVED, PER_CHANNEL, PER_HEAD,
+                cos_ptr, sin_ptr, table_row, in_table, tail_head, table_stride_h, table_stride_f,
+                HEADS, R, P, 1, TAIL, INTERLEAVED, PER_CHANNEL, PER_HEAD,
             )  # fmt: skip
     rstd = inverse_rms(squares, HEADS * D, EPS)[:, None, None]
     _finish_heads(
@@ -174,7 +177,8 @@ def rotary_row_kernel(
     batch = tl.program_id(1).to(tl.int64)
     if tl.program_id(0) % TENSORS == 0:
         _token_row(
-            q_ptr, q_stride_b, q_stride_s, q_stride_h, q_out_ptr, q_out_stride_b, q_out_stride_s, q_out_stride_h,
+            q_ptr, q_stride_b, q_stride_s, q_stride_h,
+            q_out_ptr, q_out_stride_b, q_out_stride_s, q_out_stride_h,
             cos_ptr, sin_ptr, table_stride_b, table_stride_s, table_stride_h, table_stride_f,
             q_weight_ptr, batch, token, table_start, table_tokens,
             Q_HEADS, D, R, P, REST_P, Q_MAIN, Q_TAIL, INTERLEAVED, CONJUGATE, PER_CHANNEL, PER_HEAD, PARTIAL,
@@ -182,7 +186,8 @@ def rotary_row_kernel(
         )  # fmt: skip
     else:
         _token_row(
-            k_ptr, k_stride_b, k_stride_s, k_stride_h, k_out_ptr, k_out_stride_b, k_out_stride_s, k_out_stride_h,
+            k_ptr, k_stride_b, k_stride_s, k_stride_h,
+            k_out_ptr, k_out_stride_b, k_out_stride_s, k_out_stride_h,
             cos_ptr, sin_ptr, table_stride_b, table_stride_s, table_stride_h, table_stride_f,
             k_weight_ptr, batch, token, table_start, table_tokens,
             K_HEADS, D, R, P, REST_P, K_MAIN, K_TAIL, INTERLEAVED, CONJUGATE, PER_CHANNEL, PER_HEAD, PARTIAL,
@@ -213,13 +218,14 @@ def qk_norm_rotary(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """RMSNorm of q and k, then `rotary`, in one launch; k may be None.
 
-    q: [B, S, Hq, D], k: [B, S, Hk, D], tables, `rotary_dim`, `conjugate`, `seq_start` (tokens outside the tables are
-    normalised and not rotated) and outputs as for `rotary`; `out_q` and `out_k` may be slices of a joint buffer.
-    across_heads: one mean over all H * D channels of a token (weights [H*D]), otherwise one per head (weights [D]).
+    q: [B, S, Hq, D], k: [B, S, Hk, D], tables, `rotary_dim`, `conjugate`, `seq_start` (tokens outside the tables
+    are normalised and not rotated) and outputs as for `rotary`; `out_q` and `out_k` may be slices of a joint
+    buffer.
+    across_heads: one mean over all H * D channels of a token (weights [H*D]); otherwise one per head (weights [D]).
     eps_k: eps_q where None. Statistics and products are fp32.
-    round_before_weight: x * rstd is rounded to x's dtype before the weight multiplies it (the diffusers RMSNorm).
+    round_before_weight: x * rstd is rounded to x's dtype before the weight multiplies it (diffusers' RMSNorm).
     round_after_norm: the normalised value is rounded to x's dtype before the rotation.
-    Raises what `rotary` raises; ValueError for weights that do not fit and for rows of more than 32768 channels.
+    Raises what `rotary` raises; ValueError for weights that do not fit, or a row of more than 32768 channels.
     """
     eps_k = eps_q if eps_k is None else eps_k
     q_weight = _check_weight("q_weight", q_weight, q, across_heads)
@@ -248,12 +254,13 @@ def qk_norm_rotary(
             q, *q.stride()[:3], q_out, *q_out.stride()[:3],
             second, *second.stride()[:3], second_out, *second_out.stride()[:3],
             tables.cos, tables.sin, *tables.strides,
-            q if q_weight is None else q_weight, second if k_weight is None else k_weight, start, tables.tokens,
-            TENSORS=tensors, Q_HEADS=q_heads, Q_MAIN=q_main, Q_TAIL=q_tail,
+            q if q_weight is None else q_weight, second if k_weight is None else k_weight,
+            start, tables.tokens, TENSORS=tensors, Q_HEADS=q_heads, Q_MAIN=q_main, Q_TAIL=q_tail,
             K_HEADS=k_heads, K_MAIN=k_main, K_TAIL=k_tail,
             D=channels, R=width, P=triton.next_power_of_2(width // 2),
             REST_P=triton.next_power_of_2(channels - width) if channels > width else 0,
-            INTERLEAVED=interleaved, CONJUGATE=conjugate, PER_CHANNEL=tables.per_channel, PER_HEAD=tables.per_head,
+            INTERLEAVED=interleaved, CONJUGATE=conjugate,
+            PER_CHANNEL=tables.per_channel, PER_HEAD=tables.per_head,
             PARTIAL=tables.tokens != tokens, Q_EPS=eps_q, K_EPS=eps_k,
             HAS_Q_WEIGHT=q_weight is not None, HAS_K_WEIGHT=k_weight is not None,
             ROUND_BEFORE_WEIGHT=round_before_weight, ROUND_AFTER=round_after_norm,
@@ -298,3 +305,18 @@ def _row_warps(row: int) -> int:
         if row <= warps * 32 * 48:
             return warps
     return 16
+
+
+def isa_examples() -> list[IsaExample]:
+    """Wan's norm over 40 heads with rotation."""
+    constexprs = {
+        "TENSORS": 2, "Q_HEADS": 40, "Q_MAIN": 32, "Q_TAIL": 8, "K_HEADS": 40, "K_MAIN": 32, "K_TAIL": 8,
+        "D": 128, "R": 128, "P": 64, "REST_P": 0, "table_stride_f": 1,
+        "INTERLEAVED": True, "CONJUGATE": False, "PER_CHANNEL": False, "PER_HEAD": False, "PARTIAL": False,
+        "Q_EPS": 1e-6, "K_EPS": 1e-6, "HAS_Q_WEIGHT": True, "HAS_K_WEIGHT": True,
+        "ROUND_BEFORE_WEIGHT": False, "ROUND_AFTER": True,
+    }  # fmt: skip
+    pointers = {n: "*bf16" for n in rotary_row_kernel.arg_names if n.endswith("_ptr")}
+    pointers |= {"cos_ptr": "*fp32", "sin_ptr": "*fp32"}
+    label = "Wan norm + RoPE q,k [1,32760,40,128]"
+    return [isa_example(rotary_row_kernel, label, pointers, constexprs, _row_warps(40 * 128))]

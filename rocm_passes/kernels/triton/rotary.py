@@ -5,16 +5,20 @@ For a pair of channels (x1, x2) with angles given by tables:
     out1 = x1 * cos1 - x2 * sin1
     out2 = x2 * cos2 + x1 * sin2
 
-in fp32 whatever the dtypes, rounded once on store. Tables of half the rotary width hold one value per pair; tables of
-the whole width hold one per channel, and the two of a pair may differ. Where an eager graph multiplies in bf16 (tables
-and tensor both bf16), this is nearer to the exact result than the graph; compiled Inductor computes as done here.
+in fp32 whatever the dtypes, rounded once on store. Tables of half the rotary width hold one value per pair;
+tables of the whole width hold one per channel, and the two of a pair may differ. Where an eager graph multiplies
+in bf16 (tables and tensor both bf16), this is nearer to the exact result than the graph; compiled Inductor
+computes as done here.
 """
+
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# (Triton kernels carry no Python types: their arguments are device values.)
 
 import torch
 import triton
 import triton.language as tl
 
-from .common import device_guard
+from .common import IsaExample, device_guard, isa_example
 from .rotary_tiles import (
     Tables,
     check_input,
@@ -103,7 +107,7 @@ def rotary_heads_kernel(
     HAS_Q_WEIGHT: tl.constexpr, HAS_K_WEIGHT: tl.constexpr,
     ROUND_BEFORE_WEIGHT: tl.constexpr, ROUND_AFTER: tl.constexpr,
 ):  # fmt: skip
-    """Axis 0: token blocks, and within one, the head blocks of q and then of k, which share its table rows; axis 1: batch."""
+    """Axis 0: token blocks, in each the head blocks of q and then of k, which share table rows; axis 1: batch."""
     Q_BLOCKS: tl.constexpr = (Q_HEADS + H - 1) // H
     K_BLOCKS: tl.constexpr = (K_HEADS + H - 1) // H
     token_block = tl.program_id(0) // (Q_BLOCKS + K_BLOCKS)
@@ -111,7 +115,8 @@ def rotary_heads_kernel(
     batch = tl.program_id(1).to(tl.int64)
     if head_block < Q_BLOCKS:
         _head_tile(
-            q_ptr, q_stride_b, q_stride_s, q_stride_h, q_out_ptr, q_out_stride_b, q_out_stride_s, q_out_stride_h,
+            q_ptr, q_stride_b, q_stride_s, q_stride_h,
+            q_out_ptr, q_out_stride_b, q_out_stride_s, q_out_stride_h,
             cos_ptr, sin_ptr, table_stride_b, table_stride_s, table_stride_h, table_stride_f,
             q_weight_ptr, batch, token_block, head_block, tokens, table_start, table_tokens,
             Q_HEADS, D, R, P, REST_P, T, H, INTERLEAVED, CONJUGATE, PER_CHANNEL, PER_HEAD, PARTIAL,
@@ -119,7 +124,8 @@ def rotary_heads_kernel(
         )  # fmt: skip
     else:
         _head_tile(
-            k_ptr, k_stride_b, k_stride_s, k_stride_h, k_out_ptr, k_out_stride_b, k_out_stride_s, k_out_stride_h,
+            k_ptr, k_stride_b, k_stride_s, k_stride_h,
+            k_out_ptr, k_out_stride_b, k_out_stride_s, k_out_stride_h,
             cos_ptr, sin_ptr, table_stride_b, table_stride_s, table_stride_h, table_stride_f,
             k_weight_ptr, batch, token_block, head_block - Q_BLOCKS, tokens, table_start, table_tokens,
             K_HEADS, D, R, P, REST_P, T, H, INTERLEAVED, CONJUGATE, PER_CHANNEL, PER_HEAD, PARTIAL,
@@ -146,13 +152,13 @@ def rotary(
     interleaved: pairs are (2i, 2i+1), otherwise (i, i + R/2).
     conjugate: rotate by minus the angles (the backward of the rotation).
     seq_start: the token that the tables' first row belongs to; tokens outside the tables are copied.
-    Returns [B, S, H, D] in `out_dtype` (x's by default), dense, in x's memory order; or `out`, which may have any
-    strides with unit channel stride.
+    Returns [B, S, H, D] in `out_dtype` (x's by default), dense, in x's memory order; or `out`, which may have
+    any strides with unit channel stride.
     Raises TypeError for other dtypes (fp64 and complex among them), ValueError for shapes that do not fit.
     """
     rotated, _ = launch_heads(
-        x, None, cos, sin, interleaved=interleaved, rotary_dim=rotary_dim, conjugate=conjugate, seq_start=seq_start,
-        out_dtype=out_dtype, out_q=out, out_k=None,
+        x, None, cos, sin, interleaved=interleaved, rotary_dim=rotary_dim, conjugate=conjugate,
+        seq_start=seq_start, out_dtype=out_dtype, out_q=out, out_k=None,
     )  # fmt: skip
     return rotated
 
@@ -173,8 +179,8 @@ def rotary_pair(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """`rotary` of q [B, S, Hq, D] and k [B, S, Hk, D] with the same tables in one launch."""
     rotated_q, rotated_k = launch_heads(
-        q, k, cos, sin, interleaved=interleaved, rotary_dim=rotary_dim, conjugate=conjugate, seq_start=seq_start,
-        out_dtype=out_dtype, out_q=out_q, out_k=out_k,
+        q, k, cos, sin, interleaved=interleaved, rotary_dim=rotary_dim, conjugate=conjugate,
+        seq_start=seq_start, out_dtype=out_dtype, out_q=out_q, out_k=out_k,
     )  # fmt: skip
     assert rotated_k is not None
     return rotated_q, rotated_k
@@ -221,8 +227,9 @@ def launch_heads(
             q if q_weight is None else q_weight, second if k_weight is None else k_weight,
             tokens, start, tables.tokens,
             Q_HEADS=q_heads, K_HEADS=k_heads, D=channels, R=width, P=triton.next_power_of_2(width // 2),
-            REST_P=triton.next_power_of_2(channels - width) if channels > width else 0, T=token_tile, H=head_tile,
-            INTERLEAVED=interleaved, CONJUGATE=conjugate, PER_CHANNEL=tables.per_channel, PER_HEAD=tables.per_head,
+            REST_P=triton.next_power_of_2(channels - width) if channels > width else 0,
+            T=token_tile, H=head_tile, INTERLEAVED=interleaved, CONJUGATE=conjugate,
+            PER_CHANNEL=tables.per_channel, PER_HEAD=tables.per_head,
             PARTIAL=tables.tokens != tokens, NORM=norm, Q_EPS=eps_q, K_EPS=eps_k,
             HAS_Q_WEIGHT=q_weight is not None, HAS_K_WEIGHT=k_weight is not None,
             ROUND_BEFORE_WEIGHT=round_before_weight, ROUND_AFTER=round_after_norm, num_warps=HEAD_WARPS,
@@ -252,3 +259,25 @@ def check_pair(
     width = check_rotary_dim(rotary_dim, q.shape[3])
     tables = prepare_tables(cos, sin, q.shape[0], heads, width)
     return q, k, tables, width, check_seq_start(seq_start, tables, q.shape[1])
+
+
+def isa_examples() -> list[IsaExample]:
+    """FLUX's rotation, a half-split rotation with bf16 tables, and Z-Image's head norm with rotation."""
+    shape = {"D": 128, "R": 128, "P": 64, "REST_P": 0, "T": 1, "H": 32, "table_stride_f": 1}
+    flags = {"CONJUGATE": False, "PER_HEAD": False, "PARTIAL": False, "Q_EPS": 1e-5, "K_EPS": 1e-5}
+    plain = {"NORM": False, "HAS_Q_WEIGHT": False, "HAS_K_WEIGHT": False}
+    normed = {"NORM": True, "HAS_Q_WEIGHT": True, "HAS_K_WEIGHT": True}
+    examples = []
+    for label, heads, table, interleaved, per_channel, norm in (
+        ("FLUX.1 RoPE q,k [1,4608,24,128]", 24, "*fp32", True, True, plain),
+        ("half-split RoPE q,k [1,4608,30,128]", 30, "*bf16", False, True, plain),
+        ("Z-Image norm + RoPE q,k [1,4608,30,128]", 30, "*fp32", True, False, normed),
+    ):
+        constexprs = shape | flags | norm | {
+            "Q_HEADS": heads, "K_HEADS": heads, "INTERLEAVED": interleaved, "PER_CHANNEL": per_channel,
+            "ROUND_BEFORE_WEIGHT": norm["NORM"], "ROUND_AFTER": norm["NORM"],
+        }  # fmt: skip
+        pointers = {n: "*bf16" for n in rotary_heads_kernel.arg_names if n.endswith("_ptr")}
+        pointers |= {"cos_ptr": table, "sin_ptr": table}
+        examples.append(isa_example(rotary_heads_kernel, label, pointers, constexprs, HEAD_WARPS))
+    return examples

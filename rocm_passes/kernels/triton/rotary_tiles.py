@@ -1,10 +1,13 @@
 """What the rotary kernels share: tiles of channel pairs on the device, tables and tile sizes on the host.
 
-A kernel sees a tensor as rows of D channels, one row per (batch, token, head). A tile is [T tokens, H heads, P pairs]:
-the first and the second channel of every pair as two tensors, and the channels past the rotary width as a third.
-Interleaved pairs (2i, 2i+1) are loaded as one run of channels and split in registers, half-split pairs (i, i + R/2) as
-two runs, so that either way a thread reads 16 bytes at a time.
+A kernel sees a tensor as rows of D channels, one row per (batch, token, head). A tile is [T tokens, H heads,
+P pairs]: the first and the second channel of every pair as two tensors, and the channels past the rotary width
+as a third. Interleaved pairs (2i, 2i+1) are loaded as one run of channels and split in registers, half-split
+pairs (i, i + R/2) as two runs, so that either way a thread reads 16 bytes at a time.
 """
+
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# (Triton kernels carry no Python types: their arguments are device values.)
 
 from dataclasses import dataclass
 
@@ -75,12 +78,13 @@ def load_table(
     ptr, offsets, mask, channel_stride, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
     INTERLEAVED: tl.constexpr, PER_CHANNEL: tl.constexpr,
 ):  # fmt: skip
-    """The table's values for the first and the second channel of each pair; one value for both if not PER_CHANNEL."""
+    """The table's values for the two channels of each pair; one value for both if not PER_CHANNEL."""
     if PER_CHANNEL:
         first, second = load_pairs(ptr, offsets, mask, channel_stride, R, P, T, H, INTERLEAVED)
     else:
         pair = tl.arange(0, P)[None, None, :]
-        first = tl.load(ptr + offsets + pair * channel_stride, mask=mask & (pair < R // 2), other=0.0).to(tl.float32)
+        inside = mask & (pair < R // 2)
+        first = tl.load(ptr + offsets + pair * channel_stride, mask=inside, other=0.0).to(tl.float32)
         second = first
     return first, second
 
@@ -122,7 +126,13 @@ def inverse_rms(squares, N: tl.constexpr, EPS: tl.constexpr):
 
 @triton.jit
 def normalise(
-    x, rstd, weight, dtype, HAS_WEIGHT: tl.constexpr, ROUND_BEFORE_WEIGHT: tl.constexpr, ROUND_AFTER: tl.constexpr
+    x,
+    rstd,
+    weight,
+    dtype,
+    HAS_WEIGHT: tl.constexpr,
+    ROUND_BEFORE_WEIGHT: tl.constexpr,
+    ROUND_AFTER: tl.constexpr,
 ):
     """x * rstd * weight in fp32, rounded to `dtype` where the original graph rounds."""
     y = x * rstd
@@ -150,13 +160,15 @@ class Tables:
         return self.cos.shape[1]
 
 
-def prepare_tables(cos: torch.Tensor, sin: torch.Tensor, batch: int, heads: set[int], rotary_dim: int) -> Tables:
-    """Checks the tables against x's batch, head counts and rotary width; copies only if cos and sin differ in strides."""
+def prepare_tables(
+    cos: torch.Tensor, sin: torch.Tensor, batch: int, heads: set[int], rotary_dim: int
+) -> Tables:
+    """Checks the tables against x; copies them only if cos and sin differ in strides."""
     for name, table in (("cos", cos), ("sin", sin)):
         if table.dtype not in FLOAT_DTYPES:
-            raise TypeError(f"{name} is {table.dtype}: the rotary kernels take float32, float16 or bfloat16 tables")
+            raise TypeError(f"{name} is {table.dtype}: float32, float16 or bfloat16 is needed")
         if table.dim() != 4:
-            raise ValueError(f"{name} must be 4-D [batch or 1, tokens, heads or 1, width], not {tuple(table.shape)}")
+            raise ValueError(f"{name} must be 4-D [batch, tokens, heads, width], not {tuple(table.shape)}")
     if cos.shape != sin.shape or cos.device != sin.device:
         raise ValueError(f"cos {tuple(cos.shape)} and sin {tuple(sin.shape)} must agree in shape and device")
     table_batch, _, table_heads, width = cos.shape
@@ -177,7 +189,7 @@ def _strides(table: torch.Tensor) -> tuple[int, int, int, int]:
 
 
 def check_input(name: str, x: torch.Tensor) -> torch.Tensor:
-    """x as the kernels take it: 4-D, float, unit stride in the channels (a copy is made only where it has another)."""
+    """x as the kernels take it: 4-D, float, of unit channel stride (by a copy if it has another)."""
     if x.dtype not in FLOAT_DTYPES:
         raise TypeError(f"{name} is {x.dtype}: the rotary kernels take float32, float16 or bfloat16")
     if x.dim() != 4:
@@ -197,7 +209,7 @@ def check_seq_start(seq_start: int | None, tables: Tables, tokens: int) -> int:
     """The token that the tables' first row belongs to."""
     start = 0 if seq_start is None else seq_start
     if seq_start is None and tables.tokens != tokens:
-        raise ValueError(f"the tables have {tables.tokens} tokens and x has {tokens}; give seq_start to rotate a part")
+        raise ValueError(f"tables of {tables.tokens} tokens for {tokens}: give seq_start to rotate a part")
     if start < 0 or start + tables.tokens > tokens:
         raise ValueError(f"table tokens {start} to {start + tables.tokens} lie outside the {tokens} of x")
     return start
@@ -205,11 +217,15 @@ def check_seq_start(seq_start: int | None, tables: Tables, tokens: int) -> int:
 
 def output_like(x: torch.Tensor, out: torch.Tensor | None, dtype: torch.dtype | None) -> torch.Tensor:
     """The tensor to write: `out` checked, or a dense one in x's memory order."""
+    if dtype not in (None, *FLOAT_DTYPES):
+        raise TypeError(f"out_dtype is {dtype}: the rotary kernels write float32, float16 or bfloat16")
     if out is None:
         made = torch.empty_like(x, dtype=dtype or x.dtype)
         return made if made.stride(-1) == 1 else torch.empty_like(made, memory_format=torch.contiguous_format)
     if out.shape != x.shape or out.device != x.device:
-        raise ValueError(f"out {tuple(out.shape)} on {out.device} does not fit {tuple(x.shape)} on {x.device}")
+        raise ValueError(
+            f"out {tuple(out.shape)} on {out.device} does not fit {tuple(x.shape)} on {x.device}"
+        )
     if dtype is not None and out.dtype != dtype:
         raise ValueError(f"out is {out.dtype} and out_dtype asks for {dtype}")
     if out.dtype not in FLOAT_DTYPES:
@@ -220,7 +236,7 @@ def output_like(x: torch.Tensor, out: torch.Tensor | None, dtype: torch.dtype | 
 
 
 def tile_shape(heads: tuple[int, ...], channels: int) -> tuple[int, int]:
-    """(tokens, heads) of one program: as many heads as fit while padding them by at most a third, then tokens."""
+    """(tokens, heads) of one program: as many heads as fit while padding them by a third at most, then tokens."""
     padded = triton.next_power_of_2(channels)
     head_tile = 1
     while 2 * head_tile * padded <= TILE_ELEMENTS and all(_padding(h, 2 * head_tile) <= 1.34 for h in heads):
