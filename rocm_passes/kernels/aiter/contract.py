@@ -78,13 +78,14 @@ def span_bytes(t: Tensor) -> int:
     return (last + 1) * t.element_size()
 
 
-def available(*features: str) -> Iterator[str]:
-    """aiter must be usable, and have at least one of `features`."""
+def available(*functions: str) -> Iterator[str]:
+    """aiter must be usable, and have at least one of `functions` (features of that name)."""
     found = installation.find()
     if found.status != "usable":
         yield found.detail
-    elif not any(feature in found.features for feature in features):
-        yield f"aiter {found.version or 'of unknown version'} does not have {' or '.join(features)}"
+    elif not any(function in found.features for function in functions):
+        version = found.version or "of unknown version"
+        yield f"aiter {version} has no {functions[0]} of the signature that is known here"
 
 
 def has(feature: str) -> bool:

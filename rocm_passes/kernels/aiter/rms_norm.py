@@ -124,7 +124,8 @@ def _violations(
 
 def _kernel_violations(x: Tensor, hidden: int, round_before_weight: bool) -> Iterator[str]:
     if _on_hip_kernel(x, round_before_weight):
-        yield from contract.available("hip_rms_norm", "opus")
+        if not (contract.has("hip_rms_norm") or contract.has("opus")):
+            yield "this aiter has Composable Kernel's RMSNorm only: version 0.1.12 or newer is needed"
         if hidden % 2:
             yield f"hidden size {hidden} is odd: aiter reads past the row's end"
         return
