@@ -184,7 +184,7 @@ def _hunyuan_video(name: str, single: Mapping[str, Any], block: str) -> Workload
             qk_norm="rms_norm", guidance_embeds=True, text_embed_dim=4096, pooled_projection_dim=768,
             rope_theta=256.0, rope_axes_dim=(16, 56, 56),
         ),
-        single=single | dict(num_refiner_layers=1),
+        single={**single, "num_refiner_layers": 1},
         block=block,
         feed=lambda draw: dict(
             hidden_states=draw.normal(1, 16, 33, 90, 160),
@@ -292,7 +292,8 @@ WORKLOADS: tuple[Workload, ...] = (
         use_quant_conv=False, use_post_quant_conv=False,
     ),
     _vae(
-        "vae_hunyuan_video", "AutoencoderKLHunyuanVideo", (1, 16, 5, 32, 32), "HunyuanVideo, one tile",
+        "vae_hunyuan_video", "AutoencoderKLHunyuanVideo", (1, 16, 5, 32, 32),
+        "HunyuanVideo, 256 px, 17 frames: temporal tiles of 5 and 2 latent frames",
         latent_channels=16, block_out_channels=(128, 256, 512, 512), layers_per_block=2,
     ),
     _vae(

@@ -35,6 +35,19 @@ def _decoder(name: str, source: str, config: dict[str, Any], latent: tuple[int, 
     )
 
 
+WAN22 = _decoder(
+    "vae_wan22",
+    "AutoencoderKLWan",
+    dict(
+        base_dim=8, decoder_base_dim=8, z_dim=4, dim_mult=[1, 2, 2, 2], num_res_blocks=1,
+        temperal_downsample=[False, True, True], is_residual=True, in_channels=12, out_channels=12,
+        patch_size=2, latents_mean=[0.0] * 4, latents_std=[1.0] * 4,
+    ),
+    (1, 4, 3, 4, 5),
+    # As Wan 2.1, but a single shortcut: upsamplers keep the channels, and only the last block halves them.
+    expected={"conv3d": 1 + 3 * (2 * 10 + 2 + 1) + 2 * 2, "channel_norm": 3 * (2 * 10 + 2)},
+)
+
 QWEN_IMAGE = _decoder(
     "vae_qwen_image",
     "AutoencoderKLQwenImage",
@@ -186,6 +199,6 @@ TEMPORAL_DECODER = Case(
 )
 
 VAES = (
-    WAN, QWEN_IMAGE, IMAGE, HUNYUAN_VIDEO, HUNYUAN_VIDEO15, COGVIDEOX, LTX, LTX2, MOCHI, COSMOS, MAGVIT,
-    ALLEGRO, TEMPORAL_DECODER,
+    WAN, WAN22, QWEN_IMAGE, IMAGE, HUNYUAN_VIDEO, HUNYUAN_VIDEO15, COGVIDEOX, LTX, LTX2, MOCHI, COSMOS,
+    MAGVIT, ALLEGRO, TEMPORAL_DECODER,
 )

@@ -1,11 +1,38 @@
 # ruff: noqa: C408 (configs and inputs are keyword arguments, and read as such)
-"""Tiny video transformers beyond Wan. Comments count idioms per block."""
+"""Tiny video transformers beyond Wan's text-to-video. Comments count idioms per block."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 
 from .case import Case, timestep
+from .denoisers import WAN, WAN_LAYERS
+
+WAN_TI2V = replace(
+    WAN,
+    name="wan_ti2v",
+    # A timestep for each of 3 x 4 x 5 tokens: scale, shift and gate are per token, as in Wan 2.2 TI2V-5B.
+    feed=lambda draw: WAN.feed(draw) | dict(timestep=torch.arange(3 * 4 * 5)[None]),
+)
+
+WAN_I2V = replace(
+    WAN,
+    name="wan_i2v",
+    config={**WAN.config, "image_dim": 20, "added_kv_proj_dim": 48},
+    # The text must have 512 tokens: the attention splits the image's tokens off by that number.
+    feed=lambda draw: WAN.feed(draw)
+    | dict(
+        encoder_hidden_states=draw.normal(1, 512, 32),
+        encoder_hidden_states_image=draw.normal(1, 5, 20),
+    ),
+    # Besides text-to-video: a norm of the image's keys per block; once more two norms of the image embedding.
+    expected={
+        "conv3d": 1, "rms_norm": 5 * WAN_LAYERS, "layer_norm": 3 * WAN_LAYERS + 1 + 2,
+        "rotary": 2 * WAN_LAYERS,
+    },
+)
 
 HUNYUAN_VIDEO = Case(
     name="hunyuan_video",
@@ -186,5 +213,6 @@ def _rotary_tables(tokens: int, channels: int) -> tuple[torch.Tensor, torch.Tens
 
 
 VIDEO_DENOISERS = (
+    WAN_TI2V, WAN_I2V,
     HUNYUAN_VIDEO, LTX, LTX2_SPLIT, LTX2_INTERLEAVED, COGVIDEOX, MOCHI, COSMOS, KANDINSKY5, SKYREELS_V2,
 )
