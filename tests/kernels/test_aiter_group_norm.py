@@ -12,7 +12,7 @@ from torch import Tensor
 from rocm_passes.kernels.aiter import contract
 from rocm_passes.kernels.aiter import group_norm as adapter
 from rocm_passes.kernels.aiter.contract import AiterContractError
-from tests.doubles.accuracy import ulp
+from tests.accuracy import ulp
 from tests.doubles.aiter_double import ContractViolation, installed
 
 EPS = 1e-5

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rocm_passes.kernels.aiter import layer_norm as adapter
 from rocm_passes.kernels.aiter.contract import AiterContractError
-from tests.doubles.accuracy import assert_no_worse
+from tests.accuracy import assert_no_worse
 from tests.doubles.aiter_double import VERSIONS, ContractViolation, installed
 
 EPS = 1e-6

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from rocm_passes.kernels.aiter import qk_norm_rotary as adapter
 from rocm_passes.kernels.aiter.contract import AiterContractError
-from tests.doubles.accuracy import assert_no_worse
+from tests.accuracy import assert_no_worse
 from tests.doubles.aiter_double import ContractViolation, installed
 
 EPS = 1e-6

@@ -146,8 +146,13 @@ def rows(x: Tensor) -> Tensor:
     return flat if flat.stride(1) == 1 else flat.clone(memory_format=torch.contiguous_format)
 
 
+def truncates(dtype: torch.dtype, arch: str | None) -> bool:
+    """Whether aiter's RMSNorm stores results of `dtype` by truncation; of an unknown architecture, yes."""
+    return dtype == torch.bfloat16 and arch not in ROUNDING_BF16_ARCHS
+
+
 def truncation_note(dtype: torch.dtype, arch: str | None) -> Iterator[str]:
-    if dtype == torch.bfloat16 and arch not in ROUNDING_BF16_ARCHS:
+    if truncates(dtype, arch):
         where = arch or "an unknown architecture"
         yield f"aiter truncates bfloat16 on {where} instead of rounding to nearest"
 

@@ -4,7 +4,9 @@
 
 Behind one name aiter has two kernels. 16-bit rows of up to 8192 elements, weighted before rounding, go to a
 HIP kernel that checks next to nothing; all else goes to "opus" (aiter 0.1.18), which takes float32, any width
-and both roundings. Source: aiter/ops/rmsnorm.py, csrc/kernels/rmsnorm_quant_kernels.cu, csrc/include/opus.
+and both roundings. Where aiter truncates bfloat16 instead of rounding, truncating twice would cost more than
+one unit in the last place, so there the product is truncated once, whatever the graph does.
+Source: aiter/ops/rmsnorm.py, csrc/kernels/rmsnorm_quant_kernels.cu, csrc/include/opus.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, round_before_weight: bool
 
     with contract.device_guard(x):
         out: Tensor = rmsnorm2d_fwd(
-            _input(x), weight, eps, use_model_sensitive_rmsnorm=int(round_before_weight)
+            _input(x), weight, eps, use_model_sensitive_rmsnorm=int(_rounds_twice(x, round_before_weight))
         )
     return out.reshape(x.shape).contiguous()
 
@@ -62,21 +64,21 @@ def add_rms_norm(
             weight,
             eps,
             # By keyword: the seventh position changed its meaning in 0.1.17.
-            use_model_sensitive_rmsnorm=int(round_before_weight),
+            use_model_sensitive_rmsnorm=int(_rounds_twice(x, round_before_weight)),
         )
     return out, total
 
 
 def refusal(x: Tensor, weight: Tensor, eps: float, *, round_before_weight: bool) -> str | None:
     """Why `rms_norm` can not take this call; None if it can."""
-    return next(_violations(x, None, weight, round_before_weight), None)
+    return next(_violations(x, None, weight, _rounds_twice(x, round_before_weight)), None)
 
 
 def add_refusal(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, round_before_weight: bool
 ) -> str | None:
     """Why `add_rms_norm` can not take this call; None if it can."""
-    return next(_violations(x, residual, weight, round_before_weight), None)
+    return next(_violations(x, residual, weight, _rounds_twice(x, round_before_weight)), None)
 
 
 def numerics_note(x: Tensor, *, round_before_weight: bool, arch: str | None = None) -> str | None:
@@ -89,8 +91,15 @@ def add_numerics_note(x: Tensor, *, round_before_weight: bool, arch: str | None 
     return contract.joined(_notes(x, True, round_before_weight, arch))
 
 
-def _on_hip_kernel(x: Tensor, round_before_weight: bool) -> bool:
-    return not round_before_weight and x.element_size() == 2 and x.shape[-1] <= HIP_HIDDEN_MAX
+def _rounds_twice(x: Tensor, round_before_weight: bool, arch: str | None = None) -> bool:
+    """Whether aiter is asked to round before the weight as well, as far as is known where `x` lies."""
+    arch = arch or contract.architecture(x.device)
+    truncates = arch is not None and contract.truncates(x.dtype, arch)
+    return round_before_weight and not truncates
+
+
+def _on_hip_kernel(x: Tensor, rounds_twice: bool) -> bool:
+    return not rounds_twice and x.element_size() == 2 and x.shape[-1] <= HIP_HIDDEN_MAX
 
 
 def _input(x: Tensor) -> Tensor:
@@ -99,9 +108,7 @@ def _input(x: Tensor) -> Tensor:
     return flat.clone(memory_format=torch.contiguous_format) if flat.shape[0] == 1 else flat
 
 
-def _violations(
-    x: Tensor, residual: Tensor | None, weight: Tensor, round_before_weight: bool
-) -> Iterator[str]:
+def _violations(x: Tensor, residual: Tensor | None, weight: Tensor, rounds_twice: bool) -> Iterator[str]:
     yield from contract.available("rmsnorm2d_fwd" if residual is None else "rmsnorm2d_fwd_with_add")
     inputs = {"x": x} if residual is None else {"x": x, "residual": residual}
     yield from contract.placement({**inputs, "weight": weight})
@@ -117,13 +124,13 @@ def _violations(
             found, expected = contract.shape_name(residual), contract.shape_name(x)
             yield f"residual has shape {found} and x {expected}: aiter does not broadcast"
         yield from contract.same_dtype("residual", residual, "x", x)
-    yield from _kernel_violations(x, hidden, round_before_weight)
+    yield from _kernel_violations(x, hidden, rounds_twice)
     for name, t in inputs.items():
         yield from contract.within_int32(name, t)
 
 
-def _kernel_violations(x: Tensor, hidden: int, round_before_weight: bool) -> Iterator[str]:
-    if _on_hip_kernel(x, round_before_weight):
+def _kernel_violations(x: Tensor, hidden: int, rounds_twice: bool) -> Iterator[str]:
+    if _on_hip_kernel(x, rounds_twice):
         if not (contract.has("hip_rms_norm") or contract.has("opus")):
             yield "this aiter has Composable Kernel's RMSNorm only: version 0.1.12 or newer is needed"
         if hidden % 2:
@@ -139,11 +146,15 @@ def _kernel_violations(x: Tensor, hidden: int, round_before_weight: bool) -> Ite
 
 
 def _notes(x: Tensor, add: bool, round_before_weight: bool, arch: str | None) -> Iterator[str]:
-    yield from contract.truncation_note(x.dtype, arch or contract.architecture(x.device))
-    if add and not round_before_weight and x.dtype != torch.float32:
+    arch = arch or contract.architecture(x.device)
+    rounds_twice = _rounds_twice(x, round_before_weight, arch)
+    yield from contract.truncation_note(x.dtype, arch)
+    if round_before_weight and not rounds_twice:
+        yield "aiter is asked to round after the weight only, where the graph rounds before it as well"
+    if add and not rounds_twice and x.dtype != torch.float32:
         # Past what its registers hold, aiter's kernel for wide rows reads the rounded sum back.
-        part = "" if _on_hip_kernel(x, round_before_weight) else " (of very wide rows only a part so)"
+        part = "" if _on_hip_kernel(x, rounds_twice) else " (of very wide rows only a part so)"
         yield f"aiter normalises the sum before it is rounded to {contract.dtype_name(x.dtype)}{part}"
-    if _on_hip_kernel(x, round_before_weight):
+    if _on_hip_kernel(x, rounds_twice):
         yield "aiter's kernel is built with -ffast-math: NaN and infinity need not propagate"
     yield from contract.denormal_note(x.dtype)
