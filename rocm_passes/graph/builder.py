@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_arg
 
@@ -24,6 +25,7 @@ class Builder:
         self._meta = provenance.copied(origin)
 
     def __call__(self, target: Any, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = self._sizes_as_nodes((args, kwargs))
         node = self.graph.call_function(target, args, kwargs)
         self.inserted.append(node)
         node.meta.update(self._meta)
@@ -32,6 +34,15 @@ class Builder:
         with self._fake_mode, torch.no_grad():
             node.meta["val"] = target(*fake_args, **fake_kwargs)
         return node
+
+    def _sizes_as_nodes(self, values: Any) -> Any:
+        """Symbolic sizes as nodes that compute them. (torch 2.11 takes them as they are.)"""
+        symbols = {id(s): s for s in pytree.tree_leaves(values) if isinstance(s, torch.SymInt)}
+        if not symbols or not hasattr(self.graph, "materialize_symints"):
+            return values
+        found = self.graph.materialize_symints(list(symbols.values()))
+        by_id = dict(zip(symbols, found, strict=True))
+        return pytree.tree_map(lambda v: by_id.get(id(v), v), values)
 
     def item(self, node: fx.Node, index: int) -> Any:
         return self(operator.getitem, node, index)

@@ -1,0 +1,86 @@
+"""Compile a function with the backend and keep what a test wants to look at."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+import rocm_passes.backend as backend
+from rocm_passes.ledger import Entry, Ledger
+
+
+@dataclass
+class Rewritten:
+    """result: what the compiled callable returned. before, after: the post-grad graphs round our pass."""
+
+    result: Any = None
+    ledgers: list[Ledger] = field(default_factory=list)
+    before: list[fx.Graph] = field(default_factory=list)
+    after: list[fx.Graph] = field(default_factory=list)
+
+    @property
+    def sites(self) -> list[Entry]:
+        return [e for g in self.ledgers for e in g.entries]
+
+    def targets(self, which: str = "after") -> list[Any]:
+        graphs = self.after if which == "after" else self.before
+        return [n.target for g in graphs for n in g.nodes if n.op == "call_function"]
+
+    def only(self) -> Entry:
+        assert len(self.sites) == 1, [str(e) for e in self.sites]
+        return self.sites[0]
+
+
+def rewrite(
+    fn: Callable[..., Any],
+    *args: Any,
+    options: Mapping[str, Any] | None = None,
+    dynamic: bool | None = None,
+    grad: bool = False,
+    fullgraph: bool = True,
+    **kwargs: Any,
+) -> Rewritten:
+    """Compile past every cache with select="always" unless the options say otherwise, and call once."""
+    seen = Rewritten()
+    torch._dynamo.reset()
+    compiled = torch.compile(
+        fn,
+        backend=functools.partial(
+            _recording, seen, options={"select": "always", **(options or {})}, caches=False
+        ),
+        dynamic=dynamic,
+        fullgraph=fullgraph,
+    )
+    with torch.set_grad_enabled(grad):
+        seen.result = compiled(*args, **kwargs)
+    return seen
+
+
+def _recording(seen: Rewritten, gm: fx.GraphModule, inputs: Any, **kwargs: Any) -> Any:
+    class Recording(backend.Pipeline):
+        def __call__(self, graph: fx.Graph) -> None:
+            seen.before.append(_copy(graph))
+            super().__call__(graph)
+            graph.lint()
+            seen.after.append(_copy(graph))
+
+    original, backend.Pipeline = backend.Pipeline, Recording
+    try:
+        return backend.rocm_diffusion(gm, inputs, listener=seen.ledgers.append, **kwargs)
+    finally:
+        backend.Pipeline = original
+
+
+def _copy(graph: fx.Graph) -> fx.Graph:
+    made = fx.Graph()
+    output = made.graph_copy(graph, {})
+    made.output(output)
+    for old, new in zip(graph.nodes, made.nodes, strict=True):
+        new.meta = copy.copy(old.meta)
+    return made
