@@ -106,7 +106,11 @@ def _token_row(
     PARTIAL: tl.constexpr, EPS: tl.constexpr, HAS_WEIGHT: tl.constexpr,
     ROUND_BEFORE_WEIGHT: tl.constexpr, ROUND_AFTER: tl.constexpr,
 ):  # fmt: skip
-    """Normalises over all heads of one token and rotates them. Every load is issued before the reduction waits."""
+    """Normalises over all heads of one token and rotates them.
+
+    Tables are loaded before the reduction waits; weights after it, since holding them costs more (registers,
+    hence programs in flight) than their latency.
+    """
     x_offset = batch * x_stride_b + token * x_stride_s
     out_offset = batch * out_stride_b + token * out_stride_s
     table_token = token - table_start + tl.zeros([1, 1, 1], tl.int64)
@@ -123,25 +127,22 @@ def _token_row(
         cos_ptr, sin_ptr, table_row, in_table, head, table_stride_h, table_stride_f, HEADS, R, P, 1, MAIN,
         INTERLEAVED, PER_CHANNEL, PER_HEAD,
     )  # fmt: skip
-    weight1, weight2, weight3 = _load_weight(
-        weight_ptr, head, HAS_WEIGHT, HEADS, D, R, P, REST_P, MAIN, INTERLEAVED
-    )
     if TAIL > 0:
         tail_head = (MAIN + tl.arange(0, TAIL)).to(tl.int64)[None, :, None]
         tail_first, tail_second, tail_rest = _load_heads(
             x_ptr, x_offset, x_stride_h, tail_head, HEADS, D, R, P, REST_P, TAIL, INTERLEAVED
         )
         squares += _sum_squares(tail_first, tail_second, tail_rest, REST_P)
-        tail_weight1, tail_weight2, tail_weight3 = _load_weight(
-            weight_ptr, tail_head, HAS_WEIGHT, HEADS, D, R, P, REST_P, TAIL, INTERLEAVED
-        )
         tail_cos1, tail_cos2, tail_sin1, tail_sin2 = cos1, cos2, sin1, sin2
         if PER_HEAD:
             tail_cos1, tail_cos2, tail_sin1, tail_sin2 = load_tables(
                 cos_ptr, sin_ptr, table_row, in_table, tail_head, table_stride_h, table_stride_f,
                 HEADS, R, P, 1, TAIL, INTERLEAVED, PER_CHANNEL, PER_HEAD,
             )  # fmt: skip
-    rstd = inverse_rms(squares, HEADS * D, EPS)[:, None, None]
+    rstd = inverse_rms(squares, HEADS * D, EPS, out_ptr.dtype.element_ty)[:, None, None]
+    weight1, weight2, weight3 = _load_weight(
+        weight_ptr, head, HAS_WEIGHT, HEADS, D, R, P, REST_P, MAIN, INTERLEAVED
+    )
     _finish_heads(
         first, second, rest, weight1, weight2, weight3, rstd, cos1, cos2, sin1, sin2, in_table,
         head, dtype, out_ptr, out_offset, out_stride_h,
@@ -149,6 +150,9 @@ def _token_row(
         HAS_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER,
     )  # fmt: skip
     if TAIL > 0:
+        tail_weight1, tail_weight2, tail_weight3 = _load_weight(
+            weight_ptr, tail_head, HAS_WEIGHT, HEADS, D, R, P, REST_P, TAIL, INTERLEAVED
+        )
         _finish_heads(
             tail_first, tail_second, tail_rest, tail_weight1, tail_weight2, tail_weight3, rstd,
             tail_cos1, tail_cos2, tail_sin1, tail_sin2, in_table,
@@ -300,9 +304,9 @@ def _split_heads(heads: int) -> tuple[int, int]:
 
 
 def _row_warps(row: int) -> int:
-    """Warps of one program: up to 48 elements a thread of a 32-lane warp."""
+    """Warps of one program: few and full ones, since all of them wait for the sum (up to 96 elements a thread)."""
     for warps in (1, 2, 4, 8):
-        if row <= warps * 32 * 48:
+        if row <= warps * 32 * 96:
             return warps
     return 16
 

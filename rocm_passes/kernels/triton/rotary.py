@@ -37,8 +37,6 @@ from .rotary_tiles import (
     tile_shape,
 )
 
-HEAD_WARPS = 4
-
 
 @triton.jit
 def _head_tile(
@@ -80,7 +78,7 @@ def _head_tile(
         squares = tl.sum(first * first + second * second, axis=2)
         if REST_P > 0:
             squares += tl.sum(rest * rest, axis=2)
-        rstd = inverse_rms(squares, D, EPS)[:, :, None]
+        rstd = inverse_rms(squares, D, EPS, out_ptr.dtype.element_ty)[:, :, None]
         first = normalise(first, rstd, weight1, dtype, HAS_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER)
         second = normalise(second, rstd, weight2, dtype, HAS_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER)
         if REST_P > 0:
@@ -216,7 +214,7 @@ def launch_heads(
     if batch * tokens == 0 or q_heads + k_heads == 0:
         return q_out, k_out
     head_counts = tuple(h for h in (q_heads, k_heads) if h)
-    token_tile, head_tile = tile_shape(head_counts, channels)
+    token_tile, head_tile, warps = tile_shape(head_counts, channels, norm)
     blocks = triton.cdiv(tokens, token_tile) * sum(triton.cdiv(h, head_tile) for h in head_counts)
     second, second_out = (q, q_out) if k is None or k_out is None else (k, k_out)
     with device_guard(q):
@@ -232,7 +230,7 @@ def launch_heads(
             PER_CHANNEL=tables.per_channel, PER_HEAD=tables.per_head,
             PARTIAL=tables.tokens != tokens, NORM=norm, Q_EPS=eps_q, K_EPS=eps_k,
             HAS_Q_WEIGHT=q_weight is not None, HAS_K_WEIGHT=k_weight is not None,
-            ROUND_BEFORE_WEIGHT=round_before_weight, ROUND_AFTER=round_after_norm, num_warps=HEAD_WARPS,
+            ROUND_BEFORE_WEIGHT=round_before_weight, ROUND_AFTER=round_after_norm, num_warps=warps,
         )  # fmt: skip
     return q_out, k_out
 
@@ -263,7 +261,7 @@ def check_pair(
 
 def isa_examples() -> list[IsaExample]:
     """FLUX's rotation, a half-split rotation with bf16 tables, and Z-Image's head norm with rotation."""
-    shape = {"D": 128, "R": 128, "P": 64, "REST_P": 0, "T": 1, "H": 32, "table_stride_f": 1}
+    shape = {"D": 128, "R": 128, "P": 64, "REST_P": 0, "T": 1, "table_stride_f": 1}
     flags = {"CONJUGATE": False, "PER_HEAD": False, "PARTIAL": False, "Q_EPS": 1e-5, "K_EPS": 1e-5}
     plain = {"NORM": False, "HAS_Q_WEIGHT": False, "HAS_K_WEIGHT": False}
     normed = {"NORM": True, "HAS_Q_WEIGHT": True, "HAS_K_WEIGHT": True}
@@ -273,11 +271,12 @@ def isa_examples() -> list[IsaExample]:
         ("half-split RoPE q,k [1,4608,30,128]", 30, "*bf16", False, True, plain),
         ("Z-Image norm + RoPE q,k [1,4608,30,128]", 30, "*fp32", True, False, normed),
     ):
+        tile, warps = (16, 2) if norm["NORM"] else (32, 4)
         constexprs = shape | flags | norm | {
-            "Q_HEADS": heads, "K_HEADS": heads, "INTERLEAVED": interleaved, "PER_CHANNEL": per_channel,
+            "H": tile, "Q_HEADS": heads, "K_HEADS": heads, "INTERLEAVED": interleaved, "PER_CHANNEL": per_channel,
             "ROUND_BEFORE_WEIGHT": norm["NORM"], "ROUND_AFTER": norm["NORM"],
         }  # fmt: skip
         pointers = {n: "*bf16" for n in rotary_heads_kernel.arg_names if n.endswith("_ptr")}
         pointers |= {"cos_ptr": table, "sin_ptr": table}
-        examples.append(isa_example(rotary_heads_kernel, label, pointers, constexprs, HEAD_WARPS))
+        examples.append(isa_example(rotary_heads_kernel, label, pointers, constexprs, warps))
     return examples
