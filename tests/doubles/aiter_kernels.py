@@ -54,6 +54,7 @@ def parameter(t: Tensor, length: int, like: Tensor) -> None:
     hold(t.is_contiguous(), "a strided parameter is read as contiguous")
     hold(t.numel() >= length, "reads past the end of a parameter")
     hold(t.dim() == 1 and t.numel() == length, "a parameter of another shape is misread")
+    hold(t.storage_offset() * t.element_size() % 4 == 0, "a parameter that does not begin at a whole word")
 
 
 def single(t: Tensor) -> Tensor:
@@ -142,6 +143,8 @@ class Machine:
                 same_bits(t, x)
                 reachable(t)
                 hold(t.stride(-1) == 1, "the last stride is taken for 1")
+                steps = (t.storage_offset(), t.stride(0) if t.shape[0] > 1 else 0)
+                hold(not any(n % 2 for n in steps), "a row that does not begin at a whole word")
         hold(x.shape[1] % 2 == 0, "an odd row reads and writes one element of the next")
         parameter(weight, x.shape[1], x)
 

@@ -139,6 +139,7 @@ REFUSED = {
     "weight float32": (X, W.float(), False, "0.1.20", "weight is float32 and x is float16"),
     "weight too short": (X, W[:32], False, "0.1.20", "shape [32]"),
     "weight strided": (X, torch.ones(128).half()[::2], False, "0.1.20", "stride 2"),
+    "weight offset": (X, torch.ones(65).half()[1:], False, "0.1.20", "weight begins at element 1"),
     "weight 2-D": (X, W[None], False, "0.1.20", "shape [1, 64]"),
     "odd": (torch.ones(2, 769).half(), torch.ones(769).half(), False, "0.1.20", "hidden size 769 is odd"),
     "wide": (torch.ones(2, 8194).half(), torch.ones(8194).half(), False, "0.1.17", "8194 is over 8192"),
@@ -233,8 +234,14 @@ def test_far_rows_are_refused_and_harm_the_double() -> None:
 
 @pytest.mark.parametrize(
     "x",
-    [torch.ones(2, 3, 64).half(), torch.ones(64, 2).half().t(), torch.ones(0, 64).half()],
-    ids=["3-D through the old one", "last stride", "empty"],
+    [
+        torch.ones(2, 3, 64).half(),
+        torch.ones(64, 2).half().t(),
+        torch.ones(0, 64).half(),
+        torch.ones(257).half()[1:].view(4, 64),
+        torch.ones(4, 65).half()[:, :64],
+    ],
+    ids=["3-D through the old one", "last stride", "empty", "odd offset", "odd row stride"],
 )
 def test_the_double_comes_to_harm_where_the_adapter_does_not(x: Tensor) -> None:
     weight = torch.ones(x.shape[-1]).half()

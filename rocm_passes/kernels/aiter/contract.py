@@ -126,6 +126,8 @@ def vector(name: str, t: Tensor, length: int, like_name: str, like: Tensor) -> I
     yield from same_dtype(name, t, like_name, like)
     if not t.is_contiguous():
         yield f"{name} has stride {t.stride(0)}: aiter reads it as contiguous"
+    if not aligned(t, t.storage_offset()):
+        yield f"{name} begins at element {t.storage_offset()}: aiter loads whole words of 4 bytes"
 
 
 def within_int32(name: str, t: Tensor) -> Iterator[str]:
@@ -135,15 +137,24 @@ def within_int32(name: str, t: Tensor) -> Iterator[str]:
         yield f"{name} reaches over {reach / 2**30:.2f} GiB: aiter's 32-bit offsets end at 2 GiB"
 
 
+def aligned(t: Tensor, *elements: int | torch.SymInt) -> bool:
+    """Whether these distances, in elements of `t`, are whole words of 4 bytes, the least that aiter loads."""
+    return not any(distance * t.element_size() % 4 for distance in elements)
+
+
 def rows(x: Tensor) -> Tensor:
-    """`x` as [rows, hidden] with unit last stride: a view where there is one, a copy otherwise.
+    """`x` as [rows, hidden] with unit last stride and rows at whole words: a view, or else a copy.
 
     aiter's norms want exactly two dimensions: of more, they take the wrong one for the hidden size, or their
     result fails their own check.
     """
     flat = x.reshape(-1, x.shape[-1])
-    # With one column any stride counts as contiguous for torch, but not for aiter.
-    return flat if flat.stride(1) == 1 else flat.clone(memory_format=torch.contiguous_format)
+    # With one column any stride counts as contiguous for torch, but not for aiter. An odd width can not be
+    # helped by a copy: those kernels that take one load element by element.
+    strides = flat.stride(0) if flat.shape[0] > 1 and flat.shape[1] % 2 == 0 else 0
+    if flat.stride(1) == 1 and aligned(flat, flat.storage_offset(), strides):
+        return flat
+    return flat.clone(memory_format=torch.contiguous_format)
 
 
 def truncates(dtype: torch.dtype, arch: str | None) -> bool:
