@@ -1,10 +1,10 @@
-"""Rotary embedding, alone and after the q/k norm: our kernels, plain Inductor and the memory floor at production shapes.
+"""Rotary embedding, alone and after the q/k norm, at production shapes: ours, Inductor and the memory floor.
 
     python -m benchmarks.rotary [--only NAME] [--json FILE] [--no-inductor]
 
-Every row is first checked against the same formulas in float64. The floor is the time to move every input once and every
-output once at the rate of a large copy measured in the same run. Calls are captured in a CUDA graph; where the tensors
-would fit in the last-level cache, the calls rotate over several sets of them.
+Every row is first checked against the same formulas in float64. The floor is the time to move every input
+once and every output once at the rate of a large copy measured in the same run. Calls are captured in a CUDA
+graph; where the tensors would fit in the last-level cache, the calls rotate over several sets of them.
 """
 
 import argparse
@@ -28,7 +28,7 @@ Outputs = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Case:
-    """One idiom at one shape. `original(inputs, wide)` is the model's spelling, computing in `wide` where it upcasts."""
+    """One idiom at one shape; `original` is the model's spelling, computing in `wide` where it upcasts."""
 
     name: str
     make: Callable[[], Inputs]
@@ -130,7 +130,9 @@ def wan_rope(tokens: int) -> Case:
         cos, sin = doubled(tokens)
         return heads(tokens, 40), heads(tokens, 40), cos[None, :, None], sin[None, :, None]
 
-    def original(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, wide: torch.dtype = torch.float32) -> Outputs:
+    def original(
+        q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, wide: torch.dtype = torch.float32
+    ) -> Outputs:
         return rope_slices(q, cos, sin, wide), rope_slices(k, cos, sin, wide)
 
     def ours(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Outputs:
@@ -146,17 +148,21 @@ def wan_norm_rope(tokens: int) -> Case:
         return q, k, cos[None, :, None], sin[None, :, None], weight(5120), weight(5120)
 
     def original(
-        q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, wq: Tensor, wk: Tensor, wide: torch.dtype = torch.float32
+        q: Tensor,
+        k: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        wq: Tensor,
+        wk: Tensor,
+        wide: torch.dtype = torch.float32,
     ) -> Outputs:
-        q, k = (
-            rms_torch(x, w, 1e-6, wide).unflatten(2, (40, -1)) for x, w in ((q, wq), (k, wk))
-        )
+        q, k = (rms_torch(x, w, 1e-6, wide).unflatten(2, (40, -1)) for x, w in ((q, wq), (k, wk)))
         return rope_slices(q, cos, sin, wide), rope_slices(k, cos, sin, wide)
 
     def ours(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, wq: Tensor, wk: Tensor) -> Outputs:
         return qk_norm_rotary(
-            q.unflatten(2, (40, -1)), k.unflatten(2, (40, -1)), cos[..., 0::2], sin[..., 1::2], interleaved=True,
-            eps_q=1e-6, across_heads=True, q_weight=wq, k_weight=wk,
+            q.unflatten(2, (40, -1)), k.unflatten(2, (40, -1)), cos[..., 0::2], sin[..., 1::2],
+            interleaved=True, eps_q=1e-6, across_heads=True, q_weight=wq, k_weight=wk,
         )  # fmt: skip
 
     return Case(f"Wan norm + RoPE q,k [1,{tokens},40,128]", make, original, ours)
@@ -189,7 +195,14 @@ def norm_complex_rope(name: str, tokens: int, count: int, eps: float) -> Case:
 
     def ours(q: Tensor, k: Tensor, freqs: Tensor, wq: Tensor, wk: Tensor) -> Outputs:
         return qk_norm_rotary(
-            q, k, *parts(freqs), interleaved=True, eps_q=eps, q_weight=wq, k_weight=wk, round_before_weight=True
+            q,
+            k,
+            *parts(freqs),
+            interleaved=True,
+            eps_q=eps,
+            q_weight=wq,
+            k_weight=wk,
+            round_before_weight=True,
         )
 
     return Case(f"{name} norm + complex RoPE q,k [1,{tokens},{count},128]", make, original, ours)
@@ -233,7 +246,9 @@ def flux_rope() -> Case:
     def make() -> Inputs:
         return heads(4608, 24), heads(4608, 24), *doubled(4608)
 
-    def original(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, wide: torch.dtype = torch.float32) -> Outputs:
+    def original(
+        q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, wide: torch.dtype = torch.float32
+    ) -> Outputs:
         return rope_stack(q, cos, sin, wide), rope_stack(k, cos, sin, wide)
 
     def ours(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Outputs:
@@ -287,15 +302,21 @@ def norm_stack_rope(name: str, tokens: int, count: int, fused_qkv: bool) -> Case
         return q, k, *doubled(tokens), weight(128), weight(128)
 
     def original(
-        q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, wq: Tensor, wk: Tensor, wide: torch.dtype = torch.float32
+        q: Tensor,
+        k: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        wq: Tensor,
+        wk: Tensor,
+        wide: torch.dtype = torch.float32,
     ) -> Outputs:
         q, k = norm(q, wq, 1e-6, wide), norm(k, wk, 1e-6, wide)
         return rope_stack(q, cos, sin, wide), rope_stack(k, cos, sin, wide)
 
     def ours(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, wq: Tensor, wk: Tensor) -> Outputs:
         return qk_norm_rotary(
-            q, k, cos[None, :, None], sin[None, :, None], interleaved=True, eps_q=1e-6, q_weight=wq, k_weight=wk,
-            round_before_weight=not fused_qkv,
+            q, k, cos[None, :, None], sin[None, :, None], interleaved=True,
+            eps_q=1e-6, q_weight=wq, k_weight=wk, round_before_weight=not fused_qkv,
         )  # fmt: skip
 
     return Case(f"{name} norm + stack RoPE q,k [1,{tokens},{count},128]", make, original, ours)
@@ -306,7 +327,9 @@ def half_split() -> Case:
         theta = angles(4608).repeat(1, 2)[None, :, None]
         return heads(4608, 30), heads(4608, 30), theta.cos().bfloat16(), theta.sin().bfloat16()
 
-    def original(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, wide: torch.dtype = torch.float32) -> Outputs:
+    def original(
+        q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, wide: torch.dtype = torch.float32
+    ) -> Outputs:
         return rope_half(q, cos, sin), rope_half(k, cos, sin)
 
     def ours(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Outputs:
@@ -374,13 +397,13 @@ def time_us(call: Callable[..., object], sets: list[Inputs], repeats: int = 15) 
 
 
 def check(case: Case, inputs: Inputs) -> tuple[float, float]:
-    """RMS error of ours and of eager against float64; raises where ours is worse by more than one last place."""
+    """RMS error of ours and of eager against float64; raises where ours is worse by over one last place."""
     widened = tuple(t.to(torch.complex128) if t.is_complex() else t.double() for t in inputs)
     exact = case.original(*widened, wide=torch.float64)
     errors: list[tuple[float, float]] = []
     for ours, eager, truth in zip(case.ours(*inputs), case.original(*inputs), exact, strict=True):
         error, original_error = (ours.double() - truth).abs(), (eager.double() - truth).abs()
-        # One last place of the largest channel of the head: a rotation carries that one's rounding into the others.
+        # Of the largest channel of the head: the rotation carries that one's rounding into another.
         last_place = torch.finfo(ours.dtype).eps * truth.abs().amax(-1, keepdim=True)
         excess = ((error - original_error) / last_place).max().item()
         errors.append((error.square().mean().sqrt().item(), original_error.square().mean().sqrt().item()))
@@ -405,7 +428,9 @@ def measure(case: Case, rate: float, inductor: bool) -> Row:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="", help="run the rows whose name contains this")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--no-inductor", action="store_true", help="do not time plain Inductor")
@@ -419,7 +444,9 @@ def main() -> None:
             continue
         row = measure(case, rate, not args.no_inductor)
         rows.append(row)
-        other = "" if row.inductor_us is None else f"{row.inductor_us:9.1f} {row.inductor_us / row.floor_us:6.2f}"
+        other = (
+            "" if row.inductor_us is None else f"{row.inductor_us:9.1f} {row.inductor_us / row.floor_us:6.2f}"
+        )
         print(f"{row.name:72s} {row.floor_us:9.1f} {row.ours_us:9.1f} {row.ratio:6.2f} {other}", flush=True)
     if args.json:
         report = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "copy_tb_s": rate / 1e6}

@@ -1,4 +1,4 @@
-"""RMSNorm and rotation of q and k in one kernel, against the formulas in float64, run by Triton's interpreter."""
+"""RMSNorm and rotation of q and k in one kernel, against the formulas in float64, in the interpreter."""
 
 import pytest
 import torch
@@ -18,7 +18,8 @@ def seeded() -> None:
 
 def norm_rotate(
     x: torch.Tensor, weight: torch.Tensor | None, cos: torch.Tensor, sin: torch.Tensor, wide: torch.dtype,
-    *, interleaved: bool, across_heads: bool, before: bool = False, after: bool = True, width: int | None = None,
+    *, interleaved: bool, across_heads: bool, before: bool = False, after: bool = True,
+    width: int | None = None,
 ) -> torch.Tensor:  # fmt: skip
     normed = rms_norm(x, weight, 1e-5, across_heads, before, after, wide)
     return rotate(normed, cos, sin, interleaved, width or x.shape[-1], wide)
@@ -85,8 +86,10 @@ def test_output_dtype_and_memory_order(across_heads: bool, dtype: torch.dtype) -
     assert out_k is not None and out_q.dtype == out_k.dtype == dtype
     assert out_q.transpose(1, 2).is_contiguous() and out_k.is_contiguous()
     for out, x in ((out_q, q), (out_k, k)):
-        exact = norm_rotate(x, None, cos, sin, FP64, interleaved=False, across_heads=across_heads, after=False)
-        # Two roundings to the dtype, and the interpreter truncates on the way to bf16: a whole last place each.
+        exact = norm_rotate(
+            x, None, cos, sin, FP64, interleaved=False, across_heads=across_heads, after=False
+        )
+        # Two roundings to the dtype; the interpreter truncates to bf16, a whole last place each.
         bound = 3 * torch.finfo(dtype).eps * exact.abs().amax(-1, keepdim=True)
         assert ((out.double() - exact).abs() <= bound).all()
 
@@ -183,7 +186,7 @@ def test_refuses(options: dict[str, object], error: type[Exception], message: st
 
 
 def test_refuses_fp64_tables() -> None:
-    with pytest.raises(TypeError, match="cos is torch.float64"):
+    with pytest.raises(TypeError, match=r"cos is torch\.float64"):
         qk_norm_rotary(Q, Q, *tables(1, 3, 1, 4, FP64), interleaved=True, eps_q=1e-5)
 
 

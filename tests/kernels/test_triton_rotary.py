@@ -31,8 +31,8 @@ def seeded() -> None:
     conjugate=st.booleans(),
 )
 def test_is_the_formula_in_float32_bit_for_bit(
-    layout: str, interleaved: bool, per_channel: bool, per_head: bool, per_batch: bool, channels: int, heads: int,
-    rotated: float, dtype: torch.dtype, table_dtype: torch.dtype, conjugate: bool,
+    layout: str, interleaved: bool, per_channel: bool, per_head: bool, per_batch: bool,
+    channels: int, heads: int, rotated: float, dtype: torch.dtype, table_dtype: torch.dtype, conjugate: bool,
 ) -> None:  # fmt: skip
     batch, tokens = 2, 3
     width = max(2, int(channels * rotated) // 2 * 2)

@@ -52,7 +52,8 @@ def _load_heads(
 @triton.jit
 def _load_weight(
     ptr, head, HAS_WEIGHT: tl.constexpr,
-    HEADS: tl.constexpr, D: tl.constexpr, R: tl.constexpr, P: tl.constexpr, REST_P: tl.constexpr, H: tl.constexpr, INTERLEAVED: tl.constexpr,
+    HEADS: tl.constexpr, D: tl.constexpr, R: tl.constexpr, P: tl.constexpr, REST_P: tl.constexpr,
+    H: tl.constexpr, INTERLEAVED: tl.constexpr,
 ):  # fmt: skip
     """The weights of the given heads, or 1.0."""
     if HAS_WEIGHT:
@@ -222,12 +223,11 @@ def qk_norm_rotary(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """RMSNorm of q and k, then `rotary`, in one launch; k may be None.
 
-    q: [B, S, Hq, D], k: [B, S, Hk, D], tables, `rotary_dim`, `conjugate`, `seq_start` (tokens outside the tables
-    are normalised and not rotated) and outputs as for `rotary`; `out_q` and `out_k` may be slices of a joint
-    buffer.
-    across_heads: one mean over all H * D channels of a token (weights [H*D]); otherwise one per head (weights [D]).
+    q: [B, S, Hq, D], k: [B, S, Hk, D], tables, `rotary_dim`, `conjugate`, `seq_start` and outputs as for
+    `rotary`: tokens outside the tables are normalised only; `out_q`, `out_k` may be slices of a joint buffer.
+    across_heads: one mean over the H * D channels of a token, weights [H*D]; else one per head, weights [D].
     eps_k: eps_q where None. Statistics and products are fp32.
-    round_before_weight: x * rstd is rounded to x's dtype before the weight multiplies it (diffusers' RMSNorm).
+    round_before_weight: x * rstd is rounded to x's dtype before the weight multiplies it (as diffusers does).
     round_after_norm: the normalised value is rounded to x's dtype before the rotation.
     Raises what `rotary` raises; ValueError for weights that do not fit, or a row of more than 32768 channels.
     """
@@ -304,7 +304,7 @@ def _split_heads(heads: int) -> tuple[int, int]:
 
 
 def _row_warps(row: int) -> int:
-    """Warps of one program: few and full ones, since all of them wait for the sum (up to 96 elements a thread)."""
+    """Warps of one program: few, since all of them wait for the sum; up to 96 elements a thread."""
     for warps in (1, 2, 4, 8):
         if row <= warps * 32 * 96:
             return warps

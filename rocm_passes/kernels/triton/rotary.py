@@ -6,9 +6,9 @@ For a pair of channels (x1, x2) with angles given by tables:
     out2 = x2 * cos2 + x1 * sin2
 
 in fp32 whatever the dtypes, rounded once on store. Tables of half the rotary width hold one value per pair;
-tables of the whole width hold one per channel, and the two of a pair may differ. Where an eager graph multiplies
-in bf16 (tables and tensor both bf16), this is nearer to the exact result than the graph; compiled Inductor
-computes as done here.
+tables of the whole width hold one per channel, and the two of a pair may differ. Where an eager graph
+multiplies in bf16 (tables and tensor both bf16), this is nearer to the exact result than the graph; compiled
+Inductor computes as done here.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -105,7 +105,7 @@ def rotary_heads_kernel(
     HAS_Q_WEIGHT: tl.constexpr, HAS_K_WEIGHT: tl.constexpr,
     ROUND_BEFORE_WEIGHT: tl.constexpr, ROUND_AFTER: tl.constexpr,
 ):  # fmt: skip
-    """Axis 0: token blocks, in each the head blocks of q and then of k, which share table rows; axis 1: batch."""
+    """Axis 0: token blocks, in each the head blocks of q, then of k, sharing table rows; axis 1: batch."""
     Q_BLOCKS: tl.constexpr = (Q_HEADS + H - 1) // H
     K_BLOCKS: tl.constexpr = (K_HEADS + H - 1) // H
     token_block = tl.program_id(0) // (Q_BLOCKS + K_BLOCKS)
@@ -273,7 +273,8 @@ def isa_examples() -> list[IsaExample]:
     ):
         tile, warps = (16, 2) if norm["NORM"] else (32, 4)
         constexprs = shape | flags | norm | {
-            "H": tile, "Q_HEADS": heads, "K_HEADS": heads, "INTERLEAVED": interleaved, "PER_CHANNEL": per_channel,
+            "H": tile, "Q_HEADS": heads, "K_HEADS": heads,
+            "INTERLEAVED": interleaved, "PER_CHANNEL": per_channel,
             "ROUND_BEFORE_WEIGHT": norm["NORM"], "ROUND_AFTER": norm["NORM"],
         }  # fmt: skip
         pointers = {n: "*bf16" for n in rotary_heads_kernel.arg_names if n.endswith("_ptr")}

@@ -1,9 +1,9 @@
 """What the rotary kernels share: tiles of channel pairs on the device, tables and tile sizes on the host.
 
 A kernel sees a tensor as rows of D channels, one row per (batch, token, head). A tile is [T tokens, H heads,
-P pairs]: the first and the second channel of every pair as two tensors, and the channels past the rotary width
-as a third. Interleaved pairs (2i, 2i+1) are loaded as one run of channels and split in registers, half-split
-pairs (i, i + R/2) as two runs, so that either way a thread reads 16 bytes at a time.
+P pairs]: the first and the second channel of every pair as two tensors, and the channels past the rotary
+width as a third. Interleaved pairs (2i, 2i+1) are loaded as one run of channels and split in registers,
+half-split pairs (i, i + R/2) as two runs, so that either way a thread reads 16 bytes at a time.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -92,7 +92,7 @@ def load_tables(
     HEADS: tl.constexpr, R: tl.constexpr, P: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
     INTERLEAVED: tl.constexpr, PER_CHANNEL: tl.constexpr, PER_HEAD: tl.constexpr,
 ):  # fmt: skip
-    """cos1, cos2, sin1, sin2 of the table rows at `row` ([T, 1, 1]): fp32 [T, 1, P], [T, H, P] if PER_HEAD."""
+    """cos1, cos2, sin1, sin2 of the table rows at `row`: fp32 [T, 1, P], or [T, H, P] if PER_HEAD."""
     if PER_HEAD:
         rows, mask = row + head * stride_h, in_table & (head < HEADS)
         cos1, cos2 = load_table(cos_ptr, rows, mask, stride_f, R, P, T, H, INTERLEAVED, PER_CHANNEL)
@@ -239,8 +239,8 @@ def output_like(x: torch.Tensor, out: torch.Tensor | None, dtype: torch.dtype | 
 def tile_shape(heads: tuple[int, ...], channels: int, norm: bool) -> tuple[int, int, int]:
     """(tokens, heads, warps) of one program: as many heads as fit, padded by a third at most, then tokens.
 
-    4096 elements on 4 warps keep most bytes in flight; where a norm makes the program wait for a sum, twice as
-    many programs of half the size do (measured on an H200).
+    4096 elements on 4 warps keep most bytes in flight; where a norm makes the program wait for a sum,
+    twice as many programs of half the size do (measured on an H200).
     """
     elements, warps = (2048, 2) if norm else (4096, 4)
     padded = triton.next_power_of_2(channels)
