@@ -30,8 +30,8 @@ def check(out: Tensor, x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> 
     E[x²] - E[x]² has a relative error of some float32 epsilons times E[x²] / Var[x], whatever the dtype of x.
     """
     wide = x.double()
-    exact = F.group_norm(wide, groups, weight.double(), bias.double(), EPS)
-    original = F.group_norm(x, groups, weight, bias, EPS)
+    exact = torch.group_norm(wide, groups, weight.double(), bias.double(), EPS)
+    original = torch.group_norm(x, groups, weight, bias, EPS)
     grouped = wide.reshape(x.shape[0], groups, -1)
     condition = (grouped.square().mean(-1) / (grouped.var(-1, correction=0) + EPS)).max()
     amplified = 8 * torch.finfo(torch.float32).eps * condition * (1 + exact.abs().max() + bias.abs().max())
@@ -158,13 +158,16 @@ def test_the_cancellation_is_real() -> None:
 @settings(max_examples=100, deadline=None)
 @given(
     shape=st.tuples(
-        st.integers(0, 3), st.sampled_from([0, 1, 4, 6, 8]), st.integers(0, 5), st.integers(1, 9)
+        st.sampled_from([1, 2, 3, 0]),
+        st.sampled_from([8, 4, 12, 1, 0]),
+        st.sampled_from([5, 1, 2, 4, 0]),
+        st.integers(1, 9),
     ),
-    groups=st.integers(0, 4),
-    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32, torch.float64]),
-    weight_dtype=st.sampled_from([None, None, torch.float32]),
-    channels_last=st.booleans(),
-    version=st.sampled_from(["0.1.9", "0.1.12", "0.1.20"]),
+    groups=st.sampled_from([1, 2, 4, 4, 3, 0]),
+    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32] * 3 + [torch.float64]),
+    weight_dtype=st.sampled_from([None] * 6 + [torch.float32]),
+    channels_last=st.sampled_from([False] * 4 + [True]),
+    version=st.sampled_from(["0.1.12", "0.1.18", "0.1.20", "0.1.9"]),
 )
 def test_either_a_reason_or_the_right_answer(
     shape: tuple[int, ...],
