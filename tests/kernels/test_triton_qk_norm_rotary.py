@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rotary_reference import LAYOUTS, laid_out, rms_norm, rotate, tables
 
-from rocm_passes.kernels.triton.qk_norm_rotary import isa_examples, qk_norm_rotary
+from rocm_passes.kernels.triton.qk_norm_rotary import qk_norm_rotary
 
 FP32, FP16, BF16, FP64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
 
@@ -194,9 +194,3 @@ def test_refuses_a_row_that_registers_do_not_hold() -> None:
     wide = torch.zeros(1, 1, 512, 128)
     with pytest.raises(ValueError, match="exceeds 32768 channels"):
         qk_norm_rotary(wide, None, *tables(1, 1, 1, 64), interleaved=True, eps_q=1e-5, across_heads=True)
-
-
-def test_isa_examples_name_every_argument() -> None:
-    for example in isa_examples():
-        assert list(example.signature) == list(example.kernel.arg_names)
-        assert set(example.constexprs) == {n for n, t in example.signature.items() if t == "constexpr"}

@@ -1,4 +1,4 @@
-"""Rotary position embedding of q and k in one launch, optionally after an RMSNorm over each head.
+"""Rotary position embedding of q and k in one launch, optionally after an RMSNorm.
 
 For a pair of channels (x1, x2) with angles given by tables:
 
@@ -47,10 +47,11 @@ def _head_tile(
     HEADS: tl.constexpr, D: tl.constexpr, R: tl.constexpr, P: tl.constexpr, REST_P: tl.constexpr,
     T: tl.constexpr, H: tl.constexpr,
     INTERLEAVED: tl.constexpr, CONJUGATE: tl.constexpr, PER_CHANNEL: tl.constexpr, PER_HEAD: tl.constexpr,
-    PARTIAL: tl.constexpr, NORM: tl.constexpr, EPS: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    PARTIAL: tl.constexpr, NORM: tl.constexpr, ACROSS_HEADS: tl.constexpr, EPS: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
     ROUND_BEFORE_WEIGHT: tl.constexpr, ROUND_AFTER: tl.constexpr,
 ):  # fmt: skip
-    """Normalises (if NORM) and rotates the rows of T tokens by H heads of one tensor."""
+    """Normalises (if NORM) and rotates the rows of T tokens by H heads of one tensor; ACROSS_HEADS: H is all."""
     token = (token_block * T + tl.arange(0, T)).to(tl.int64)[:, None, None]
     head = (head_block * H + tl.arange(0, H)).to(tl.int64)[None, :, None]
     mask = (token < tokens) & (head < HEADS)
@@ -71,14 +72,18 @@ def _head_tile(
     if NORM:
         weight1, weight2, weight3 = 1.0, 1.0, 1.0
         if HAS_WEIGHT:
-            origin = tl.zeros([1, 1, 1], tl.int32)
-            weight1, weight2 = load_pairs(weight_ptr, origin, origin == 0, 1, R, P, 1, 1, INTERLEAVED)
+            WEIGHT_H: tl.constexpr = H if ACROSS_HEADS else 1
+            row = tl.arange(0, WEIGHT_H)[None, :, None]
+            weight1, weight2 = load_pairs(weight_ptr, row * D, row < HEADS, 1, R, P, 1, WEIGHT_H, INTERLEAVED)
             if REST_P > 0:
-                weight3 = load_rest(weight_ptr, origin, origin == 0, R, D - R, REST_P)
+                weight3 = load_rest(weight_ptr, row * D, row < HEADS, R, D - R, REST_P)
         squares = tl.sum(first * first + second * second, axis=2)
         if REST_P > 0:
             squares += tl.sum(rest * rest, axis=2)
-        rstd = inverse_rms(squares, D, EPS, out_ptr.dtype.element_ty)[:, :, None]
+        if ACROSS_HEADS:
+            squares = tl.sum(squares, axis=1)[:, None]
+        CHANNELS: tl.constexpr = HEADS * D if ACROSS_HEADS else D
+        rstd = inverse_rms(squares, CHANNELS, EPS, out_ptr.dtype.element_ty)[:, :, None]
         first = normalise(first, rstd, weight1, dtype, HAS_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER)
         second = normalise(second, rstd, weight2, dtype, HAS_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER)
         if REST_P > 0:
@@ -101,7 +106,8 @@ def rotary_heads_kernel(
     Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr,
     D: tl.constexpr, R: tl.constexpr, P: tl.constexpr, REST_P: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
     INTERLEAVED: tl.constexpr, CONJUGATE: tl.constexpr, PER_CHANNEL: tl.constexpr, PER_HEAD: tl.constexpr,
-    PARTIAL: tl.constexpr, NORM: tl.constexpr, Q_EPS: tl.constexpr, K_EPS: tl.constexpr,
+    PARTIAL: tl.constexpr, NORM: tl.constexpr, ACROSS_HEADS: tl.constexpr,
+    Q_EPS: tl.constexpr, K_EPS: tl.constexpr,
     HAS_Q_WEIGHT: tl.constexpr, HAS_K_WEIGHT: tl.constexpr,
     ROUND_BEFORE_WEIGHT: tl.constexpr, ROUND_AFTER: tl.constexpr,
 ):  # fmt: skip
@@ -118,7 +124,7 @@ def rotary_heads_kernel(
             cos_ptr, sin_ptr, table_stride_b, table_stride_s, table_stride_h, table_stride_f,
             q_weight_ptr, batch, token_block, head_block, tokens, table_start, table_tokens,
             Q_HEADS, D, R, P, REST_P, T, H, INTERLEAVED, CONJUGATE, PER_CHANNEL, PER_HEAD, PARTIAL,
-            NORM, Q_EPS, HAS_Q_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER,
+            NORM, ACROSS_HEADS, Q_EPS, HAS_Q_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER,
         )  # fmt: skip
     else:
         _head_tile(
@@ -127,7 +133,7 @@ def rotary_heads_kernel(
             cos_ptr, sin_ptr, table_stride_b, table_stride_s, table_stride_h, table_stride_f,
             k_weight_ptr, batch, token_block, head_block - Q_BLOCKS, tokens, table_start, table_tokens,
             K_HEADS, D, R, P, REST_P, T, H, INTERLEAVED, CONJUGATE, PER_CHANNEL, PER_HEAD, PARTIAL,
-            NORM, K_EPS, HAS_K_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER,
+            NORM, ACROSS_HEADS, K_EPS, HAS_K_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER,
         )  # fmt: skip
 
 
@@ -198,6 +204,7 @@ def launch_heads(
     out_q: torch.Tensor | None,
     out_k: torch.Tensor | None,
     norm: bool = False,
+    across_heads: bool = False,
     q_weight: torch.Tensor | None = None,
     k_weight: torch.Tensor | None = None,
     eps_q: float = 0.0,
@@ -205,7 +212,7 @@ def launch_heads(
     round_before_weight: bool = False,
     round_after_norm: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Checks the arguments and launches `rotary_heads_kernel`; weights, if any, are contiguous [D]."""
+    """Checks the arguments and launches `rotary_heads_kernel`; weights, if any, are contiguous [D], or [H*D] if across_heads."""
     q, k, tables, width, start = check_pair(q, k, cos, sin, rotary_dim, seq_start)
     batch, tokens, q_heads, channels = q.shape
     k_heads = 0 if k is None else k.shape[2]
@@ -214,7 +221,7 @@ def launch_heads(
     if batch * tokens == 0 or q_heads + k_heads == 0:
         return q_out, k_out
     head_counts = tuple(h for h in (q_heads, k_heads) if h)
-    token_tile, head_tile, warps = tile_shape(head_counts, channels, norm)
+    token_tile, head_tile, warps = tile_shape(head_counts, channels, norm, across_heads)
     blocks = triton.cdiv(tokens, token_tile) * sum(triton.cdiv(h, head_tile) for h in head_counts)
     second, second_out = (q, q_out) if k is None or k_out is None else (k, k_out)
     with device_guard(q):
@@ -228,7 +235,7 @@ def launch_heads(
             REST_P=triton.next_power_of_2(channels - width) if channels > width else 0,
             T=token_tile, H=head_tile, INTERLEAVED=interleaved, CONJUGATE=conjugate,
             PER_CHANNEL=tables.per_channel, PER_HEAD=tables.per_head,
-            PARTIAL=tables.tokens != tokens, NORM=norm, Q_EPS=eps_q, K_EPS=eps_k,
+            PARTIAL=tables.tokens != tokens, NORM=norm, ACROSS_HEADS=across_heads, Q_EPS=eps_q, K_EPS=eps_k,
             HAS_Q_WEIGHT=q_weight is not None, HAS_K_WEIGHT=k_weight is not None,
             ROUND_BEFORE_WEIGHT=round_before_weight, ROUND_AFTER=round_after_norm, num_warps=warps,
         )  # fmt: skip
@@ -260,24 +267,25 @@ def check_pair(
 
 
 def isa_examples() -> list[IsaExample]:
-    """FLUX's rotation, a half-split rotation with bf16 tables, and Z-Image's head norm with rotation."""
-    shape = {"D": 128, "R": 128, "P": 64, "REST_P": 0, "T": 1, "table_stride_f": 1}
-    flags = {"CONJUGATE": False, "PER_HEAD": False, "PARTIAL": False, "Q_EPS": 1e-5, "K_EPS": 1e-5}
-    plain = {"NORM": False, "HAS_Q_WEIGHT": False, "HAS_K_WEIGHT": False}
-    normed = {"NORM": True, "HAS_Q_WEIGHT": True, "HAS_K_WEIGHT": True}
-    examples = []
-    for label, heads, table, interleaved, per_channel, norm in (
-        ("FLUX.1 RoPE q,k [1,4608,24,128]", 24, "*fp32", True, True, plain),
-        ("half-split RoPE q,k [1,4608,30,128]", 30, "*bf16", False, True, plain),
-        ("Z-Image norm + RoPE q,k [1,4608,30,128]", 30, "*fp32", True, False, normed),
-    ):
-        tile, warps = (16, 2) if norm["NORM"] else (32, 4)
-        constexprs = shape | flags | norm | {
-            "H": tile, "Q_HEADS": heads, "K_HEADS": heads,
-            "INTERLEAVED": interleaved, "PER_CHANNEL": per_channel,
-            "ROUND_BEFORE_WEIGHT": norm["NORM"], "ROUND_AFTER": norm["NORM"],
-        }  # fmt: skip
-        pointers = {n: "*bf16" for n in rotary_heads_kernel.arg_names if n.endswith("_ptr")}
-        pointers |= {"cos_ptr": table, "sin_ptr": table}
-        examples.append(isa_example(rotary_heads_kernel, label, pointers, constexprs, warps))
-    return examples
+    """FLUX's rotation, a half-split one with bf16 tables, and the norms with rotation of Z-Image and Wan."""
+    return [
+        _isa_example("FLUX.1 RoPE q,k [1,4608,24,128]", 24, PER_CHANNEL=True),
+        _isa_example("half-split RoPE q,k [1,4608,30,128]", 30, "*bf16", PER_CHANNEL=True, INTERLEAVED=False),
+        _isa_example("Z-Image norm + RoPE q,k [1,4608,30,128]", 30, NORM=True, ROUND_BEFORE_WEIGHT=True),
+        _isa_example("Wan norm + RoPE q,k [1,32760,40,128]", 40, NORM=True, ACROSS_HEADS=True),
+    ]
+
+
+def _isa_example(label: str, heads: int, table: str = "*fp32", **flags: bool) -> IsaExample:
+    norm = flags.get("NORM", False)
+    tokens, head_tile, warps = tile_shape((heads,), 128, norm, flags.get("ACROSS_HEADS", False))
+    constexprs = {
+        "Q_HEADS": heads, "K_HEADS": heads, "D": 128, "R": 128, "P": 64, "REST_P": 0,
+        "T": tokens, "H": head_tile, "table_stride_f": 1,
+        "INTERLEAVED": True, "CONJUGATE": False, "PER_CHANNEL": False, "PER_HEAD": False, "PARTIAL": False,
+        "NORM": False, "ACROSS_HEADS": False, "Q_EPS": 1e-5, "K_EPS": 1e-5,
+        "HAS_Q_WEIGHT": norm, "HAS_K_WEIGHT": norm, "ROUND_BEFORE_WEIGHT": False, "ROUND_AFTER": norm,
+    }  # fmt: skip
+    pointers = {n: "*bf16" for n in rotary_heads_kernel.arg_names if n.endswith("_ptr")}
+    pointers |= {"cos_ptr": table, "sin_ptr": table}
+    return isa_example(rotary_heads_kernel, label, pointers, constexprs | flags, warps)
