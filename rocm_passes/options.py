@@ -21,6 +21,8 @@ ENVIRONMENT_PREFIX = "ROCM_PASSES_"
 
 SELECT = ("auto", "always", "off")
 NUMERICS = ("default", "strict", "fast")
+LAYOUTS = ("auto", "channels_last", "as_is")
+CONV_DTYPES = ("", "bf16")
 
 
 def _choice(*allowed: str) -> Callable[[str, object], str]:
@@ -129,6 +131,17 @@ class Options:
         _choice(*NUMERICS),
         "strict: refuse a lowering that rounds elsewhere than the graph does; "
         "fast: also allow fp64 rotary arithmetic (complex128 tables) in fp32",
+    )
+    layout: str = option(
+        "auto",
+        _choice(*LAYOUTS),
+        "memory layout of a graph's convolutions: auto: as measured or by rule for this machine; channels_last; "
+        "as_is: leave it to Inductor",
+    )
+    conv_dtype: str = option(
+        "",
+        _choice(*CONV_DTYPES),
+        "'bf16': compute the float32 convolutions of a video VAE in bfloat16 (less exact; not for strict numerics)",
     )
     fuel: int | None = option(
         None, _optional_count, "at most this many rewrites per graph, to bisect a wrong result"

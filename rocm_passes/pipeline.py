@@ -20,7 +20,7 @@ from . import ledger as ledgers
 from .graph import keep, provenance
 from .graph.builder import fake_mode_of
 from .graph.rewriter import RewriteError, Rewriter, is_convex
-from .idioms import conv3d, rms_norm
+from .idioms import conv2d, conv3d, rms_norm
 from .idioms.idiom import Context, Idiom, NearMiss, Site
 from .ledger import Entry, Ledger
 from .options import Options
@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 IDIOMS: tuple[Idiom, ...] = (
     rms_norm.IDIOM,
     conv3d.IDIOM,
+    conv2d.IDIOM,
 )
 
 _GRAPH_NUMBERS = itertools.count()
@@ -116,7 +117,7 @@ class _Session:
         self._order = {node: i for i, node in enumerate(graph.nodes)}
         self._taken: set[fx.Node] = set()
         self._considered: dict[fx.Node, list[str]] = {}
-        self._context = Context(self.options)
+        self._context = Context(self.options, target=self.target)
         self._fuel = self.options.fuel
 
     def decide(self, idiom: Idiom) -> None:

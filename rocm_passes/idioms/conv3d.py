@@ -1,11 +1,17 @@
 """Conv3d: `aten.convolution` over five dimensions, not transposed, to a lowering that suits the device.
 
-Before                                          After, by temporal unfold
-    y = convolution(x, w, bias, stride, ...)        f = reshape(permute(stack([x[:, :, k::s] for k]))), frames
-                                                    y = reshape(convolution2d(f, reshape(w), bias)), video
+Before (Wan's causal convolution, cached)       After, as the sum of temporal taps
+    x = cat([cache, x], 2)                          x  = cat([cache, x], 2)
+    p = constant_pad_nd(x, [1, 1, 1, 1, 0, 0])      yk = convolution(x[:, :, k:k+T] as frames, w[:, :, k],
+    y = convolution(p, w, bias, ...)                                 padding 1)         for each of kT taps
+                                                    y  = y0 + y1 + y2 + bias
 
-When it pays: on AMD, by published results, since MIOpen had no heuristics for 3-D convolutions; on NVIDIA
-cuDNN's conv3d or the sum of taps wins, by shape.
+Before (the first frame, or an image)           After, as conv2d
+    p = constant_pad_nd(x, [1, 1, 1, 1, 2, 0])      y = convolution(x as a frame, w[:, :, 2], bias, padding 1)
+    y = convolution(p, w, bias, ...)
+
+When it pays: always where taps see only zeros; where the spatial padding would be copied; on AMD, by published
+results, since MIOpen had no heuristics for 3-D convolutions; on NVIDIA cuDNN's conv3d or the sum of taps, by shape.
 
 Refused: an empty result (eager raises there); symbolic weight sizes.
 """
@@ -13,47 +19,60 @@ Refused: an empty result (eager raises there); symbolic weight sizes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
+import torch
 from torch import fx
 
 from ..graph import nodes as n
 from ..graph.nodes import aten
 from ..ops import conv3d as op
+from . import layout, padding
 from .idiom import Context, Found, Idiom, NearMiss, Site
 
 NAME = "conv3d"
 COVERS = {"conv3d": 1}
+COMPUTE_DTYPES = {"": None, "bf16": torch.bfloat16}
 
 
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
+    last = layout.channels_last(graph, context)
     for node in n.calls(graph, aten.convolution.default):
         if len(n.shape(node.args[0])) == 5 and not node.args[6]:
-            yield _found(node)
+            yield _found(node, context, last and layout.suits(node))
 
 
-def _found(node: fx.Node) -> Found:
-    x, weight, bias, stride, padding, dilation, _, _, groups = node.args
-    names = ("stride", "padding", "dilation")
+def _found(node: fx.Node, context: Context, channels_last: bool) -> Found:
+    x, weight, bias, stride, pads, dilation, _, _, groups = node.args
+    assert isinstance(x, fx.Node)
+    read = padding.read(x, _three(pads))
     parameters = {
         "kernel": list(n.shape(weight)[2:]),
-        **{k: list(v) for k, v in zip(names, (stride, padding, dilation), strict=True)},  # type: ignore[arg-type]
+        "stride": list(_three(stride)),
+        "padding": list(read.padding),
+        "zero_frames": [read.front, read.back],
+        "pieces": len(read.pieces),
+        "dilation": list(_three(dilation)),
         "groups": groups,
         "bias": bias is not None,
+        "channels_last": channels_last,
     }
     reason = refusal(node)
     if reason is not None:
         return NearMiss(node, reason, COVERS, parameters)
     arguments = {
-        "x": x,
+        "x": tuple(read.pieces),
         "weight": weight,
         "bias": bias,
+        "zeros": (read.front, read.back),
         "stride": _three(stride),
-        "padding": _three(padding),
+        "padding": read.padding,
         "dilation": _three(dilation),
         "groups": groups,
+        "channels_last": channels_last,
+        "compute": _compute_dtype(node, context),
+        "absorbed": read.absorbed,
     }
-    return Site(node, frozenset({node}), (node,), arguments, COVERS, parameters)
+    return Site(node, frozenset({node, *read.nodes}), (node,), arguments, COVERS, parameters)
 
 
 def refusal(node: fx.Node) -> str | None:
@@ -64,9 +83,14 @@ def refusal(node: fx.Node) -> str | None:
     return None
 
 
-def _three(values: Any) -> tuple[int, ...]:
+def _compute_dtype(node: fx.Node, context: Context) -> torch.dtype | None:
+    """conv_dtype, for float32 convolutions only."""
+    return COMPUTE_DTYPES[context.options.conv_dtype] if n.dtype(node) is torch.float32 else None
+
+
+def _three(values: object) -> tuple[int, ...]:
     """A convolution's list argument as three numbers (ATen lets one stand for all)."""
-    found = tuple(values)
+    found = tuple(values)  # type: ignore[arg-type]
     return found * 3 if len(found) == 1 else found
 
 

@@ -11,6 +11,7 @@ from torch.fx.node import map_arg
 
 from ..ops.operator import Lowering, Operator
 from ..options import Options
+from ..target import Target
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Context:
 
     options: Options
     training: bool = False
+    target: Target | None = None
 
 
 Found = Site | NearMiss

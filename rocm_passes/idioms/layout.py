@@ -1,0 +1,40 @@
+"""In which memory layout the convolutions of a graph run: one answer for the whole graph.
+
+Between neighbours of unlike layout stands a conversion that reads and writes the whole activation. Pointwise
+code, norms, upsampling and cats take on the layout of the convolutions round them, so the convolutions decide.
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from ..graph import nodes as n
+from ..graph.nodes import aten
+from .idiom import Context
+
+#: Where other nodes outnumber convolutions by this much, it is no convolutional network (as Inductor has it).
+NODES_PER_CONVOLUTION = 300
+
+
+def channels_last(graph: fx.Graph, context: Context) -> bool:
+    """Do this graph's convolutions run channels-last? As asked for, or by rule: on NVIDIA GPUs, yes."""
+    wanted = context.options.layout
+    if wanted != "auto":
+        return wanted == "channels_last"
+    if context.target is None or context.target.vendor != "nvidia":
+        return False
+    convolutions = [node for node in n.calls(graph, aten.convolution.default) if mixes_pixels(node)]
+    return bool(convolutions) and len(graph.nodes) < NODES_PER_CONVOLUTION * len(convolutions)
+
+
+def mixes_pixels(node: fx.Node) -> bool:
+    """Not a matrix product in disguise (1x1, or a patch embedding), for which layout is nothing to convert for."""
+    kernel = n.shape(node.args[1])[2:]
+    stride = node.args[3]
+    return any(k > 1 for k in kernel) and tuple(kernel) != tuple(stride)  # type: ignore[arg-type]
+
+
+def suits(node: fx.Node) -> bool:
+    """Grouped convolutions with several channels a group are slow channels-last; they keep their layout."""
+    groups = node.args[8]
+    return groups == 1 or n.shape(node.args[1])[1] == 1

@@ -1,0 +1,104 @@
+"""Reading the padding in front of a conv3d off the graph: zeros round the frames, and pieces of video in time.
+
+    x = cat([cache, x], 2)                              pieces (cache, x)
+    x = constant_pad_nd(x, [W, W, H, H, front, back])   zeros (front, back); H, W become the convolution's own
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx
+
+from ..graph import nodes as n
+from ..graph.nodes import aten
+
+
+@dataclass
+class Padded:
+    """What a convolution reads. pieces end to end in time, zero frames around them, zeros (H, W) on both sides.
+
+    nodes: the pads and cats that are no longer needed.
+    """
+
+    pieces: list[fx.Node]
+    front: int
+    back: int
+    padding: tuple[int, int]
+    nodes: set[fx.Node]
+
+    @property
+    def absorbed(self) -> bool:
+        return bool(self.nodes)
+
+
+def read(x: fx.Node, padding: tuple[int, ...]) -> Padded:
+    """The input of a convolution with its own zero `padding` (T, H, W), pads and cats before it read through."""
+    found = Padded([x], padding[0], padding[0], (padding[1], padding[2]), set())
+    while _absorb_pad(found):
+        pass
+    while _absorb_cat(found):
+        pass
+    _drop_zero_pieces(found)
+    return found
+
+
+def _absorb_pad(found: Padded) -> bool:
+    (x,) = found.pieces
+    if not n.is_call(x, aten.constant_pad_nd.default) or n.only_user(x) is None:
+        return False
+    pads = x.args[1]
+    value = x.args[2] if len(x.args) > 2 else x.kwargs.get("value", 0)
+    if value != 0 or not isinstance(pads, (list, tuple)) or len(pads) > 6:
+        return False
+    if not all(isinstance(p, int) and p >= 0 for p in pads):
+        return False
+    left, right, top, bottom, front, back = (*pads, *[0] * (6 - len(pads)))
+    if left != right or top != bottom:
+        return False
+    source = n.argument(x)
+    found.pieces[:] = [source]
+    found.front += front
+    found.back += back
+    found.padding = (found.padding[0] + top, found.padding[1] + left)
+    found.nodes.add(x)
+    return True
+
+
+def _absorb_cat(found: Padded) -> bool:
+    for i, piece in enumerate(found.pieces):
+        if _is_cat_in_time(piece) and n.only_user(piece) is not None:
+            found.pieces[i : i + 1] = list(piece.args[0])  # type: ignore[arg-type]
+            found.nodes.add(piece)
+            return True
+    return False
+
+
+def _is_cat_in_time(node: fx.Node) -> bool:
+    if not n.is_call(node, aten.cat.default):
+        return False
+    parts = node.args[0]
+    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
+    if n.normalised_dim(dim, 5) != 2 or not isinstance(parts, (list, tuple)):
+        return False
+    # cat skips empty 1-D tensors and promotes dtypes; neither is a piece of video.
+    return all(len(n.shape(p)) == 5 and n.dtype(p) is n.dtype(node) for p in parts)
+
+
+def _drop_zero_pieces(found: Padded) -> None:
+    """Pieces that are zeros by construction become zero frames."""
+    while len(found.pieces) > 1 and (count := _zero_frames(found.pieces[0])):
+        found.pieces.pop(0)
+        found.front += count
+    while len(found.pieces) > 1 and (count := _zero_frames(found.pieces[-1])):
+        found.pieces.pop()
+        found.back += count
+
+
+def _zero_frames(node: fx.Node) -> int:
+    """How many frames of zeros the node is, 0 where it isn't known to be zeros."""
+    filled = n.is_call(node, aten.full.default) and node.args[1] == 0
+    like = n.is_call(node, aten.full_like.default) and node.args[1] == 0
+    zeros = n.is_call(node, aten.zeros.default, aten.zeros_like.default)
+    count = n.shape(node)[2] if filled or like or zeros else 0
+    return count if isinstance(count, int) else 0

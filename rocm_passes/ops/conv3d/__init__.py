@@ -1,0 +1,166 @@
+"""The ways to compute a conv3d, which of them take a given call, and the rules by which one is chosen unmeasured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...target import Target
+from ..operator import Lowering, Verdict
+from .frames import axis_of, out_size
+from .write import (
+    LOW_PRECISION,
+    TILE_FRAMES,
+    write_conv2d,
+    write_direct,
+    write_matmul,
+    write_taps,
+    write_tiled,
+    write_unfold,
+)
+
+__all__ = ["LOWERINGS", "live_taps", "out_size"]
+
+
+def live_taps(**call: Any) -> int | None:
+    """How many temporal taps see a real frame, or None where the number of frames is symbolic."""
+    axis = axis_of(call["x"], call["weight"], call["zeros"], call["stride"], call["dilation"])
+    return len(axis.taps()) if isinstance(axis.frames, int) else None
+
+
+def _refuses_conv2d(**call: Any) -> str | None:
+    if call["weight"].shape[2] == 1 and tuple(call["zeros"]) == (0, 0):
+        return None if live_taps(**call) is not None else "the number of frames is symbolic"
+    live = live_taps(**call)
+    if live is None:
+        return "the number of frames is symbolic"
+    if live != 1:
+        return f"{live} temporal taps see frames that are not zero"
+    tap = axis_of(call["x"], call["weight"], call["zeros"], call["stride"], call["dilation"]).taps()[0]
+    out = axis_of(call["x"], call["weight"], call["zeros"], call["stride"], call["dilation"]).out
+    return None if tap.count == out else "some output frames see zeros alone"
+
+
+def _refuses_taps(**call: Any) -> str | None:
+    if call["weight"].shape[2] == 1:
+        return "kT=1: there is one tap"
+    live = live_taps(**call)
+    if live is None:
+        return "the number of frames is symbolic"
+    return "no temporal tap sees a frame that is not zero" if live == 0 else None
+
+
+def _refuses_unfold(**call: Any) -> str | None:
+    if call["weight"].shape[2] == 1:
+        return "kT=1: there is one tap, so nothing to unfold"
+    return None
+
+
+def _refuses_matmul(**call: Any) -> str | None:
+    kernel = tuple(call["weight"].shape[2:])
+    if kernel != tuple(call["stride"]):
+        return "the kernel is not as large as the stride: inputs are read more than once"
+    if call["groups"] != 1:
+        return f"groups={call['groups']}"
+    if any(call["padding"]) or any(call["zeros"]):
+        return "it has padding"
+    if any(d != 1 for d, k in zip(call["dilation"], kernel, strict=True) if k > 1):
+        return f"dilation={tuple(call['dilation'])}"
+    return None
+
+
+def _refuses_tiled(**call: Any) -> str | None:
+    axis = axis_of(call["x"], call["weight"], call["zeros"], call["stride"], call["dilation"])
+    if not isinstance(axis.frames, int):
+        return "the number of frames is symbolic"
+    if axis.out <= TILE_FRAMES:
+        return f"{axis.out} output frames are one tile"
+    return None
+
+
+def _taps_note(target: Target, **call: Any) -> str | None:
+    dtype = call["x"][0].dtype
+    if dtype in LOW_PRECISION and live_taps(**call) != 1:
+        return f"each tap's sum is rounded to {str(dtype).removeprefix('torch.')} before the taps are added"
+    return None
+
+
+def _compute_note(target: Target, **call: Any) -> str | None:
+    compute = call.get("compute")
+    return f"convolved in {str(compute).removeprefix('torch.')} (conv_dtype)" if compute else None
+
+
+def _both_notes(target: Target, **call: Any) -> str | None:
+    notes = [n for n in (_taps_note(target, **call), _compute_note(target, **call)) if n]
+    return "; ".join(notes) or None
+
+
+def _conv2d_pays(target: Target, **call: Any) -> Verdict:
+    kernel = call["weight"].shape[2]
+    if kernel > 1:
+        return Verdict(True, f"one of {kernel} temporal taps sees frames that are not zero; the others are dropped")
+    if target.is_gpu:
+        return Verdict(True, "kT=1: it is a conv2d on frames, for which libraries have more and faster kernels")
+    return Verdict(False, "kT=1, and on a CPU conv3d is as fast")
+
+
+def _matmul_pays(target: Target, **call: Any) -> Verdict:
+    if target.is_gpu:
+        return Verdict(True, "kernel = stride: a matrix product, without the library's convolution")
+    return Verdict(False, "on a CPU the library's convolution is as fast")
+
+
+def _taps_pay(target: Target, **call: Any) -> Verdict:
+    kernel, live = call["weight"].shape[2], live_taps(**call)
+    spatial = tuple(call["weight"].shape[3:])
+    if live is not None and 1 < live < kernel:
+        return Verdict(True, f"{live} of {kernel} temporal taps see frames that are not zero; the others are dropped")
+    if target.vendor == "amd":
+        # Not run by us on AMD hardware: the published winner over MIOpen's conv3d and over the unfolded copy.
+        return Verdict(
+            True, "rule from published results over MIOpen's conv3d (SeedVR2#634); not measured on this machine"
+        )
+    if target.vendor == "nvidia" and call["channels_last"] and spatial != (1, 1):
+        channels, out = call["weight"].shape[1], call["weight"].shape[0]
+        if channels % 64 and channels >= 64 and out >= 64 and call["x"][0].dtype in LOW_PRECISION:
+            return Verdict(
+                True,
+                "rule from H200: cuDNN's conv3d is slow where the channels are no multiple of 64 (3.0 ms, taps 1.9)",
+            )
+    return Verdict(False, "the library's conv3d was the faster one on this kind of device")
+
+
+def _direct_pays(target: Target, **call: Any) -> Verdict:
+    if call["channels_last"]:
+        return Verdict(True, "channels-last through the whole graph, without conversions between neighbours")
+    if call["absorbed"]:
+        return Verdict(True, "the padding in front of it becomes the convolution's own, without a copy")
+    if call.get("compute"):
+        return Verdict(True, "conv_dtype was asked for")
+    return Verdict(False, "it is what the graph has")
+
+
+def _unfold_pays(target: Target, **call: Any) -> Verdict:
+    return Verdict(False, "the sum over taps does the same work without the unfolded copy")
+
+
+def _tiled_pays(target: Target, **call: Any) -> Verdict:
+    return Verdict(False, "one call is faster; tiles bound the peak memory")
+
+
+def _writes(write: Any) -> Any:
+    """`absorbed` is for the rules: what was absorbed shows in the pieces and the padding."""
+
+    def written(b: Any, *, absorbed: bool = False, **call: Any) -> Any:
+        return write(b, **call)
+
+    return written
+
+
+LOWERINGS = (
+    Lowering("matmul", refuses=_refuses_matmul, note=_compute_note, pays=_matmul_pays, write=_writes(write_matmul)),
+    Lowering("conv2d", refuses=_refuses_conv2d, note=_compute_note, pays=_conv2d_pays, write=_writes(write_conv2d)),
+    Lowering("taps", refuses=_refuses_taps, note=_both_notes, pays=_taps_pay, write=_writes(write_taps)),
+    Lowering("direct", note=_compute_note, pays=_direct_pays, write=_writes(write_direct)),
+    Lowering("unfold", refuses=_refuses_unfold, note=_compute_note, pays=_unfold_pays, write=_writes(write_unfold)),
+    Lowering("tiled", refuses=_refuses_tiled, note=_compute_note, pays=_tiled_pays, write=_writes(write_tiled)),
+)

@@ -1,0 +1,273 @@
+"""Lowerings of conv3d in plain ATen: exact algebra, written into the graph, so Inductor plans and fuses around it.
+
+A call, as every lowering takes it:
+    x             pieces [N, C, T_i, H, W] that stand end to end in time (one, where nothing was absorbed)
+    zeros         zero frames before and after them
+    weight        [O, C/groups, kT, kH, kW]; bias [O] or None
+    stride, dilation  as of torch.nn.functional.conv3d, 3-tuples; padding: (H, W), zeros on both sides; groups
+    channels_last whether x, the weight and the result are channels-last in memory
+    compute       dtype to convolve in, or None for x's own
+and gives [N, O, T', H', W'] in x's dtype. The weight is only ever viewed or re-ordered inside the graph: nothing
+is kept outside it that a later change of the weight (a LoRA merge, a cast) could leave stale.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch._inductor import inductor_prims
+
+from .frames import TimeAxis, axis_of, frames_of
+
+aten = torch.ops.aten
+convert = torch.ops.prims.convert_element_type.default
+LOW_PRECISION = (torch.float16, torch.bfloat16)
+#: Output frames of one tile of `tiled`: enough that a frame's work fills a GPU, few enough to bound workspaces.
+TILE_FRAMES = 4
+
+
+class Writer(Protocol):
+    """A graph Builder, or its eager stand-in."""
+
+    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> Any: ...
+    def value(self, found: Any) -> torch.Tensor: ...
+
+
+class Call:
+    """One call's parameters and the small steps that lowerings share."""
+
+    def __init__(
+        self,
+        b: Writer,
+        x: Sequence[Any],
+        weight: Any,
+        bias: Any,
+        zeros: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        groups: int,
+        channels_last: bool = False,
+        compute: torch.dtype | None = None,
+    ) -> None:
+        self.b = b
+        self.pieces = list(x)
+        self.weight = weight
+        self.bias = bias
+        self.zeros = (int(zeros[0]), int(zeros[1]))
+        self.stride = tuple(stride)
+        self.padding = tuple(padding)
+        self.dilation = tuple(dilation)
+        self.groups = groups
+        self.channels_last = channels_last
+        self.dtype = b.value(self.pieces[0]).dtype
+        self.compute = compute or self.dtype
+        self.batch = b.value(self.pieces[0]).shape[0]
+        values = [b.value(p) for p in self.pieces]
+        self.axis: TimeAxis = axis_of(values, b.value(weight), self.zeros, self.stride, self.dilation)
+
+    def video(self, zeros: bool = True) -> Any:
+        """The pieces as one tensor in the call's layout, with their zero frames where asked."""
+        front, back = self.zeros if zeros else (0, 0)
+        if len(self.pieces) == 1:
+            x = self.pieces[0]
+            if front or back:
+                x = self.b(aten.constant_pad_nd.default, x, [0, 0, 0, 0, front, back], 0.0)
+        else:
+            x = self._joined(front, back)
+        return self.laid_out(self.cast(x))
+
+    def _joined(self, front: int, back: int) -> Any:
+        # The largest piece is left for Inductor to compute in place inside the joined buffer; the buffer takes its
+        # layout from the small ones.
+        sizes = [self.b.value(p).shape[2] for p in self.pieces]
+        main = max(range(len(sizes)), key=lambda i: sizes[i] if isinstance(sizes[i], int) else 0)
+        parts = [p if i == main else self.laid_out(p) for i, p in enumerate(self.pieces)]
+        if front:
+            parts.insert(0, self._zero_frames(front))
+        if back:
+            parts.append(self._zero_frames(back))
+        return self.b(aten.cat.default, parts, 2)
+
+    def _zero_frames(self, count: int) -> Any:
+        like = self.b.value(self.pieces[0])
+        n, c, _, h, w = like.shape
+        return self.b(aten.full.default, [n, c, count, h, w], 0.0, dtype=like.dtype, device=like.device)
+
+    def laid_out(self, x: Any) -> Any:
+        """In the call's layout: channels-last is asked for; otherwise Inductor decides."""
+        if not self.channels_last:
+            return x
+        return self.b(inductor_prims.force_stride_order, x, channels_last_strides(self.b.value(x).shape))
+
+    def cast(self, x: Any) -> Any:
+        return x if self.b.value(x).dtype is self.compute else self.b(convert, x, self.compute)
+
+    def kernel(self) -> Any:
+        return self.laid_out(self.cast(self.weight))
+
+    def frames(self, x: Any) -> Any:
+        """[N, C, T, H, W] to [N*T, C, H, W]: a view in either layout where N is 1."""
+        n, c, t, h, w = self.b.value(x).shape
+        if isinstance(n, int) and n == 1:
+            return self.b(aten.permute.default, self.b(aten.squeeze.dim, x, 0), [1, 0, 2, 3])
+        return self.b(aten.reshape.default, self.b(aten.permute.default, x, [0, 2, 1, 3, 4]), [n * t, c, h, w])
+
+    def unframed(self, y: Any, t: Any) -> Any:
+        """[N*T, O, H, W] to [N, O, T, H, W], a view."""
+        _, o, h, w = self.b.value(y).shape
+        if isinstance(self.batch, int) and self.batch == 1:
+            return self.b(aten.unsqueeze.default, self.b(aten.permute.default, y, [1, 0, 2, 3]), 0)
+        y = self.b(aten.reshape.default, y, [self.batch, t, o, h, w])
+        return self.b(aten.permute.default, y, [0, 2, 1, 3, 4])
+
+    def window(self, x: Any, start: int, count: Any) -> Any:
+        """Every stride-th frame of x from `start`, `count` of them."""
+        step = self.stride[0]
+        end = start + (count - 1) * step + 1
+        if start == 0 and step == 1 and _same(end, self.b.value(x).shape[2]):
+            return x
+        return self.b(aten.slice.Tensor, x, 2, start, end, step)
+
+    def convolve2d(self, frames: Any, kernel: Any, bias: Any) -> Any:
+        return self._convolve(frames, self.laid_out(kernel), bias, 1, self.padding)
+
+    def convolve3d(self, x: Any, bias: Any, time_padding: int = 0) -> Any:
+        return self._convolve(x, self.kernel(), bias, 0, (time_padding, *self.padding))
+
+    def _convolve(self, x: Any, kernel: Any, bias: Any, dims_from: int, padding: Sequence[int]) -> Any:
+        stride, dilation = list(self.stride[dims_from:]), list(self.dilation[dims_from:])
+        none = [0] * len(stride)
+        bias = None if bias is None else self.cast(bias)
+        return self.b(
+            aten.convolution.default, x, kernel, bias, stride, list(padding), dilation, False, none, self.groups
+        )
+
+    def finished(self, y: Any) -> Any:
+        """The result in x's dtype."""
+        return y if self.b.value(y).dtype is self.dtype else self.b(convert, y, self.dtype)
+
+
+def write_direct(b: Writer, **call: Any) -> Any:
+    """conv3d itself, with spatial zeros as its own padding and the time axis put together."""
+    c = Call(b, **call)
+    if len(c.pieces) == 1 and c.zeros[0] == c.zeros[1]:
+        return c.finished(c.convolve3d(c.video(zeros=False), c.bias, time_padding=c.zeros[0]))
+    return c.finished(c.convolve3d(c.video(), c.bias))
+
+
+def write_taps(b: Writer, **call: Any) -> Any:
+    """The sum of one conv2d per temporal tap, taps on zero frames left out; no unfolded copy.
+
+    Partial sums are added in fp32. Source: numz/ComfyUI-SeedVR2_VideoUpscaler#634.
+    """
+    c = Call(b, **call)
+    x, kernel = c.video(zeros=False), c.kernel()
+    parts = []
+    for tap in c.axis.taps():
+        frames = c.frames(c.window(x, tap.start, tap.count))
+        # Inductor adds a GPU convolution's bias in the pointwise kernel behind it, so it stands in one place only.
+        y = c.convolve2d(frames, b(aten.select.int, kernel, 2, tap.index), None)
+        if y_dtype(b, y) in LOW_PRECISION:
+            y = b(convert, y, torch.float32)
+        video = c.unframed(y, tap.count)
+        behind = c.axis.out - tap.first - tap.count
+        if tap.first or not _same(behind, 0):
+            video = b(aten.constant_pad_nd.default, video, [0, 0, 0, 0, tap.first, behind], 0.0)
+        parts.append(video)
+    total = parts[0]
+    for part in parts[1:]:
+        total = b(aten.add.Tensor, total, part)
+    if c.bias is not None:
+        total = b(aten.add.Tensor, total, b(aten.reshape.default, c.cast(c.bias), [1, -1, 1, 1, 1]))
+    return c.finished(total)
+
+
+def write_conv2d(b: Writer, **call: Any) -> Any:
+    """One conv2d on frames: one temporal tap does all the work, the kernel's only one or the only one on real frames."""
+    c = Call(b, **call)
+    (tap,) = c.axis.taps()
+    frames = c.frames(c.window(c.video(zeros=False), tap.start, tap.count))
+    y = c.convolve2d(frames, b(aten.select.int, c.kernel(), 2, tap.index), c.bias)
+    return c.finished(c.unframed(y, tap.count))
+
+
+def write_unfold(b: Writer, **call: Any) -> Any:
+    """One conv2d over every output frame's temporal window: the kT input frames become channels.
+
+    The unfolded copy is kT times the input. Source: the temporal unfold of sgl-project/sglang#22971.
+    """
+    c = Call(b, **call)
+    x = c.video()
+    count = c.axis.out
+    windows = [c.frames(c.window(x, k * c.dilation[0], count)) for k in range(c.axis.kernel)]
+    o, per_group, kt, kh, kw = b.value(c.weight).shape
+    # Channel-major, tap-minor: the order of weight[O, C/groups, kT, ...] read as a 2-D kernel, groups included.
+    stacked = b(aten.cat.default, [b(aten.unsqueeze.default, w, 2) for w in windows], 2)
+    t, channels, _, h, w = b.value(stacked).shape
+    frames = c.laid_out(b(aten.reshape.default, stacked, [t, channels * kt, h, w]))
+    kernel = b(aten.reshape.default, c.cast(c.weight), [o, per_group * kt, kh, kw])
+    return c.finished(c.unframed(c.convolve2d(frames, kernel, c.bias), count))
+
+
+def write_matmul(b: Writer, **call: Any) -> Any:
+    """Kernel = stride (a patch embedding, or 1x1x1): every input element is read once, so it is one matrix product."""
+    c = Call(b, **call)
+    o, channels, *kernel = b.value(c.weight).shape
+    x = c.video(zeros=False)
+    n, _, t, h, w = b.value(x).shape
+    sizes = [s // k for s, k in zip((t, h, w), kernel, strict=True)]
+    for dim, (size, k) in enumerate(zip(sizes, kernel, strict=True), start=2):
+        x = b(aten.slice.Tensor, x, dim, 0, size * k) if not _same(size * k, (t, h, w)[dim - 2]) else x
+    if tuple(kernel) != (1, 1, 1):
+        split = [d for size, k in zip(sizes, kernel, strict=True) for d in (size, k)]
+        x = b(aten.reshape.default, x, [n, channels, *split])
+        x = b(aten.permute.default, x, [0, 2, 4, 6, 1, 3, 5, 7])
+    else:
+        x = b(aten.permute.default, x, [0, 2, 3, 4, 1])
+    rows = b(aten.reshape.default, x, [-1, channels * kernel[0] * kernel[1] * kernel[2]])
+    matrix = b(aten.reshape.default, c.cast(c.weight), [o, -1])
+    matrix = b(aten.permute.default, matrix, [1, 0])
+    if c.bias is None:
+        y = b(aten.mm.default, rows, matrix)
+    else:
+        y = b(aten.addmm.default, c.cast(c.bias), rows, matrix)
+    y = b(aten.reshape.default, y, [n, *sizes, o])
+    return c.finished(b(aten.permute.default, y, [0, 4, 1, 2, 3]))
+
+
+def write_tiled(b: Writer, **call: Any) -> Any:
+    """conv3d over a few output frames at a time, which bounds the workspace of libraries that unroll the input."""
+    c = Call(b, **call)
+    x = c.video()
+    tiles = []
+    for first in range(0, c.axis.out, TILE_FRAMES):
+        count = min(TILE_FRAMES, c.axis.out - first)
+        start = first * c.stride[0]
+        end = start + (count - 1) * c.stride[0] + c.dilation[0] * (c.axis.kernel - 1) + 1
+        tiles.append(c.convolve3d(c.laid_out(b(aten.slice.Tensor, x, 2, start, end)), c.bias))
+    return c.finished(tiles[0] if len(tiles) == 1 else b(aten.cat.default, tiles, 2))
+
+
+def channels_last_strides(shape: Sequence[Any]) -> list[Any]:
+    """Dense strides of [N, C, ...] with the channels innermost."""
+    strides: list[Any] = [1] * len(shape)
+    step = shape[1]
+    for dim in reversed(range(2, len(shape))):
+        strides[dim] = step
+        step = step * shape[dim]
+    strides[0] = step
+    return strides
+
+
+def y_dtype(b: Writer, y: Any) -> torch.dtype:
+    return b.value(y).dtype
+
+
+def _same(a: Any, b: Any) -> bool:
+    return isinstance(a, int) and isinstance(b, int) and a == b
+
+
+__all__ = ["Call", "Writer", "channels_last_strides", "frames_of"]
