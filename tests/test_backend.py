@@ -21,6 +21,7 @@ from torch._inductor.utils import fresh_cache, run_and_get_code
 import rocm_passes
 from rocm_passes.backend import rocm_diffusion
 from rocm_passes.target import Target
+from tests.generated_code import difference
 from tests.rewriting import rewrite
 
 PACKAGE = Path(rocm_passes.__file__).parent
@@ -129,35 +130,19 @@ def test_nothing_global_is_changed(block: Block) -> None:
 
 
 def test_idioms_off_gives_plain_inductors_code(block: Block) -> None:
-    with torch.no_grad():
-        assert _code(block, {"idioms": "none"}) == _plain_code(block)
+    assert not difference(_code(block, {"idioms": "none"}), _code(block, None))
 
 
 def test_nothing_rewritten_gives_plain_inductors_code(block: Block) -> None:
     """What was kept whole for matching is decomposed again into what Inductor would have had."""
-    with torch.no_grad():
-        assert _code(block, {"select": "off"}) == _plain_code(block)
+    assert not difference(_code(block, {"select": "off"}), _code(block, None))
 
 
-def _code(block: Block, options: Mapping[str, Any]) -> list[str]:
+def _code(block: Block, options: Mapping[str, Any] | None) -> list[str]:
     torch._dynamo.reset()
-    with fresh_cache():
-        _, code = run_and_get_code(
-            torch.compile(block, backend="rocm_diffusion", options=dict(options)), *inputs()
-        )
-    return _comparable(code)
-
-
-def _plain_code(block: Block) -> list[str]:
-    torch._dynamo.reset()
-    with fresh_cache():
-        _, code = run_and_get_code(torch.compile(block), *inputs())
-    return _comparable(code)
-
-
-def _comparable(code: list[str]) -> list[str]:
-    """Without comments, which carry node names of the graph before our pass."""
-    return ["\n".join(line.split("#")[0].rstrip() for line in each.splitlines()) for each in code]
+    how = {} if options is None else {"backend": "rocm_diffusion", "options": dict(options)}
+    with fresh_cache(), torch.no_grad():
+        return run_and_get_code(torch.compile(block, **how), *inputs())[1]
 
 
 def test_two_threads_compile_at_once(block: Block) -> None:

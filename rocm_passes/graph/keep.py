@@ -87,7 +87,9 @@ def _template(
     def call(*values: Any) -> Any:
         env = dict(zip(inputs, values, strict=True))
         args, kwargs = map_arg((node.args, node.kwargs), lambda n: env[n])
-        return table[node.target](*args, **kwargs)
+        result = table[node.target](*args, **kwargs)
+        # A named tuple would be written into the graph as a call of its class.
+        return tuple(result) if isinstance(result, tuple) else result
 
     with fake_mode, torch.no_grad():
         traced = make_fx(call, decomposition_table=dict(table))(*[n.meta["val"] for n in inputs])

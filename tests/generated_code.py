@@ -1,0 +1,26 @@
+"""Comparing code that Inductor generated."""
+
+from __future__ import annotations
+
+import difflib
+import re
+
+
+def difference(ours: list[str], other: list[str]) -> list[str]:
+    """The lines in which two compiles' generated modules differ, names and comments of graph nodes aside."""
+    if len(ours) != len(other):
+        return [f"{len(ours)} modules against {len(other)}"]
+    return [
+        line
+        for one, two in zip(ours, other, strict=True)
+        for line in difflib.unified_diff(_comparable(two), _comparable(one), lineterm="", n=0)
+    ]
+
+
+def _comparable(code: str) -> list[str]:
+    """Without comments, which quote graph nodes; what a backward is given is named by position."""
+    lines = [line.split("#")[0].rstrip() for line in code.splitlines()]
+    names = [n for line in lines if line.endswith("= args") for n in re.findall(r"\w+", line)[:-1]]
+    for position, name in enumerate(names):
+        lines = [re.sub(rf"\b{name}\b", f"input_{position}", line) for line in lines]
+    return lines
