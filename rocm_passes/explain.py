@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from . import ledger as ledgers
 from .backend import rocm_diffusion
@@ -17,11 +20,16 @@ from .target import Target
 
 @dataclass(frozen=True)
 class Explanation:
-    """What the backend found and did. result: what the compiled callable returned."""
+    """What the backend found and did in one call of a model.
+
+    ledgers: one per compiled graph. result: what the compiled callable returned, untouched.
+    graph_breaks: how often Dynamo had to break off; break_reasons: why, each reason once.
+    """
 
     ledgers: tuple[Ledger, ...]
     result: Any
     graph_breaks: int = 0
+    break_reasons: tuple[str, ...] = ()
 
     @property
     def sites(self) -> tuple[Entry, ...]:
@@ -29,12 +37,19 @@ class Explanation:
 
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON form (docs/ledger.md)."""
-        return document(self.ledgers)
+        return {
+            **document(self.ledgers),
+            "graph_breaks": self.graph_breaks,
+            "break_reasons": list(self.break_reasons),
+        }
 
     def __str__(self) -> str:
         from .report import table
 
-        return table(self.ledgers)
+        graphs = f"{len(self.ledgers)} graph" + ("" if len(self.ledgers) == 1 else "s")
+        breaks = f"{self.graph_breaks} graph break" + ("" if self.graph_breaks == 1 else "s")
+        reasons = "".join(f"\n  break: {reason}" for reason in self.break_reasons)
+        return f"{table(self.ledgers)}\n{graphs}, {breaks}{reasons}"
 
 
 def explain(
@@ -42,18 +57,67 @@ def explain(
 ) -> Explanation:
     """Compile `model` with the backend, past every cache, call it once on the arguments, and report.
 
+    model: a module, a function, or something compiled already, by torch.compile, by module.compile() or in
+    parts (diffusers' compile_repeated_blocks). What was compiled is compiled anew, in the same parts, with
+    the backend and with the `options` given here, whatever it had been compiled with; afterwards it is as it
+    was. To explain compiled code exactly as a program set it up, run the program: `rocm-passes explain`.
+
     A warm cache would leave nothing to report, since the passes don't run on a hit. Like
-    torch._dynamo.explain this resets Dynamo first, so whatever the process had compiled compiles again when
-    next used.
+    torch._dynamo.explain this resets Dynamo, so whatever the process had compiled compiles again when next
+    used. Raises OptionError (inside Dynamo's BackendCompilerFailed) on a wrong option, and whatever the model
+    raises.
     """
-    target = getattr(model, "_orig_mod", model)
     found: list[Ledger] = []
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters["graph_break"].clear()
     backend = functools.partial(rocm_diffusion, options=options, listener=found.append, caches=False)
-    result = torch.compile(target, backend=backend)(*args, **kwargs)
-    breaks = sum(torch._dynamo.utils.counters["graph_break"].values())
-    return Explanation(tuple(found), result, breaks)
+    torch._dynamo.reset()
+    before = _graph_breaks()
+    try:
+        with _compiled(_original(model), backend) as call:
+            result = call(*args, **kwargs)
+    finally:
+        torch._dynamo.reset()
+    breaks = _graph_breaks() - before
+    reasons = tuple(dict.fromkeys(reason.strip().partition("\n")[0] for reason in breaks))
+    return Explanation(tuple(found), result, breaks.total(), reasons)
+
+
+def _original(model: Callable[..., Any]) -> Callable[..., Any]:
+    """What torch.compile was given, where `model` is its result."""
+    while True:
+        inner = getattr(model, "_orig_mod", None) or getattr(model, "_torchdynamo_orig_callable", None)
+        if inner is None:
+            return model
+        model = inner
+
+
+@contextlib.contextmanager
+def _compiled(model: Callable[..., Any], backend: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
+    """The model compiled with the backend: in those parts that had been compiled by themselves, else whole."""
+    parts = [m for m in model.modules() if _own_compilation(m) is not None] if _is_module(model) else []
+    if not parts:
+        yield torch.compile(model, backend=backend)
+        return
+    theirs = [_own_compilation(m) for m in parts]
+    try:
+        for part in parts:
+            part._compiled_call_impl = torch.compile(part._call_impl, backend=backend)
+        yield model
+    finally:
+        for part, compiled in zip(parts, theirs, strict=True):
+            part._compiled_call_impl = compiled
+
+
+def _is_module(model: object) -> bool:
+    return isinstance(model, nn.Module)
+
+
+def _own_compilation(module: nn.Module) -> Callable[..., Any] | None:
+    """What nn.Module.compile() left on the module."""
+    return module._compiled_call_impl
+
+
+def _graph_breaks() -> Counter[str]:
+    return Counter(torch._dynamo.utils.counters["graph_break"])
 
 
 def document(graphs: Iterable[Ledger]) -> dict[str, Any]:

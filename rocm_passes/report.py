@@ -1,37 +1,75 @@
-"""A ledger for people: a text table. (The HTML page is in report_html.py, the JSON in ledger.py.)"""
+"""A ledger as text, for people. (The HTML page is in report_html.py, the JSON in ledger.py.)"""
 
 from __future__ import annotations
 
 import collections
 import os
+import shutil
+import textwrap
 from collections.abc import Iterable, Sequence
 
 from .ledger import Entry, Ledger, totals
 
+#: Reasons of several lowerings are joined by this; each gets a line of its own.
+_JOINT = "; "
 
-def table(ledgers: Iterable[Ledger]) -> str:
-    """Sites grouped where idiom, outcome, lowering and reason agree; then the totals by elementary idiom."""
+
+def table(ledgers: Iterable[Ledger], width: int | None = None) -> str:
+    """Sites that agree in idiom, outcome, lowering and reason as one group; then the elementary idioms' totals.
+
+    width: in characters; None takes the terminal's, or 100.
+    """
     entries = [e for g in ledgers for e in g.entries]
     if not entries:
         return "no candidate sites were found"
-    groups: dict[tuple[str, str, str], list[Entry]] = collections.defaultdict(list)
+    width = width or shutil.get_terminal_size((100, 24)).columns
+    groups: dict[tuple[str, ...], list[Entry]] = collections.defaultdict(list)
     for e in entries:
-        outcome = f"{e.outcome} by {e.lowering}" if e.lowering else e.outcome
-        groups[(e.idiom, outcome, e.reason)].append(e)
+        groups[(e.idiom, outcome(e), e.reason, *e.notes)].append(e)
+    blocks = [_block(found, width) for _, found in sorted(groups.items())]
+    return "\n".join([*blocks, "", *textwrap.wrap(f"in all: {summary(entries)}", width)])
+
+
+def every_site(ledgers: Iterable[Ledger]) -> str:
+    """One line per site, in the order of the graphs."""
     rows = [
-        (idiom, str(len(found)), outcome, _places(found), reason)
-        for (idiom, outcome, reason), found in sorted(groups.items())
+        (
+            g.graph,
+            e.idiom,
+            outcome(e),
+            e.module or "-",
+            short_location(e.location) or "-",
+            inputs(e) or "-",
+            e.reason,
+        )
+        for g in ledgers
+        for e in g.entries
     ]
-    return "\n".join([*_aligned(("idiom", "sites", "outcome", "where", "why"), rows), "", summary(entries)])
+    if not rows:
+        return "no candidate sites were found"
+    return "\n".join(aligned([("graph", "idiom", "outcome", "module", "where", "inputs", "why"), *rows]))
 
 
 def summary(entries: Iterable[Entry]) -> str:
     """One line: "rms_norm 4 (rewritten 2, kept 2); rotary 2 (rewritten 2)"."""
     parts = []
     for idiom, by_outcome in sorted(totals(entries).items()):
-        said = ", ".join(f"{outcome} {count}" for outcome, count in by_outcome.items() if count)
+        said = ", ".join(f"{name} {count}" for name, count in by_outcome.items() if count)
         parts.append(f"{idiom} {sum(by_outcome.values())} ({said})")
     return "; ".join(parts)
+
+
+def outcome(entry: Entry) -> str:
+    """`rewritten by unfold`, `kept` or `refused`."""
+    return f"{entry.outcome} by {entry.lowering}" if entry.lowering else entry.outcome
+
+
+def inputs(entry: Entry) -> str:
+    """The shapes and dtypes of a site's inputs: `bfloat16[1, 240, 48] bfloat16[48]`."""
+    return " ".join(
+        f"{str(i['dtype']).removeprefix('torch.')}[{', '.join(map(str, i['shape'] or ()))}]"
+        for i in entry.inputs
+    )
 
 
 def short_location(location: str) -> str:
@@ -40,15 +78,28 @@ def short_location(location: str) -> str:
     return f"{os.sep.join(path.split(os.sep)[-2:])}:{line}" if path else location
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Left-aligned columns; the last one runs free."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    return [
+        "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]).rstrip()
+        for row in rows
+    ]
+
+
+def _block(found: Sequence[Entry], width: int) -> str:
+    """A group: what and where on one line, each reason beneath it."""
+    first = found[0]
+    head = f"{first.idiom:<12} {len(found):>4}  {outcome(first):<22} {_places(found)}"
+    says = [*first.reason.split(_JOINT), *(f"note: {note}" for note in first.notes)]
+    says += [f"also looked at: {c}" for c in dict.fromkeys(c for e in found for c in e.considered)]
+    body = [
+        textwrap.fill(line, max(width, 40), initial_indent=" " * 19, subsequent_indent=" " * 21)
+        for line in says
+    ]
+    return "\n".join([head.rstrip(), *body])
+
+
 def _places(entries: Sequence[Entry]) -> str:
     places = list(dict.fromkeys(short_location(e.location) or e.module for e in entries))
     return places[0] + (f" and {len(places) - 1} more" if len(places) > 1 else "")
-
-
-def _aligned(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Left-aligned columns; the last one runs free."""
-    widths = [max(len(r[i]) for r in [header, *rows]) for i in range(len(header) - 1)]
-    return [
-        "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]).rstrip()
-        for row in [header, *rows]
-    ]

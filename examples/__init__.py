@@ -1,0 +1,1 @@
+"""Programs that show the backend at work, run from a checkout: python -m examples.demo."""
