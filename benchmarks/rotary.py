@@ -10,6 +10,7 @@ graph; where the tensors would fit in the last-level cache, the calls rotate ove
 import argparse
 import json
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from rocm_passes.kernels.triton.qk_norm_rotary import qk_norm_rotary
 from rocm_passes.kernels.triton.rotary import rotary_pair
 
 CACHE_BYTES = 512 << 20  # a working set that no last-level cache of today holds
+WARM_SECONDS = 0.2  # until then clocks are still rising, and a row would read a tenth too slow
 Inputs = tuple[Tensor, ...]
 Outputs = tuple[Tensor, ...]
 
@@ -360,7 +362,7 @@ def copy_rate() -> float:
     source = torch.randn(1 << 29, device="cuda")
     target = torch.empty_like(source)
     times = []
-    for _ in range(10):
+    for _ in range(20):
         start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         for _ in range(5):
@@ -368,7 +370,7 @@ def copy_rate() -> float:
         stop.record()
         stop.synchronize()
         times.append(start.elapsed_time(stop) * 1e3 / 5)
-    return 2 * nbytes((source,)) / statistics.median(times)
+    return 2 * nbytes((source,)) / statistics.median(times[10:])
 
 
 def time_us(call: Callable[..., object], sets: list[Inputs], repeats: int = 15) -> float:
@@ -384,8 +386,12 @@ def time_us(call: Callable[..., object], sets: list[Inputs], repeats: int = 15) 
         for _ in range(rounds):
             for inputs in sets:
                 call(*inputs)
+    began = time.perf_counter()
+    while time.perf_counter() - began < WARM_SECONDS:
+        graph.replay()
+        torch.cuda.synchronize()
     times = []
-    for _ in range(repeats + 3):
+    for _ in range(repeats):
         start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         start.record()
         graph.replay()
@@ -393,7 +399,7 @@ def time_us(call: Callable[..., object], sets: list[Inputs], repeats: int = 15) 
         stop.synchronize()
         times.append(start.elapsed_time(stop) * 1e3 / (rounds * len(sets)))
     graph.reset()
-    return statistics.median(times[3:])
+    return statistics.median(times)
 
 
 def check(case: Case, inputs: Inputs) -> tuple[float, float]:

@@ -51,7 +51,7 @@ def _head_tile(
     HAS_WEIGHT: tl.constexpr,
     ROUND_BEFORE_WEIGHT: tl.constexpr, ROUND_AFTER: tl.constexpr,
 ):  # fmt: skip
-    """Normalises (if NORM) and rotates the rows of T tokens by H heads of one tensor; ACROSS_HEADS: H is all."""
+    """Normalises (if NORM) and rotates T tokens by H heads of one tensor; H is all of them if ACROSS_HEADS."""
     token = (token_block * T + tl.arange(0, T)).to(tl.int64)[:, None, None]
     head = (head_block * H + tl.arange(0, H)).to(tl.int64)[None, :, None]
     mask = (token < tokens) & (head < HEADS)
@@ -212,7 +212,7 @@ def launch_heads(
     round_before_weight: bool = False,
     round_after_norm: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Checks the arguments and launches `rotary_heads_kernel`; weights, if any, are contiguous [D], or [H*D] if across_heads."""
+    """Checks the arguments and launches the kernel. Weights are contiguous, [D], or [H*D] if across_heads."""
     q, k, tables, width, start = check_pair(q, k, cos, sin, rotary_dim, seq_start)
     batch, tokens, q_heads, channels = q.shape
     k_heads = 0 if k is None else k.shape[2]

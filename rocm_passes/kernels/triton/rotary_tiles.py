@@ -239,14 +239,14 @@ def output_like(x: torch.Tensor, out: torch.Tensor | None, dtype: torch.dtype | 
 def tile_shape(heads: tuple[int, ...], channels: int, norm: bool, across_heads: bool) -> tuple[int, int, int]:
     """(tokens, heads, warps) of one program, as measured on an H200.
 
-    Without a norm 4096 elements on 4 warps keep most bytes in flight. A norm makes the program wait for a sum:
-    more and smaller programs hide that. Heads come first, padded by a third at most, then tokens. A norm across
-    heads takes them all, on few warps, since all of those wait; its masked lanes cost less than a second tile.
+    Without a norm 4096 elements on 4 warps keep most bytes in flight. A norm makes the program wait for a
+    sum: more and smaller programs hide that. Heads come first, padded by a third at most, then tokens. A norm
+    across heads takes them all: masked lanes cost less there than a second, exact tile.
     """
     padded = triton.next_power_of_2(channels)
     if across_heads:
         head_tile = triton.next_power_of_2(max(heads))
-        return 1, head_tile, min(8, max(2, head_tile * padded // 4096))
+        return 1, head_tile, min(16, max(2, head_tile * padded // 2048))
     elements, warps = (1024, 2) if norm else (4096, 4)
     head_tile = 1
     while 2 * head_tile * padded <= elements and all(_padding(h, 2 * head_tile) <= 1.34 for h in heads):
