@@ -1,7 +1,8 @@
 """Five diffusion models, compiled with the backend, and what became of them.
 
-Real diffusers classes from tiny configs with random weights (the ones that the tests use): no GPU, no download.
-Run from a checkout by `make demo`, or `python -m examples.demo`. Leaves demo-output/ledger.json and ledger.html.
+Real diffusers classes from tiny configs with random weights, those that the tests use: no GPU, no download.
+Run from a checkout by `make demo`, or `python -m examples.demo`. Leaves ledger.json and ledger.html in
+demo-output.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ class Outcome:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(argv)
-    # Inductor warns of complex numbers where a rotary embedding stays as the model spelled it: the ledger says so.
+    # Inductor warns of complex numbers where a rotary embedding stays as it was: the ledger says so.
     warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex")
     started = time.perf_counter()
     dtype = getattr(torch, arguments.dtype)
@@ -74,9 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{_told(outcome)}\n", flush=True)
     print("\n".join(aligned(_overview(outcomes))))
     json_file, html_file = write(outcomes, Path(arguments.output))
-    print(
-        f"\n{time.perf_counter() - started:.0f} seconds. The ledger of every site:\n  {json_file}\n  {html_file}"
-    )
+    print(f"\n{time.perf_counter() - started:.0f} seconds. The ledger of every site lies in")
+    print(f"  {json_file}\n  {html_file}")
     return 0
 
 
@@ -144,7 +144,7 @@ def _overview(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
 
 def _choice(select: str) -> str:
     return {
-        "always": "select='always': all that can be rewritten is, to show it (the default, 'auto', asks what pays)",
+        "always": "select='always': rewriting all that can be, to show it (the default 'auto' asks what pays)",
         "auto": "select='auto': what is known to pay on this machine is rewritten",
         "off": "select='off': nothing is changed, sites are only reported",
     }[select]
@@ -161,7 +161,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     found = parser.parse_args(argv)
     for name in found.models:
         if name not in DEMO:
-            parser.error(f"there is no model {name!r}; there are {', '.join(DEMO)}")
+            parser.error(f"there is no model {name!r}; there are {models}")
     return found
 
 

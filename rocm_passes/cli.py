@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import types
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,8 @@ def _explain(arguments: argparse.Namespace) -> int:
         os.environ[NO_CACHES] = "1"
         sys.stdout.flush()
         os.execv(sys.executable, [sys.executable, "-m", "rocm_passes.cli", *_as_given(arguments)])
+    # torch says so itself when the caches are off; here they are off on purpose.
+    warnings.filterwarnings("ignore", message="dynamo_pgo force disabled")
     try:
         run_script(script, arguments.arguments)
     finally:

@@ -92,8 +92,9 @@ def _original(model: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _compiled(model: Callable[..., Any], backend: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """The model compiled with the backend: in those parts that had been compiled by themselves, else whole."""
-    parts = [m for m in model.modules() if _own_compilation(m) is not None] if _is_module(model) else []
+    """The model compiled with the backend: in the parts that had been compiled by themselves, else whole."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    parts = [m for m in modules if _own_compilation(m) is not None]
     if not parts:
         yield torch.compile(model, backend=backend)
         return
@@ -105,10 +106,6 @@ def _compiled(model: Callable[..., Any], backend: Callable[..., Any]) -> Iterato
     finally:
         for part, compiled in zip(parts, theirs, strict=True):
             part._compiled_call_impl = compiled
-
-
-def _is_module(model: object) -> bool:
-    return isinstance(model, nn.Module)
 
 
 def _own_compilation(module: nn.Module) -> Callable[..., Any] | None:

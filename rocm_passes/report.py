@@ -15,7 +15,7 @@ _JOINT = "; "
 
 
 def table(ledgers: Iterable[Ledger], width: int | None = None) -> str:
-    """Sites that agree in idiom, outcome, lowering and reason as one group; then the elementary idioms' totals.
+    """Sites that agree in idiom, outcome, lowering and reason as one group; then elementary idioms' totals.
 
     width: in characters; None takes the terminal's, or 100.
     """

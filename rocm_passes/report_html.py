@@ -1,4 +1,4 @@
-"""A ledger as one HTML page: everything is inside it, it loads nothing, and without scripts it is still a table.
+"""A ledger as one HTML page: all is inside it, it loads nothing, and without scripts it is still a table.
 
 The style sheet and the script lie beside this file, as report.css and report.js.
 """
@@ -90,9 +90,8 @@ def _filters(sites: Sequence[Site]) -> str:
         values = sorted({str(s[key]) for s in sites if key in s})
         if values:
             options = "".join(f"<option>{escape(v)}</option>" for v in values)
-            selects.append(
-                f'<label>{key} <select data-key="{key}"><option value="">all</option>{options}</select></label>'
-            )
+            choice = f'<select data-key="{key}"><option value="">all</option>{options}</select>'
+            selects.append(f"<label>{key} {choice}</label>")
     search = '<label>search <input type="search" placeholder="module, file, reason"></label>'
     return f'<form class="filters">{"".join(selects)}{search}<output>{len(sites)} sites</output></form>'
 
