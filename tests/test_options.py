@@ -25,7 +25,9 @@ def test_option_beats_environment_and_environment_beats_default(monkeypatch: pyt
 
 
 def test_wrong_value_names_option_expected_and_found() -> None:
-    with pytest.raises(OptionError, match=r"option 'select': expected one of 'auto', 'always', 'off'") as error:
+    with pytest.raises(
+        OptionError, match=r"option 'select': expected one of 'auto', 'always', 'off'"
+    ) as error:
         parse({"select": "alway"}, None)
     assert "found 'alway'" in str(error.value)
     assert "did you mean 'always'" in str(error.value)

@@ -51,17 +51,28 @@ def test_table_pickles_as_its_recipe() -> None:
 def test_names_in_use_are_aten_operators() -> None:
     for idiom in IDIOMS:
         for name in idiom.keeps:
-            assert any(op.overloadpacket is getattr(aten, name) for op in select_decomp_table() if hasattr(op, "overloadpacket"))
+            assert any(
+                op.overloadpacket is getattr(aten, name)
+                for op in select_decomp_table()
+                if hasattr(op, "overloadpacket")
+            )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("dynamic", [None, True])
-def test_leftovers_are_seen_whole_and_then_decomposed(keeping: None, dtype: torch.dtype, dynamic: bool | None) -> None:
+def test_leftovers_are_seen_whole_and_then_decomposed(
+    keeping: None, dtype: torch.dtype, dynamic: bool | None
+) -> None:
     torch.manual_seed(0)
     model = Norms().to(dtype)
     x = torch.randn(3, 4, 5, 6).to(dtype)
     seen = rewrite(model, x, dynamic=dynamic)
-    whole = {aten.native_layer_norm.default, aten.native_group_norm.default, aten.silu.default, aten.gelu.default}
+    whole = {
+        aten.native_layer_norm.default,
+        aten.native_group_norm.default,
+        aten.silu.default,
+        aten.gelu.default,
+    }
     assert whole <= set(seen.targets("before"))
     assert not whole & set(seen.targets("after"))
     # One bf16 unit: Inductor keeps fp32 between fused operators where eager rounds.

@@ -67,7 +67,18 @@ def squared_by_mul(x: Tensor, w: Tensor) -> Tensor:
     return (f * torch.rsqrt(1e-6 + (f * f).mean(-1, keepdim=True)) * w.float()).to(x.dtype)
 
 
-SPELLINGS = [torch_norm, diffusers, no_weight, mochi, llama, t5, gemma, krea, weight_first_inside, squared_by_mul]
+SPELLINGS = [
+    torch_norm,
+    diffusers,
+    no_weight,
+    mochi,
+    llama,
+    t5,
+    gemma,
+    krea,
+    weight_first_inside,
+    squared_by_mul,
+]
 
 
 def exact(spelling: Callable[[Tensor, Tensor], Tensor], x: Tensor, w: Tensor) -> Tensor:
@@ -108,7 +119,13 @@ def test_every_spelling(spelling: Callable[[Tensor, Tensor], Tensor], dtype: tor
 
 @pytest.mark.parametrize(
     ("spelling", "rounds", "offset"),
-    [(torch_norm, None, 0.0), (diffusers, BF16, 0.0), (llama, BF16, 0.0), (t5, BF16, 0.0), (gemma, None, 1.0)],
+    [
+        (torch_norm, None, 0.0),
+        (diffusers, BF16, 0.0),
+        (llama, BF16, 0.0),
+        (t5, BF16, 0.0),
+        (gemma, None, 1.0),
+    ],
     ids=lambda v: getattr(v, "__name__", str(v)),
 )
 def test_parameters_read_off_the_graph(
