@@ -31,6 +31,7 @@ class IsaExample:
 
     `signature` maps every argument to its Triton type ("*bf16", "i32", "i64", "constexpr"); `constexprs`
     gives the values of the constexpr ones. Pointers and integers may be taken as divisible by 16.
+    `num_warps` counts warps of 32 lanes; launches halve it where a warp has 64 (`launch_warps`).
     """
 
     kernel: Any
@@ -55,10 +56,26 @@ def device_guard(x: Tensor) -> AbstractContextManager[Any]:
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
+def launch_warps(num_warps: int, x: Tensor) -> int:
+    """Warps for a tile that was chosen for warps of 32 lanes: half as many where a warp has 64 (CDNA).
+
+    The same lanes then cover the tile, and each still moves 16 bytes at a time.
+    """
+    if x.is_cuda and torch.cuda.get_device_properties(x.device).warp_size == 64:
+        return max(1, num_warps // 2)
+    return num_warps
+
+
 def check_dtype(name: str, t: Tensor) -> None:
     """Raise TypeError unless `t` is float32, float16 or bfloat16."""
     if t.dtype not in TRITON_TYPE:
         raise TypeError(f"{name} is {t.dtype}; float32, float16 or bfloat16 is needed")
+
+
+def broadcasts_to(shape: torch.Size, target: torch.Size) -> bool:
+    """A tensor of `shape` can be expanded to `target`."""
+    tail = target[len(target) - len(shape) :]
+    return len(shape) <= len(target) and all(s in (1, t) for s, t in zip(shape, tail, strict=True))
 
 
 def power_of_two_above(n: int) -> int:
@@ -96,7 +113,7 @@ def silu(v, PRECISE: tl.constexpr):
         low = tl.fma(-v, tl.full(v.shape, LOG2E, tl.float32), -high) - v * LOG2E_LOW
         grown = tl.exp2(high)
         # Out there the exponential is 0 or inf, and the correction would make inf - inf of it.
-        e = tl.where(tl.abs(high) > 126.0, grown, tl.fma(grown, low * 0.6931471805599453, grown))
+        e = tl.where(tl.abs(high) >= 128.0, grown, tl.fma(grown, low * 0.6931471805599453, grown))
         y = tl.div_rn(v, 1.0 + e)
     else:
         y = v / (1.0 + tl.exp(-v))

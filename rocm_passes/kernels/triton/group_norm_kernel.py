@@ -14,11 +14,11 @@ from rocm_passes.kernels.triton.common import exact_rsqrt, silu
 
 @triton.jit
 def group_norm_partials_kernel(
-    x_ptr, mean_ptr, spread_ptr, pixels, pixels_per_split, splits, channel_blocks,
+    x_ptr, shift_ptr, drift_ptr, spread_ptr, pixels, pixels_per_split, splits, channel_blocks,
     sample_stride, pixel_stride, channel_stride,
-    C: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+    C: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Mean and sum of squared differences from it, per channel, of one split; both stored as [N, splits, C].
+    """Mean (as shift + drift) and squared differences from it, per channel of one split: [N, splits, C] each.
 
     The sums are of x - shift, with the first tile's mean per channel for a shift: x's own mean cannot cancel the
     variance away, and where the first tile is no measure of the rest, that difference is itself the variance.
@@ -31,12 +31,16 @@ def group_norm_partials_kernel(
     channel_mask = (channel < C)[:, None]
     start = split * pixels_per_split
     end = tl.minimum(start + pixels_per_split, pixels)
-    base = x_ptr + sample.to(tl.int64) * sample_stride + channel.to(tl.int64)[:, None] * channel_stride
+    base = x_ptr + sample.to(tl.int64) * sample_stride
     lane = tl.arange(0, PIXELS)
+    if WIDE:
+        channel = channel.to(tl.int64)
+        lane = lane.to(tl.int64)
+    row = channel[:, None] * channel_stride
 
     head = start + lane
     head_mask = (head < end)[None, :]
-    x = tl.load(base + head.to(tl.int64)[None, :] * pixel_stride, mask=channel_mask & head_mask, other=0.0)
+    x = tl.load(base + (row + head[None, :] * pixel_stride), mask=channel_mask & head_mask, other=0.0)
     head_count = tl.minimum(end - start, PIXELS).to(tl.float32)
     shift = (tl.sum(x.to(tl.float32), 1) / head_count)[:, None]
     d = tl.where(head_mask, x.to(tl.float32) - shift, 0.0)
@@ -45,40 +49,44 @@ def group_norm_partials_kernel(
     for tile in range(start + PIXELS, end, PIXELS):
         pixel = tile + lane
         inside = (pixel < end)[None, :]
-        x = tl.load(base + pixel.to(tl.int64)[None, :] * pixel_stride, mask=channel_mask & inside, other=0.0)
+        x = tl.load(base + (row + pixel[None, :] * pixel_stride), mask=channel_mask & inside, other=0.0)
         d = tl.where(inside, x.to(tl.float32) - shift, 0.0)
         total += d
         square += d * d
     count = (end - start).to(tl.float32)
     drift = tl.sum(total, 1) / count
     spread = tl.sum(square, 1) - drift * drift * count
-    mean = tl.sum(shift, 1) + drift
     at = (sample * splits + split).to(tl.int64) * C + channel
-    tl.store(mean_ptr + at, mean, mask=channel < C)
+    tl.store(shift_ptr + at, tl.sum(shift, 1), mask=channel < C)
+    tl.store(drift_ptr + at, drift, mask=channel < C)
     # Rounding can leave a constant split slightly below zero; NaN must pass.
     tl.store(spread_ptr + at, tl.maximum(spread, 0.0, propagate_nan=tl.PropagateNan.ALL), mask=channel < C)
 
 
 @triton.jit
 def group_norm_combine_kernel(
-    partial_mean_ptr, partial_spread_ptr, mean_ptr, rstd_ptr, pixels, pixels_per_split, splits,
+    partial_shift_ptr, partial_drift_ptr, partial_spread_ptr, shift_ptr, drift_ptr, rstd_ptr, pixels, pixels_per_split, splits,
     C: tl.constexpr, GROUPS: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Mean and 1/sqrt(var + eps) of one group of one sample, from its channels' partials; stored as [N, GROUPS]."""
+    """Mean (as shift + drift) and 1/sqrt(var + eps) of one group, from its partials: [N, GROUPS] each.
+
+    Kept apart, a small drift keeps its digits beside a large shift.
+    """
     WIDTH: tl.constexpr = C // GROUPS
     pid = tl.program_id(0)
     first = (pid // GROUPS).to(tl.int64) * splits * C + (pid % GROUPS) * WIDTH
     partials = splits * WIDTH
     size = pixels.to(tl.float32) * WIDTH
     weighted = tl.zeros([BLOCK], tl.float32)
-    # Means relative to the first one, so that a large common mean costs no digits.
-    anchor = tl.load(partial_mean_ptr + first)
+    anchor = tl.load(partial_shift_ptr + first)
     for start in range(0, partials, BLOCK):
         k = start + tl.arange(0, BLOCK)
         split = k // WIDTH
         count = tl.minimum(pixels - split * pixels_per_split, pixels_per_split).to(tl.float32)
-        mean = tl.load(partial_mean_ptr + first + split * C + k % WIDTH, mask=k < partials, other=0.0)
-        weighted += tl.where(k < partials, (mean - anchor) * count, 0.0)
+        at = first + split * C + k % WIDTH
+        mean = tl.load(partial_shift_ptr + at, mask=k < partials, other=0.0) - anchor
+        mean += tl.load(partial_drift_ptr + at, mask=k < partials, other=0.0)
+        weighted += tl.where(k < partials, mean * count, 0.0)
     centre = tl.sum(weighted, 0) / size
     spread = tl.zeros([BLOCK], tl.float32)
     for start in range(0, partials, BLOCK):
@@ -86,22 +94,24 @@ def group_norm_combine_kernel(
         split = k // WIDTH
         count = tl.minimum(pixels - split * pixels_per_split, pixels_per_split).to(tl.float32)
         at = first + split * C + k % WIDTH
-        mean = tl.load(partial_mean_ptr + at, mask=k < partials, other=0.0)
+        mean = tl.load(partial_shift_ptr + at, mask=k < partials, other=0.0) - anchor
+        mean += tl.load(partial_drift_ptr + at, mask=k < partials, other=0.0)
         within = tl.load(partial_spread_ptr + at, mask=k < partials, other=0.0)
-        d = mean - anchor - centre
+        d = mean - centre
         spread += tl.where(k < partials, within + d * d * count, 0.0)
     variance = tl.sum(spread, 0) / size
-    tl.store(mean_ptr + pid, anchor + centre)
+    tl.store(shift_ptr + pid, anchor)
+    tl.store(drift_ptr + pid, centre)
     tl.store(rstd_ptr + pid, exact_rsqrt(variance + tl.full([], EPS, tl.float32)))
 
 
 @triton.jit
 def group_norm_apply_kernel(
-    x_ptr, mean_ptr, rstd_ptr, weight_ptr, bias_ptr, multiplier_ptr, addend_ptr, out_ptr,
+    x_ptr, shift_ptr, drift_ptr, rstd_ptr, weight_ptr, bias_ptr, multiplier_ptr, addend_ptr, out_ptr,
     pixels, pixel_blocks, channel_blocks, sample_stride, pixel_stride, channel_stride,
     C: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
     HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MULTIPLIER: tl.constexpr, HAS_ADDEND: tl.constexpr,
-    SILU: tl.constexpr,
+    SILU: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """silu?(((x - mean) * rstd * weight + bias) * multiplier + addend) of one tile, last tile first.
 
@@ -120,22 +130,26 @@ def group_norm_apply_kernel(
     channel_mask = channel < C
     pixel = pixel_block * PIXELS + tl.arange(0, PIXELS)
     inside = channel_mask[:, None] & (pixel < pixels)[None, :]
-    at = sample.to(tl.int64) * sample_stride + channel.to(tl.int64)[:, None] * channel_stride
-    at += pixel.to(tl.int64)[None, :] * pixel_stride
+    if WIDE:
+        channel = channel.to(tl.int64)
+        pixel = pixel.to(tl.int64)
+    base = sample.to(tl.int64) * sample_stride
+    at = channel[:, None] * channel_stride + pixel[None, :] * pixel_stride
 
-    x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + base + at, mask=inside, other=0.0).to(tl.float32)
     group = sample * GROUPS + channel // (C // GROUPS)
-    mean = tl.load(mean_ptr + group, mask=channel_mask, other=0.0)
-    factor = tl.load(rstd_ptr + group, mask=channel_mask, other=0.0)
+    shift = tl.load(shift_ptr + group, mask=channel_mask, other=0.0)
+    drift = tl.load(drift_ptr + group, mask=channel_mask, other=0.0)
+    rstd = tl.load(rstd_ptr + group, mask=channel_mask, other=0.0)
+    y = (x - shift[:, None] - drift[:, None]) * rstd[:, None]
     if HAS_WEIGHT:
-        factor *= tl.load(weight_ptr + channel, mask=channel_mask, other=0.0).to(tl.float32)
-    y = (x - mean[:, None]) * factor[:, None]
+        y *= tl.load(weight_ptr + channel, mask=channel_mask, other=0.0).to(tl.float32)[:, None]
     if HAS_BIAS:
         y += tl.load(bias_ptr + channel, mask=channel_mask, other=0.0).to(tl.float32)[:, None]
     if HAS_MULTIPLIER:
-        y *= tl.load(multiplier_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        y *= tl.load(multiplier_ptr + base + at, mask=inside, other=0.0).to(tl.float32)
     if HAS_ADDEND:
-        y += tl.load(addend_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        y += tl.load(addend_ptr + base + at, mask=inside, other=0.0).to(tl.float32)
     if SILU:
         y = silu(y, dtype == tl.float32)
-    tl.store(out_ptr + at, y.to(dtype), mask=inside)
+    tl.store(out_ptr + base + at, y.to(dtype), mask=inside)

@@ -42,26 +42,33 @@ def _base(ptr, rows, first, n1, n2, s0, s1, s2, MODE: tl.constexpr):
 
 
 @triton.jit
-def _load(base, cols, col_stride, row_mask, D: tl.constexpr, EVEN: tl.constexpr, MODE: tl.constexpr):
-    """[ROWS or 1, CHUNK] elements of an operand, in its own dtype; zero outside."""
+def _load(base, cols, col_stride, row_mask, D: tl.constexpr, FULL: tl.constexpr, MODE: tl.constexpr):
+    """[ROWS or 1, CHUNK] elements of an operand, in its own dtype; zero outside the row.
+
+    FULL: the chunk lies inside the row. Rows pass through the cache once, shared tables stay.
+    """
     ptrs = base + cols[None, :] * col_stride
     if MODE == 1:
-        if EVEN:
-            v = tl.load(ptrs)
+        if FULL:
+            v = tl.load(ptrs, eviction_policy="evict_last")
         else:
-            v = tl.load(ptrs, mask=(cols < D)[None, :], other=0.0)
+            v = tl.load(ptrs, mask=(cols < D)[None, :], other=0.0, eviction_policy="evict_last")
     else:
-        if EVEN:
-            v = tl.load(ptrs, mask=row_mask, other=0.0)
+        # One row a program is always there: no mask, and no predicate on the load.
+        if FULL and row_mask.shape[0] == 1:
+            v = tl.load(ptrs, eviction_policy="evict_first")
+        elif FULL:
+            v = tl.load(ptrs, mask=row_mask, other=0.0, eviction_policy="evict_first")
         else:
-            v = tl.load(ptrs, mask=row_mask & (cols < D)[None, :], other=0.0)
+            inside = row_mask & (cols < D)[None, :]
+            v = tl.load(ptrs, mask=inside, other=0.0, eviction_policy="evict_first")
     return v
 
 
 @triton.jit
-def _store(ptr, rows, cols, v, row_mask, D: tl.constexpr, EVEN: tl.constexpr):
+def _store(ptr, rows, cols, v, row_mask, D: tl.constexpr, FULL: tl.constexpr):
     """Round once and store to a contiguous [rows, D] tensor."""
-    inside = row_mask if EVEN else row_mask & (cols < D)[None, :]
+    inside = row_mask if FULL else row_mask & (cols < D)[None, :]
     ptrs = ptr + rows.to(tl.int64)[:, None] * D + cols[None, :]
     tl.store(ptrs, v.to(ptr.dtype.element_ty), mask=inside)
 
@@ -69,7 +76,7 @@ def _store(ptr, rows, cols, v, row_mask, D: tl.constexpr, EVEN: tl.constexpr):
 @triton.jit
 def _residual(
     x, branch, branch_rstd, gate_base, gate_col, bw_base, bw_col, cols, row_mask,
-    D: tl.constexpr, EVEN: tl.constexpr, BRANCH: tl.constexpr, BRANCH_NORM: tl.constexpr,
+    D: tl.constexpr, FULL: tl.constexpr, BRANCH: tl.constexpr, BRANCH_NORM: tl.constexpr,
     GATE_MODE: tl.constexpr, BW_MODE: tl.constexpr, ROUND_SUM: tl.constexpr, SUM_TYPE: tl.constexpr,
 ):  # fmt: skip
     """s = x + gate * norm?(branch) of one chunk, fp32, rounded to SUM_TYPE where the norm reads it rounded."""
@@ -79,9 +86,9 @@ def _residual(
         if BRANCH_NORM:
             b = b * branch_rstd[:, None]
             if BW_MODE != 0:
-                b = b * _load(bw_base, cols, bw_col, row_mask, D, EVEN, BW_MODE).to(tl.float32)
+                b = b * _load(bw_base, cols, bw_col, row_mask, D, FULL, BW_MODE).to(tl.float32)
         if GATE_MODE != 0:
-            b = b * _load(gate_base, cols, gate_col, row_mask, D, EVEN, GATE_MODE).to(tl.float32)
+            b = b * _load(gate_base, cols, gate_col, row_mask, D, FULL, GATE_MODE).to(tl.float32)
         s = s + b
     if ROUND_SUM:
         s = s.to(SUM_TYPE).to(tl.float32)
@@ -90,36 +97,36 @@ def _residual(
 
 @triton.jit
 def _weighted(
-    s, mean, rstd, weight_base, weight_col, bias_base, bias_col, cols, row_mask,
-    D: tl.constexpr, EVEN: tl.constexpr, KIND: tl.constexpr, WEIGHT_MODE: tl.constexpr, BIAS_MODE: tl.constexpr,
+    s, shift, drift, rstd, weight_base, weight_col, bias_base, bias_col, cols, row_mask,
+    D: tl.constexpr, FULL: tl.constexpr, KIND: tl.constexpr, WEIGHT_MODE: tl.constexpr, BIAS_MODE: tl.constexpr,
     WEIGHT_OFFSET: tl.constexpr, ROUND_NORM: tl.constexpr, NORM_TYPE: tl.constexpr,
 ):  # fmt: skip
     """The norm of one chunk with its weight and bias, fp32."""
     n = s
     if KIND == "layer":
-        n = n - mean[:, None]
+        n = n - shift[:, None] - drift[:, None]
     n = n * rstd[:, None]
     if ROUND_NORM:
         n = n.to(NORM_TYPE).to(tl.float32)
     if WEIGHT_MODE != 0:
-        w = _load(weight_base, cols, weight_col, row_mask, D, EVEN, WEIGHT_MODE).to(tl.float32)
+        w = _load(weight_base, cols, weight_col, row_mask, D, FULL, WEIGHT_MODE).to(tl.float32)
         n = n * (WEIGHT_OFFSET + w)
     if BIAS_MODE != 0:
-        n = n + _load(bias_base, cols, bias_col, row_mask, D, EVEN, BIAS_MODE).to(tl.float32)
+        n = n + _load(bias_base, cols, bias_col, row_mask, D, FULL, BIAS_MODE).to(tl.float32)
     return n
 
 
 @triton.jit
 def _modulated(
     n, scale_base, scale_col, shift_base, shift_col, cols, row_mask,
-    D: tl.constexpr, EVEN: tl.constexpr, SCALE_MODE: tl.constexpr, SHIFT_MODE: tl.constexpr,
+    D: tl.constexpr, FULL: tl.constexpr, SCALE_MODE: tl.constexpr, SHIFT_MODE: tl.constexpr,
     SCALE_OFFSET: tl.constexpr,
 ):  # fmt: skip
     """n * (offset + scale) + shift of one chunk, fp32."""
     if SCALE_MODE != 0:
-        n = n * (SCALE_OFFSET + _load(scale_base, cols, scale_col, row_mask, D, EVEN, SCALE_MODE).to(tl.float32))
+        n = n * (SCALE_OFFSET + _load(scale_base, cols, scale_col, row_mask, D, FULL, SCALE_MODE).to(tl.float32))
     if SHIFT_MODE != 0:
-        n = n + _load(shift_base, cols, shift_col, row_mask, D, EVEN, SHIFT_MODE).to(tl.float32)
+        n = n + _load(shift_base, cols, shift_col, row_mask, D, FULL, SHIFT_MODE).to(tl.float32)
     return n
 
 
@@ -143,7 +150,6 @@ def fused_norm_kernel(
 ):  # fmt: skip
     """One block of ROWS rows. RESIDENT keeps the rows in registers, in CHUNKS chunks (so that 5120 costs no lanes
     of 8192); otherwise the row is read again for the statistics and for the output."""
-    EVEN: tl.constexpr = D % CHUNK == 0
     pid = tl.program_id(0)
     if WIDE_ROWS:
         pid = pid.to(tl.int64)
@@ -164,7 +170,9 @@ def fused_norm_kernel(
     shift1_base = _base(shift1_ptr, rows, first, n1, n2, shift1_s0, shift1_s1, shift1_s2, SHIFT1_MODE)
 
     branch_rstd = tl.zeros([ROWS], tl.float32)
-    mean = tl.zeros([ROWS], tl.float32)
+    # The mean is shift + drift: apart they keep the digits of a small drift beside a large shift.
+    shift = tl.zeros([ROWS], tl.float32)
+    drift = tl.zeros([ROWS], tl.float32)
     rstd = tl.zeros([ROWS], tl.float32)
 
     if RESIDENT:
@@ -173,9 +181,9 @@ def fused_norm_kernel(
         branches = ()
         for c in tl.static_range(CHUNKS):
             cols = c * CHUNK + tl.arange(0, CHUNK)
-            xs = xs + (_load(x_base, cols, 1, row_mask, D, EVEN, 2),)
+            xs = xs + (_load(x_base, cols, 1, row_mask, D, (c + 1) * CHUNK <= D, 2),)
             if BRANCH:
-                branches = branches + (_load(branch_base, cols, 1, row_mask, D, EVEN, 2),)
+                branches = branches + (_load(branch_base, cols, 1, row_mask, D, (c + 1) * CHUNK <= D, 2),)
             else:
                 branches = branches + (0.0,)
         if BRANCH_NORM:
@@ -190,7 +198,7 @@ def fused_norm_kernel(
             cols = c * CHUNK + tl.arange(0, CHUNK)
             s = _residual(
                 xs[c], branches[c], branch_rstd, gate_base, gate_col, bw_base, bw_col, cols, row_mask,
-                D, EVEN, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, ROUND_SUM, SUM_TYPE,
+                D, (c + 1) * CHUNK <= D, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, ROUND_SUM, SUM_TYPE,
             )  # fmt: skip
             sums = sums + (s,)
             if KIND == "rms":
@@ -200,11 +208,11 @@ def fused_norm_kernel(
         if KIND == "rms":
             rstd = exact_rsqrt(tl.sum(total, 1) / D + EPS)
         elif KIND == "layer":
-            mean = tl.sum(total, 1) / D
+            shift = tl.sum(total, 1) / D
             spread = tl.zeros([ROWS, CHUNK], tl.float32)
             for c in tl.static_range(CHUNKS):
-                d = sums[c] - mean[:, None]
-                if not EVEN:
+                d = sums[c] - shift[:, None]
+                if (c + 1) * CHUNK > D:
                     d = tl.where((c * CHUNK + tl.arange(0, CHUNK) < D)[None, :], d, 0.0)
                 spread += d * d
             rstd = exact_rsqrt(tl.sum(spread, 1) / D + EPS)
@@ -212,71 +220,72 @@ def fused_norm_kernel(
             cols = c * CHUNK + tl.arange(0, CHUNK)
             if OUTPUTS > 0:
                 n = _weighted(
-                    sums[c], mean, rstd, weight_base, weight_col, bias_base, bias_col, cols, row_mask,
-                    D, EVEN, KIND, WEIGHT_MODE, BIAS_MODE, WEIGHT_OFFSET, ROUND_NORM, NORM_TYPE,
+                    sums[c], shift, drift, rstd, weight_base, weight_col, bias_base, bias_col, cols, row_mask,
+                    D, (c + 1) * CHUNK <= D, KIND, WEIGHT_MODE, BIAS_MODE, WEIGHT_OFFSET, ROUND_NORM, NORM_TYPE,
                 )  # fmt: skip
                 out0 = _modulated(n, scale0_base, scale0_col, shift0_base, shift0_col, cols, row_mask,
-                                  D, EVEN, SCALE0_MODE, SHIFT0_MODE, SCALE_OFFSET)  # fmt: skip
+                                  D, (c + 1) * CHUNK <= D, SCALE0_MODE, SHIFT0_MODE, SCALE_OFFSET)  # fmt: skip
                 if OUTPUTS > 1:
                     out1 = _modulated(n, scale1_base, scale1_col, shift1_base, shift1_col, cols, row_mask,
-                                      D, EVEN, SCALE1_MODE, SHIFT1_MODE, SCALE_OFFSET)  # fmt: skip
-                    _store(out1_ptr, rows, cols, out1, row_mask, D, EVEN)
-                _store(out0_ptr, rows, cols, out0, row_mask, D, EVEN)
+                                      D, (c + 1) * CHUNK <= D, SCALE1_MODE, SHIFT1_MODE, SCALE_OFFSET)  # fmt: skip
+                    _store(out1_ptr, rows, cols, out1, row_mask, D, (c + 1) * CHUNK <= D)
+                _store(out0_ptr, rows, cols, out0, row_mask, D, (c + 1) * CHUNK <= D)
             if STORE_SUM:
-                _store(sum_ptr, rows, cols, sums[c], row_mask, D, EVEN)
+                _store(sum_ptr, rows, cols, sums[c], row_mask, D, (c + 1) * CHUNK <= D)
     else:
         if BRANCH_NORM:
             square = tl.zeros([ROWS, CHUNK], tl.float32)
             for start in range(0, D, CHUNK):
                 cols = start + tl.arange(0, CHUNK)
-                b = _load(branch_base, cols, 1, row_mask, D, EVEN, 2).to(tl.float32)
+                b = _load(branch_base, cols, 1, row_mask, D, D % CHUNK == 0, 2).to(tl.float32)
                 square += b * b
             branch_rstd = exact_rsqrt(tl.sum(square, 1) / D + BRANCH_EPS)
         if KIND != "none":
-            spread = tl.zeros([ROWS], tl.float32)
+            total = tl.zeros([ROWS, CHUNK], tl.float32)
+            square = tl.zeros([ROWS, CHUNK], tl.float32)
             for start in range(0, D, CHUNK):
                 cols = start + tl.arange(0, CHUNK)
-                x = _load(x_base, cols, 1, row_mask, D, EVEN, 2)
+                x = _load(x_base, cols, 1, row_mask, D, D % CHUNK == 0, 2)
                 branch = x
                 if BRANCH:
-                    branch = _load(branch_base, cols, 1, row_mask, D, EVEN, 2)
+                    branch = _load(branch_base, cols, 1, row_mask, D, D % CHUNK == 0, 2)
                 s = _residual(
                     x, branch, branch_rstd, gate_base, gate_col, bw_base, bw_col, cols, row_mask,
-                    D, EVEN, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, ROUND_SUM, SUM_TYPE,
+                    D, D % CHUNK == 0, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, ROUND_SUM, SUM_TYPE,
                 )  # fmt: skip
-                if KIND == "rms":
-                    spread += tl.sum(s * s, 1)
-                else:
-                    # Chan's combination of (count, mean, spread): no cancellation at a large mean.
-                    count = tl.minimum(D - start, CHUNK).to(tl.float32)
-                    chunk_mean = tl.sum(s, 1) / count
-                    d = tl.where((cols < D)[None, :], s - chunk_mean[:, None], 0.0)
-                    share = count / (start + count)
-                    delta = chunk_mean - mean
-                    spread += tl.sum(d * d, 1) + delta * delta * start * share
-                    mean += delta * share
+                if KIND == "layer":
+                    # Sums of s - shift, shift the first chunk's mean: the row's own mean cannot cancel its variance.
+                    if start == 0:
+                        shift = tl.sum(s, 1) / min(CHUNK, D)
+                    s = tl.where((cols < D)[None, :], s - shift[:, None], 0.0)
+                    total += s
+                square += s * s
+            spread = tl.sum(square, 1)
+            if KIND == "layer":
+                drift = tl.sum(total, 1) / D
+                spread = tl.maximum(spread - drift * drift * D, 0.0, propagate_nan=tl.PropagateNan.ALL)
             rstd = exact_rsqrt(spread / D + EPS)
         for start in range(0, D, CHUNK):
             cols = start + tl.arange(0, CHUNK)
-            x = _load(x_base, cols, 1, row_mask, D, EVEN, 2)
+            x = _load(x_base, cols, 1, row_mask, D, D % CHUNK == 0, 2)
             branch = x
             if BRANCH:
-                branch = _load(branch_base, cols, 1, row_mask, D, EVEN, 2)
+                branch = _load(branch_base, cols, 1, row_mask, D, D % CHUNK == 0, 2)
             s = _residual(
                 x, branch, branch_rstd, gate_base, gate_col, bw_base, bw_col, cols, row_mask,
-                D, EVEN, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, ROUND_SUM, SUM_TYPE,
+                D, D % CHUNK == 0, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, ROUND_SUM, SUM_TYPE,
             )  # fmt: skip
             if OUTPUTS > 0:
                 n = _weighted(
-                    s, mean, rstd, weight_base, weight_col, bias_base, bias_col, cols, row_mask,
-                    D, EVEN, KIND, WEIGHT_MODE, BIAS_MODE, WEIGHT_OFFSET, ROUND_NORM, NORM_TYPE,
+                    s, shift, drift, rstd, weight_base, weight_col, bias_base, bias_col, cols, row_mask,
+                    D, D % CHUNK == 0, KIND, WEIGHT_MODE, BIAS_MODE, WEIGHT_OFFSET, ROUND_NORM, NORM_TYPE,
                 )  # fmt: skip
                 out0 = _modulated(n, scale0_base, scale0_col, shift0_base, shift0_col, cols, row_mask,
-                                  D, EVEN, SCALE0_MODE, SHIFT0_MODE, SCALE_OFFSET)  # fmt: skip
+                                  D, D % CHUNK == 0, SCALE0_MODE, SHIFT0_MODE, SCALE_OFFSET)  # fmt: skip
                 if OUTPUTS > 1:
                     out1 = _modulated(n, scale1_base, scale1_col, shift1_base, shift1_col, cols, row_mask,
-                                      D, EVEN, SCALE1_MODE, SHIFT1_MODE, SCALE_OFFSET)  # fmt: skip
-                    _store(out1_ptr, rows, cols, out1, row_mask, D, EVEN)
-                _store(out0_ptr, rows, cols, out0, row_mask, D, EVEN)
+                                      D, D % CHUNK == 0, SCALE1_MODE, SHIFT1_MODE, SCALE_OFFSET)  # fmt: skip
+                    _store(out1_ptr, rows, cols, out1, row_mask, D, D % CHUNK == 0)
+                _store(out0_ptr, rows, cols, out0, row_mask, D, D % CHUNK == 0)
             if STORE_SUM:
-                _store(sum_ptr, rows, cols, s, row_mask, D, EVEN)
+                _store(sum_ptr, rows, cols, s, row_mask, D, D % CHUNK == 0)
