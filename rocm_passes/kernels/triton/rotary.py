@@ -51,7 +51,7 @@ def _head_tile(
     HAS_WEIGHT: tl.constexpr,
     ROUND_BEFORE_WEIGHT: tl.constexpr, ROUND_AFTER: tl.constexpr,
 ):  # fmt: skip
-    """Normalises (if NORM) and rotates T tokens by H heads of one tensor; H is all of them if ACROSS_HEADS."""
+    """Normalises (if NORM) and rotates T tokens by H heads of one tensor; all heads if ACROSS_HEADS."""
     token = (token_block * T + tl.arange(0, T)).to(tl.int64)[:, None, None]
     head = (head_block * H + tl.arange(0, H)).to(tl.int64)[None, :, None]
     mask = (token < tokens) & (head < HEADS)
