@@ -10,8 +10,9 @@ Before (the first frame, or an image)           After, as conv2d
     p = constant_pad_nd(x, [1, 1, 1, 1, 2, 0])      y = convolution(x as a frame, w[:, :, 2], bias, padding 1)
     y = convolution(p, w, bias, ...)
 
-When it pays: always where taps see only zeros; where the spatial padding would be copied; on AMD, by published
-results, since MIOpen had no heuristics for 3-D convolutions; on NVIDIA cuDNN's conv3d or the sum of taps, by shape.
+When it pays: always where taps see only zeros; where the spatial padding would be copied; on AMD, by
+published results, since MIOpen had no heuristics for 3-D convolutions; on NVIDIA cuDNN's conv3d or the sum of
+taps, by shape.
 
 Refused: an empty result (eager raises there); symbolic weight sizes.
 """
@@ -90,7 +91,7 @@ def _compute_dtype(node: fx.Node, context: Context) -> torch.dtype | None:
 
 def _three(values: object) -> tuple[int, ...]:
     """A convolution's list argument as three numbers (ATen lets one stand for all)."""
-    found = tuple(values)  # type: ignore[arg-type]
+    found: tuple[int, ...] = tuple(values)  # type: ignore[arg-type]
     return found * 3 if len(found) == 1 else found
 
 

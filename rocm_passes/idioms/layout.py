@@ -1,7 +1,7 @@
 """In which memory layout the convolutions of a graph run: one answer for the whole graph.
 
 Between neighbours of unlike layout stands a conversion that reads and writes the whole activation. Pointwise
-code, norms, upsampling and cats take on the layout of the convolutions round them, so the convolutions decide.
+code, norms, upsampling and cats take on the layout of the convolutions round them, so these decide.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def channels_last(graph: fx.Graph, context: Context) -> bool:
 
 
 def mixes_pixels(node: fx.Node) -> bool:
-    """Not a matrix product in disguise (1x1, or a patch embedding), for which layout is nothing to convert for."""
+    """Not a matrix product in disguise (1x1, or a patch embedding)."""
     kernel = n.shape(node.args[1])[2:]
     stride = node.args[3]
     return any(k > 1 for k in kernel) and tuple(kernel) != tuple(stride)  # type: ignore[arg-type]
@@ -37,4 +37,4 @@ def mixes_pixels(node: fx.Node) -> bool:
 def suits(node: fx.Node) -> bool:
     """Grouped convolutions with several channels a group are slow channels-last; they keep their layout."""
     groups = node.args[8]
-    return groups == 1 or n.shape(node.args[1])[1] == 1
+    return bool(groups == 1 or n.shape(node.args[1])[1] == 1)

@@ -1,12 +1,13 @@
-"""Reading the padding in front of a conv3d off the graph: zeros round the frames, and pieces of video in time.
+"""Reading the padding in front of a conv3d off the graph: zeros round the frames, pieces of video in time.
 
-    x = cat([cache, x], 2)                              pieces (cache, x)
-    x = constant_pad_nd(x, [W, W, H, H, front, back])   zeros (front, back); H, W become the convolution's own
+x = cat([cache, x], 2)                              pieces (cache, x)
+x = constant_pad_nd(x, [W, W, H, H, front, back])   zeros (front, back); H, W become the convolution's own
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
@@ -16,7 +17,7 @@ from ..graph.nodes import aten
 
 @dataclass
 class Padded:
-    """What a convolution reads. pieces end to end in time, zero frames around them, zeros (H, W) on both sides.
+    """What a convolution reads: pieces end to end in time, zero frames around them, zeros (H, W) outside.
 
     nodes: the pads and cats that are no longer needed.
     """
@@ -33,7 +34,7 @@ class Padded:
 
 
 def read(x: fx.Node, padding: tuple[int, ...]) -> Padded:
-    """The input of a convolution with its own zero `padding` (T, H, W), pads and cats before it read through."""
+    """The input of a convolution with its own zero `padding` (T, H, W), read through pads and cats."""
     found = Padded([x], padding[0], padding[0], (padding[1], padding[2]), set())
     while _absorb_pad(found):
         pass
@@ -53,7 +54,8 @@ def _absorb_pad(found: Padded) -> bool:
         return False
     if not all(isinstance(p, int) and p >= 0 for p in pads):
         return False
-    left, right, top, bottom, front, back = (*pads, *[0] * (6 - len(pads)))
+    sizes: list[Any] = [*pads, *[0] * (6 - len(pads))]
+    left, right, top, bottom, front, back = sizes
     if left != right or top != bottom:
         return False
     source = n.argument(x)

@@ -1,4 +1,4 @@
-"""The ways to compute a conv3d, which of them take a given call, and the rules by which one is chosen unmeasured."""
+"""The ways to compute a conv3d, which of them take a given call, and the rules where nothing is measured."""
 
 from __future__ import annotations
 
@@ -97,9 +97,13 @@ def _both_notes(target: Target, **call: Any) -> str | None:
 def _conv2d_pays(target: Target, **call: Any) -> Verdict:
     kernel = call["weight"].shape[2]
     if kernel > 1:
-        return Verdict(True, f"one of {kernel} temporal taps sees frames that are not zero; the others are dropped")
+        return Verdict(
+            True, f"one of {kernel} temporal taps sees frames that are not zero; the others are dropped"
+        )
     if target.is_gpu:
-        return Verdict(True, "kT=1: it is a conv2d on frames, for which libraries have more and faster kernels")
+        return Verdict(
+            True, "kT=1: it is a conv2d on frames, for which libraries have more and faster kernels"
+        )
     return Verdict(False, "kT=1, and on a CPU conv3d is as fast")
 
 
@@ -113,18 +117,21 @@ def _taps_pay(target: Target, **call: Any) -> Verdict:
     kernel, live = call["weight"].shape[2], live_taps(**call)
     spatial = tuple(call["weight"].shape[3:])
     if live is not None and 1 < live < kernel:
-        return Verdict(True, f"{live} of {kernel} temporal taps see frames that are not zero; the others are dropped")
+        return Verdict(
+            True, f"{live} of {kernel} temporal taps see frames that are not zero; the others are dropped"
+        )
     if target.vendor == "amd":
         # Not run by us on AMD hardware: the published winner over MIOpen's conv3d and over the unfolded copy.
         return Verdict(
-            True, "rule from published results over MIOpen's conv3d (SeedVR2#634); not measured on this machine"
+            True,
+            "rule from published results over MIOpen's conv3d (SeedVR2#634); not measured on this machine",
         )
     if target.vendor == "nvidia" and call["channels_last"] and spatial != (1, 1):
         channels, out = call["weight"].shape[1], call["weight"].shape[0]
         if channels % 64 and channels >= 64 and out >= 64 and call["x"][0].dtype in LOW_PRECISION:
             return Verdict(
                 True,
-                "rule from H200: cuDNN's conv3d is slow where the channels are no multiple of 64 (3.0 ms, taps 1.9)",
+                "rule from H200: cuDNN's conv3d is slow at channels not a multiple of 64 (3.0 ms, taps 1.9)",
             )
     return Verdict(False, "the library's conv3d was the faster one on this kind of device")
 
@@ -157,10 +164,18 @@ def _writes(write: Any) -> Any:
 
 
 LOWERINGS = (
-    Lowering("matmul", refuses=_refuses_matmul, note=_compute_note, pays=_matmul_pays, write=_writes(write_matmul)),
-    Lowering("conv2d", refuses=_refuses_conv2d, note=_compute_note, pays=_conv2d_pays, write=_writes(write_conv2d)),
+    Lowering(
+        "matmul", refuses=_refuses_matmul, note=_compute_note, pays=_matmul_pays, write=_writes(write_matmul)
+    ),
+    Lowering(
+        "conv2d", refuses=_refuses_conv2d, note=_compute_note, pays=_conv2d_pays, write=_writes(write_conv2d)
+    ),
     Lowering("taps", refuses=_refuses_taps, note=_both_notes, pays=_taps_pay, write=_writes(write_taps)),
     Lowering("direct", note=_compute_note, pays=_direct_pays, write=_writes(write_direct)),
-    Lowering("unfold", refuses=_refuses_unfold, note=_compute_note, pays=_unfold_pays, write=_writes(write_unfold)),
-    Lowering("tiled", refuses=_refuses_tiled, note=_compute_note, pays=_tiled_pays, write=_writes(write_tiled)),
+    Lowering(
+        "unfold", refuses=_refuses_unfold, note=_compute_note, pays=_unfold_pays, write=_writes(write_unfold)
+    ),
+    Lowering(
+        "tiled", refuses=_refuses_tiled, note=_compute_note, pays=_tiled_pays, write=_writes(write_tiled)
+    ),
 )

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 
 def out_size(size: Any, kernel: int, stride: int, padding: int, dilation: int) -> Any:
@@ -17,7 +17,8 @@ def out_size(size: Any, kernel: int, stride: int, padding: int, dilation: int) -
     return (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
-class Tap(NamedTuple):
+@dataclass(frozen=True)
+class Tap:
     """Tap `index` of the temporal kernel: it feeds the outputs [first, first + count) from real frames.
 
     start: the frame that it reads for output `first`, counted from the first real frame.
@@ -31,7 +32,7 @@ class Tap(NamedTuple):
 
 @dataclass(frozen=True)
 class TimeAxis:
-    """frames: how many real frames there are, an int or a symbolic size. front, back: zero frames around them."""
+    """frames: how many real frames, an int or a symbolic size. front, back: zero frames around them."""
 
     frames: Any
     front: int

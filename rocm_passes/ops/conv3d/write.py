@@ -1,4 +1,4 @@
-"""Lowerings of conv3d in plain ATen: exact algebra, written into the graph, so Inductor plans and fuses around it.
+"""Lowerings of conv3d in plain ATen: exact algebra, written into the graph, which Inductor plans and fuses.
 
 A call, as every lowering takes it:
     x             pieces [N, C, T_i, H, W] that stand end to end in time (one, where nothing was absorbed)
@@ -7,7 +7,7 @@ A call, as every lowering takes it:
     stride, dilation  as of torch.nn.functional.conv3d, 3-tuples; padding: (H, W), zeros on both sides; groups
     channels_last whether x, the weight and the result are channels-last in memory
     compute       dtype to convolve in, or None for x's own
-and gives [N, O, T', H', W'] in x's dtype. The weight is only ever viewed or re-ordered inside the graph: nothing
+and gives [N, O, T', H', W'] in x's dtype. The weight is only viewed or re-ordered inside the graph: nothing
 is kept outside it that a later change of the weight (a LoRA merge, a cast) could leave stale.
 """
 
@@ -24,7 +24,7 @@ from .frames import TimeAxis, axis_of, frames_of
 aten = torch.ops.aten
 convert = torch.ops.prims.convert_element_type.default
 LOW_PRECISION = (torch.float16, torch.bfloat16)
-#: Output frames of one tile of `tiled`: enough that a frame's work fills a GPU, few enough to bound workspaces.
+#: Output frames of one tile of `tiled`: enough to fill a GPU, few enough to bound workspaces.
 TILE_FRAMES = 4
 
 
@@ -80,7 +80,7 @@ class Call:
         return self.laid_out(self.cast(x))
 
     def _joined(self, front: int, back: int) -> Any:
-        # The largest piece is left for Inductor to compute in place inside the joined buffer; the buffer takes its
+        # The largest piece is left for Inductor to compute in place inside the joined buffer, which takes its
         # layout from the small ones.
         sizes = [self.b.value(p).shape[2] for p in self.pieces]
         main = max(range(len(sizes)), key=lambda i: sizes[i] if isinstance(sizes[i], int) else 0)
@@ -113,7 +113,9 @@ class Call:
         n, c, t, h, w = self.b.value(x).shape
         if isinstance(n, int) and n == 1:
             return self.b(aten.permute.default, self.b(aten.squeeze.dim, x, 0), [1, 0, 2, 3])
-        return self.b(aten.reshape.default, self.b(aten.permute.default, x, [0, 2, 1, 3, 4]), [n * t, c, h, w])
+        return self.b(
+            aten.reshape.default, self.b(aten.permute.default, x, [0, 2, 1, 3, 4]), [n * t, c, h, w]
+        )
 
     def unframed(self, y: Any, t: Any) -> Any:
         """[N*T, O, H, W] to [N, O, T, H, W], a view."""
@@ -142,7 +144,16 @@ class Call:
         none = [0] * len(stride)
         bias = None if bias is None else self.cast(bias)
         return self.b(
-            aten.convolution.default, x, kernel, bias, stride, list(padding), dilation, False, none, self.groups
+            aten.convolution.default,
+            x,
+            kernel,
+            bias,
+            stride,
+            list(padding),
+            dilation,
+            False,
+            none,
+            self.groups,
         )
 
     def finished(self, y: Any) -> Any:
@@ -168,7 +179,6 @@ def write_taps(b: Writer, **call: Any) -> Any:
     parts = []
     for tap in c.axis.taps():
         frames = c.frames(c.window(x, tap.start, tap.count))
-        # Inductor adds a GPU convolution's bias in the pointwise kernel behind it, so it stands in one place only.
         y = c.convolve2d(frames, b(aten.select.int, kernel, 2, tap.index), None)
         if y_dtype(b, y) in LOW_PRECISION:
             y = b(convert, y, torch.float32)
@@ -186,7 +196,7 @@ def write_taps(b: Writer, **call: Any) -> Any:
 
 
 def write_conv2d(b: Writer, **call: Any) -> Any:
-    """One conv2d on frames: one temporal tap does all the work, the kernel's only one or the only one on real frames."""
+    """One conv2d on frames: one temporal tap does all the work (the only one, or the only on real frames)."""
     c = Call(b, **call)
     (tap,) = c.axis.taps()
     frames = c.frames(c.window(c.video(zeros=False), tap.start, tap.count))
@@ -204,7 +214,7 @@ def write_unfold(b: Writer, **call: Any) -> Any:
     count = c.axis.out
     windows = [c.frames(c.window(x, k * c.dilation[0], count)) for k in range(c.axis.kernel)]
     o, per_group, kt, kh, kw = b.value(c.weight).shape
-    # Channel-major, tap-minor: the order of weight[O, C/groups, kT, ...] read as a 2-D kernel, groups included.
+    # Channel-major, tap-minor: the order of weight[O, C/groups, kT, ...] read as a 2-D kernel.
     stacked = b(aten.cat.default, [b(aten.unsqueeze.default, w, 2) for w in windows], 2)
     t, channels, _, h, w = b.value(stacked).shape
     frames = c.laid_out(b(aten.reshape.default, stacked, [t, channels * kt, h, w]))
@@ -213,7 +223,7 @@ def write_unfold(b: Writer, **call: Any) -> Any:
 
 
 def write_matmul(b: Writer, **call: Any) -> Any:
-    """Kernel = stride (a patch embedding, or 1x1x1): every input element is read once, so it is one matrix product."""
+    """Kernel = stride (a patch embedding, or 1x1x1): each input element is read once; one matrix product."""
     c = Call(b, **call)
     o, channels, *kernel = b.value(c.weight).shape
     x = c.video(zeros=False)
@@ -239,7 +249,7 @@ def write_matmul(b: Writer, **call: Any) -> Any:
 
 
 def write_tiled(b: Writer, **call: Any) -> Any:
-    """conv3d over a few output frames at a time, which bounds the workspace of libraries that unroll the input."""
+    """conv3d over a few output frames at a time: bounds the workspace of libraries that unroll the input."""
     c = Call(b, **call)
     x = c.video()
     tiles = []

@@ -1,0 +1,261 @@
+"""Every lowering of conv3d is exact algebra: float64 against torch's conv3d on the padded, joined input."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from rocm_passes.graph.builder import Eager
+from rocm_passes.ops.conv3d import LOWERINGS, live_taps
+from rocm_passes.ops.conv3d.frames import TimeAxis
+from rocm_passes.ops.conv3d.write import TILE_FRAMES, channels_last_strides
+from rocm_passes.target import Target
+
+BY_NAME = {low.name: low for low in LOWERINGS}
+
+
+def call(
+    frames: tuple[int, ...] = (3,),
+    *,
+    channels: int = 4,
+    out: int = 5,
+    size: tuple[int, int] = (5, 6),
+    batch: int = 1,
+    kernel: tuple[int, int, int] = (3, 3, 3),
+    stride: tuple[int, int, int] = (1, 1, 1),
+    padding: tuple[int, int] = (1, 1),
+    dilation: tuple[int, int, int] = (1, 1, 1),
+    zeros: tuple[int, int] = (0, 0),
+    groups: int = 1,
+    bias: bool = True,
+    channels_last: bool = False,
+    compute: torch.dtype | None = None,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+) -> dict[str, Any]:
+    draw = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype)
+
+    return {
+        "x": tuple(normal(batch, channels, t, *size) for t in frames),
+        "weight": normal(out, channels // groups, *kernel) / (channels * kernel[0]) ** 0.5,
+        "bias": normal(out) if bias else None,
+        "zeros": zeros,
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
+        "groups": groups,
+        "channels_last": channels_last,
+        "compute": compute,
+        "absorbed": True,
+    }
+
+
+def plain(c: dict[str, Any]) -> torch.Tensor:
+    """What the graph computed before: everything padded and joined by copies."""
+    h, w = c["padding"]
+    x = F.pad(torch.cat(c["x"], 2), [w, w, h, h, *c["zeros"]])
+    return F.conv3d(x, c["weight"], c["bias"], c["stride"], 0, c["dilation"], c["groups"])
+
+
+def has_output(c: dict[str, Any]) -> bool:
+    x = c["x"][0]
+    sizes = (
+        sum(p.shape[2] for p in c["x"]) + sum(c["zeros"]),
+        *(s + 2 * p for s, p in zip(x.shape[3:], c["padding"], strict=True)),
+    )
+    extents = [d * (k - 1) + 1 for d, k in zip(c["dilation"], c["weight"].shape[2:], strict=True)]
+    return all(s >= e for s, e in zip(sizes, extents, strict=True))
+
+
+small = st.integers(1, 3)
+
+
+@st.composite
+def calls(draw: Any) -> dict[str, Any]:
+    groups = draw(st.sampled_from([1, 1, 2]))
+    kernel = draw(st.tuples(small, small, small))
+    ones = st.just((1, 1, 1))
+    c = call(
+        draw(st.lists(st.integers(1, 5), min_size=1, max_size=3).map(tuple)),
+        channels=groups * draw(small),
+        out=groups * draw(small),
+        size=draw(st.tuples(st.integers(2, 6), st.integers(2, 6))),
+        batch=draw(st.integers(1, 2)),
+        kernel=kernel,
+        stride=draw(st.one_of(ones, st.just(kernel), st.tuples(small, small, small))),
+        padding=draw(st.one_of(st.just((0, 0)), st.tuples(st.integers(0, 2), st.integers(0, 2)))),
+        dilation=draw(st.one_of(ones, st.tuples(small, small, small))),
+        zeros=draw(st.one_of(st.just((0, 0)), st.tuples(st.integers(0, 3), st.integers(0, 2)))),
+        groups=groups,
+        bias=draw(st.booleans()),
+        channels_last=draw(st.booleans()),
+        seed=draw(st.integers(0, 100)),
+    )
+    assume(has_output(c))
+    return c
+
+
+@settings(max_examples=400, deadline=None)
+@given(calls())
+def test_every_lowering_is_exact(c: dict[str, Any]) -> None:
+    expected = plain(c)
+    taken = [low for low in LOWERINGS if low.refuses(**c) is None]
+    assert "direct" in [low.name for low in taken]
+    for low in taken:
+        got = low.write(Eager(), **c)
+        assert got.shape == expected.shape, low.name
+        torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12, msg=low.name)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    frames=st.integers(1, 6), front=st.integers(0, 4), back=st.integers(0, 4), kernel=st.integers(1, 4),
+    stride=st.integers(1, 3), dilation=st.integers(1, 3),
+)  # fmt: skip
+def test_taps_are_those_that_see_a_frame(**sizes: int) -> None:
+    axis = TimeAxis(**sizes)
+    assume(axis.out > 0)
+    real = range(axis.front, axis.front + axis.frames)
+    for tap in range(axis.kernel):
+        reads = {o: o * axis.stride + tap * axis.dilation for o in range(axis.out)}
+        fed = [o for o, frame in reads.items() if frame in real]
+        found = [t for t in axis.taps() if t.index == tap]
+        if not fed:
+            assert found == []
+        else:
+            (t,) = found
+            assert list(range(t.first, t.first + t.count)) == fed
+            assert t.start == reads[t.first] - axis.front
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 7])
+def test_chunks_with_a_cache_equal_the_whole(frames: int) -> None:
+    """A causal convolution over frames at once, and frame by frame with the last two frames cached."""
+    whole = call((frames,), zeros=(2, 0))
+    expected = plain(whole)
+    x = whole["x"][0]
+    for name in ("direct", "taps", "unfold"):
+        got = []
+        for t in range(frames):
+            pieces = [x[:, :, max(0, t - 2) : t], x[:, :, t : t + 1]]
+            chunk = {**whole, "x": tuple(p for p in pieces if p.shape[2]), "zeros": (max(0, 2 - t), 0)}
+            got.append(BY_NAME[name].write(Eager(), **chunk))
+        torch.testing.assert_close(torch.cat(got, 2), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_an_image_through_a_video_kernel_is_one_conv2d() -> None:
+    image = call((1,), zeros=(2, 0))
+    assert live_taps(**image) == 1
+    assert BY_NAME["conv2d"].refuses(**image) is None
+    counted = _Counting()
+    torch.testing.assert_close(
+        BY_NAME["conv2d"].write(counted, **image), plain(image), rtol=1e-12, atol=1e-12
+    )
+    assert counted.convolutions == [4]
+
+
+def test_taps_leave_out_zero_frames() -> None:
+    counted = _Counting()
+    BY_NAME["taps"].write(counted, **call((1,), zeros=(1, 1)))
+    assert len(counted.convolutions) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["taps", "direct", "unfold", "tiled"])
+def test_low_precision_is_as_exact_as_the_original(name: str, dtype: torch.dtype) -> None:
+    from tests.accuracy import assert_no_worse
+
+    c = call((TILE_FRAMES + 3,), channels=16, out=8, dtype=dtype)
+    exact = plain({k: v.double() if isinstance(v, torch.Tensor) else v for k, v in c.items()}
+                  | {"x": tuple(p.double() for p in c["x"])})  # fmt: skip
+    assert_no_worse(BY_NAME[name].write(Eager(), **c), plain(c), exact)
+
+
+def test_the_compute_dtype_is_used_and_the_result_keeps_its_own() -> None:
+    c = call((4,), compute=torch.bfloat16, dtype=torch.float32)
+    for name in ("direct", "taps", "unfold"):
+        counted = _Counting()
+        got = BY_NAME[name].write(counted, **c)
+        assert got.dtype is torch.float32
+        assert set(counted.dtypes) == {torch.bfloat16}
+        torch.testing.assert_close(got, plain(c), rtol=0.05, atol=0.05)  # bfloat16 keeps 8 bits
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5, 6), (2, 3, 4, 5)])
+def test_channels_last_strides_are_torch_s_own(shape: tuple[int, ...]) -> None:
+    form = torch.channels_last_3d if len(shape) == 5 else torch.channels_last
+    assert tuple(channels_last_strides(shape)) == torch.empty(shape).to(memory_format=form).stride()
+
+
+REFUSALS = [
+    ("conv2d", call((3,)), "3 temporal taps see frames that are not zero"),
+    ("conv2d", call((1,), zeros=(2, 1)), "2 temporal taps see frames that are not zero"),
+    ("conv2d", call((1,), zeros=(2, 0), kernel=(1, 3, 3)), "some output frames see zeros alone"),
+    ("taps", call((3,), kernel=(1, 3, 3)), "kT=1: there is one tap"),
+    ("taps", call((1,), zeros=(0, 4), stride=(4, 1, 1), kernel=(1, 3, 3)), "kT=1: there is one tap"),
+    ("unfold", call((3,), kernel=(1, 3, 3)), "kT=1: there is one tap, so nothing to unfold"),
+    ("matmul", call((3,)), "the kernel is not as large as the stride: inputs are read more than once"),
+    ("matmul", call((3,), kernel=(1, 1, 1), groups=2, out=4, padding=(0, 0)), "groups=2"),
+    ("matmul", call((3,), kernel=(1, 1, 1)), "it has padding"),
+    (
+        "matmul",
+        call((3,), kernel=(1, 2, 2), stride=(1, 2, 2), padding=(0, 0), dilation=(1, 2, 1)),
+        "dilation=(1, 2, 1)",
+    ),
+    ("tiled", call((TILE_FRAMES,)), "2 output frames are one tile"),
+]
+
+
+@pytest.mark.parametrize(("name", "c", "reason"), REFUSALS, ids=lambda v: v if isinstance(v, str) else "")
+def test_refusals_say_why(name: str, c: dict[str, Any], reason: str) -> None:
+    assert BY_NAME[name].refuses(**c) == reason
+
+
+AMD = Target("amd", "gfx942", "MI300X", "2.11", "3.6")
+NVIDIA = Target("nvidia", "sm_90", "H200", "2.11", "3.6")
+CPU = Target("cpu", "", "CPU", "2.11", None)
+
+
+@pytest.mark.parametrize(
+    ("target", "c", "expected"),
+    [
+        (CPU, call((3,), zeros=(0, 0)), "direct"),
+        (CPU, call((1,), zeros=(2, 0)), "conv2d"),
+        (AMD, call((3,)), "taps"),
+        (AMD, call((3,), kernel=(1, 2, 2), stride=(1, 2, 2), padding=(0, 0)), "matmul"),
+        (NVIDIA, call((6,), channels=96, out=96, channels_last=True, dtype=torch.bfloat16), "taps"),
+        (NVIDIA, call((6,), channels=128, out=128, channels_last=True, dtype=torch.bfloat16), "direct"),
+    ],
+)
+def test_rules_where_nothing_is_measured(target: Target, c: dict[str, Any], expected: str) -> None:
+    able = [low for low in LOWERINGS if low.refuses(**c) is None]
+    first = next(low.name for low in able if low.pays(target, **c).pays)
+    assert first == expected
+
+
+def test_rounding_between_taps_is_noted() -> None:
+    note = BY_NAME["taps"].note
+    assert "rounded to bfloat16" in note(target=AMD, **call((3,), dtype=torch.bfloat16))
+    assert note(target=AMD, **call((3,), dtype=torch.float32)) is None
+
+
+class _Counting(Eager):
+    """Notes the rank and dtype of each convolution's input."""
+
+    def __init__(self) -> None:
+        self.convolutions: list[int] = []
+        self.dtypes: list[torch.dtype] = []
+
+    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> Any:
+        if target is torch.ops.aten.convolution.default:
+            self.convolutions.append(args[0].ndim)
+            self.dtypes.append(args[0].dtype)
+        return super().__call__(target, *args, **kwargs)
