@@ -2,10 +2,10 @@
 
     python -m benchmarks.norms [--json FILE] [--eager] [--only TEXT]
 
-The floor is the bytes that must move (each input read once, each output written once) at the copy rate measured in
-the same run. Times are medians of replayed CUDA graphs; inputs and outputs rotate among enough buffers that the L2
-cache holds none of them. Every result is compared with float64 before it is timed: its error may exceed that of the
-eager original by one unit in the last place.
+The floor is the bytes that must move (each input read once, each output written once) at the copy rate
+measured in the same run. Times are medians of replayed CUDA graphs; inputs and outputs rotate among enough
+buffers that the L2 cache holds none of them. Every result is compared with float64 before it is timed: its
+error may exceed that of the eager original by one unit in the last place.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ REPLAYS = 15
 
 @dataclass(frozen=True)
 class Case:
-    """One idiom at one shape. `original` is the model's spelling, and the reference when its inputs are float64."""
+    """One idiom at one shape. `original` is the model's spelling, and the reference when its inputs are
+    float64.
+    """
 
     name: str
     inputs: Callable[[], Result]
@@ -151,9 +153,7 @@ def chain_cases() -> Iterator[Case]:
         "LayerNorm + modulate [1, 4608, 3072]",
         lambda: (normal(1, 4608, 3072), normal(1, 1, 3072), normal(1, 1, 3072)),
         flux,
-        lambda x, scale, shift: tuple(
-            fused_norm(x, kind="layer", eps=1e-6, modulations=[(scale, shift)])[0]
-        ),
+        lambda x, scale, shift: tuple(fused_norm(x, kind="layer", eps=1e-6, modulations=[(scale, shift)])[0]),
     )
 
 
@@ -231,7 +231,9 @@ def median_ms(launch: Callable[[], object]) -> float:
 
 
 def time_calls(call: Callable[..., Result], sets: Sequence[Result]) -> float:
-    """Milliseconds a call: all input sets in one captured graph, every output kept, so that buffers rotate."""
+    """Milliseconds a call: all input sets in one captured graph, every output kept, so that buffers
+    rotate.
+    """
     rounds = -(-8 // len(sets))
     for inputs in sets[:2]:
         call(*inputs)
@@ -280,7 +282,9 @@ def measure(case: Case, rate: float, eager: bool) -> dict[str, object]:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path, help="also write the rows here")
     parser.add_argument("--eager", action="store_true", help="time the eager original too")
     parser.add_argument("--only", default="", help="only cases whose name contains this")

@@ -7,7 +7,8 @@ from torch import Tensor
 
 
 def assert_accurate(got: Tensor, exact: Tensor, original: Tensor) -> None:
-    """`got` errs against `exact` (float64) by at most the original's largest error and one unit in the last place.
+    """`got` errs against `exact` (float64) by at most the original's largest error and one unit in the last
+    place.
 
     NaN and infinities must stand where `exact` has them.
     """

@@ -71,7 +71,9 @@ def test_the_widest_vaes() -> None:
     for channels in (1024, 2048):
         x = video((1, channels, 1, 2, 3), "contiguous")
         got = channel_norm(x, scale=channels**0.5)
-        assert_accurate(got, F.normalize(x.double(), dim=1) * channels**0.5, F.normalize(x, dim=1) * channels**0.5)
+        assert_accurate(
+            got, F.normalize(x.double(), dim=1) * channels**0.5, F.normalize(x, dim=1) * channels**0.5
+        )
 
 
 @pytest.mark.parametrize("shape", [(2, 7), (2, 7, 5), (2, 7, 5, 3)])

@@ -20,7 +20,8 @@ pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
 
 
 def original(x: Tensor, groups: int, w: Tensor | None, b: Tensor | None, silu: bool = False) -> Tensor:
-    # On a contiguous copy: eager's channels-last GroupNorm on the CPU loses a large mean's variance altogether.
+    # On a contiguous copy: eager's channels-last GroupNorm on the CPU loses a large mean's variance
+    # altogether.
     y = F.group_norm(x.contiguous(), groups, w, b, 1e-6)
     return F.silu(y) if silu else y
 
@@ -63,8 +64,9 @@ def test_mean_1000_and_deviation_1(dtype: torch.dtype, order: str) -> None:
 def test_a_first_tile_unlike_the_rest() -> None:
     """The sums are shifted by the first tile's mean: here it is no measure of the others.
 
-    The bar is wider than elsewhere, by design: with a share f of the pixels in the odd tile, the variance is at
-    least f of the mean square about the shift, so that the subtraction costs at most 1/f (here 16) roundings.
+    The bar is wider than elsewhere, by design: with a share f of the pixels in the odd tile, the variance is
+    at least f of the mean square about the shift, so that the subtraction costs at most 1/f (here 16)
+    roundings.
     """
     x = video((1, 2, 1, 1, 256), "contiguous") + 1000
     x[..., :16] = 0
@@ -107,11 +109,16 @@ def test_spatial_norm_multiplies_and_adds(order: str, shape: tuple[int, ...]) ->
 @pytest.mark.parametrize("shape", [(2, 8), (2, 8, 9), (2, 8, 3, 7)])
 def test_other_ranks(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    assert_accurate(group_norm(x, 2, eps=1e-6), original(x.double(), 2, None, None), original(x, 2, None, None))
+    assert_accurate(
+        group_norm(x, 2, eps=1e-6), original(x.double(), 2, None, None), original(x, 2, None, None)
+    )
 
 
 def test_a_cropped_tensor_and_a_batch_that_is_not_outermost() -> None:
-    for x in (video((2, 6, 4, 3, 8), "channels-last")[..., 2:7], video((3, 6, 2, 2, 4), "contiguous").transpose(0, 2)):
+    for x in (
+        video((2, 6, 4, 3, 8), "channels-last")[..., 2:7],
+        video((3, 6, 2, 2, 4), "contiguous").transpose(0, 2),
+    ):
         got = group_norm(x, 3, eps=1e-6)
         assert got.stride() == torch.empty_like(x).stride()
         assert_accurate(got, original(x.double(), 3, None, None), original(x, 3, None, None))
@@ -143,7 +150,13 @@ def test_nan_and_inf_spoil_their_group_alone(bad: float) -> None:
     mean=st.sampled_from([0.0, -30.0]),
 )
 def test_any_shape(
-    samples: int, groups: int, width: int, sizes: tuple[int, int, int], order: str, dtype: torch.dtype, mean: float
+    samples: int,
+    groups: int,
+    width: int,
+    sizes: tuple[int, int, int],
+    order: str,
+    dtype: torch.dtype,
+    mean: float,
 ) -> None:
     x = (video((samples, groups * width, *sizes), order) + mean).to(dtype)
     got = group_norm(x, groups, eps=1e-6)

@@ -99,7 +99,9 @@ def test_z_image_chain_normalises_the_branch(width: int) -> None:
     gate, scale = normal(1, 1, width, dtype=BF16, seed=2), normal(1, 1, width, dtype=BF16, seed=3)
     wa, w = normal(width, dtype=BF16, seed=4), normal(width, dtype=BF16, seed=5)
 
-    def original(x: Tensor, a: Tensor, g: Tensor, wa: Tensor, w: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    def original(
+        x: Tensor, a: Tensor, g: Tensor, wa: Tensor, w: Tensor, scale: Tensor
+    ) -> tuple[Tensor, Tensor]:
         s = x + g * rms(a, wa, 1e-5)
         return rms(s, w, 1e-5) * scale, s
 
@@ -178,7 +180,8 @@ def test_round_before_weight_rounds_twice() -> None:
     x, w = normal(8, 50, dtype=FP16), normal(50, seed=1)
     got = rms_norm(x, w, 1e-6, round_before_weight=True, out_dtype=FP32)
     twice = rms(x.float(), None, 1e-6).to(FP16).float() * w
-    # Bit-equality would need the same fp32 order of summation: values at a rounding boundary may go either way.
+    # Bit-equality would need the same fp32 order of summation: values at a rounding boundary may go either
+    # way.
     assert (got == twice).float().mean() > 0.98
     assert not torch.equal(got, rms_norm(x, w, 1e-6, out_dtype=FP32))
 
@@ -237,9 +240,7 @@ def test_operands_of_five_unlike_dims_are_copied() -> None:
     x = normal(2, 3, 2, 3, 4, 8)[:, :, :, :, ::2]
     scale = normal(2, 1, 2, 1, 2, 8, seed=1)
     (got,), _ = fused_norm(x, kind="rms", eps=1e-6, modulations=[(scale, None)])
-    assert_accurate(
-        got, rms(x.double(), None, 1e-6) * (1 + scale.double()), rms(x, None, 1e-6) * (1 + scale)
-    )
+    assert_accurate(got, rms(x.double(), None, 1e-6) * (1 + scale.double()), rms(x, None, 1e-6) * (1 + scale))
 
 
 def test_branch_broadcasts_over_leading_dims() -> None:

@@ -1,14 +1,16 @@
-"""RMSNorm over the channels (dim 1) of image and video tensors, with SiLU: the norm of Wan's and LTX-2's VAEs.
+"""RMSNorm over the channels (dim 1) of image and video tensors, with SiLU, as Wan's and LTX-2's VAEs have it.
 
-    "l2":   n = x / max(||x||_2, eps)              F.normalize(x, dim=1), as Wan, Qwen-Image and Hunyuan 1.5 do
-    "mean": n = x / sqrt(mean(x^2) + eps)          LTX-2's PerChannelRMSNorm
+    "l2":   n = x / max(||x||_2, eps)         F.normalize(x, dim=1): Wan, Qwen-Image and Hunyuan 1.5
+    "mean": n = x / sqrt(mean(x^2) + eps)     LTX-2's PerChannelRMSNorm
     y = silu?(n * scale * gamma + bias)
 
-A dense tensor, whatever the order of its dims, is [outer, C, inner] in memory: NCHW has inner = H*W, channels-last
-inner = 1. One kernel serves both, with the reduction over the strided or over the contiguous axis of a tile.
+A dense tensor, whatever the order of its dims, is [outer, C, inner] in memory: NCHW has inner = H*W,
+channels-last inner = 1. One kernel serves both, and reduces the strided or the contiguous axis of a tile.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: disable-error-code="assignment, var-annotated"
+# ruff: noqa: RUF005 -- Triton's tuples grow by `+`
 
 from __future__ import annotations
 
@@ -46,10 +48,12 @@ def channel_norm_kernel(
     x_ptr, gamma_ptr, bias_ptr, out_ptr,
     pixels, blocks_per_outer, outer_stride, pixel_stride, channel_stride,
     C: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, PIXELS: tl.constexpr, RESIDENT: tl.constexpr,
-    FORM: tl.constexpr, EPS: tl.constexpr, SCALE: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BIAS: tl.constexpr,
-    ROUND_NORM: tl.constexpr, SILU: tl.constexpr, WIDE: tl.constexpr,
+    FORM: tl.constexpr, EPS: tl.constexpr, SCALE: tl.constexpr, HAS_GAMMA: tl.constexpr,
+    HAS_BIAS: tl.constexpr, ROUND_NORM: tl.constexpr, SILU: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """PIXELS pixels, all C channels in CHUNKS tiles [CHUNK, PIXELS]; kept in registers if RESIDENT, else read twice."""
+    """PIXELS pixels, all C channels in CHUNKS tiles [CHUNK, PIXELS]; kept in registers if RESIDENT, else
+    read twice.
+    """
     EVEN: tl.constexpr = C % CHUNK == 0
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     pid = tl.program_id(0)
@@ -90,8 +94,8 @@ def channel_norm_kernel(
     if RESIDENT:
         for k in tl.static_range(CHUNKS):
             channel = _channels(k, CHUNK, WIDE)
-            y = _finish(tiles[k], factor, gamma_ptr, bias_ptr, channel, dtype, C, EVEN, SCALE, HAS_GAMMA, HAS_BIAS,
-                        ROUND_NORM, SILU)  # fmt: skip
+            y = _finish(tiles[k], factor, gamma_ptr, bias_ptr, channel, dtype, C, EVEN, SCALE, HAS_GAMMA,
+                        HAS_BIAS, ROUND_NORM, SILU)  # fmt: skip
             inside = pixel_mask if EVEN else pixel_mask & (channel < C)[:, None]
             ptrs = out_ptr + offsets[None, :] + channel[:, None] * channel_stride
             tl.store(ptrs, y, mask=inside)
@@ -101,8 +105,8 @@ def channel_norm_kernel(
             inside = pixel_mask if EVEN else pixel_mask & (channel < C)[:, None]
             at = offsets[None, :] + channel[:, None] * channel_stride
             x = tl.load(x_ptr + at, mask=inside, other=0.0)
-            y = _finish(x, factor, gamma_ptr, bias_ptr, channel, dtype, C, EVEN, SCALE, HAS_GAMMA, HAS_BIAS,
-                        ROUND_NORM, SILU)  # fmt: skip
+            y = _finish(x, factor, gamma_ptr, bias_ptr, channel, dtype, C, EVEN, SCALE, HAS_GAMMA,
+                        HAS_BIAS, ROUND_NORM, SILU)  # fmt: skip
             tl.store(out_ptr + at, y, mask=inside)
 
 
@@ -147,7 +151,9 @@ class ChannelTile:
 
 
 def choose_tile(channels: int, channels_last: bool) -> ChannelTile:
-    """Chunks that divide C leave no lanes idle (96 = 3 * 32). Some 48 elements a lane (measured on an H200)."""
+    """Chunks that divide C leave no lanes idle (96 = 3 * 32). Some 48 elements a lane (measured on an
+    H200).
+    """
     padded = power_of_two_above(channels)
     divisor = power_of_two_divisor(channels)
     chunk = divisor if divisor >= 16 else min(padded, 64)
@@ -155,8 +161,8 @@ def choose_tile(channels: int, channels_last: bool) -> ChannelTile:
         pixels = max(1, 8192 // padded)
         return ChannelTile(min(chunk, 256), pixels, resident=channels <= 8192, num_warps=4)
     pixels = 64 if channels <= 128 else 32
-    num_warps = 4 if channels <= 128 else 8
-    return ChannelTile(min(chunk, 32), pixels, resident=channels * pixels <= 16384, num_warps=num_warps)
+    num_warps = 4 if channels <= 256 else 8
+    return ChannelTile(min(chunk, 128), pixels, resident=channels * pixels <= 16384, num_warps=num_warps)
 
 
 def channel_norm(
@@ -172,9 +178,10 @@ def channel_norm(
     out_dtype: torch.dtype | None = None,
     tile: ChannelTile | None = None,
 ) -> Tensor:
-    """Normalise over dim 1 of `x` ([N, C, *spatial], float32/float16/bfloat16), computed in fp32, rounded once.
+    """Normalise over dim 1 of `x` ([N, C, *spatial], float32/float16/bfloat16), computed in fp32, rounded
+    once.
 
-    gamma, bias: C elements of any shape that broadcasts along dim 1 ([C], [C,1,1], [1,C,1,1,1]), any float dtype.
+    gamma, bias: C elements in any shape along dim 1 ([C], [C,1,1], [1,C,1,1,1]) or one, any float dtype.
     scale: sqrt(C) in Wan's spelling.
     round_before_weight: n is rounded to x's dtype before scale and gamma (F.normalize in fp32, then cast).
     Returns [N, C, *spatial] in x's strides (in the strides of `empty_like` where x is not dense).
@@ -268,7 +275,7 @@ def isa_examples() -> list[IsaExample]:
                     isa_example(
                         channel_norm_kernel,
                         f"channel norm + SiLU, C {channels}, {layout}, {dtype}",
-                        {name: f"*{dtype}" for name in ("x_ptr", "gamma_ptr", "bias_ptr", "out_ptr")},
+                        dict.fromkeys(("x_ptr", "gamma_ptr", "bias_ptr", "out_ptr"), f"*{dtype}"),
                         {
                             "C": channels,
                             "CHUNK": tile.chunk,

@@ -1,4 +1,6 @@
-"""What every Triton kernel of the package shares: the device guard, dtype names, exact roots, SiLU, ISA examples."""
+"""What every Triton kernel of the package shares: the device guard, dtype names, exact roots, SiLU, ISA
+examples.
+"""
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 # (Triton kernels carry no Python types: their arguments are device values.)
@@ -95,7 +97,9 @@ def cdiv(a: int, b: int) -> int:
 
 @triton.jit
 def exact_rsqrt(v):
-    """1/sqrt(v), each step rounded correctly: the hardware's rsqrt is two units off, too much for fp32 output."""
+    """1/sqrt(v), each step rounded correctly: the hardware's rsqrt is two units off, too much for fp32
+    output.
+    """
     return tl.div_rn(tl.full(v.shape, 1.0, tl.float32), tl.sqrt_rn(v))
 
 

@@ -34,8 +34,9 @@ from rocm_passes.kernels.triton.group_norm_kernel import (
     group_norm_partials_kernel,
 )
 
-# Programs that the statistics are spread over: a few waves on any card. More partials than this take longer to
-# combine than they save (GroupNorm + SiLU of 128 x 1024 x 1024 on an H200: 1.67 of the floor with 512, 1.86 with 2048).
+# Programs that the statistics are spread over: a few waves on any card. More partials than this take longer
+# to combine than they save (GroupNorm + SiLU of 128 x 1024 x 1024 on an H200: 1.67 of the floor with 512,
+# 1.86 with 2048).
 _STATISTICS_PROGRAMS = 1024
 _MAX_SPLITS = 512
 _COMBINE_BLOCK = 1024
@@ -52,7 +53,9 @@ class GroupTile:
 
 
 def choose_tile(samples: int, channels: int, pixels: int, channels_last: bool) -> GroupTile:
-    """2048 or 4096 elements a tile, contiguous in memory as far as they go, all lanes busy where C allows it."""
+    """2048 or 4096 elements a tile, contiguous in memory as far as they go, all lanes busy where C allows
+    it.
+    """
     if channels_last:
         divisor = power_of_two_divisor(channels)
         block = min(divisor if divisor >= 16 else power_of_two_above(channels), 128)
@@ -80,8 +83,8 @@ def group_norm(
 ) -> Tensor:
     """GroupNorm of `x` ([N, C, *spatial], float32/float16/bfloat16) in fp32, rounded once.
 
-    weight, bias: [C], any float dtype. multiplier, addend: any float dtype, broadcastable to x (copied where they
-    do not lie in memory as x does). Returns `out_dtype` (x's by default) in x's strides.
+    weight, bias: [C], any float dtype. multiplier, addend: any float dtype, broadcastable to x (copied where
+    they do not lie in memory as x does). Returns `out_dtype` (x's by default) in x's strides.
     Raises TypeError on dtypes, ValueError on shapes.
     """
     check_dtype("x", x)
@@ -148,8 +151,8 @@ def _launch(
             C=channels, GROUPS=groups, EPS=float(eps), BLOCK=_COMBINE_BLOCK, num_warps=launch_warps(4, x),
         )  # fmt: skip
         group_norm_apply_kernel[(samples * pixel_blocks * channel_blocks,)](
-            x, *statistics.unbind(), *(x if t is None else t for t in (weight, bias, multiplier, addend)), out,
-            pixels, pixel_blocks, channel_blocks, *strides,
+            x, *statistics.unbind(), *(x if t is None else t for t in (weight, bias, multiplier, addend)),
+            out, pixels, pixel_blocks, channel_blocks, *strides,
             C=channels, GROUPS=groups, CHANNELS=tile.channels, PIXELS=tile.pixels,
             HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
             HAS_MULTIPLIER=multiplier is not None, HAS_ADDEND=addend is not None,

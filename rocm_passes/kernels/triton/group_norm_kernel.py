@@ -20,8 +20,9 @@ def group_norm_partials_kernel(
 ):  # fmt: skip
     """Mean (as shift + drift) and squared differences from it, per channel of one split: [N, splits, C] each.
 
-    The sums are of x - shift, with the first tile's mean per channel for a shift: x's own mean cannot cancel the
-    variance away, and where the first tile is no measure of the rest, that difference is itself the variance.
+    The sums are of x - shift, with the first tile's mean per channel for a shift: x's own mean cannot cancel
+    the variance away, and where the first tile is no measure of the rest, that difference is itself the
+    variance.
     """
     pid = tl.program_id(0)
     block = pid % channel_blocks
@@ -65,8 +66,8 @@ def group_norm_partials_kernel(
 
 @triton.jit
 def group_norm_combine_kernel(
-    partial_shift_ptr, partial_drift_ptr, partial_spread_ptr, shift_ptr, drift_ptr, rstd_ptr, pixels, pixels_per_split, splits,
-    C: tl.constexpr, GROUPS: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
+    partial_shift_ptr, partial_drift_ptr, partial_spread_ptr, shift_ptr, drift_ptr, rstd_ptr, pixels,
+    pixels_per_split, splits, C: tl.constexpr, GROUPS: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Mean (as shift + drift) and 1/sqrt(var + eps) of one group, from its partials: [N, GROUPS] each.
 

@@ -4,8 +4,8 @@
     n     = norm(s) * (weight_offset + weight) + bias
     out_k = n * (scale_offset + scale_k) + shift_k        one output per (scale, shift) pair
 
-Everything is computed in fp32 and rounded once, on the store. Any strides: leading dims are collapsed where the
-operands' strides allow it, and a per-head view of a fused projection costs no copy.
+Everything is computed in fp32 and rounded once, on the store. Any strides: leading dims are collapsed where
+the operands' strides allow it, and a per-head view of a fused projection costs no copy.
 """
 
 from __future__ import annotations
@@ -55,16 +55,18 @@ class NormTile:
 def choose_tile(width: int, chain: bool = False) -> NormTile:
     """Tile for rows of `width` elements; `chain`: a residual or a modulation stands beside the norm.
 
-    Chunks leave few lanes idle (3072 = 3 * 1024, 1536 = 3 * 512). Short rows go many to a program, long ones one
-    by one: two rows that share a program's tables cost more in registers than the tables' second read costs in
-    time (residual + LayerNorm + modulate at 5120 on an H200: 1.01 of the floor against 1.19). A chain has enough
-    loads in flight with four warps, a plain norm wants eight.
+    Chunks leave few lanes idle (3072 = 3 * 1024, 1536 = 3 * 512). Short rows go many to a program, long
+    ones one by one: two rows that share a program's tables cost more in registers than the tables' second
+    read costs in time (residual + LayerNorm + modulate at 5120 on an H200: 1.01 of the floor against 1.19).
+    A chain has enough loads in flight with four warps, a plain norm wants eight.
     """
     if width > MAX_RESIDENT_WIDTH:
         return NormTile(chunk=4096, rows=1, resident=False, num_warps=8)
     if width > 1024:
-        chunk = next(c for c in (2048, 1024, 512, 256) if cdiv(width, c) * c <= 1.2 * width or c == 256)
-        return NormTile(chunk, rows=1, resident=True, num_warps=4 if chain or chunk < 1024 else 8)
+        chunk = 1024 if width > 2048 else 512
+        if chain and cdiv(width, 2048) * 2048 <= 1.1 * width:
+            chunk = 2048
+        return NormTile(chunk, rows=1, resident=True, num_warps=4 if chain or width <= 2048 else 8)
     chunk = power_of_two_above(width)
     return NormTile(chunk, rows=max(1, 2048 // chunk), resident=True, num_warps=4)
 
@@ -253,7 +255,9 @@ def _check(
     if kind not in ("rms", "layer", "none"):
         raise ValueError(f"kind is {kind!r}; 'rms', 'layer' or 'none' is needed")
     if kind == "none" and (weight is not None or bias is not None or modulations or sum_dtype is None):
-        raise ValueError("kind 'none' gives the sum alone: sum_dtype is needed, weight and modulation are not taken")
+        raise ValueError(
+            "kind 'none' gives the sum alone: sum_dtype is needed, weight and modulation are not taken"
+        )
 
 
 def _table(t: Tensor | None, shape: torch.Size) -> Tensor | None:

@@ -12,6 +12,8 @@ An operand's MODE says where it varies: 0 absent, 1 the same for all rows of a p
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+# mypy: disable-error-code="assignment, var-annotated"
+# ruff: noqa: RUF005 -- Triton's tuples grow by `+`
 
 import triton
 import triton.language as tl
@@ -45,23 +47,23 @@ def _base(ptr, rows, first, n1, n2, s0, s1, s2, MODE: tl.constexpr):
 def _load(base, cols, col_stride, row_mask, D: tl.constexpr, FULL: tl.constexpr, MODE: tl.constexpr):
     """[ROWS or 1, CHUNK] elements of an operand, in its own dtype; zero outside the row.
 
-    FULL: the chunk lies inside the row. Rows pass through the cache once, shared tables stay.
+    FULL: the chunk lies inside the row.
     """
     ptrs = base + cols[None, :] * col_stride
     if MODE == 1:
         if FULL:
-            v = tl.load(ptrs, eviction_policy="evict_last")
+            v = tl.load(ptrs)
         else:
-            v = tl.load(ptrs, mask=(cols < D)[None, :], other=0.0, eviction_policy="evict_last")
+            v = tl.load(ptrs, mask=(cols < D)[None, :], other=0.0)
     else:
         # One row a program is always there: no mask, and no predicate on the load.
         if FULL and row_mask.shape[0] == 1:
-            v = tl.load(ptrs, eviction_policy="evict_first")
+            v = tl.load(ptrs)
         elif FULL:
-            v = tl.load(ptrs, mask=row_mask, other=0.0, eviction_policy="evict_first")
+            v = tl.load(ptrs, mask=row_mask, other=0.0)
         else:
             inside = row_mask & (cols < D)[None, :]
-            v = tl.load(ptrs, mask=inside, other=0.0, eviction_policy="evict_first")
+            v = tl.load(ptrs, mask=inside, other=0.0)
     return v
 
 
@@ -79,7 +81,9 @@ def _residual(
     D: tl.constexpr, FULL: tl.constexpr, BRANCH: tl.constexpr, BRANCH_NORM: tl.constexpr,
     GATE_MODE: tl.constexpr, BW_MODE: tl.constexpr, ROUND_SUM: tl.constexpr, SUM_TYPE: tl.constexpr,
 ):  # fmt: skip
-    """s = x + gate * norm?(branch) of one chunk, fp32, rounded to SUM_TYPE where the norm reads it rounded."""
+    """s = x + gate * norm?(branch) of one chunk, fp32, rounded to SUM_TYPE where the norm reads it
+    rounded.
+    """
     s = x.to(tl.float32)
     if BRANCH:
         b = branch.to(tl.float32)
@@ -98,8 +102,8 @@ def _residual(
 @triton.jit
 def _weighted(
     s, shift, drift, rstd, weight_base, weight_col, bias_base, bias_col, cols, row_mask,
-    D: tl.constexpr, FULL: tl.constexpr, KIND: tl.constexpr, WEIGHT_MODE: tl.constexpr, BIAS_MODE: tl.constexpr,
-    WEIGHT_OFFSET: tl.constexpr, ROUND_NORM: tl.constexpr, NORM_TYPE: tl.constexpr,
+    D: tl.constexpr, FULL: tl.constexpr, KIND: tl.constexpr, WEIGHT_MODE: tl.constexpr,
+    BIAS_MODE: tl.constexpr, WEIGHT_OFFSET: tl.constexpr, ROUND_NORM: tl.constexpr, NORM_TYPE: tl.constexpr,
 ):  # fmt: skip
     """The norm of one chunk with its weight and bias, fp32."""
     n = s
@@ -124,7 +128,9 @@ def _modulated(
 ):  # fmt: skip
     """n * (offset + scale) + shift of one chunk, fp32."""
     if SCALE_MODE != 0:
-        n = n * (SCALE_OFFSET + _load(scale_base, cols, scale_col, row_mask, D, FULL, SCALE_MODE).to(tl.float32))
+        n = n * (
+            SCALE_OFFSET + _load(scale_base, cols, scale_col, row_mask, D, FULL, SCALE_MODE).to(tl.float32)
+        )
     if SHIFT_MODE != 0:
         n = n + _load(shift_base, cols, shift_col, row_mask, D, FULL, SHIFT_MODE).to(tl.float32)
     return n
@@ -148,8 +154,8 @@ def fused_norm_kernel(
     ROUND_SUM: tl.constexpr, SUM_TYPE: tl.constexpr, ROUND_NORM: tl.constexpr, NORM_TYPE: tl.constexpr,
     WEIGHT_OFFSET: tl.constexpr, SCALE_OFFSET: tl.constexpr,
 ):  # fmt: skip
-    """One block of ROWS rows. RESIDENT keeps the rows in registers, in CHUNKS chunks (so that 5120 costs no lanes
-    of 8192); otherwise the row is read again for the statistics and for the output."""
+    """One block of ROWS rows. RESIDENT keeps the rows in registers, in CHUNKS chunks (so that 5120 costs no
+    lanes of 8192); otherwise the row is read again for the statistics and for the output."""
     pid = tl.program_id(0)
     if WIDE_ROWS:
         pid = pid.to(tl.int64)
@@ -221,13 +227,18 @@ def fused_norm_kernel(
             if OUTPUTS > 0:
                 n = _weighted(
                     sums[c], shift, drift, rstd, weight_base, weight_col, bias_base, bias_col, cols, row_mask,
-                    D, (c + 1) * CHUNK <= D, KIND, WEIGHT_MODE, BIAS_MODE, WEIGHT_OFFSET, ROUND_NORM, NORM_TYPE,
+                    D, (c + 1) * CHUNK <= D, KIND, WEIGHT_MODE, BIAS_MODE, WEIGHT_OFFSET, ROUND_NORM,
+                    NORM_TYPE,
                 )  # fmt: skip
-                out0 = _modulated(n, scale0_base, scale0_col, shift0_base, shift0_col, cols, row_mask,
-                                  D, (c + 1) * CHUNK <= D, SCALE0_MODE, SHIFT0_MODE, SCALE_OFFSET)  # fmt: skip
+                out0 = _modulated(
+                    n, scale0_base, scale0_col, shift0_base, shift0_col, cols, row_mask,
+                    D, (c + 1) * CHUNK <= D, SCALE0_MODE, SHIFT0_MODE, SCALE_OFFSET,
+                )  # fmt: skip
                 if OUTPUTS > 1:
-                    out1 = _modulated(n, scale1_base, scale1_col, shift1_base, shift1_col, cols, row_mask,
-                                      D, (c + 1) * CHUNK <= D, SCALE1_MODE, SHIFT1_MODE, SCALE_OFFSET)  # fmt: skip
+                    out1 = _modulated(
+                        n, scale1_base, scale1_col, shift1_base, shift1_col, cols, row_mask,
+                        D, (c + 1) * CHUNK <= D, SCALE1_MODE, SHIFT1_MODE, SCALE_OFFSET,
+                    )  # fmt: skip
                     _store(out1_ptr, rows, cols, out1, row_mask, D, (c + 1) * CHUNK <= D)
                 _store(out0_ptr, rows, cols, out0, row_mask, D, (c + 1) * CHUNK <= D)
             if STORE_SUM:
@@ -254,7 +265,8 @@ def fused_norm_kernel(
                     D, D % CHUNK == 0, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, ROUND_SUM, SUM_TYPE,
                 )  # fmt: skip
                 if KIND == "layer":
-                    # Sums of s - shift, shift the first chunk's mean: the row's own mean cannot cancel its variance.
+                    # Sums of s - shift, shift the first chunk's mean: the row's own mean cannot cancel its
+                    # variance.
                     if start == 0:
                         shift = tl.sum(s, 1) / min(CHUNK, D)
                     s = tl.where((cols < D)[None, :], s - shift[:, None], 0.0)

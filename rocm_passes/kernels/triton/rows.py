@@ -1,8 +1,8 @@
 """Numbering the rows of a tensor: leading dims collapsed to at most three, with strides per operand.
 
-A row kernel works on the last dim; every leading dim is only a way to find a row. Operands of different layouts
-(a [B,S,D] stream, a [B,1,D] table, a per-head view of a fused projection) share one numbering if each has its own
-strides over the collapsed dims.
+A row kernel works on the last dim; every leading dim is only a way to find a row. Operands of different
+layouts (a [B,S,D] stream, a [B,1,D] table, a per-head view of a fused projection) share one numbering if
+each has its own strides over the collapsed dims.
 """
 
 from __future__ import annotations
