@@ -256,4 +256,4 @@ def tile_shape(heads: tuple[int, ...], channels: int, norm: bool, across_heads: 
 
 
 def _padding(heads: int, tile: int) -> float:
-    return triton.cdiv(heads, tile) * tile / heads
+    return float(triton.cdiv(heads, tile) * tile / heads)

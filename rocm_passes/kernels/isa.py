@@ -1,0 +1,164 @@
+"""What our Triton kernels become on AMD's GPUs: compiled here, with no GPU, and read from the assembly.
+
+    python -m rocm_passes.kernels.isa                         print the table
+    python -m rocm_passes.kernels.isa --write docs/kernels.md   put it between the file's markers
+    python -m rocm_passes.kernels.isa --json                  one JSON object a line
+
+This shows what the compiler did, not how fast it runs: registers, spills, width of memory accesses, LDS and
+the occupancy that the registers allow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import json
+import os
+import re
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..target import AMD_ARCHITECTURES
+
+if TYPE_CHECKING:
+    from .triton.common import IsaExample
+
+KERNEL_MODULES = ("norm", "channel_norm", "group_norm", "rotary")
+BEGIN, END = "<!-- isa table: begin -->", "<!-- isa table: end -->"
+
+_WIDE = re.compile(r"^\s+(?:global|buffer|flat)_(?:load|store)_(?:dwordx4|b128)\b", re.MULTILINE)
+_MEMORY = re.compile(r"^\s+(?:global|buffer|flat)_(?:load|store)_\w+", re.MULTILINE)
+_FP64 = re.compile(r"^\s+v_\w+_f64\b", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """One kernel on one architecture. registers: VGPRs a lane; occupancy: waves a SIMD that they allow."""
+
+    kernel: str
+    shape: str
+    arch: str
+    warps: int
+    registers: int
+    spills: int
+    scratch_bytes: int
+    lds_bytes: int
+    occupancy: int
+    wide_accesses: int
+    memory_accesses: int
+    fp64_instructions: int
+
+
+def examples() -> Iterator[IsaExample]:
+    """The production shapes that each kernel module names."""
+    for name in KERNEL_MODULES:
+        yield from importlib.import_module(f"rocm_passes.kernels.triton.{name}").isa_examples()
+
+
+def compile_example(example: IsaExample, arch: str) -> Compiled:
+    """Compile for an AMD architecture, pointers and sizes divisible by 16 as in production."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    wave = 64 if arch.startswith("gfx9") else 32
+    warps = max(1, example.num_warps // 2) if wave == 64 else example.num_warps
+    arguments = list(example.kernel.arg_names)
+    attributes = {
+        (i,): [["tt.divisibility", 16]] + ([["tt.pointer_range", 32]] if kind.startswith("*") else [])
+        for i, kind in enumerate(example.signature[name] for name in arguments)
+        if kind.startswith("*") or kind in ("i32", "i64")
+    }
+    source = ASTSource(
+        fn=example.kernel,
+        signature={name: example.signature[name] for name in arguments},
+        constexprs=dict(example.constexprs),
+        attrs=attributes,
+    )
+    built = triton.compile(source, target=GPUTarget("hip", arch, wave), options={"num_warps": warps})
+    assembly = built.asm["amdgcn"]
+    return Compiled(
+        kernel=example.kernel.fn.__name__,
+        shape=example.label,
+        arch=arch,
+        warps=warps,
+        registers=_number(r"\.vgpr_count:\s*(\d+)", assembly),
+        spills=_number(r"\.vgpr_spill_count:\s*(\d+)", assembly),
+        scratch_bytes=_number(r"; ScratchSize: (\d+)", assembly),
+        lds_bytes=int(built.metadata.shared),
+        occupancy=_number(r"; Occupancy:\s*(\d+)", assembly),
+        wide_accesses=len(_WIDE.findall(assembly)),
+        memory_accesses=len(_MEMORY.findall(assembly)),
+        fp64_instructions=len(_FP64.findall(assembly)),
+    )
+
+
+def _number(pattern: str, text: str) -> int:
+    found = re.search(pattern, text)
+    if found is None:
+        raise RuntimeError(f"the assembly does not say {pattern!r}: has Triton's output changed?")
+    return int(found[1])
+
+
+def table(rows: Sequence[Compiled]) -> str:
+    """Markdown, one row a kernel, shape and architecture."""
+    head = (
+        "kernel",
+        "shape",
+        "arch",
+        "warps",
+        "VGPRs",
+        "spills",
+        "LDS bytes",
+        "waves/SIMD",
+        "16-byte accesses",
+    )
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for r in rows:
+        wide = f"{r.wide_accesses} of {r.memory_accesses}"
+        cells = (r.kernel, r.shape, r.arch, r.warps, r.registers, r.spills, r.lds_bytes, r.occupancy, wide)
+        lines.append("| " + " | ".join(str(c) for c in cells) + " |")
+    return "\n".join(lines)
+
+
+def write_table(path: Path, rows: Sequence[Compiled], triton_version: str) -> None:
+    """Put the table between the markers of a Markdown file."""
+    text = path.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise SystemExit(f"{path}: expected the markers {BEGIN} and {END}, found neither or one")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    body = f"{BEGIN}\nCompiled by Triton {triton_version}.\n\n{table(rows)}\n{END}"
+    path.write_text(before + body + after, encoding="utf-8")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m rocm_passes.kernels.isa", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("--arch", action="append", choices=AMD_ARCHITECTURES, help="only these architectures")
+    parser.add_argument(
+        "--write", type=Path, metavar="FILE", help="put the table between the markers of FILE"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    options = parser.parse_args(argv)
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        parser.error("TRITON_INTERPRET=1 is set: kernels are interpreted then, not compiled; unset it")
+    import triton
+
+    rows = [compile_example(e, arch) for e in examples() for arch in options.arch or AMD_ARCHITECTURES]
+    if options.json:
+        for row in rows:
+            print(json.dumps(dataclasses.asdict(row)))
+    elif options.write:
+        write_table(options.write, rows, triton.__version__)
+    else:
+        print(table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

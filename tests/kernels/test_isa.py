@@ -1,0 +1,100 @@
+"""The kernels compiled for AMD's architectures: no spills, no scratch, no fp64, 16-byte accesses."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rocm_passes.kernels import isa
+from rocm_passes.target import AMD_ARCHITECTURES
+
+DOCS = Path(__file__).parents[2] / "docs" / "kernels.md"
+
+
+@pytest.fixture(scope="module")
+def compiled() -> list[dict[str, Any]]:
+    """In a process of its own: here the kernels are interpreted."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", "rocm_passes.kernels.isa", "--json"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def named(row: dict[str, Any]) -> str:
+    return f"{row['kernel']} {row['shape']} on {row['arch']}"
+
+
+def test_every_kernel_on_every_architecture(compiled: list[dict[str, Any]]) -> None:
+    kernels = {r["kernel"] for r in compiled}
+    assert len(kernels) >= 5
+    for kernel in kernels:
+        assert {r["arch"] for r in compiled if r["kernel"] == kernel} == set(AMD_ARCHITECTURES)
+
+
+@pytest.mark.parametrize("figure", ["spills", "scratch_bytes", "fp64_instructions"])
+def test_none(compiled: list[dict[str, Any]], figure: str) -> None:
+    assert [(named(r), r[figure]) for r in compiled if r[figure]] == []
+
+
+def test_wide_memory_accesses(compiled: list[dict[str, Any]]) -> None:
+    assert [named(r) for r in compiled if r["memory_accesses"] and not r["wide_accesses"]] == []
+
+
+def test_occupancy_allows_latency_to_be_hidden(compiled: list[dict[str, Any]]) -> None:
+    """At least three waves a SIMD: a memory-bound kernel with fewer waits on its own loads."""
+    assert [(named(r), r["occupancy"]) for r in compiled if r["occupancy"] < 3] == []
+
+
+def test_the_checks_can_fail() -> None:
+    """The patterns do find what they look for."""
+    lines = [
+        "global_load_dwordx4 v[0:3]",
+        "buffer_store_b128 v[0:3]",
+        "global_load_ushort v0",
+        "v_fma_f64 v[0:1]",
+    ]
+    assembly = "".join(f"\t{line}\n" for line in lines)
+    assert len(isa._WIDE.findall(assembly)) == 2
+    assert len(isa._MEMORY.findall(assembly)) == 3
+    assert len(isa._FP64.findall(assembly)) == 1
+    with pytest.raises(RuntimeError, match="has Triton's output changed"):
+        isa._number(r"\.vgpr_count:\s*(\d+)", assembly)
+
+
+def test_the_table_in_the_docs_is_what_the_compiler_gives(compiled: list[dict[str, Any]]) -> None:
+    rows = [isa.Compiled(**r) for r in compiled]
+    assert isa.table(rows) in DOCS.read_text(encoding="utf-8"), (
+        "docs/kernels.md is out of date: python -m rocm_passes.kernels.isa --write docs/kernels.md"
+    )
+
+
+def test_writing_needs_the_markers(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("nothing")
+    with pytest.raises(SystemExit, match="expected the markers"):
+        isa.write_table(page, [], "3.9")
+    page.write_text(f"before {isa.BEGIN} old {isa.END} after")
+    isa.write_table(page, [], "3.9")
+    assert page.read_text().startswith("before ") and page.read_text().endswith(" after")
+    assert "Compiled by Triton 3.9" in page.read_text() and " old " not in page.read_text()
+
+
+def test_refuses_to_run_interpreted(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    with pytest.raises(SystemExit):
+        isa.main([])
+    assert "TRITON_INTERPRET=1 is set" in capsys.readouterr().err
