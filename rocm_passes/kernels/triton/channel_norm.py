@@ -51,9 +51,7 @@ def channel_norm_kernel(
     FORM: tl.constexpr, EPS: tl.constexpr, SCALE: tl.constexpr, HAS_GAMMA: tl.constexpr,
     HAS_BIAS: tl.constexpr, ROUND_NORM: tl.constexpr, SILU: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """PIXELS pixels, all C channels in CHUNKS tiles [CHUNK, PIXELS]; kept in registers if RESIDENT, else
-    read twice.
-    """
+    """PIXELS pixels, all C channels in CHUNKS tiles [CHUNK, PIXELS]; read twice unless RESIDENT."""
     EVEN: tl.constexpr = C % CHUNK == 0
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     pid = tl.program_id(0)
@@ -151,9 +149,7 @@ class ChannelTile:
 
 
 def choose_tile(channels: int, channels_last: bool) -> ChannelTile:
-    """Chunks that divide C leave no lanes idle (96 = 3 * 32). Some 48 elements a lane (measured on an
-    H200).
-    """
+    """Chunks that divide C leave no lanes idle (96 = 3 * 32). Some 48 elements a lane is best on an H200."""
     padded = power_of_two_above(channels)
     divisor = power_of_two_divisor(channels)
     chunk = divisor if divisor >= 16 else min(padded, 64)

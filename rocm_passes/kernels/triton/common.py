@@ -1,6 +1,4 @@
-"""What every Triton kernel of the package shares: the device guard, dtype names, exact roots, SiLU, ISA
-examples.
-"""
+"""What the Triton kernels share: the device guard, dtype names, exact roots, SiLU, ISA examples."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 # (Triton kernels carry no Python types: their arguments are device values.)

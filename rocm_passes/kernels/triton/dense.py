@@ -23,9 +23,7 @@ class DenseView:
 
 
 def dense_view(x: Tensor) -> DenseView:
-    """`x` ([N, C, *spatial]) as [outer, C, inner]; copied in its own dim order where it has gaps or
-    overlaps.
-    """
+    """`x` ([N, C, *spatial]) as [outer, C, inner]; copied, in its own dim order, where it has gaps."""
     if not _is_dense(x):
         x = torch.empty_like(x).copy_(x)
     inner = x.stride(1) if x.shape[1] > 1 else 1

@@ -53,9 +53,7 @@ class GroupTile:
 
 
 def choose_tile(samples: int, channels: int, pixels: int, channels_last: bool) -> GroupTile:
-    """2048 or 4096 elements a tile, contiguous in memory as far as they go, all lanes busy where C allows
-    it.
-    """
+    """2048 or 4096 elements a tile, contiguous in memory as far as they go, all lanes busy if possible."""
     if channels_last:
         divisor = power_of_two_divisor(channels)
         block = min(divisor if divisor >= 16 else power_of_two_above(channels), 128)

@@ -81,9 +81,7 @@ def _residual(
     D: tl.constexpr, FULL: tl.constexpr, BRANCH: tl.constexpr, BRANCH_NORM: tl.constexpr,
     GATE_MODE: tl.constexpr, BW_MODE: tl.constexpr, ROUND_SUM: tl.constexpr, SUM_TYPE: tl.constexpr,
 ):  # fmt: skip
-    """s = x + gate * norm?(branch) of one chunk, fp32, rounded to SUM_TYPE where the norm reads it
-    rounded.
-    """
+    """s = x + gate * norm?(branch) of one chunk in fp32, rounded to SUM_TYPE first if ROUND_SUM."""
     s = x.to(tl.float32)
     if BRANCH:
         b = branch.to(tl.float32)
