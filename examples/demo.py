@@ -144,7 +144,7 @@ def _overview(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
 
 def _choice(select: str) -> str:
     return {
-        "always": "select='always': rewriting all that can be, to show it (the default 'auto' asks what pays)",
+        "always": "select='always': all that can be is rewritten, to show it (by default, what pays)",
         "auto": "select='auto': what is known to pay on this machine is rewritten",
         "off": "select='off': nothing is changed, sites are only reported",
     }[select]
@@ -152,9 +152,8 @@ def _choice(select: str) -> str:
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="rocm-passes demo", description=__doc__.partition("\n")[0])
-    parser.add_argument(
-        "models", nargs="*", metavar="MODEL", default=list(DEMO), help=f"of {', '.join(DEMO)}"
-    )
+    models = ", ".join(DEMO)
+    parser.add_argument("models", nargs="*", metavar="MODEL", default=list(DEMO), help=f"of {models}")
     parser.add_argument("--select", choices=SELECT, default="always", help="as the backend's option")
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--output", default="demo-output", metavar="FOLDER")

@@ -38,6 +38,11 @@ def nothing_left_over() -> Iterator[None]:
         sys.modules["rocm_passes.ledger"].clear_history()
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Without this a failure is shown below thousands of lines of torch's structured trace."""
+    config.option.log_level = config.option.log_level or "WARNING"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked gpu are skipped where there is none."""
     if torch.cuda.is_available():

@@ -1,0 +1,192 @@
+"""The command, mostly run as a user runs it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rocm_passes import cli
+
+SCRIPT = """
+import atexit, os, sys
+import torch
+
+norm = torch.nn.RMSNorm(16)
+
+@torch.compile(backend="rocm_diffusion")
+def model(x):
+    return norm(x) + 1
+
+if __name__ == "__main__":
+    atexit.register(lambda: print("at exit", sys.argv[1:]))
+    with torch.no_grad():
+        model(torch.randn(4, 16))
+    print("arguments", sys.argv, "beside", os.path.basename(sys.path[0]))
+    {ending}
+"""
+NORM_LINE = 9
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> object:
+    def script(ending: str = "pass") -> Path:
+        path = tmp_path / "script.py"
+        path.write_text(SCRIPT.replace("{ending}", ending))
+        return path
+
+    return script
+
+
+def run(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "rocm_passes.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **environment},
+        timeout=300,
+    )
+
+
+def test_explain_prints_the_ledger_after_the_script(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    done = run(
+        "explain", "--json", tmp_path / "l.json", "--html", tmp_path / "l.html", write(), "--steps", "3"
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    script = tmp_path / "script.py"
+    assert lines[0] == f"arguments ['{script}', '--steps', '3'] beside {tmp_path.name}"
+    assert any(line.startswith("rms_norm ") and f"script.py:{NORM_LINE}" in line for line in lines)
+    assert f"1 graph compiled by {script}" in lines
+    assert lines[-1] == "at exit ['--steps', '3']"
+    found = json.loads((tmp_path / "l.json").read_text())
+    assert [s["location"] for s in found["sites"]] == [f"{script}:{NORM_LINE}"]
+    assert "<table" in (tmp_path / "l.html").read_text()
+
+
+def test_explain_is_complete_on_a_warm_cache(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    script = write()
+    cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    warmed = subprocess.run(
+        [sys.executable, script], env={**os.environ, **cache}, capture_output=True, text=True, timeout=300
+    )
+    assert warmed.returncode == 0, warmed.stderr
+    assert "rms_norm" in run("explain", script, **cache).stdout
+
+
+def test_explain_keeps_the_exit_code_and_says_every_site(write) -> None:  # type: ignore[no-untyped-def]
+    done = run("explain", "--all", write("sys.exit(7)"))
+    assert done.returncode == 7
+    header, row = done.stdout.splitlines()[2:4]
+    assert header.split() == ["graph", "idiom", "outcome", "module", "where", "inputs", "why"]
+    assert row.startswith("graph0") and "float32[4, 16] float32[16]" in row
+
+
+def test_explain_lets_exceptions_through_and_reports_all_the_same(write) -> None:  # type: ignore[no-untyped-def]
+    done = run("explain", write("raise LookupError('the script fails')"))
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("LookupError: the script fails")
+    assert 'script.py", line' in done.stderr
+    assert "rms_norm" in done.stdout
+
+
+def test_explain_of_a_script_that_compiles_nothing(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("print('hello')\n")
+    done = run("explain", script)
+    assert done.returncode == 0
+    assert "compiled nothing with torch.compile(..., backend='rocm_diffusion')" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "COMMAND"),
+        (["explain"], "script"),
+        (["explain", "no_such_file.py"], "no script 'no_such_file.py'"),
+        (
+            ["explain", "--json", "no_such_folder/l.json", __file__],
+            "no folder to write 'no_such_folder/l.json'",
+        ),
+        (["explane", "script.py"], "invalid choice: 'explane'"),
+        (["doctor", "--loudly"], "--loudly"),
+        (["demo", "no_such_model"], "no model 'no_such_model'"),
+    ],
+)
+def test_wrong_usage_exits_with_2(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = cli.main(arguments)
+    except SystemExit as error:
+        code = error.code  # type: ignore[assignment]
+    assert code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["doctor"]) == 0
+    assert "lowerings" in capsys.readouterr().out
+    assert cli.main(["doctor", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["problems"] == []
+
+
+def test_doctor_exits_with_1_on_a_problem(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ROCM_PASSES_SELEKT", "auto")
+    assert cli.main(["doctor"]) == 1
+    assert "did you mean 'ROCM_PASSES_SELECT'" in capsys.readouterr().out
+
+
+def test_a_subcommand_exists_where_its_module_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cli, "HANDED_OVER", {"measure": ("rocm_passes.no_such_module", "help")})
+    assert "measure" not in cli.parser().format_help()
+    monkeypatch.setattr(cli, "HANDED_OVER", {"measure": ("rocm_passes.doctor", "look closely")})
+    assert "look closely" in cli.parser().format_help()
+
+
+def test_the_command_is_installed() -> None:
+    command = Path(sys.executable).with_name("rocm-passes")
+    done = subprocess.run([command, "--help"], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0
+    assert "doctor" in done.stdout and "explain" in done.stdout
+
+
+def python(script: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1", **environment},
+        timeout=300,
+    )
+
+
+def test_torch_logs_prints_entries_as_they_happen(write) -> None:  # type: ignore[no-untyped-def]
+    script = write()
+    done = python(script, TORCH_LOGS="+rocm_passes")
+    assert done.returncode == 0, done.stderr
+    assert f"rms_norm at {script}:{NORM_LINE}: " in done.stderr
+    assert "rms_norm at" not in python(script, TORCH_LOGS="").stderr
+
+
+def test_the_ledger_lands_in_torchs_structured_trace(write, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    done = python(write(), TORCH_TRACE=str(tmp_path / "trace"))
+    assert done.returncode == 0, done.stderr
+    (log,) = (tmp_path / "trace").glob("*.log")
+    lines = log.read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if '"name": "rocm_passes_graph0"' in line)
+    payload = []
+    for line in lines[start + 1 :]:
+        if not line.startswith("\t"):
+            break
+        payload.append(line[1:])
+    (site,) = json.loads("\n".join(payload))["sites"]
+    assert site["idiom"] == "rms_norm"
+    assert site["location"].endswith(f"script.py:{NORM_LINE}")

@@ -1,0 +1,201 @@
+"""`rocm_passes.explain` on every way in which something can have been compiled already."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import rocm_passes
+from rocm_passes import Entry, history
+
+BACKEND = "rocm_diffusion"
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.RMSNorm(16)
+        self.linear = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.linear(self.norm(x))
+
+
+class Model(nn.Module):
+    def __init__(self, breaks: bool = False) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+        self.norm_out = nn.RMSNorm(16)
+        self.breaks = breaks
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> tuple[Tensor, dict[str, Tensor]]:
+        for block in self.blocks:
+            x = block(x)
+        if self.breaks:
+            torch._dynamo.graph_break()
+        return self.norm_out(x) * scale, {"hidden": x}
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn(4, 16, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture(autouse=True)
+def without_gradients() -> Any:
+    with torch.no_grad():
+        yield
+
+
+def found_in(sites: tuple[Entry, ...]) -> set[str]:
+    return {e.module for e in sites if "rms_norm" in e.covers}
+
+
+EVERY_NORM = {"blocks.0.norm", "blocks.1.norm", "blocks.2.norm", "norm_out"}
+
+
+def test_a_module(x: Tensor) -> None:
+    model = Model()
+    explanation = rocm_passes.explain(model, x, scale=2.0)
+    assert found_in(explanation.sites) == EVERY_NORM
+    assert len(explanation.ledgers) == 1
+    assert explanation.graph_breaks == 0
+    # The result is what the model gives, in the structure in which it gives it.
+    want, got = model(x, scale=2.0), explanation.result
+    torch.testing.assert_close(got, want)
+    assert type(got) is tuple and set(got[1]) == {"hidden"}
+
+
+def test_a_function_and_a_method(x: Tensor) -> None:
+    model = Model()
+    for call in (lambda x: model(x)[0], model.forward):
+        assert len(found_in(rocm_passes.explain(call, x).sites)) == 4
+
+
+def test_sites_name_the_users_line(x: Tensor) -> None:
+    site = rocm_passes.explain(lambda x: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6), x).sites[
+        0
+    ]
+    file, line = site.location.rsplit(":", 1)
+    assert file == __file__
+    assert "torch.rsqrt(x.square()" in Path(__file__).read_text().splitlines()[int(line) - 1]
+
+
+@pytest.mark.parametrize("backend", ["inductor", BACKEND])
+def test_what_torch_compile_returned(x: Tensor, backend: str) -> None:
+    model = Model()
+    compiled = torch.compile(model, backend=backend)
+    compiled(x)
+    assert found_in(rocm_passes.explain(compiled, x).sites) == EVERY_NORM
+
+
+def test_a_compiled_function(x: Tensor) -> None:
+    model = Model()
+    compiled = torch.compile(lambda x: model(x)[0], backend=BACKEND)
+    assert len(found_in(rocm_passes.explain(compiled, x).sites)) == 4
+
+
+def test_a_module_that_compiled_itself(x: Tensor) -> None:
+    model = Model()
+    model.compile(backend=BACKEND)
+    theirs = model._compiled_call_impl
+    assert found_in(rocm_passes.explain(model, x).sites) == EVERY_NORM
+    assert model._compiled_call_impl is theirs
+
+
+def test_a_model_compiled_in_parts_is_explained_in_those_parts(x: Tensor) -> None:
+    model = Model()
+    for block in model.blocks:
+        block.compile(backend=BACKEND)
+    theirs = [block._compiled_call_impl for block in model.blocks]
+    explanation = rocm_passes.explain(model, x)
+    # The blocks are alike, so Dynamo compiles one graph for all; what lies outside them runs eagerly.
+    assert len(explanation.ledgers) == 1
+    assert [e.module for e in explanation.sites] == ["norm"]
+    assert [block._compiled_call_impl for block in model.blocks] == theirs
+    torch.testing.assert_close(explanation.result, model(x))
+
+
+def test_parts_are_restored_when_the_model_raises(x: Tensor) -> None:
+    model = Model()
+    model.blocks[0].compile(backend=BACKEND)
+    theirs = model.blocks[0]._compiled_call_impl
+    with pytest.raises(TypeError):
+        rocm_passes.explain(model, x, x, x)
+    assert model.blocks[0]._compiled_call_impl is theirs
+
+
+def test_diffusers_compile_repeated_blocks(x: Tensor) -> None:
+    from tests.zoo import case
+
+    zoo_case = case("flux")
+    model = zoo_case.build(torch.float32)
+    args, kwargs = zoo_case.inputs(model)
+    model.compile_repeated_blocks(backend=BACKEND)
+    model(*args, **kwargs)
+    graphs_without_explain = history()
+    explanation = rocm_passes.explain(model, *args, **kwargs)
+    assert len(explanation.ledgers) == len(graphs_without_explain) >= 2
+    # q and k of both streams in a double block; q and k in a single block.
+    norms = [sum(e.covers.get("rms_norm", 0) for e in g.entries) for g in explanation.ledgers]
+    assert norms[0] == 4 and set(norms[1:]) == {2}
+
+
+def test_graph_breaks_are_counted_with_their_reasons(x: Tensor) -> None:
+    explanation = rocm_passes.explain(Model(breaks=True), x)
+    assert explanation.graph_breaks == 1
+    assert len(explanation.break_reasons) == 1 and "graph_break" in explanation.break_reasons[0]
+    assert len(explanation.ledgers) == 2
+    assert found_in(explanation.sites) == EVERY_NORM
+    assert explanation.to_dict()["graph_breaks"] == 1
+    assert "2 graphs, 1 graph break\n  break: " in str(explanation)
+    assert rocm_passes.explain(Model(), x).graph_breaks == 0
+
+
+def test_a_warm_cache_hides_nothing(x: Tensor) -> None:
+    model = Model()
+    torch.compile(model, backend=BACKEND)(x)
+    passes_run = len(history())
+    torch._dynamo.reset()
+    torch.compile(model, backend=BACKEND)(x)
+    assert len(history()) == passes_run, "the second compile should have come from the cache"
+    assert found_in(rocm_passes.explain(model, x).sites) == EVERY_NORM
+
+
+def test_options_are_the_backends(x: Tensor) -> None:
+    model = Model()
+    assert {e.outcome for e in rocm_passes.explain(model, x, options={"select": "off"}).sites} == {"kept"}
+    assert not rocm_passes.explain(model, x, options={"idioms": "none"}).sites
+    always = rocm_passes.explain(
+        model, x, options={"select": "always", "lowering": {"rms_norm": "reference"}}
+    )
+    assert {e.outcome for e in always.sites} == {"rewritten"}
+    torch.testing.assert_close(always.result, model(x))
+
+
+def test_a_wrong_option_is_refused(x: Tensor) -> None:
+    with pytest.raises(Exception, match="did you mean 'select'"):
+        rocm_passes.explain(Model(), x, options={"selekt": "off"})
+
+
+def test_what_was_compiled_before_still_works_afterwards(x: Tensor) -> None:
+    model = Model()
+    compiled = torch.compile(model, backend=BACKEND)
+    before = compiled(x)
+    rocm_passes.explain(model, x)
+    torch.testing.assert_close(compiled(x), before)
+
+
+def test_the_document_is_the_documented_one(x: Tensor) -> None:
+    found = rocm_passes.explain(Model(), x).to_dict()
+    assert set(found) == {"format", "environment", "graphs", "sites", "graph_breaks", "break_reasons"}
+    assert set(found["sites"][0]) == {
+        *("graph", "idiom", "covers", "outcome", "lowering", "reason", "location", "module"),
+        *("parameters", "inputs", "considered", "notes"),
+    }
+    weight = found["sites"][0]["inputs"][-1]
+    assert (weight["shape"], weight["stride"], weight["dtype"]) == ([16], [1], "float32")
