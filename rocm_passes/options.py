@@ -96,8 +96,18 @@ def _optional_count(source: str, value: object) -> int | None:
     except ValueError:
         count = -1
     if count < 0:
-        raise OptionError.value(source, "a whole number of rewrites, 0 or more", value)
+        raise OptionError.value(source, "a whole number, 0 or more", value)
     return count
+
+
+def _seconds(source: str, value: object) -> float:
+    try:
+        seconds = float(value) if isinstance(value, (int, float, str)) else -1.0
+    except ValueError:
+        seconds = -1.0
+    if not 0 <= seconds < float("inf"):
+        raise OptionError.value(source, "a number of seconds, 0 or more", value)
+    return seconds
 
 
 def _path(source: str, value: object) -> str:
@@ -135,13 +145,24 @@ class Options:
     layout: str = option(
         "auto",
         _choice(*LAYOUTS),
-        "memory layout of a graph's convolutions: auto: as measured or by rule for this machine; channels_last; "
-        "as_is: leave it to Inductor",
+        "memory layout of a graph's convolutions: auto: by rule for this machine; "
+        "channels_last; as_is: leave it to Inductor",
     )
     conv_dtype: str = option(
         "",
         _choice(*CONV_DTYPES),
-        "'bf16': compute the float32 convolutions of a video VAE in bfloat16 (less exact; not for strict numerics)",
+        "'bf16': compute the float32 convolutions in bfloat16 (less exact; not for strict numerics)",
+    )
+    tune_seconds: float = option(
+        60.0,
+        _seconds,
+        "time that a process may spend measuring lowerings on its GPU; 0: never measure, choose by rule",
+    )
+    choices: str = option(
+        "", _path, "file of measured choices; default: rocm-passes/choices.json in the user's cache folder"
+    )
+    conv_memory_mib: int | None = option(
+        None, _optional_count, "choose no convolution measured to need more MiB than this beside its tensors"
     )
     fuel: int | None = option(
         None, _optional_count, "at most this many rewrites per graph, to bisect a wrong result"

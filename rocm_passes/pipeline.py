@@ -25,6 +25,7 @@ from .idioms.idiom import Context, Idiom, NearMiss, Site
 from .ledger import Entry, Ledger
 from .options import Options
 from .selection.choose import Choice, choose
+from .selection.store import store
 from .target import Target
 
 log = logging.getLogger(__name__)
@@ -242,5 +243,6 @@ def cache_key(options: Options, target: Target, kept: Sequence[str]) -> str:
         repr(tuple(kept)),
         repr((aiter.status, aiter.version, sorted(aiter.features))),
         repr(torch.version.hip or torch.version.cuda),
+        store(options.choices).digest() if target.is_gpu else "",
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -19,7 +19,8 @@ Refused: an empty result (eager raises there); symbolic weight sizes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import fx
@@ -27,11 +28,17 @@ from torch import fx
 from ..graph import nodes as n
 from ..graph.nodes import aten
 from ..ops import conv3d as op
+from ..ops.operator import Lowering
+from ..options import Options
+from ..selection import tuning
+from ..target import Target
 from . import layout, padding
 from .idiom import Context, Found, Idiom, NearMiss, Site
 
 NAME = "conv3d"
 COVERS = {"conv3d": 1}
+#: Below this many floating-point operations (some tens of microseconds) lowerings differ by noise.
+WORTH_MEASURING = 1e9
 COMPUTE_DTYPES = {"": None, "bf16": torch.bfloat16}
 
 
@@ -95,4 +102,15 @@ def _three(values: object) -> tuple[int, ...]:
     return found * 3 if len(found) == 1 else found
 
 
-IDIOM = Idiom(NAME, find, op.LOWERINGS)
+def measured(
+    able: Sequence[Lowering], values: Mapping[str, Any], target: Target, options: Options
+) -> tuple[Lowering, str] | None:
+    """By measurement, where more than one lowering does the least work and it is enough work to time."""
+    names = {low.name for low in able}
+    live = op.live_taps(**values)
+    if live is None or names & {"matmul", "conv2d"} or op.flops(**values) < WORTH_MEASURING:
+        return None
+    return tuning.pick(op.key(**values), able, values, target, options)
+
+
+IDIOM = Idiom(NAME, find, op.LOWERINGS, measured=measured)

@@ -72,6 +72,8 @@ class Idiom:
 
     name: as in the ledger and in the options. operator: what a site becomes; None where every lowering
     writes plain ATen. keeps: ATen operators that must be kept whole for the idiom to be seen.
+    measured: asks for a choice by measurement among the lowerings that can take a call: (lowering, reason),
+    or None where it is not known and the lowerings' own rules decide.
     fuses: it covers other idioms; where it isn't taken those get their own entries, and its reason is noted
     on them instead of standing alone.
     """
@@ -82,3 +84,4 @@ class Idiom:
     operator: Operator | None = None
     keeps: tuple[str, ...] = ()
     fuses: bool = False
+    measured: Callable[..., tuple[Lowering, str] | None] | None = None

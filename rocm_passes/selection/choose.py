@@ -42,6 +42,10 @@ def choose(idiom: Idiom, site: Site, target: Target, options: Options) -> Choice
         return _taken(able[0], f"lowering {forced!r} was asked for", values, target)
     if options.select == "always":
         return _taken(able[0], "select='always'", values, target)
+    if idiom.measured is not None:
+        found = idiom.measured(able, values, target, options)
+        if found is not None:
+            return _taken(*found, values, target)
     verdicts = [(low, low.pays(target, **values)) for low in able]
     for lowering, verdict in verdicts:
         if verdict.pays:

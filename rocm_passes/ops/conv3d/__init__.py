@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ...target import Target
 from ..operator import Lowering, Verdict
 from .frames import axis_of, out_size
@@ -18,13 +20,52 @@ from .write import (
     write_unfold,
 )
 
-__all__ = ["LOWERINGS", "live_taps", "out_size"]
+__all__ = ["LOWERINGS", "flops", "key", "live_taps", "out_size"]
 
 
 def live_taps(**call: Any) -> int | None:
     """How many temporal taps see a real frame, or None where the number of frames is symbolic."""
     axis = axis_of(call["x"], call["weight"], call["zeros"], call["stride"], call["dilation"])
     return len(axis.taps()) if isinstance(axis.frames, int) else None
+
+
+def flops(**call: Any) -> float:
+    """Floating-point operations of the call with numbers for sizes, taps on zero frames included."""
+    x, weight = call["x"][0], call["weight"]
+    axis = axis_of(call["x"], weight, call["zeros"], call["stride"], call["dilation"])
+    sizes = [
+        out_size(s, k, stride, p, d)
+        for s, k, stride, p, d in zip(
+            x.shape[3:],
+            weight.shape[3:],
+            call["stride"][1:],
+            call["padding"],
+            call["dilation"][1:],
+            strict=True,
+        )
+    ]
+    return float(2 * x.shape[0] * axis.out * sizes[0] * sizes[1] * weight.numel())
+
+
+def key(**call: Any) -> str:
+    """The call in words, as the file of measured choices names it."""
+
+    def by(sizes: Any) -> str:
+        return "x".join(str(s) for s in sizes)
+
+    x = call["x"]
+    dtype = str(call.get("compute") or x[0].dtype).removeprefix("torch.")
+    words = [
+        f"conv3d {dtype} x {' + '.join(by(p.shape) for p in x)} w {by(call['weight'].shape)}",
+        f"pad {by(call['padding'])}" if any(call["padding"]) else "",
+        f"zero frames {by(call['zeros'])}" if any(call["zeros"]) else "",
+        f"stride {by(call['stride'])}" if set(call["stride"]) != {1} else "",
+        f"dilation {by(call['dilation'])}" if set(call["dilation"]) != {1} else "",
+        f"groups {call['groups']}" if call["groups"] != 1 else "",
+        "channels-last" if call["channels_last"] else "",
+        "tf32" if dtype == "float32" and torch.backends.cudnn.allow_tf32 else "",
+    ]
+    return " ".join(w for w in words if w)
 
 
 def _refuses_conv2d(**call: Any) -> str | None:

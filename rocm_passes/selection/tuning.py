@@ -1,0 +1,165 @@
+"""Choosing by measurement: once for each call, machine and library version, within a budget, remembered.
+
+A call that was measured before, by anyone who wrote to the same file, is not measured again.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..ops.operator import Lowering
+from ..options import Options
+from ..target import Target
+from . import measure as measuring
+from .store import Measured, Store, store
+
+log = logging.getLogger(__name__)
+
+#: A lowering must be this much faster than another to be called faster.
+NOISE = 0.03
+#: A first call that takes longer than this share of the budget is not repeated: a library was searching.
+SHARE = 0.25
+
+Timer = Callable[[Lowering, Mapping[str, Any]], tuple[float, int]]
+
+
+class Budget:
+    """Seconds of measuring that this process may still spend; shared by every compile in it."""
+
+    def __init__(self) -> None:
+        self.spent = 0.0
+        self.measured = 0
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> Budget:
+        self._lock.acquire()
+        self._started = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.spent += time.perf_counter() - self._started
+        self._lock.release()
+
+    def left(self, limit: float) -> float:
+        return limit - self.spent - (time.perf_counter() - self._started)
+
+
+BUDGET = Budget()
+
+
+def machine(target: Target) -> str:
+    """What a measurement holds for: architecture, torch, and the convolution library."""
+    library = torch.backends.cudnn.version() if target.is_gpu else None
+    name = "miopen" if target.vendor == "amd" else "cudnn"
+    version = target.torch_version.split("+")[0]
+    return f"{target.label} / torch {version}" + (f" / {name} {library}" if library else "")
+
+
+def pick(
+    key: str,
+    able: Sequence[Lowering],
+    values: Mapping[str, Any],
+    target: Target,
+    options: Options,
+    timer: Timer | None = None,
+) -> tuple[Lowering, str] | None:
+    """The fastest of the lowerings within the memory bound, and the reason in words; None if unknown.
+
+    Measures what the store lacks while the budget lasts. The first of `able` wins within the noise.
+    """
+    kept = store(options.choices)
+    where = machine(target)
+    found = kept.find(where, key)
+    missing = [
+        low for low in able if found is None or (low.name not in found.ms and low.name not in found.skipped)
+    ]
+    if missing and options.tune_seconds > 0 and (target.is_gpu or timer is not None):
+        found = _measured(key, missing, values, options, kept, where, timer or measuring.measure) or found
+    if found is None:
+        return None
+    return _best(able, found, options)
+
+
+def _best(able: Sequence[Lowering], found: Measured, options: Options) -> tuple[Lowering, str] | None:
+    bound = options.conv_memory_mib or None
+    known = [low for low in able if low.name in found.ms and (not bound or found.mib[low.name] <= bound)]
+    if not known:
+        return None
+    fastest = min(found.ms[low.name] for low in known)
+    best = next(low for low in known if found.ms[low.name] <= fastest * (1 + NOISE))
+    others = [f"{low.name} {found.ms[low.name]:.3g} ms" for low in known if low is not best]
+    reason = f"measured on this machine: {found.ms[best.name]:.3g} ms" + (
+        f" against {', '.join(others)}" if others else ""
+    )
+    return best, reason
+
+
+def _measured(
+    key: str,
+    lowerings: Sequence[Lowering],
+    values: Mapping[str, Any],
+    options: Options,
+    kept: Store,
+    where: str,
+    timer: Timer,
+) -> Measured | None:
+    ms: dict[str, float] = {}
+    mib: dict[str, int] = {}
+    skipped: dict[str, str] = {}
+    with BUDGET as budget:
+        for lowering in lowerings:
+            if budget.left(options.tune_seconds) <= 0:
+                log.info("rocm_passes: tuning budget of %g s is spent; rules decide", options.tune_seconds)
+                break
+            _measure_one(lowering, values, options, timer, ms, mib, skipped)
+        _progress(budget, options)
+    if ms or skipped:
+        kept.add(where, key, Measured(ms, mib, skipped))
+    return kept.find(where, key)
+
+
+def _measure_one(
+    lowering: Lowering,
+    values: Mapping[str, Any],
+    options: Options,
+    timer: Timer,
+    ms: dict[str, float],
+    mib: dict[str, int],
+    skipped: dict[str, str],
+) -> None:
+    started = time.perf_counter()
+    try:
+        milliseconds, extra = timer(lowering, values)
+    except torch.OutOfMemoryError:
+        skipped[lowering.name] = "out of memory"
+        return
+    except Exception as error:
+        # A library that cannot run a shape (a missing kernel, a refused algorithm) is one candidate less.
+        skipped[lowering.name] = (
+            f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
+        )
+        return
+    took = time.perf_counter() - started
+    ms[lowering.name], mib[lowering.name] = round(milliseconds, 4), extra
+    if took > SHARE * options.tune_seconds:
+        log.warning(
+            "rocm_passes: measuring %s took %.0f s, mostly the library's search; it won't be repeated",
+            lowering.name,
+            took,
+        )
+
+
+def _progress(budget: Budget, options: Options) -> None:
+    budget.measured += 1
+    if sys.stderr.isatty():
+        spent = budget.spent + (time.perf_counter() - budget._started)
+        limit = options.tune_seconds
+        line = f"\rrocm-passes: measured {budget.measured} convolutions, {spent:.0f} of {limit:g} s"
+        print(line, end="", file=sys.stderr, flush=True)

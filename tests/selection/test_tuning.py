@@ -1,0 +1,181 @@
+"""Choosing by measurement: within the budget, within the memory bound, once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from rocm_passes.ops.conv3d import LOWERINGS, flops, key
+from rocm_passes.ops.operator import Lowering
+from rocm_passes.options import Options
+from rocm_passes.selection import measure as measuring
+from rocm_passes.selection import tuning
+from rocm_passes.selection.store import Measured, Store, store
+from rocm_passes.target import Target
+from tests.ops.test_conv3d import call
+
+MI300 = Target("amd", "gfx942", "MI300X", "2.11.0+rocm7", "3.6")
+ABLE = [low for low in LOWERINGS if low.name in ("taps", "direct", "unfold")]
+KEY = "conv3d some call"
+
+
+@pytest.fixture(autouse=True)
+def fresh_budget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(tuning, "BUDGET", tuning.Budget())
+    yield
+
+
+class Clock:
+    """Stands in for a measurement: times by name, and who was asked."""
+
+    def __init__(self, seconds: float = 0.0, **ms: float | Exception) -> None:
+        self.seconds = seconds
+        self.ms = ms
+        self.asked: list[str] = []
+
+    def __call__(self, lowering: Lowering, values: Mapping[str, Any]) -> tuple[float, int]:
+        self.asked.append(lowering.name)
+        time.sleep(self.seconds)
+        found = self.ms[lowering.name]
+        if isinstance(found, Exception):
+            raise found
+        return found, 10 if lowering.name == "direct" else 100
+
+
+def pick(clock: Clock | None, path: Path, **options: Any) -> Any:
+    found = tuning.pick(KEY, ABLE, {}, MI300, Options(choices=str(path), **options), clock)
+    return (found[0].name, found[1]) if found else None
+
+
+def test_the_fastest_is_taken_and_the_reason_has_the_numbers(tmp_path: Path) -> None:
+    found = pick(Clock(taps=2.0, direct=3.0, unfold=2.5), tmp_path / "c.json")
+    assert found == ("taps", "measured on this machine: 2 ms against direct 3 ms, unfold 2.5 ms")
+
+
+def test_the_earlier_lowering_wins_within_the_noise(tmp_path: Path) -> None:
+    assert pick(Clock(taps=2.04, direct=2.0, unfold=2.5), tmp_path / "a.json")[0] == "taps"
+    assert pick(Clock(taps=2.1, direct=2.0, unfold=2.5), tmp_path / "b.json")[0] == "direct"
+
+
+def test_the_memory_bound_holds(tmp_path: Path) -> None:
+    clock = Clock(taps=2.0, direct=3.0, unfold=2.5)
+    assert pick(clock, tmp_path / "c.json", conv_memory_mib=50)[0] == "direct"
+    assert pick(clock, tmp_path / "c.json", conv_memory_mib=5) is None
+
+
+def test_nothing_is_measured_twice_nor_by_the_next_process(tmp_path: Path) -> None:
+    path = tmp_path / "c.json"
+    first = Clock(taps=2.0, direct=3.0, unfold=2.5)
+    pick(first, path)
+    assert first.asked == ["taps", "direct", "unfold"]
+    again = Clock()
+    assert pick(again, path)[0] == "taps"
+    store(str(path)).__init__(path)  # type: ignore[misc]  # as a new process would read it
+    assert pick(again, path)[0] == "taps"
+    assert again.asked == []
+
+
+def test_a_spent_budget_leaves_it_to_the_rules(tmp_path: Path) -> None:
+    clock = Clock(0.05, taps=2.0, direct=3.0, unfold=2.5)
+    assert pick(clock, tmp_path / "c.json", tune_seconds=0.01) is not None
+    assert clock.asked == ["taps"]
+    options = Options(choices=str(tmp_path / "c.json"), tune_seconds=0.01)
+    assert tuning.pick("another call", ABLE, {}, MI300, options, clock) is None
+    assert clock.asked == ["taps"]
+
+
+def test_a_budget_of_nothing_measures_nothing(tmp_path: Path) -> None:
+    clock = Clock()
+    assert pick(clock, tmp_path / "c.json", tune_seconds=0) is None
+    assert clock.asked == []
+    assert not (tmp_path / "c.json").exists()
+
+
+def test_a_lowering_that_fails_is_left_out_and_remembered(tmp_path: Path) -> None:
+    clock = Clock(
+        taps=RuntimeError("miopenStatusUnknownError\nmore"), direct=3.0, unfold=torch.OutOfMemoryError()
+    )
+    assert pick(clock, tmp_path / "c.json")[0] == "direct"
+    kept = Store(tmp_path / "c.json").find(tuning.machine(MI300), KEY)
+    assert kept is not None
+    assert kept.skipped == {"taps": "RuntimeError: miopenStatusUnknownError", "unfold": "out of memory"}
+    assert pick(again := Clock(), tmp_path / "c.json")[0] == "direct"
+    assert again.asked == []
+
+
+def test_a_call_that_eats_the_budget_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    pick(Clock(0.05, taps=2.0, direct=3.0, unfold=2.5), tmp_path / "c.json", tune_seconds=0.1)
+    assert "it won't be repeated" in caplog.text
+
+
+def test_a_cpu_is_never_measured(tmp_path: Path) -> None:
+    cpu = Target("cpu", "", "CPU", "2.11", None)
+    assert tuning.pick(KEY, ABLE, {}, cpu, Options(choices=str(tmp_path / "c.json"))) is None
+
+
+def test_the_machine_names_what_a_measurement_depends_on() -> None:
+    assert tuning.machine(MI300).startswith("gfx942 / torch 2.11.0")
+
+
+def test_a_call_s_key_tells_calls_apart() -> None:
+    one = call((2, 4), zeros=(1, 0), dtype=torch.bfloat16, channels_last=True)
+    assert (
+        key(**one)
+        == "conv3d bfloat16 x 1x4x2x5x6 + 1x4x4x5x6 w 5x4x3x3x3 pad 1x1 zero frames 1x0 channels-last"
+    )
+    different = [
+        call((6,)),
+        call((2, 4)),
+        call((2, 4), zeros=(1, 0)),
+        call((6,), stride=(1, 2, 2)),
+        call((6,), groups=2, out=4),
+        call((6,), dilation=(2, 1, 1)),
+        call((6,), padding=(0, 1)),
+        call((6,), channels_last=True),
+        call((6,), dtype=torch.float32),
+        call((6,), compute=torch.bfloat16),
+    ]
+    assert len({key(**c) for c in different}) == len(different)
+
+
+def test_flops_are_those_of_the_formula() -> None:
+    assert flops(**call((3,), zeros=(2, 0), channels=4, out=5, size=(5, 6))) == 2 * 3 * 5 * 6 * (5 * 4 * 27)
+
+
+@pytest.mark.parametrize("lowering", ABLE, ids=lambda low: low.name)
+def test_a_lowering_is_measured_from_fake_tensors(lowering: Lowering) -> None:
+    """Inside a compile there are only fake tensors; and the user's random numbers stay as they are."""
+    real = call((2, 4), zeros=(1, 0), channels=8, out=8, size=(16, 16), dtype=torch.float32)
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    with FakeTensorMode() as mode:
+        fake = {
+            k: tuple(mode.from_tensor(t) for t in v) if k == "x"
+            else mode.from_tensor(v) if isinstance(v, torch.Tensor) else v
+            for k, v in real.items()
+        }  # fmt: skip
+        milliseconds, mib = measuring.measure(lowering, fake)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert milliseconds > 0
+    assert mib >= 0
+
+
+def test_what_is_fused_is_counted_in_bytes() -> None:
+    """Taps: three convolutions of a second each; their outputs read once, the result written once."""
+    c = call((3,), zeros=(0, 0), channels=4, out=4, size=(8, 8), dtype=torch.bfloat16)
+    taps = next(low for low in LOWERINGS if low.name == "taps")
+    meter = measuring.Meter(lambda run: 1.0, rate=1.0)
+    assert taps.write is not None
+    result = taps.write(meter, **{**c, "bias": None})
+    output = result.numel() * 2
+    assert meter.milliseconds(result) / 1000 == 3 * 1.0 + 3 * output + output
+
+
+def test_measured_holds_nothing_unknown() -> None:
+    assert Measured({}, {}).best() is None
