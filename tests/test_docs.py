@@ -1,0 +1,82 @@
+"""What the documents show is run, and what they list is complete."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import rocm_passes
+from examples import write_docs
+from rocm_passes import pipeline
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+_BLOCK = re.compile(r"^```python\n# (?P<path>\S+\.py)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(document: str) -> dict[str, str]:
+    """The code of a document's Python blocks, by the path in their first line."""
+    return {m["path"]: m["code"] for m in _BLOCK.finditer((DOCS / document).read_text())}
+
+
+@pytest.fixture
+def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The worked example's test module, its files laid beside the package's own."""
+    written = blocks("adding-an-idiom.md")
+    assert len(written) == 4
+    for path, code in written.items():
+        file = tmp_path / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(code)
+    for folder in ("ops", "idioms", "kernels/triton"):
+        package = importlib.import_module(f"rocm_passes.{folder.replace('/', '.')}")
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / "rocm_passes" / folder)])
+    idiom = importlib.import_module("rocm_passes.idioms.silu_mul").IDIOM
+    monkeypatch.setattr(pipeline, "IDIOMS", (idiom, *pipeline.IDIOMS))
+    monkeypatch.syspath_prepend(str(tmp_path / "tests" / "idioms"))
+    yield importlib.import_module("test_silu_mul")
+    for name in [n for n in sys.modules if n.endswith("silu_mul")]:
+        del sys.modules[name]
+
+
+def test_the_worked_example_of_adding_an_idiom_works(example: ModuleType) -> None:
+    tests = [f for name, f in vars(example).items() if name.startswith("test_")]
+    assert len(tests) == 6
+    for test in tests:
+        test()
+
+
+def test_generated_parts_are_up_to_date() -> None:
+    for path, text in write_docs.documents().items():
+        assert path.read_text() == text, f"{path.name} is out of date: run `make docs`"
+
+
+@pytest.mark.parametrize("document", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda p: p.name)
+def test_files_and_links_that_documents_name_exist(document: Path) -> None:
+    text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
+        assert (document.parent / target).exists(), target
+    for path in re.findall(r"`((?:rocm_passes|tests|docs|examples|benchmarks)/[\w/.-]+\.(?:py|md))`", text):
+        # The worked example's own files are not there.
+        assert "silu_mul" in path or (ROOT / path).exists(), path
+
+
+def test_architecture_names_every_room() -> None:
+    text = (DOCS / "architecture.md").read_text()
+    package = Path(rocm_passes.__file__).parent
+    rooms = [p.name for p in package.iterdir() if p.is_dir() and (p / "__init__.py").exists()]
+    rooms += [p.name for p in package.glob("*.py") if p.name != "__init__.py"]
+    assert [room for room in rooms if room not in text] == []
+
+
+def test_ledger_document_lists_every_field() -> None:
+    text = (DOCS / "ledger.md").read_text()
+    entry = rocm_passes.Entry("", {}, "kept", None, "", "", "", {}, ())
+    for field in ["format", "environment", "graphs", "sites", "graph", *entry.to_dict()]:
+        assert f"`{field}`" in text, field

@@ -1,0 +1,52 @@
+"""What the README promises a stranger."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from examples.demo import DEMO
+from rocm_passes import Explanation, cli
+from tests.zoo import case
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_its_code_runs() -> None:
+    use, explain = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    names: dict[str, object] = {"torch": torch, "model": nn.RMSNorm(16), "x": torch.randn(2, 16)}
+    exec(use, names)
+    compiled = names["model"]
+    assert isinstance(compiled, nn.Module)
+    with torch.no_grad():
+        assert compiled(names["x"]).shape == (2, 16)
+        exec(explain, names)
+    explanation = names["explanation"]
+    assert isinstance(explanation, Explanation) and len(explanation.sites) == 1
+
+
+def test_its_commands_exist() -> None:
+    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {"demo", "test"} <= set(re.findall(r"make (\w+)", README)) <= targets
+    commands = set(re.findall(r"rocm-passes (\w+)(?=[ `\n])", README)) - {"and"}
+    assert commands, "it shows the command"
+    assert all(command in cli.parser().format_help() for command in commands)
+
+
+def test_the_demo_has_the_five_models_of_the_main_job() -> None:
+    assert {case(name).source.partition(":")[2] for name in DEMO} == {
+        *("WanTransformer3DModel", "ZImageTransformer2DModel", "QwenImageTransformer2DModel"),
+        *("FluxTransformer2DModel", "AutoencoderKLWan"),
+    }
+
+
+def test_the_ledger_that_it_shows_is_one_that_the_demo_prints() -> None:
+    shown = README.partition("<!-- demo: begin -->")[2].partition("<!-- demo: end -->")[0]
+    assert re.search(r"\w+: first call [\d.]+ s, of which the passes took [\d.]+ s", shown)
+    assert re.search(r"error against float64: compiled [\d.e-]+, eager [\d.e-]+", shown)
+    assert re.search(r"in eager +in the ledger +rewritten +kept +refused", shown)
+    assert re.search(r"^ *\d+ graphs?, 0 graph breaks$", shown, re.MULTILINE)
