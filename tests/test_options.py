@@ -35,7 +35,7 @@ def test_wrong_value_names_option_expected_and_found() -> None:
 
 def test_wrong_environment_value_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROCM_PASSES_SELECT", "sometimes")
-    with pytest.raises(OptionError, match="ROCM_PASSES_SELECT.*found 'sometimes'"):
+    with pytest.raises(OptionError, match=r"ROCM_PASSES_SELECT.*found 'sometimes'"):
         parse(None, None)
 
 
@@ -73,7 +73,7 @@ def test_lowering_takes_a_dict_or_pairs() -> None:
     assert parse({"lowering": "rms_norm=triton, conv3d=unfold"}, None)[0].lowering == expected
     with pytest.raises(OptionError, match="did you mean 'unfold'"):
         parse({"lowering": {"conv3d": "unfolded"}}, None)
-    with pytest.raises(OptionError, match="idioms among"):
+    with pytest.raises(OptionError, match=r"idioms among"):
         parse({"lowering": {"conv4d": "unfold"}}, None)
     with pytest.raises(OptionError, match="pairs such as"):
         parse({"lowering": "triton"}, None)
@@ -118,5 +118,5 @@ def test_every_option_is_described() -> None:
 
 def test_a_wrong_option_surfaces_at_the_first_call() -> None:
     compiled = torch.compile(lambda x: x + 1, backend="rocm_diffusion", options={"selekt": "auto"})
-    with pytest.raises(Exception, match="unknown option 'selekt'.*did you mean 'select'"):
+    with pytest.raises(Exception, match=r"unknown option 'selekt'.*did you mean 'select'"):
         compiled(torch.ones(2))

@@ -1,8 +1,9 @@
-"""RMSNorm: every spelling found with its parameters and computed within the accuracy bar; every near miss left alone."""
+"""RMSNorm: every spelling found and computed within the accuracy bar; every near miss left alone."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -197,7 +198,7 @@ def test_location_and_module_are_the_users() -> None:
             return self.blocks[0](x)
 
     site = rewrite(Model(), draw(3, D, dtype=BF16)).only()
-    lines = open(__file__, encoding="utf-8").read().splitlines()
+    lines = Path(__file__).read_text(encoding="utf-8").splitlines()
     path, _, line = site.location.rpartition(":")
     assert path == __file__
     assert "torch.rsqrt(variance + self.eps)" in lines[int(line) - 1]

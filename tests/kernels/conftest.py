@@ -1,4 +1,4 @@
-"""On a machine with a GPU the kernel tests run on it: arguments go over with their strides, results come back.
+"""On a machine with a GPU the kernel tests run there: arguments go over, strides and all, results come back.
 
 Without one the kernels run on the same CPU tensors in Triton's interpreter.
 """
