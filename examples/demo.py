@@ -72,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number, name in enumerate(arguments.models, 1):
         outcome = run(case(name), dtype, arguments.select, f"[{number}/{len(arguments.models)}]")
         outcomes.append(outcome)
-        print(f"{_told(outcome)}\n", flush=True)
+        print(f"{told(outcome)}\n", flush=True)
     print("\n".join(aligned(_overview(outcomes))))
     json_file, html_file = write(outcomes, Path(arguments.output))
     print(f"\n{time.perf_counter() - started:.0f} seconds. The ledger of every site lies in")
@@ -119,7 +119,8 @@ def write(outcomes: Sequence[Outcome], folder: Path) -> tuple[Path, Path]:
     return json_file, html_file
 
 
-def _told(outcome: Outcome) -> str:
+def told(outcome: Outcome) -> str:
+    """What is printed of one model."""
     seconds = f"first call {outcome.seconds:.1f} s, of which the passes took {outcome.pass_seconds:.2f} s"
     errors = f"error against float64: compiled {outcome.error:.2e}, eager {outcome.eager_error:.2e}"
     counted = "\n".join(aligned(_counted(outcome)))

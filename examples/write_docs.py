@@ -1,36 +1,59 @@
-"""Writes the parts of the documents that come from the code. `make docs`; a test says when they are out of date."""
+"""Writes the parts of the documents that come from the code: `make docs`. A test says when they are stale.
+
+`python -m examples.write_docs --demo` runs the demo on one model too, and puts what it prints into the README.
+"""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from rocm_passes import options
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- options: begin -->", "<!-- options: end -->"
+README = ROOT / "README.md"
+DEMO_MODEL = "wan"
 
 
 def documents() -> dict[Path, str]:
-    """Each document with a generated part, as it should read."""
-    found = {}
-    for path in (ROOT / "docs" / "options.md", ROOT / "README.md"):
-        head, _, rest = path.read_text(encoding="utf-8").partition(BEGIN)
-        found[path] = f"{head}{BEGIN}\n{options_table()}\n{END}{rest.partition(END)[2]}"
-    return found
+    """Each document with a generated table, as it should read."""
+    paths = (ROOT / "docs" / "options.md", README)
+    return {path: between(path.read_text(encoding="utf-8"), "options", options_table()) for path in paths}
+
+
+def between(text: str, part: str, generated: str) -> str:
+    """The text with what lies between `<!-- part: begin -->` and `<!-- part: end -->` replaced."""
+    begin, end = f"<!-- {part}: begin -->", f"<!-- {part}: end -->"
+    head, _, rest = text.partition(begin)
+    return f"{head}{begin}\n{generated}\n{end}{rest.partition(end)[2]}"
 
 
 def options_table() -> str:
     rows = [
-        f"| `{name}` | `{default}` | `{variable}` | {meaning.replace('|', chr(92) + '|')} |"
+        f"| `{name}` | `{default}` | `{variable}` | {meaning} |"
         for name, default, variable, meaning in options.describe()
     ]
     return "\n".join(["| option | default | environment variable | meaning |", "|---|---|---|---|", *rows])
 
 
-def main() -> None:
-    for path, text in documents().items():
+def demo_output() -> str:
+    """What the demo prints of one model, indented as a block of code."""
+    import torch
+
+    from examples import demo
+
+    lines = demo.told(demo.run(demo.case(DEMO_MODEL), torch.bfloat16, "always")).splitlines()
+    return "\n".join(["", *(f"    {line}".rstrip() for line in lines), ""])
+
+
+def main(argv: Sequence[str]) -> None:
+    written = documents()
+    if "--demo" in argv:
+        written[README] = between(written[README], "demo", demo_output())
+    for path, text in written.items():
         path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])
