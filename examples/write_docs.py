@@ -1,6 +1,6 @@
 """Writes the parts of the documents that come from the code: `make docs`. A test says when they are stale.
 
-`python -m examples.write_docs --demo` runs the demo on one model too, and puts what it prints into the README.
+`python -m examples.write_docs --demo` also runs the demo on one model, and shows in the README what it says.
 """
 
 from __future__ import annotations
