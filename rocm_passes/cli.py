@@ -1,4 +1,4 @@
-"""The command `rocm-passes`: doctor, explain, demo, and tune where it is there."""
+"""The command `rocm-passes`: doctor, explain, demo, bench, and tune where it is there."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import json
 import os
+import runpy
 import shutil
 import sys
 import types
@@ -17,6 +18,9 @@ from typing import Any
 
 #: Read when torch is imported: with Inductor's caches on, a hit would leave nothing to report.
 NO_CACHES = "TORCHINDUCTOR_FORCE_DISABLE_CACHES"
+
+#: The checkout, where this is one: it has the demo and the benchmarks.
+ROOT = Path(__file__).resolve().parent.parent
 
 #: Subcommands that hand over to a module's `main(argv)`: each exists where its module does.
 HANDED_OVER = {
@@ -62,6 +66,11 @@ def parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="compile five tiny diffusion models and show what was done")
     demo.add_argument("arguments", nargs=argparse.REMAINDER, help="see: rocm-passes demo --help")
     demo.set_defaults(run=_demo)
+
+    bench = commands.add_parser("bench", help="run one of the benchmarks, on a GPU")
+    bench.add_argument("benchmark", help=f"of {', '.join(_benchmarks()) or 'none: not a checkout'}")
+    bench.add_argument("arguments", nargs=argparse.REMAINDER, help="the benchmark's own arguments")
+    bench.set_defaults(run=_bench)
 
     for name in _handed_over():
         commands.add_parser(name, help=HANDED_OVER[name][1], add_help=False)
@@ -149,11 +158,26 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def _demo(arguments: argparse.Namespace) -> int:
-    root = Path(__file__).resolve().parent.parent
-    if not (root / "examples" / "demo.py").is_file():
+    if not (ROOT / "examples" / "demo.py").is_file():
         return _usage("demo: it is part of a checkout of the project, and this is an installed package")
-    sys.path.insert(0, str(root))
+    sys.path.insert(0, str(ROOT))
     return int(importlib.import_module("examples.demo").main(arguments.arguments))
+
+
+def _bench(arguments: argparse.Namespace) -> int:
+    known = _benchmarks()
+    if arguments.benchmark not in known:
+        return _usage(f"bench: there is no {arguments.benchmark!r}; there are {', '.join(known) or 'none'}")
+    sys.path.insert(0, str(ROOT))
+    sys.argv = [f"rocm-passes bench {arguments.benchmark}", *arguments.arguments]
+    runpy.run_module(f"benchmarks.{arguments.benchmark}", run_name="__main__")
+    return 0
+
+
+def _benchmarks() -> list[str]:
+    """The programs in a checkout's benchmarks folder."""
+    files = sorted((ROOT / "benchmarks").glob("*.py"))
+    return [f.stem for f in files if '__name__ == "__main__"' in f.read_text(encoding="utf-8")]
 
 
 def _usage(message: str) -> int:

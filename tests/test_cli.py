@@ -116,6 +116,7 @@ def test_explain_of_a_script_that_compiles_nothing(tmp_path: Path) -> None:
         (["explane", "script.py"], "invalid choice: 'explane'"),
         (["doctor", "--loudly"], "--loudly"),
         (["demo", "no_such_model"], "no model 'no_such_model'"),
+        (["bench", "no_such_benchmark"], "no 'no_such_benchmark'; there are "),
     ],
 )
 def test_wrong_usage_exits_with_2(
@@ -149,6 +150,33 @@ def test_a_subcommand_exists_where_its_module_does(monkeypatch: pytest.MonkeyPat
     assert "measure" not in cli.parser().format_help()
     monkeypatch.setattr(cli, "HANDED_OVER", {"measure": ("rocm_passes.doctor", "look closely")})
     assert "look closely" in cli.parser().format_help()
+
+
+def test_bench_runs_a_program_of_the_checkout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "benchmarks"
+    folder.mkdir()
+    (folder / "speed.py").write_text('import sys\nif __name__ == "__main__":\n    print(sys.argv)\n')
+    for name in ("__init__.py", "helper.py"):
+        (folder / name).write_text("")
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", [])
+    monkeypatch.delitem(sys.modules, "benchmarks", raising=False)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    assert cli._benchmarks() == ["speed"]
+    assert cli.main(["bench", "speed", "--steps", "3"]) == 0
+    assert capsys.readouterr().out == "['rocm-passes bench speed', '--steps', '3']\n"
+
+
+def test_the_demo_and_the_benchmarks_need_a_checkout(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(cli, "ROOT", tmp_path)
+    assert cli.main(["demo"]) == 2
+    assert "part of a checkout" in capsys.readouterr().err
+    assert cli.main(["bench", "norms"]) == 2
+    assert "there are none" in capsys.readouterr().err
 
 
 def test_the_command_is_installed() -> None:
