@@ -1,0 +1,36 @@
+"""Compile without generating code: the rewritten post-grad graph is run as it is, in a fraction of the time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch._dynamo.utils import detect_fake_mode
+from torch._functorch.aot_autograd import make_boxed_func
+from torch._inductor import compile_fx
+from torch._inductor.fx_passes.post_grad import post_grad_passes
+from torch._inductor.virtualized import V
+
+import rocm_passes.backend as backend
+
+
+@contextmanager
+def without_codegen() -> Iterator[None]:
+    """Within it our backend stops after Inductor's post-grad passes, ours among them."""
+    original = backend.compile_fx
+    backend.compile_fx = functools.partial(compile_fx.compile_fx, inner_compile=_post_grad_only)
+    try:
+        yield
+    finally:
+        backend.compile_fx = original
+
+
+def _post_grad_only(gm: torch.fx.GraphModule, example_inputs: Any, **_: Any) -> Any:
+    compile_fx.view_to_reshape(gm)
+    with V.set_fake_mode(detect_fake_mode(example_inputs)):
+        post_grad_passes(gm, is_inference=True)
+    gm.recompile()
+    return make_boxed_func(gm.forward)
