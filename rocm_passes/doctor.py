@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 import re
 import textwrap
@@ -14,7 +15,7 @@ import torch
 from . import __version__
 from .errors import OptionError
 from .kernels.aiter import installation
-from .options import parse
+from .options import ENVIRONMENT_PREFIX, parse
 from .pipeline import IDIOMS
 from .report import aligned
 from .target import AMD_ARCHITECTURES, Target, triton_is_interpreted, triton_version, unmet
@@ -40,6 +41,7 @@ def examine(target: Target | None = None) -> dict[str, Any]:
             "detail": aiter.detail,
             "features": sorted(aiter.features),
         },
+        "options": {k: v for k, v in sorted(os.environ.items()) if k.startswith(ENVIRONMENT_PREFIX)},
         "lowerings": _lowerings(target),
         "problems": _problems(target),
     }
@@ -54,6 +56,7 @@ def text(found: Mapping[str, Any], width: int = 100) -> str:
         ("triton", _triton(found["triton"])),
         ("device", _device(found["device"])),
         ("aiter", f"{found['aiter']['status']}: {found['aiter']['detail']}"),
+        *(("option", f"{variable}={value}") for variable, value in found["options"].items()),
     ]
     facts = [
         textwrap.fill(line, width, subsequent_indent=" " * 13, break_long_words=False)

@@ -106,6 +106,12 @@ def test_a_wrong_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     assert any("ROCM_PASSES_SELECT" in p and "'always'" in p for p in doctor.examine(CPU)["problems"])
 
 
+def test_options_set_in_the_environment_are_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "option " not in doctor.text(doctor.examine(CPU))
+    monkeypatch.setenv("ROCM_PASSES_SELECT", "always")
+    assert "option       ROCM_PASSES_SELECT=always" in doctor.text(doctor.examine(CPU))
+
+
 def test_the_answer_is_plain_data() -> None:
     found = doctor.examine()
     assert json.loads(json.dumps(found)) == found
