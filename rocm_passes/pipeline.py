@@ -20,7 +20,7 @@ from . import ledger as ledgers
 from .graph import keep, provenance
 from .graph.builder import fake_mode_of
 from .graph.rewriter import RewriteError, Rewriter, is_convex
-from .idioms import conv2d, conv3d, rms_norm, rotary
+from .idioms import channel_norm, conv2d, conv3d, group_norm, layer_norm, rms_norm, rotary
 from .idioms.idiom import Context, Idiom, NearMiss, Site
 from .ledger import Entry, Ledger
 from .options import Options
@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 #: Larger fusions first: a node that one idiom has taken is not offered to the next.
 IDIOMS: tuple[Idiom, ...] = (
     rms_norm.IDIOM,
+    layer_norm.IDIOM,
+    group_norm.IDIOM,
+    channel_norm.IDIOM,
     rotary.IDIOM,
     conv3d.IDIOM,
     conv2d.IDIOM,

@@ -251,3 +251,13 @@ def _spelling(rms: RMS, mean: fx.Node, product: fx.Node, x: fx.Node) -> str:
     if rms.weight_first:
         return "T5" if raw else "Llama"
     return "diffusers RMSNorm" if raw else "rounded before the weight"
+
+
+def dying_casts(start: object, inside: set[fx.Node]) -> set[fx.Node]:
+    """The widening casts from `start` upwards that nothing outside `inside` uses: they die with it."""
+    found: set[fx.Node] = set()
+    node = start
+    while n.is_widening(node) and all(user in inside or user in found for user in node.users):
+        found.add(node)
+        node = node.args[0]
+    return found

@@ -1,0 +1,231 @@
+"""RMSNorm over the channels of an image or video, with SiLU, as the VAEs of Wan, Qwen-Image and LTX-2 have it.
+
+Before (Wan in bf16)                            After
+    f = convert(x, f32)                             y = rocm_passes.channel_norm(x, gamma, None, "l2", 1e-12,
+    l = pow(sum(pow(f, 2), [1], True), 0.5)             sqrt(C), True, bf16, True, bf16, "triton")
+    d = f / expand(clamp_min(l, 1e-12))
+    y = silu(convert(d, bf16) * sqrt(C) * gamma + 0.0)
+
+or, in LTX-2, x / sqrt(mean(pow(x, 2), [1], True) + eps).
+
+When it pays: on any large activation: one pass over memory for Inductor's two, in x's own layout.
+
+Refused: fp64; an inner value used outside. A norm over dim 1 of a tensor of fewer than four dims is none of
+this idiom's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import fx
+
+from ..graph import nodes as n
+from ..graph.nodes import aten
+from ..graph.norms import dying_casts
+from ..graph.rewriter import escapes
+from ..ops import channel_norm as op
+from .group_norm import final_cast, silu_after
+from .idiom import Context, Found, Idiom, NearMiss, Site
+
+NAME = "channel_norm"
+COVERS = {"channel_norm": 1}
+
+
+@dataclass
+class ChannelNorm:
+    """given: x as the norm computes with it. last: the last node so far; nodes: all of them."""
+
+    anchor: fx.Node
+    given: fx.Node
+    form: str
+    eps: float
+    last: fx.Node
+    nodes: set[fx.Node] = field(default_factory=set)
+    round_to: torch.dtype | None = None
+    scale: float = 1.0
+    gamma: fx.Node | None = None
+    bias: fx.Node | None = None
+    roundings: int = 0
+
+
+def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
+    for div in n.calls(graph, aten.div.Tensor):
+        norm = read(div)
+        if norm is not None:
+            yield _found(norm)
+
+
+def read(div: fx.Node) -> ChannelNorm | None:
+    """The norm around a division of a tensor by its own length over dim 1."""
+    given, divisor = n.arg(div, 0), n.arg(div, 1)
+    if not isinstance(given, fx.Node) or len(n.shape(given)) < 4:
+        return None
+    nodes = {div}
+    if n.is_call(divisor, aten.expand.default):
+        nodes.add(divisor)
+        divisor = n.arg(divisor, 0)
+    length = _l2(divisor, nodes) or _mean(divisor, nodes)
+    if length is None or n.through_widening(length[0]) is not n.through_widening(given):
+        return None
+    source, form, eps = length
+    norm = ChannelNorm(div, given, form, eps, div, nodes)
+    nodes |= dying_casts(given, nodes) | dying_casts(source, nodes)
+    _tail(norm)
+    return norm
+
+
+def _l2(divisor: object, nodes: set[fx.Node]) -> tuple[fx.Node, str, float] | None:
+    """clamp_min(sqrt(sum(x^2, 1)), eps)"""
+    if not n.is_call(divisor, aten.clamp_min.default) or not n.is_scalar(divisor.args[1]):
+        return None
+    root = n.arg(divisor, 0)
+    inside = _under_root(root)
+    if not n.is_call(inside, aten.sum.dim_IntList) or not _over_channels(inside):
+        return None
+    square = n.arg(inside, 0)
+    source = _squared(square)
+    if source is None:
+        return None
+    nodes |= {divisor, root, inside, square}
+    return source, "l2", float(n.arg(divisor, 1))
+
+
+def _mean(divisor: object, nodes: set[fx.Node]) -> tuple[fx.Node, str, float] | None:
+    """sqrt(mean(x^2, 1) + eps)"""
+    total = _under_root(divisor)
+    if not (n.is_call(total, aten.add.Tensor, aten.add.Scalar) and n.alpha_is_one(total)):
+        return None
+    for mean, eps in n.operands(total):
+        if not (n.is_call(mean, aten.mean.dim) and n.is_scalar(eps) and _over_channels(mean)):
+            continue
+        square = n.arg(mean, 0)
+        source = _squared(square)
+        if source is not None:
+            assert isinstance(divisor, fx.Node)
+            nodes |= {divisor, total, mean, square}
+            return source, "mean", float(eps)
+    return None
+
+
+def _under_root(node: object) -> object:
+    if n.is_call(node, aten.sqrt.default) or (n.is_call(node, aten.pow.Tensor_Scalar) and node.args[1] == 0.5):
+        return node.args[0]
+    return None
+
+
+def _over_channels(node: fx.Node) -> bool:
+    """Over dim 1 alone, which stays as a dim of size 1."""
+    dims = n.arg(node, 1)
+    rank = len(n.shape(node.args[0]))
+    one = isinstance(dims, (list, tuple)) and len(dims) == 1 and n.normalised_dim(dims[0], rank) == 1
+    return one and len(node.args) > 2 and node.args[2] is True
+
+
+def _squared(node: object) -> fx.Node | None:
+    if n.is_call(node, aten.pow.Tensor_Scalar) and node.args[1] == 2:
+        return n.argument(node)
+    if n.is_call(node, aten.mul.Tensor) and node.args[0] is node.args[1]:
+        return n.argument(node)
+    return None
+
+
+def _tail(norm: ChannelNorm) -> None:
+    """Past a rounding, scalars, gamma and bias; each the only use of what stands before it."""
+    rounding = n.only_user(norm.last)
+    if rounding is not None and n.is_cast(rounding) and n.dtype(rounding) in n.FLOATING:
+        if not n.is_widening(rounding):
+            norm.round_to = n.dtype(rounding)
+        _advance(norm, rounding)
+    while _multiply(norm):
+        pass
+    _add(norm)
+
+
+def _multiply(norm: ChannelNorm) -> bool:
+    step = n.only_user(norm.last)
+    if norm.bias is not None or not n.is_call(step, aten.mul.Tensor, aten.mul.Scalar):
+        return False
+    other = next((o for v, o in n.operands(step) if v is norm.last), None)
+    if n.is_scalar(other):
+        norm.scale *= float(other)  # type: ignore[arg-type]
+    elif norm.gamma is None and _per_channel(other, norm):
+        norm.gamma = n.through_widening(other)
+    else:
+        return False
+    _advance(norm, step)
+    return True
+
+
+def _add(norm: ChannelNorm) -> None:
+    """Wan's `+ self.bias` is `+ 0.0` where the norm has none."""
+    step = n.only_user(norm.last)
+    if not (n.is_call(step, aten.add.Tensor, aten.add.Scalar) and n.alpha_is_one(step)):
+        return
+    other = next((o for v, o in n.operands(step) if v is norm.last), None)
+    if n.is_scalar(other) and other == 0:
+        _advance(norm, step)
+    elif _per_channel(other, norm):
+        norm.bias = n.through_widening(other)
+        _advance(norm, step)
+
+
+def _per_channel(node: object, norm: ChannelNorm) -> bool:
+    """[C, 1, 1], [1, C, 1, 1] or the like, of a floating dtype, leaving the value's shape as it is."""
+    dims, full = n.shape(node), n.shape(norm.last)
+    if n.dtype(node) not in n.FLOATING or not len(full) - 1 <= len(dims) <= len(full):
+        return False
+    padded = (1,) * (len(full) - len(dims)) + dims
+    return n.same_size(padded[1], full[1]) and all(n.same_size(d, 1) for d in (padded[0], *padded[2:]))
+
+
+def _advance(norm: ChannelNorm, node: fx.Node) -> None:
+    if n.dtype(norm.last) in n.LOW_PRECISION and norm.last is not norm.anchor:
+        norm.roundings += 1
+    norm.nodes.add(node)
+    norm.last = node
+
+
+def _found(norm: ChannelNorm) -> Found:
+    x = n.through_widening(norm.given)
+    parameters = {
+        "form": norm.form,
+        "eps": norm.eps,
+        "scale": norm.scale,
+        "gamma": n.dtype(norm.gamma),
+        "bias": n.dtype(norm.bias),
+        "computes_in": n.dtype(norm.given),
+        "x_dtype": n.dtype(x),
+        "channels": n.shape(x)[1],
+    }
+    before_silu = norm.last
+    last, silu = silu_after(before_silu, norm.nodes)
+    last = final_cast(last, norm.nodes)
+    parameters["silu"] = silu
+    if n.dtype(x) not in n.FLOATING or n.dtype(norm.given) not in n.FLOATING or n.dtype(last) not in n.FLOATING:
+        reason = f"it computes in {n.dtype(norm.given)} and gives {n.dtype(last)}"
+        return NearMiss(norm.anchor, reason, COVERS, parameters)
+    outside = escapes(frozenset(norm.nodes), (last,))
+    if outside is not None:
+        reason = f"an inner value ({outside.name}) is used outside the norm"
+        return NearMiss(norm.anchor, reason, COVERS, parameters)
+    low = n.dtype(before_silu) in n.LOW_PRECISION
+    arguments = {
+        "x": x,
+        "gamma": norm.gamma,
+        "bias": norm.bias,
+        "form": norm.form,
+        "eps": norm.eps,
+        "scale": norm.scale,
+        "silu": silu,
+        "round_to": norm.round_to if norm.last is not norm.anchor else None,
+        # In low precision LTX-2 rounds the square, the mean and the root as well.
+        "rounds_between": n.dtype(norm.given) in n.LOW_PRECISION or norm.roundings > 0 or (silu and low),
+        "out_dtype": n.dtype(last),
+    }
+    return Site(norm.anchor, frozenset(norm.nodes), (last,), arguments, COVERS, parameters)
+
+
+IDIOM = Idiom(NAME, find, op.OPERATOR.lowerings, op.OPERATOR, keeps=("silu",))

@@ -1,0 +1,141 @@
+"""RMSNorm over the channels (dim 1) of images and videos, with SiLU.
+
+    "l2":   n = x / max(||x||_2, eps)          F.normalize(x, dim=1): the VAEs of Wan, Qwen-Image, Hunyuan 1.5
+    "mean": n = x / sqrt(mean(x^2) + eps)      LTX-2's VAE
+    y = silu?(n * scale * gamma + bias)
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..target import Target, needs_import, needs_triton
+from .group_norm import vae_norm_pays
+from .operator import Lowering, Operator, Verdict
+
+SCHEMA = (
+    "(Tensor x, Tensor? gamma, Tensor? bias, str form, float eps, float scale, bool silu, "
+    "ScalarType? round_to, bool rounds_between, ScalarType out_dtype) -> Tensor"
+)
+
+
+def reference(
+    x: Tensor,
+    gamma: Tensor | None,
+    bias: Tensor | None,
+    form: str,
+    eps: float,
+    scale: float,
+    silu: bool,
+    round_to: torch.dtype | None,
+    rounds_between: bool,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """Plain torch, in fp32 (fp64 for fp64 input).
+
+    x: [N, C, *spatial], any float dtype and strides. gamma, bias: C elements along dim 1, any float dtype.
+    round_to: n is rounded to this dtype before scale and gamma, or None.
+    rounds_between: the graph also rounds after them; lowerings say in their notes that they do not.
+    Returns out_dtype in x's strides where x is dense, else in those of `torch.empty_like(x)`.
+    """
+    compute = torch.float64 if x.dtype is torch.float64 else torch.float32
+    wide = x.to(compute)
+    if form == "l2":
+        y = F.normalize(wide, dim=1, eps=eps)
+    else:
+        y = wide / torch.sqrt(wide.square().mean(1, keepdim=True) + eps)
+    if round_to is not None:
+        y = y.to(round_to).to(compute)
+    y = y * scale
+    along = (-1, *[1] * (x.dim() - 2))
+    if gamma is not None:
+        y = y * gamma.to(compute).reshape(along)
+    if bias is not None:
+        y = y + bias.to(compute).reshape(along)
+    if silu:
+        y = F.silu(y)
+    return torch.empty_like(x, dtype=out_dtype).copy_(y)
+
+
+def fake(
+    x: Tensor,
+    gamma: Tensor | None,
+    bias: Tensor | None,
+    form: str,
+    eps: float,
+    scale: float,
+    silu: bool,
+    round_to: torch.dtype | None,
+    rounds_between: bool,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    return torch.empty_like(x, dtype=out_dtype)
+
+
+def _triton(
+    x: Tensor,
+    gamma: Tensor | None,
+    bias: Tensor | None,
+    form: Any,
+    eps: float,
+    scale: float,
+    silu: bool,
+    round_to: torch.dtype | None,
+    rounds_between: bool,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    from ..kernels.triton import channel_norm
+
+    return channel_norm.channel_norm(
+        x,
+        gamma,
+        bias,
+        form=form,
+        eps=eps,
+        scale=scale,
+        silu=silu,
+        round_before_weight=round_to is not None,
+        out_dtype=out_dtype,
+    )
+
+
+def _triton_refuses(x: Tensor, round_to: torch.dtype | None, **_: Any) -> str | None:
+    from ..kernels.triton.channel_norm import MAX_CHANNELS
+
+    if round_to not in (None, x.dtype):
+        return f"the graph rounds to {round_to} before the weight, and x is {x.dtype}"
+    if isinstance(x.shape[1], int) and x.shape[1] > MAX_CHANNELS:
+        return f"{x.shape[1]} channels; at most {MAX_CHANNELS} are taken"
+    return None
+
+
+def _triton_note(target: Target, rounds_between: bool, **_: Any) -> str | None:
+    if rounds_between:
+        return "scale, weight and SiLU are computed in fp32 and rounded once, where the graph rounds each"
+    return None
+
+
+def _triton_pays(target: Target, x: Tensor, **_: Any) -> Verdict:
+    return vae_norm_pays(target, x, 2**20)
+
+
+OPERATOR = Operator(
+    "channel_norm",
+    SCHEMA,
+    reference,
+    fake,
+    lowerings=(
+        Lowering(
+            "triton",
+            requires=(needs_triton, needs_import("rocm_passes.kernels.triton.channel_norm")),
+            refuses=_triton_refuses,
+            note=_triton_note,
+            pays=_triton_pays,
+            run=_triton,
+        ),
+    ),
+)

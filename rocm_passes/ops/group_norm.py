@@ -1,0 +1,189 @@
+"""GroupNorm of images and videos, with SiLU, and with the multiplier and addend of SpatialNorm3D.
+
+    y = silu?((group_norm(x) * weight + bias) * multiplier + addend)
+
+Wu and He, "Group Normalization", 2018, arXiv:1803.08494.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..target import Target, needs_aiter, needs_import, needs_triton
+from .operator import Lowering, Operator, Verdict
+
+SCHEMA = (
+    "(Tensor x, int groups, Tensor? weight, Tensor? bias, float eps, bool silu, Tensor? multiplier, "
+    "Tensor? addend, bool rounds_between, ScalarType out_dtype) -> Tensor"
+)
+
+
+def reference(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    silu: bool,
+    multiplier: Tensor | None,
+    addend: Tensor | None,
+    rounds_between: bool,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    """Plain torch, in fp32 (fp64 for fp64 input), rounded once.
+
+    x: [N, C, *spatial], any float dtype and strides. weight, bias: [C]. multiplier, addend: broadcast to x.
+    rounds_between: the graph rounds between these steps; lowerings say in their notes that they do not.
+    Returns out_dtype in x's strides where x is dense, else in those of `torch.empty_like(x)`.
+    """
+    compute = torch.float64 if x.dtype is torch.float64 else torch.float32
+    weight, bias = (None if t is None else t.to(compute) for t in (weight, bias))
+    # From a contiguous copy: on a CPU, torch's channels-last GroupNorm loses a large mean's digits.
+    y = F.group_norm(x.to(compute).contiguous(), groups, weight, bias, eps)
+    if multiplier is not None:
+        y = y * multiplier.to(compute)
+    if addend is not None:
+        y = y + addend.to(compute)
+    if silu:
+        y = F.silu(y)
+    return torch.empty_like(x, dtype=out_dtype).copy_(y)
+
+
+def fake(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    silu: bool,
+    multiplier: Tensor | None,
+    addend: Tensor | None,
+    rounds_between: bool,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    return torch.empty_like(x, dtype=out_dtype)
+
+
+def _triton(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    silu: bool,
+    multiplier: Tensor | None,
+    addend: Tensor | None,
+    rounds_between: bool,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    from ..kernels.triton import group_norm
+
+    return group_norm.group_norm(
+        x, groups, weight, bias, eps, silu=silu, multiplier=multiplier, addend=addend, out_dtype=out_dtype
+    )
+
+
+def _triton_note(target: Target, rounds_between: bool, **_: Any) -> str | None:
+    return rounding_note(rounds_between)
+
+
+def rounding_note(rounds_between: bool) -> str | None:
+    return "the result is rounded once, where the graph also rounds before SiLU" if rounds_between else None
+
+
+def _triton_pays(target: Target, x: Tensor, silu: bool, **_: Any) -> Verdict:
+    return vae_norm_pays(target, x, 2**22)
+
+
+def vae_norm_pays(target: Target, x: Tensor, least: int) -> Verdict:
+    """The rule of both VAE norms: by size, as measured on an H200, and by the byte count on AMD."""
+    if not target.is_gpu:
+        return Verdict(False, "on a CPU Inductor's own code is faster")
+    size = math.prod(x.shape)
+    if not isinstance(size, int):
+        return Verdict(False, "its size is not known at compile time")
+    if size < least:
+        return Verdict(False, f"at {size} elements Inductor's own code is about as fast (measured on an H200)")
+    where = "measured on an H200" if target.vendor == "nvidia" else "measured on an H200, not on this machine"
+    return Verdict(True, f"fewer passes over {size} elements than Inductor's code ({where})")
+
+
+def _aiter(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    silu: bool,
+    multiplier: Tensor | None,
+    addend: Tensor | None,
+    rounds_between: bool,
+    out_dtype: torch.dtype,
+) -> Tensor:
+    from ..kernels.aiter import group_norm
+
+    return group_norm.group_norm(x, groups, weight, bias, eps)
+
+
+def _aiter_refuses(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    silu: bool,
+    multiplier: Tensor | None,
+    addend: Tensor | None,
+    rounds_between: bool,
+    out_dtype: torch.dtype,
+) -> str | None:
+    from ..kernels.aiter import group_norm
+
+    if silu or multiplier is not None or addend is not None:
+        return "aiter's GroupNorm has nothing after the norm: SiLU, multiplier or addend"
+    if out_dtype is not x.dtype:
+        return f"the result is {out_dtype} and x is {x.dtype}; aiter returns x's dtype"
+    return group_norm.refusal(x, groups, weight, bias, eps)
+
+
+def _aiter_note(target: Target, x: Tensor, **_: Any) -> str | None:
+    from ..kernels.aiter import group_norm
+
+    return group_norm.numerics_note(x, arch=target.arch)
+
+
+def _aiter_pays(target: Target, x: Tensor, **_: Any) -> Verdict:
+    # sglang#20170: 12x against eager torch on MI300X; against Inductor nothing is published.
+    if x.dtype is torch.float32:
+        return Verdict(False, "aiter's variance cancels in fp32 where the mean outweighs the spread")
+    return Verdict(False, "published against eager torch only (sglang#20170), and not measured by us")
+
+
+OPERATOR = Operator(
+    "group_norm",
+    SCHEMA,
+    reference,
+    fake,
+    lowerings=(
+        Lowering(
+            "triton",
+            requires=(needs_triton, needs_import("rocm_passes.kernels.triton.group_norm")),
+            note=_triton_note,
+            pays=_triton_pays,
+            run=_triton,
+        ),
+        Lowering(
+            "aiter",
+            requires=(needs_aiter,),
+            refuses=_aiter_refuses,
+            note=_aiter_note,
+            pays=_aiter_pays,
+            run=_aiter,
+        ),
+    ),
+)

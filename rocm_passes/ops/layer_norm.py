@@ -1,0 +1,118 @@
+"""LayerNorm over the last dimension: y = (x - mean) * rsqrt(var + eps) * weight + bias.
+
+Ba, Kiros and Hinton, "Layer Normalization", 2016, arXiv:1607.06450.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..target import Target, needs_aiter, needs_import, needs_triton
+from .operator import Lowering, Operator, Verdict
+
+SCHEMA = "(Tensor x, Tensor? weight, Tensor? bias, float eps, ScalarType out_dtype) -> Tensor"
+
+
+def reference(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out_dtype: torch.dtype
+) -> Tensor:
+    """Plain torch, in fp32 (fp64 for fp64 input).
+
+    x: [..., D], any float dtype and strides. weight, bias: [D], any float dtype, or None.
+    Returns [..., D] of out_dtype, contiguous.
+    """
+    compute = torch.float64 if x.dtype is torch.float64 else torch.float32
+    weight, bias = (None if t is None else t.to(compute) for t in (weight, bias))
+    return F.layer_norm(x.to(compute), x.shape[-1:], weight, bias, eps).to(out_dtype).contiguous()
+
+
+def fake(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out_dtype: torch.dtype
+) -> Tensor:
+    return torch.empty(x.shape, dtype=out_dtype, device=x.device)
+
+
+def _triton(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out_dtype: torch.dtype
+) -> Tensor:
+    from ..kernels.triton import norm
+
+    outs, _ = norm.fused_norm(x, kind="layer", eps=eps, weight=weight, bias=bias, out_dtype=out_dtype)
+    return outs[0]
+
+
+def _triton_refuses(x: Tensor, **_: Any) -> str | None:
+    return too_wide(x)
+
+
+def too_wide(x: Tensor) -> str | None:
+    """The width that the Triton norms end at."""
+    from ..kernels.triton.norm import MAX_WIDTH
+
+    width = x.shape[-1]
+    if isinstance(width, int) and width > MAX_WIDTH:
+        return f"rows of {width} elements; at most {MAX_WIDTH} are taken"
+    return None
+
+
+def _triton_pays(target: Target, **_: Any) -> Verdict:
+    if not target.is_gpu:
+        return Verdict(False, "on a CPU Inductor's own code is faster")
+    return Verdict(False, "Inductor fuses a plain LayerNorm with its neighbours, which an opaque call cuts")
+
+
+def _aiter(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out_dtype: torch.dtype
+) -> Tensor:
+    from ..kernels.aiter import layer_norm
+
+    return layer_norm.layer_norm(x, weight, bias, eps)
+
+
+def _aiter_refuses(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out_dtype: torch.dtype
+) -> str | None:
+    from ..kernels.aiter import layer_norm
+
+    if out_dtype is not x.dtype:
+        return f"the result is {out_dtype} and x is {x.dtype}; aiter returns x's dtype"
+    return layer_norm.refusal(x, weight, bias, eps)
+
+
+def _aiter_note(target: Target, x: Tensor, **_: Any) -> str | None:
+    from ..kernels.aiter import layer_norm
+
+    return layer_norm.numerics_note(x, arch=target.arch)
+
+
+def _aiter_pays(target: Target, **_: Any) -> Verdict:
+    return Verdict(False, "nothing is published of aiter's LayerNorm against Inductor, and it was not measured")
+
+
+OPERATOR = Operator(
+    "layer_norm",
+    SCHEMA,
+    reference,
+    fake,
+    lowerings=(
+        Lowering(
+            "aiter",
+            requires=(needs_aiter,),
+            refuses=_aiter_refuses,
+            note=_aiter_note,
+            pays=_aiter_pays,
+            run=_aiter,
+        ),
+        Lowering(
+            "triton",
+            requires=(needs_triton, needs_import("rocm_passes.kernels.triton.norm")),
+            refuses=_triton_refuses,
+            pays=_triton_pays,
+            run=_triton,
+        ),
+    ),
+)
