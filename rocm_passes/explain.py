@@ -93,24 +93,28 @@ def _original(model: Callable[..., Any]) -> Callable[..., Any]:
 @contextlib.contextmanager
 def _compiled(model: Callable[..., Any], backend: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
     """The model compiled with the backend: in the parts that had been compiled by themselves, else whole."""
-    modules = model.modules() if isinstance(model, nn.Module) else ()
-    parts = [m for m in modules if _own_compilation(m) is not None]
+    parts = list(_parts(model)) if isinstance(model, nn.Module) else []
     if not parts:
         yield torch.compile(model, backend=backend)
         return
-    theirs = [_own_compilation(m) for m in parts]
+    theirs = [getattr(module, attribute) for module, attribute, _ in parts]
     try:
-        for part in parts:
-            part._compiled_call_impl = torch.compile(part._call_impl, backend=backend)
+        for module, attribute, original in parts:
+            setattr(module, attribute, torch.compile(original, backend=backend))
         yield model
     finally:
-        for part, compiled in zip(parts, theirs, strict=True):
-            part._compiled_call_impl = compiled
+        for (module, attribute, _), compiled in zip(parts, theirs, strict=True):
+            setattr(module, attribute, compiled)
 
 
-def _own_compilation(module: nn.Module) -> Callable[..., Any] | None:
-    """What nn.Module.compile() left on the module."""
-    return module._compiled_call_impl
+def _parts(model: nn.Module) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
+    """Modules that were compiled by themselves, the attribute with the compiled code, and its source."""
+    for module in model.modules():
+        if isinstance(module, torch._dynamo.OptimizedModule):
+            # Not the module: as an attribute it would become a submodule.
+            yield module, "forward", module._orig_mod.__call__
+        elif module._compiled_call_impl is not None:
+            yield module, "_compiled_call_impl", module._call_impl
 
 
 def _graph_breaks() -> Counter[str]:

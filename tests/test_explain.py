@@ -120,6 +120,17 @@ def test_a_model_compiled_in_parts_is_explained_in_those_parts(x: Tensor) -> Non
     torch.testing.assert_close(explanation.result, model(x))
 
 
+def test_blocks_that_torch_compile_replaced(x: Tensor) -> None:
+    model = Model()
+    model.blocks = nn.ModuleList(torch.compile(block, backend=BACKEND) for block in model.blocks)
+    theirs = [block.forward for block in model.blocks]
+    explanation = rocm_passes.explain(model, x)
+    assert [e.module for e in explanation.sites] == ["norm"]
+    assert [block.forward for block in model.blocks] == theirs
+    assert "forward" not in dict(model.blocks[0].named_modules())
+    torch.testing.assert_close(explanation.result, model(x))
+
+
 def test_parts_are_restored_when_the_model_raises(x: Tensor) -> None:
     model = Model()
     model.blocks[0].compile(backend=BACKEND)
