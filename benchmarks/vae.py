@@ -25,8 +25,8 @@ import torch
 
 DECODERS = ("vae_wan", "vae_qwen_image", "vae_flux", "vae_hunyuan_video", "vae_cogvideox", "vae_ltx")
 #: eager: no compile. called: Inductor as users call it. static: Inductor without dynamic shapes.
-#: ours: this backend by the same call. prepared: `compile_pipeline`, which also stores weights channels-last.
-VARIANTS = ("eager", "static", "ours", "prepared")
+#: ours: this backend by the same call. pipeline: as `rocm_passes.pipelines.compile_pipeline` does it.
+VARIANTS = ("eager", "static", "ours", "pipeline")
 REPEATS = 10
 
 
@@ -48,18 +48,11 @@ def decoder(name: str, variant: str, dtype: torch.dtype) -> tuple[Callable[[], A
         vae.decoder = torch.compile(
             vae.decoder, backend=rocm_diffusion, dynamic=False, options=options or None
         )
-    elif variant == "prepared":
-        store_channels_last(vae)
-        vae.decoder = torch.compile(vae.decoder, backend=rocm_diffusion, dynamic=False)
+    elif variant == "pipeline":
+        from rocm_passes.pipelines import compile_vae
+
+        compile_vae(vae)
     return work, vae
-
-
-def store_channels_last(vae: torch.nn.Module) -> None:
-    for module in vae.modules():
-        if isinstance(module, torch.nn.Conv3d):
-            module.weight.data = module.weight.data.to(memory_format=torch.channels_last_3d)
-        elif isinstance(module, torch.nn.Conv2d):
-            module.weight.data = module.weight.data.to(memory_format=torch.channels_last)
 
 
 def measure(name: str, variant: str, dtype: torch.dtype, ready: Path, go: Path) -> dict[str, Any]:
@@ -96,7 +89,7 @@ def measure(name: str, variant: str, dtype: torch.dtype, ready: Path, go: Path) 
             "compile_s": round(compile_seconds, 1),
             "kernels": kernels(work),
         }
-        if variant in ("ours", "prepared"):
+        if variant in ("ours", "pipeline"):
             row["sites"] = sites()
     torch.save(result.half().cpu()[..., ::4, ::4], ready.with_suffix(".pt"))
     return row
@@ -113,7 +106,8 @@ def kernels(work: Callable[[], Any]) -> dict[str, list[Any]]:
         torch.cuda.synchronize()
     rows = [(e.key, e.self_device_time_total / 1000, e.count) for e in profile.key_averages()]
     rows.sort(key=lambda r: -r[1])
-    return {key[:110]: [round(ms, 3), count] for key, ms, count in rows[:45]}
+    named = {f"{i:02} {key[:110]}": [round(ms, 3), count] for i, (key, ms, count) in enumerate(rows[:60])}
+    return {"total": [round(sum(r[1] for r in rows), 2), sum(r[2] for r in rows)], **named}
 
 
 def sites() -> dict[str, int]:
@@ -124,7 +118,7 @@ def sites() -> dict[str, int]:
     found = collections.Counter(
         f"{e.idiom} {e.outcome} {e.lowering or ''}".strip() for g in rocm_passes.history() for e in g.entries
     )
-    return dict(found)
+    return {**dict(found), "graphs": len(rocm_passes.history())}
 
 
 def run(names: list[str], variants: list[str], dtype: str, out: Path) -> None:
@@ -138,6 +132,7 @@ def run(names: list[str], variants: list[str], dtype: str, out: Path) -> None:
                 **os.environ,
                 "TORCHINDUCTOR_COMPILE_THREADS": "4",
                 "TORCHINDUCTOR_CACHE_DIR": str(folder / f"cache.{name}.{variant}"),
+                "XDG_CACHE_HOME": str(folder / f"cache.{name}.{variant}"),
             }
             log = open(base.with_suffix(base.suffix + ".log"), "wb")  # noqa: SIM115
             jobs.append((name, variant, base, subprocess.Popen(command, env=env, stdout=log, stderr=log)))
