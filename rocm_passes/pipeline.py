@@ -20,7 +20,19 @@ from . import ledger as ledgers
 from .graph import keep, provenance
 from .graph.builder import fake_mode_of
 from .graph.rewriter import RewriteError, Rewriter, is_convex
-from .idioms import channel_norm, conv2d, conv3d, group_norm, layer_norm, rms_norm, rotary
+from .idioms import (
+    channel_norm,
+    conv2d,
+    conv3d,
+    group_norm,
+    layer_norm,
+    norm_modulate,
+    norm_residual,
+    residual_norm,
+    residual_norm_modulate,
+    rms_norm,
+    rotary,
+)
 from .idioms.idiom import Context, Idiom, NearMiss, Site
 from .ledger import Entry, Ledger
 from .options import Options
@@ -32,6 +44,10 @@ log = logging.getLogger(__name__)
 
 #: Larger fusions first: a node that one idiom has taken is not offered to the next.
 IDIOMS: tuple[Idiom, ...] = (
+    residual_norm_modulate.IDIOM,
+    residual_norm.IDIOM,
+    norm_modulate.IDIOM,
+    norm_residual.IDIOM,
     rms_norm.IDIOM,
     layer_norm.IDIOM,
     group_norm.IDIOM,

@@ -205,6 +205,9 @@ def _weight_of(multiply: fx.Node, normed: fx.Node, size: Any) -> tuple[fx.Node, 
         if found is not normed or not isinstance(other, fx.Node) or not n.is_vector_of(other, size):
             continue
         plain = n.through_widening(other)
+        if len(n.shape(other)) > 1 and adds_one(plain):
+            # (1 + scale) of one sample: a modulation, which graph/chains.py reads.
+            continue
         shifted = _one_plus(plain)
         if shifted is not None:
             weight = n.through_widening(shifted)
@@ -215,13 +218,17 @@ def _weight_of(multiply: fx.Node, normed: fx.Node, size: Any) -> tuple[fx.Node, 
 
 def _one_plus(node: Any) -> fx.Node | None:
     """w of 1 + w, computed in fp32 or wider (in bf16 the sum is rounded, which the kernel would not do)."""
-    if not (n.is_call(node, aten.add.Tensor, aten.add.Scalar) and n.alpha_is_one(node)):
+    if n.dtype(node) in n.LOW_PRECISION:
         return None
-    if n.tensor(node).dtype in n.LOW_PRECISION:
-        return None
-    for weight, one in n.operands(node):
-        if isinstance(weight, fx.Node) and n.is_scalar(one) and one == 1:
-            return weight
+    return adds_one(node)
+
+
+def adds_one(node: Any) -> fx.Node | None:
+    """s of 1 + s, in whichever dtype."""
+    if n.is_call(node, aten.add.Tensor, aten.add.Scalar) and n.alpha_is_one(node):
+        for term, one in n.operands(node):
+            if isinstance(term, fx.Node) and n.is_scalar(one) and one == 1:
+                return term
     return None
 
 

@@ -1,0 +1,251 @@
+"""Residual, norm and modulation of rows, in one pass: what stands between the matrix products of a block.
+
+    s     = x + gate * rms_norm?(branch)
+    n     = norm(s) * (weight_offset + weight) + bias
+    out_k = n * (scale_offset + scale_k) + shift_k
+
+Peebles and Xie, "Scalable Diffusion Models with Transformers", 2023, arXiv:2212.09748 (adaLN).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..target import Target, needs_aiter, needs_import, needs_triton
+from .layer_norm import too_wide
+from .operator import Lowering, Operator, Verdict
+from .rms_norm import epsilon
+
+SCHEMA = (
+    "(Tensor x, Tensor? branch, Tensor? gate, bool branch_norm, Tensor? branch_weight, "
+    "Tensor? branch_eps_tensor, float branch_eps, ScalarType sum_dtype, bool keep_sum, str kind, "
+    "Tensor? weight, Tensor? bias, Tensor? eps_tensor, float eps, float weight_offset, ScalarType? round_to, "
+    "Tensor? scale0, Tensor? shift0, Tensor? scale1, Tensor? shift1, float scale_offset, int outputs, "
+    "ScalarType out_dtype, bool rounds_between) -> Tensor[]"
+)
+
+
+def reference(
+    x: Tensor,
+    branch: Tensor | None,
+    gate: Tensor | None,
+    branch_norm: bool,
+    branch_weight: Tensor | None,
+    branch_eps_tensor: Tensor | None,
+    branch_eps: float,
+    sum_dtype: torch.dtype,
+    keep_sum: bool,
+    kind: str,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps_tensor: Tensor | None,
+    eps: float,
+    weight_offset: float,
+    round_to: torch.dtype | None,
+    scale0: Tensor | None,
+    shift0: Tensor | None,
+    scale1: Tensor | None,
+    shift1: Tensor | None,
+    scale_offset: float,
+    outputs: int,
+    out_dtype: torch.dtype,
+    rounds_between: bool,
+) -> list[Tensor]:
+    """Plain torch, in fp32.
+
+    x, branch: [..., D], of one shape. gate, scales, shifts: broadcast to it. weight, bias, branch_weight: [D].
+    branch_norm: the branch is RMS-normalised first. sum_dtype: s is rounded to it before the norm reads it.
+    kind: "rms", "layer", or "none" (the sum alone). eps_tensor, branch_eps_tensor: 0-d, in place of the floats.
+    round_to: the normalised value is rounded to this dtype before the weight, or None.
+    outputs: how many (scale, shift) pairs give a result, 0 for kind "none".
+    rounds_between: the graph rounds between these steps; lowerings say in their notes that they do not.
+    Returns [s if keep_sum, out_0, out_1], contiguous; s of sum_dtype, the others of out_dtype.
+    """
+    s = x.float()
+    if branch is not None:
+        b = branch.float()
+        if branch_norm:
+            b = b * torch.rsqrt(b.square().mean(-1, keepdim=True) + epsilon(branch_eps_tensor, branch_eps))
+            b = b if branch_weight is None else b * branch_weight.float()
+        s = s + (b if gate is None else b * gate.float())
+        s = s.to(sum_dtype)
+    results = [s.contiguous()] if keep_sum else []
+    if kind == "none":
+        return results
+    s = s.float()
+    if kind == "layer":
+        n = F.layer_norm(s, s.shape[-1:], eps=epsilon(eps_tensor, eps))
+    else:
+        n = s * torch.rsqrt(s.square().mean(-1, keepdim=True) + epsilon(eps_tensor, eps))
+    if round_to is not None:
+        n = n.to(round_to).float()
+    if weight is not None:
+        n = n * (weight.float() + weight_offset)
+    if bias is not None:
+        n = n + bias.float()
+    for scale, shift in ((scale0, shift0), (scale1, shift1))[:outputs]:
+        out = n if scale is None else n * (scale.float() + scale_offset)
+        out = out if shift is None else out + shift.float()
+        results.append(out.to(out_dtype).contiguous())
+    return results
+
+
+def fake(*values: Any) -> list[Tensor]:
+    given = dict(zip(PARAMETERS, values, strict=True))
+    x = given["x"]
+    dtypes = [given["sum_dtype"]] if given["keep_sum"] else []
+    dtypes += [given["out_dtype"]] * given["outputs"]
+    return [torch.empty(x.shape, dtype=dtype, device=x.device) for dtype in dtypes]
+
+
+def _triton(*values: Any) -> list[Tensor]:
+    from ..kernels.triton import norm
+
+    a = dict(zip(PARAMETERS, values, strict=True))
+    pairs = ((a["scale0"], a["shift0"]), (a["scale1"], a["shift1"]))[: a["outputs"]]
+    # A sum that the graph rounds to another dtype than x's is stored even where nobody reads it: the
+    # kernel takes the dtype of the rounding from it.
+    stored = a["keep_sum"] or (a["branch"] is not None and a["sum_dtype"] is not a["x"].dtype)
+    outs, total = norm.fused_norm(
+        a["x"],
+        kind=a["kind"],
+        eps=epsilon(a["eps_tensor"], a["eps"]),
+        branch=a["branch"],
+        gate=a["gate"],
+        branch_weight=a["branch_weight"],
+        branch_eps=epsilon(a["branch_eps_tensor"], a["branch_eps"]) if a["branch_norm"] else None,
+        weight=a["weight"],
+        bias=a["bias"],
+        weight_offset=a["weight_offset"],
+        round_before_weight=a["round_to"] is not None,
+        modulations=[] if all(t is None for pair in pairs for t in pair) else pairs,
+        scale_offset=a["scale_offset"],
+        out_dtype=a["out_dtype"],
+        sum_dtype=a["sum_dtype"] if stored else None,
+        round_sum=a["branch"] is not None,
+    )
+    return [total, *outs] if a["keep_sum"] and total is not None else outs
+
+
+def _triton_refuses(
+    x: Tensor,
+    eps_tensor: Tensor | None,
+    branch_eps_tensor: Tensor | None,
+    round_to: torch.dtype | None,
+    **_: Any,
+) -> str | None:
+    if any(t is not None and t.device.type != "cpu" for t in (eps_tensor, branch_eps_tensor)):
+        return "eps is a tensor on the GPU: reading it would stall"
+    if round_to not in (None, x.dtype):
+        return f"the graph rounds to {round_to} before the weight, and x is {x.dtype}"
+    return too_wide(x)
+
+
+def _triton_note(target: Target, rounds_between: bool, **_: Any) -> str | None:
+    if rounds_between:
+        return "gate, norm and modulation are computed in fp32 and rounded once, where the graph rounds each"
+    return None
+
+
+def _triton_pays(
+    target: Target, x: Tensor, branch: Tensor | None, kind: str, branch_norm: bool, outputs: int, **rest: Any
+) -> Verdict:
+    if not target.is_gpu:
+        return Verdict(False, "on a CPU Inductor's own code is faster")
+    where = "measured on an H200" if target.vendor == "nvidia" else "measured on an H200, not on this machine"
+    width = x.shape[-1]
+    if not isinstance(width, int) or width < MIN_WIDTH:
+        return Verdict(False, f"below {MIN_WIDTH} columns Inductor's own code is about as fast ({where})")
+    modulated = rest["scale0"] is not None
+    if kind == "layer" and (modulated or branch is not None):
+        return Verdict(True, f"one pass over memory for Inductor's two or more ({where})")
+    return Verdict(False, f"an RMSNorm with what stands round it is no faster than Inductor's own code ({where})")
+
+
+#: Rows from which on a chain was measured to pay.
+MIN_WIDTH = 1024
+
+
+def _aiter(*values: Any) -> list[Tensor]:
+    from ..kernels.aiter import rms_norm
+
+    a = dict(zip(PARAMETERS, values, strict=True))
+    out, total = rms_norm.add_rms_norm(
+        a["x"],
+        a["branch"],
+        a["weight"].reshape(-1),
+        epsilon(a["eps_tensor"], a["eps"]),
+        round_before_weight=a["round_to"] is not None,
+    )
+    return [total, out] if a["keep_sum"] else [out]
+
+
+def _aiter_refuses(**a: Any) -> str | None:
+    from ..kernels.aiter import rms_norm
+
+    x, branch, weight, round_to = a["x"], a["branch"], a["weight"], a["round_to"]
+    if a["kind"] != "rms" or branch is None:
+        return "aiter fuses a residual with an RMSNorm only"
+    if a["gate"] is not None or a["branch_norm"]:
+        return "aiter adds the residual as it is: no gate, no norm of the branch"
+    if a["scale0"] is not None or a["outputs"] != 1:
+        return "aiter has no modulation after the norm"
+    if weight is None:
+        return "the norm has no weight, and aiter's needs one"
+    if a["weight_offset"] or a["bias"] is not None:
+        return "aiter's rms_norm has no (1 + weight) form" if a["weight_offset"] else "aiter's has no bias"
+    if not x.dtype == a["sum_dtype"] == a["out_dtype"]:
+        return f"x is {x.dtype}, the sum {a['sum_dtype']}, the result {a['out_dtype']}; aiter wants one dtype"
+    if round_to not in (None, x.dtype):
+        return f"the graph rounds to {round_to} before the weight, and x is {x.dtype}"
+    if a["eps_tensor"] is not None and a["eps_tensor"].device.type != "cpu":
+        return "eps is a tensor on the GPU: reading it would stall"
+    return rms_norm.add_refusal(
+        x, branch, weight.reshape(-1), a["eps"], round_before_weight=round_to is not None
+    )
+
+
+def _aiter_note(target: Target, x: Tensor, round_to: torch.dtype | None, **_: Any) -> str | None:
+    from ..kernels.aiter import rms_norm
+
+    return rms_norm.add_numerics_note(x, arch=target.arch, round_before_weight=round_to is not None)
+
+
+def _aiter_pays(target: Target, x: Tensor, **_: Any) -> Verdict:
+    if isinstance(x.shape[-1], int) and x.shape[-1] >= MIN_WIDTH:
+        return Verdict(
+            True, "rule from results published for MI300-class GPUs (sglang#24360); not measured on this machine"
+        )
+    return Verdict(False, "at a small hidden size Inductor is the faster one (TensorRT-LLM#11798)")
+
+
+PARAMETERS = tuple(reference.__annotations__)[:-1]
+
+OPERATOR = Operator(
+    "fused_norm",
+    SCHEMA,
+    reference,
+    fake,
+    lowerings=(
+        Lowering(
+            "aiter",
+            requires=(needs_aiter,),
+            refuses=_aiter_refuses,
+            note=_aiter_note,
+            pays=_aiter_pays,
+            run=_aiter,
+        ),
+        Lowering(
+            "triton",
+            requires=(needs_triton, needs_import("rocm_passes.kernels.triton.norm")),
+            refuses=_triton_refuses,
+            note=_triton_note,
+            pays=_triton_pays,
+            run=_triton,
+        ),
+    ),
+)
