@@ -15,6 +15,7 @@ from .graph import keep
 from .ledger import Ledger
 from .options import parse
 from .pipeline import Pipeline
+from .selection import library_search
 from .target import Target
 
 log = logging.getLogger(__name__)
@@ -40,7 +41,16 @@ def rocm_diffusion(
     settings, patch = parse(options, mode)
     if not caches:
         patch["force_disable_caches"] = True
-    pipeline = Pipeline(settings, Target.of_inputs(_tensors(gm, example_inputs)), listener)
+    target = Target.of_inputs(_tensors(gm, example_inputs))
+    # Read before Inductor takes the graph over.
+    convolutions = library_search.convolutions(gm)
+    compiled = _compiled(gm, example_inputs, Pipeline(settings, target, listener), patch)
+    return library_search.searching(compiled, convolutions, target, settings)
+
+
+def _compiled(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], pipeline: Pipeline, patch: dict[str, Any]
+) -> Callable[..., Any]:
     if not pipeline.idioms:
         return _inductor(gm, example_inputs, patch)
     patch["post_grad_custom_pre_pass"] = _after(patch, "post_grad_custom_pre_pass", pipeline)

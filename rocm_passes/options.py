@@ -153,6 +153,11 @@ class Options:
         _choice(*CONV_DTYPES),
         "'bf16': compute the float32 convolutions in bfloat16 (less exact; not for strict numerics)",
     )
+    conv_search: str = option(
+        "off",
+        _choice("off", "on"),
+        "on: cudnn.benchmark (find mode in MIOpen) while the compiled graph runs, within tune_seconds",
+    )
     tune_seconds: float = option(
         60.0,
         _seconds,

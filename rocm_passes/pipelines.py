@@ -252,7 +252,7 @@ def _attributes(module: nn.Module) -> Iterator[tuple[str, str, Any, nn.Module]]:
 
 
 def _warm_rope_tables(model: nn.Module, name: str, report: Report) -> None:
-    """Z-Image builds its rotary tables at first use, on another device, which Dynamo can't trace: build them."""
+    """Build Z-Image's rotary tables, which Dynamo could not trace at their first use."""
     embedder = getattr(model, "rope_embedder", None)
     if embedder is None or getattr(embedder, "freqs_cis", 0) is not None:
         return

@@ -47,6 +47,10 @@ class Budget:
         self.spent += time.perf_counter() - self._started
         self._lock.release()
 
+    def spend(self, seconds: float) -> None:
+        with self._lock:
+            self.spent += seconds
+
     def left(self, limit: float) -> float:
         return limit - self.spent - (time.perf_counter() - self._started)
 
