@@ -28,10 +28,12 @@ from .idioms import (
     layer_norm,
     norm_modulate,
     norm_residual,
+    qk_norm_rotary,
     residual_norm,
     residual_norm_modulate,
     rms_norm,
     rotary,
+    rotary_pair,
 )
 from .idioms.idiom import Context, Idiom, NearMiss, Site
 from .ledger import Entry, Ledger
@@ -44,6 +46,8 @@ log = logging.getLogger(__name__)
 
 #: Larger fusions first: a node that one idiom has taken is not offered to the next.
 IDIOMS: tuple[Idiom, ...] = (
+    qk_norm_rotary.IDIOM,
+    rotary_pair.IDIOM,
     residual_norm_modulate.IDIOM,
     residual_norm.IDIOM,
     norm_modulate.IDIOM,

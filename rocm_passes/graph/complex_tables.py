@@ -95,7 +95,7 @@ def _polar(b: Any, z: fx.Node) -> Any:
 
 
 def _is_one(node: fx.Node) -> bool:
-    return n.is_call(node, aten.full.default, aten.full_like.default) and node.args[1] == 1
+    return n.is_call(node, aten.full.default, aten.full_like.default) and bool(node.args[1] == 1)
 
 
 def _dim(z: fx.Node, index: int, rank: int, default: int = 0) -> int:

@@ -375,7 +375,7 @@ def _times(value: Value, table: fx.Node) -> Value | None:
     sizes = (1,) * (depth - found.dim()) + tuple(found.shape)[max(0, found.dim() - depth) :]
     if not _covers(tuple(found.shape)[: max(0, found.dim() - depth)], value.lead):
         return None
-    tail, indexed = "", []
+    tail, indexed = "", list[bool]()
     for axis, size in zip(value.tail, sizes, strict=True):
         whole = {"p": value.pairs, "l": 2, "1": 1}.get(axis, 2 * value.pairs)
         if axis == "1" and size == 2:

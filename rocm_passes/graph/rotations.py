@@ -110,44 +110,44 @@ def _seeds(graph: fx.Graph) -> Iterator[Seed]:
         if node.op != "call_function":
             continue
         if node.target in RESHAPES:
-            seed = _reshape_seed(node)
+            seeds = _reshape_seeds(node)
         elif node.target is aten.slice.Tensor or node.target is aten.split.Tensor:
-            seed = _slice_seed(node)
+            seeds = _slice_seeds(node)
         else:
             continue
-        if seed is not None and (seed[0], seed[1].tail) not in seen:
-            seen.add((seed[0], seed[1].tail))
-            yield seed
+        for seed in seeds:
+            if (seed[0], seed[1].tail) not in seen:
+                seen.add((seed[0], seed[1].tail))
+                yield seed
 
 
-def _reshape_seed(node: fx.Node) -> Seed | None:
+def _reshape_seeds(node: fx.Node) -> Iterator[Seed]:
+    """[..., 2P] reshaped to [..., P, 2], [..., P, 1, 2] or [..., 2, P]; of [2, 2] it may be either."""
     sizes = n.shape(node)
-    core = [s for s in sizes[-3:] if s != 1]
-    if len(sizes) < 3 or len(core) < 2 or not _floats(node):
-        return None
-    tail = sizes[-3:] if sizes[-2] == 1 else sizes[-2:]
-    if tail[-1] == 2 and n.static_int(tail[0]) and tail[0] > 1:
-        pairs, flat, axes = tail[0], "f", "p1l" if len(tail) == 3 else "pl"
-    elif len(tail) == 2 and tail[0] == 2 and n.static_int(tail[1]) and tail[1] > 1:
-        pairs, flat, axes = tail[1], "h", "lp"
-    else:
-        return None
-    lead = sizes[: len(sizes) - len(tail)]
+    if len(sizes) < 3 or not _floats(node):
+        return
     source = n.through_widening(n.argument(node))
-    if n.same_shape(n.shape(source), (*lead, 2 * pairs)):
-        return source, lanes.start(lead, pairs, flat), None
-    if axes == "p1l":
-        return None
-    base = n.through_widening(node)
-    return base, lanes.start(lead, pairs, axes), (*lead, 2 * pairs)
+    for axes, flat in (("pl", "f"), ("p1l", "f"), ("lp", "h")):
+        tail = sizes[len(sizes) - len(axes) :]
+        pairs = n.static_int(tail[axes.index("p")])
+        if len(sizes) <= len(axes) or pairs is None or pairs < 2 or tail[axes.index("l")] != 2:
+            continue
+        if axes == "p1l" and tail[1] != 1:
+            continue
+        lead = sizes[: len(sizes) - len(axes)]
+        if n.same_shape(n.shape(source), (*lead, 2 * pairs)):
+            yield source, lanes.start(lead, pairs, flat), None
+        elif axes != "p1l":
+            yield n.through_widening(node), lanes.start(lead, pairs, axes), (*lead, 2 * pairs)
 
 
-def _slice_seed(node: fx.Node) -> Seed | None:
+def _slice_seeds(node: fx.Node) -> Iterator[Seed]:
+    """[..., 2P] of which every other channel, or one half, is taken."""
     source = n.argument(node)
     sizes = n.shape(source)
     pairs = n.static_int(sizes[-1]) if sizes else None
     if pairs is None or pairs < 4 or pairs % 2 or not _floats(source):
-        return None
+        return
     pairs //= 2
     if node.target is aten.split.Tensor:
         whole = len(node.args) > 2 and n.is_last_dim(node.args[2], len(sizes)) and node.args[1] == pairs
@@ -155,11 +155,11 @@ def _slice_seed(node: fx.Node) -> Seed | None:
     else:
         dim, begin, end, step = lanes.slice_bounds(sizes[-1], node.args[1:])
         if not n.is_last_dim(dim, len(sizes)):
-            return None
+            return
         tag = next((t for t in "fh" if lanes.lane_of_bounds(t, pairs, begin, end, step) is not None), None)
     if tag is None:
-        return None
-    return n.through_widening(source), lanes.start(sizes[:-1], pairs, tag), None
+        return
+    yield n.through_widening(source), lanes.start(sizes[:-1], pairs, tag), None
 
 
 def _floats(node: fx.Node) -> bool:
@@ -237,7 +237,6 @@ def _drop_shared(rotation: Rotation) -> None:
                 changed = True
             else:
                 rotation.leak = node
-    return None
 
 
 def _only_moves(node: fx.Node, x: fx.Node) -> bool:

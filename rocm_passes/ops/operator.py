@@ -117,7 +117,7 @@ class Operator:
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         values, name = self._arguments(args, kwargs)
         lowering = self._by_name.get(name)
-        tensors = [v for v in values if isinstance(v, torch.Tensor)]
+        tensors = [t for v in values for t in (v if isinstance(v, list) else [v]) if isinstance(t, torch.Tensor)]
         on_cpu = all(t.device.type == "cpu" for t in tensors) and not triton_is_interpreted()
         if lowering is None or lowering.run is None or on_cpu or name in self._failed:
             return self.reference(*values)

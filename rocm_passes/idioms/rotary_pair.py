@@ -1,0 +1,63 @@
+"""q and k rotated by the same tables, as one call.
+
+Before (FLUX)                                          After
+    q2 = convert(q * cos + turned(q) * sin, bf16)          q2, k2 = rocm_passes.rotary_pair(q, k, cos, sin, ...)
+    k2 = convert(k * cos + turned(k) * sin, bf16)
+
+When it pays: as `rotary`, with half the launches, and table rows read once for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import fx
+
+from ..graph.rewriter import is_convex
+from ..graph.rotations import Rotation, rotations, share_tables
+from ..ops import rotary_pair as op
+from ..ops.rotary_layout import Recipe
+from . import rotary
+from .idiom import Context, Found, Idiom, Site
+
+NAME = "rotary_pair"
+COVERS = {"rotary": 2}
+
+
+def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
+    found = rotations(graph)
+    rotary.merge_tables(found)
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for q, k in pairs(found, order):
+        recipe, k_recipe = rotary.recipe_of(q, context), rotary.recipe_of(k, context)
+        if isinstance(recipe, Recipe) and isinstance(k_recipe, Recipe):
+            yield _site(q, k, recipe, k_recipe)
+
+
+def pairs(found: list[Rotation], order: Mapping[fx.Node, int]) -> Iterator[tuple[Rotation, Rotation]]:
+    """Neighbours in graph order that share tables and of which neither needs the other: one attention's q and k."""
+    waiting: list[Rotation] = []
+    for rotation in found:
+        if rotation.leak is not None:
+            continue
+        for other in reversed(waiting):
+            if share_tables(other, rotation) and is_convex(_site_of(other, rotation), order):
+                waiting.remove(other)
+                yield other, rotation
+                break
+        else:
+            waiting.append(rotation)
+
+
+def _site_of(q: Rotation, k: Rotation) -> Site:
+    arguments = {"q": q.x, "k": k.x, "tables": list(q.tables)}
+    return Site(q.anchor, frozenset(q.nodes | k.nodes), (q.result, k.result), arguments, COVERS)
+
+
+def _site(q: Rotation, k: Rotation, recipe: Recipe, k_recipe: Recipe) -> Site:
+    arguments = {"q": q.x, "k": k.x, "tables": list(q.tables), "recipe": recipe, "k_recipe": k_recipe}
+    nodes = frozenset(q.nodes | k.nodes)
+    return Site(q.anchor, nodes, (q.result, k.result), arguments, COVERS, q.parameters())
+
+
+IDIOM = Idiom(NAME, find, op.LOWERINGS, op.OPERATOR, fuses=True)

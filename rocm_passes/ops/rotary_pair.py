@@ -1,0 +1,187 @@
+"""Rotary position embedding of q and k by the same tables, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..graph.builder import Eager
+from ..target import Target, needs_aiter, needs_import, needs_triton
+from . import rotary as one
+from . import rotary_layout as layout
+from .operator import Lowering, Operator
+from .rotary_layout import Recipe
+
+SCHEMA = (
+    "(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved, int width, bool conjugate, int? seq_start, "
+    "ScalarType out_dtype) -> (Tensor, Tensor)"
+)
+
+
+def reference(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    interleaved: bool,
+    width: int,
+    conjugate: bool,
+    seq_start: int | None,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """`rotary` of q [B, S, Hq, D] and of k [B, S, Hk, D]."""
+    rest = (cos, sin, interleaved, width, conjugate, seq_start, out_dtype)
+    return one.reference(q, *rest), one.reference(k, *rest)
+
+
+def fake(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    interleaved: bool,
+    width: int,
+    conjugate: bool,
+    seq_start: int | None,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    rest = (cos, sin, interleaved, width, conjugate, seq_start, out_dtype)
+    return one.fake(q, *rest), one.fake(k, *rest)
+
+
+def _triton(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    interleaved: bool,
+    width: int,
+    conjugate: bool,
+    seq_start: int | None,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    from ..kernels.triton import rotary
+
+    out_q, out_k = (torch.empty(x.shape, dtype=out_dtype, device=x.device) for x in (q, k))
+    return rotary.rotary_pair(
+        q,
+        k,
+        cos,
+        sin,
+        interleaved=interleaved,
+        rotary_dim=width,
+        conjugate=conjugate,
+        seq_start=seq_start,
+        out_q=out_q,
+        out_k=out_k,
+    )
+
+
+def _aiter(
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    interleaved: bool,
+    width: int,
+    conjugate: bool,
+    seq_start: int | None,
+    out_dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    from ..kernels.aiter import rotary
+
+    return rotary.rotary_pair(q, k, cos, sin, interleaved=interleaved, rotated=width)
+
+
+# What the idiom's lowerings write. Each takes q, k, tables (of cos1, sin1, cos2, sin2) and a Recipe of each.
+
+
+def writes(name: str) -> Callable[..., Any]:
+    def write(b: Any, q: Any, k: Any, tables: Sequence[Any], recipe: Recipe, k_recipe: Recipe) -> Any:
+        a = one.call(q, tables, recipe, b, contiguous=name == "aiter")
+        k4 = layout.bshd(b, k, k_recipe)
+        rest = [a[p] for p in one.OPERATOR.parameters[1:]]
+        both = b(OPERATOR.overload, a["x"], k4, *rest, name)
+        return [
+            layout.original(b, b.item(both, i), r, tuple(r.view if r.view is not None else b.value(x).shape))
+            for i, (x, r) in enumerate(((q, recipe), (k, k_recipe)))
+        ]
+
+    return write
+
+
+def _triton_refuses(
+    q: Tensor, k: Tensor, tables: Sequence[Tensor], recipe: Recipe, k_recipe: Recipe
+) -> str | None:
+    for name, x, r in (("q", q, recipe), ("k", k, k_recipe)):
+        reason = one.problem(x, tables, r)
+        if reason is not None:
+            return f"{name}: {reason}"
+    q4, k4 = layout.bshd(Eager(), q, recipe), layout.bshd(Eager(), k, k_recipe)
+    if (*q4.shape[:2], q4.shape[3], q.dtype) != (*k4.shape[:2], k4.shape[3], k.dtype):
+        return f"q is {list(q4.shape)} of {q.dtype} and k {list(k4.shape)} of {k.dtype}"
+    if recipe.out_dtype is not k_recipe.out_dtype:
+        return f"the results are {recipe.out_dtype} and {k_recipe.out_dtype}"
+    return None
+
+
+def _aiter_refuses(
+    q: Tensor, k: Tensor, tables: Sequence[Tensor], recipe: Recipe, k_recipe: Recipe
+) -> str | None:
+    from ..kernels.aiter import rotary
+
+    reason = _triton_refuses(q, k, tables, recipe, k_recipe) or one.aiter_mismatch(recipe, q.dtype)
+    if reason is not None:
+        return reason
+    a = one.call(q, tables, recipe, Eager(), contiguous=True)
+    k4 = layout.bshd(Eager(), k, k_recipe)
+    return rotary.pair_refusal(
+        a["x"], k4, a["cos"], a["sin"], interleaved=a["interleaved"], rotated=a["width"]
+    )
+
+
+def _aiter_note(target: Target, q: Tensor, **_: Any) -> str | None:
+    from ..kernels.aiter import rotary
+
+    return rotary.numerics_note(q, arch=target.arch)
+
+
+def _pays(target: Target, q: Tensor, tables: Sequence[Tensor], recipe: Recipe, **_: Any) -> Any:
+    return one.kernel_pays(target, q, tables, recipe)
+
+
+OPERATOR = Operator(
+    "rotary_pair",
+    SCHEMA,
+    reference,
+    fake,
+    lowerings=(Lowering("aiter", run=_aiter), Lowering("triton", run=_triton)),
+)
+
+LOWERINGS = (
+    Lowering(
+        "aiter",
+        requires=(needs_aiter,),
+        refuses=_aiter_refuses,
+        note=_aiter_note,
+        pays=_pays,
+        write=writes("aiter"),
+    ),
+    Lowering(
+        "triton",
+        requires=(needs_triton, needs_import("rocm_passes.kernels.triton.rotary")),
+        refuses=_triton_refuses,
+        pays=_pays,
+        write=writes("triton"),
+    ),
+    Lowering(
+        "reference",
+        requires=(one.needs_cpu,),
+        refuses=_triton_refuses,
+        pays=one.never_pays,
+        write=writes("reference"),
+    ),
+)

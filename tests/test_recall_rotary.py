@@ -1,0 +1,75 @@
+"""Every rotation of every real denoiser has an entry, is rewritten, and leaves no complex number behind."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.rewriting import Rewritten, rewrite
+from tests.without_codegen import without_codegen
+from tests.zoo import Case, cases, in_float64
+
+ROTATING = [c for c in cases() if (c.expected or {}).get("rotary")]
+
+
+@pytest.fixture(autouse=True)
+def plain_torch_lowerings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operators' references: the kernels have tests of their own."""
+    monkeypatch.setattr("rocm_passes.target.triton_is_interpreted", lambda: False)
+    monkeypatch.setattr("rocm_passes.ops.operator.triton_is_interpreted", lambda: False)
+
+
+def covered(seen: Rewritten, *outcomes: str) -> Counter[str]:
+    total: Counter[str] = Counter()
+    for entry in seen.sites:
+        if not outcomes or entry.outcome in outcomes:
+            total.update(dict(entry.covers))
+    return total
+
+
+def complex_targets(seen: Rewritten) -> list[str]:
+    """Calls that give a complex tensor."""
+    return [
+        str(n.target)
+        for g in seen.after
+        for n in g.nodes
+        if n.op == "call_function" and isinstance(n.meta.get("val"), Tensor) and n.meta["val"].is_complex()
+    ]
+
+
+@pytest.mark.parametrize("case", ROTATING, ids=lambda c: c.name)
+def test_every_rotation_is_rewritten(case: Case) -> None:
+    model = case.build()
+    inputs = case.inputs(model)
+    expected = case.live(model, inputs)["rotary"]
+    original = case.run(model, inputs)
+    with without_codegen():
+        seen = rewrite(
+            case.function(model),
+            *inputs[0],
+            options={"idioms": "qk_norm_rotary,rotary_pair,rotary", "numerics": "fast"},
+            fullgraph=case.one_graph,
+            **inputs[1],
+        )
+    assert covered(seen)["rotary"] == expected
+    assert covered(seen, "rewritten")["rotary"] == expected, [str(e.reason) for e in seen.sites]
+    assert not complex_targets(seen)
+    _check(seen, case, model, inputs, original)
+
+
+def _check(
+    seen: Rewritten, case: Case, model: torch.nn.Module, inputs: object, original: list[Tensor]
+) -> None:
+    """The model's error against float64 stays that of the original: within a tenth and the output's rounding."""
+    from tests.zoo import tensors_in
+
+    args, kwargs = inputs  # type: ignore[misc]
+    exact = tensors_in(in_float64(model, args, kwargs, entry=case.entry))
+    for ours, before, truth in zip(tensors_in(seen.result), original, exact, strict=True):
+        error = (ours.double() - truth).square().mean().sqrt()
+        allowed = (before.double() - truth).square().mean().sqrt()
+        rounding = torch.finfo(before.dtype).eps * truth.abs().max()
+        assert error <= 1.1 * allowed + rounding, (float(error), float(allowed))
