@@ -207,7 +207,11 @@ def _compile(
         keywords["recompile_limit"] = limit
         limit = None
     compiled = torch.compile(module._call_impl, **keywords)
-    module._compiled_call_impl = compiled if limit is None else _with_limit(compiled, limit)
+    if limit is not None:
+        compiled = _with_limit(compiled, limit)
+    if "feat_cache" in inspect.signature(module.forward).parameters:
+        compiled = _with_cached_frames(compiled)
+    module._compiled_call_impl = compiled
 
 
 def _with_limit(compiled: Callable_, limit: int) -> Callable_:
@@ -216,6 +220,45 @@ def _with_limit(compiled: Callable_, limit: int) -> Callable_:
     def call(*args: Any, **kwargs: Any) -> Any:
         with torch._dynamo.config.patch(recompile_limit=limit):
             return compiled(*args, **kwargs)
+
+    return call
+
+
+class CachedFrames:
+    """A feature cache's tensor, as Wan's and Qwen-Image's code uses it, that can be compared with a string.
+
+    Their cache holds tensors and the word "Rep", told apart by `==`. Dynamo of torch 2.11 breaks the graph where
+    a tensor is compared with a string, which leaves the decoder in pieces.
+    """
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.tensor = tensor
+
+    def __eq__(self, other: object) -> bool:
+        return False
+
+    def __ne__(self, other: object) -> bool:
+        return True
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __getitem__(self, index: Any) -> torch.Tensor:
+        return self.tensor[index]
+
+    def to(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        return self.tensor.to(*args, **kwargs)
+
+
+def _with_cached_frames(compiled: Callable_) -> Callable_:
+    """Hands over the feature cache with its tensors as CachedFrames, and puts back what the call leaves in it."""
+
+    def call(*args: Any, feat_cache: list[Any] | None = None, **kwargs: Any) -> Any:
+        if feat_cache is None:
+            return compiled(*args, **kwargs)
+        held = [CachedFrames(f) if isinstance(f, torch.Tensor) else f for f in feat_cache]
+        result = compiled(*args, feat_cache=held, **kwargs)
+        feat_cache[:] = [f.tensor if isinstance(f, CachedFrames) else f for f in held]
+        return result
 
     return call
 
