@@ -150,6 +150,13 @@ def _index(b: Any, z: fx.Node) -> Any:
     return reuse(b, z.target, real_of(b, n.argument(z)), *z.args[1:])
 
 
+def _gather(b: Any, z: fx.Node) -> Any:
+    rank, index = _rank(z), n.arg(z, 2)
+    both = reuse(b, aten.unsqueeze.default, index, rank)
+    both = reuse(b, aten.expand.default, both, [*n.shape(index), 2])
+    return reuse(b, z.target, real_of(b, n.argument(z)), _dim(z, 1, rank), both)
+
+
 def _same(b: Any, z: fx.Node) -> Any:
     return real_of(b, n.argument(z))
 
@@ -208,6 +215,7 @@ RULES: dict[Any, Callable[[Any, fx.Node], Any]] = {
     aten.select_scatter.default: _scatter,
     aten.slice_scatter.default: _scatter,
     aten.index.Tensor: _index,
+    aten.gather.default: _gather,
     aten.clone.default: _same,
     aten.alias.default: _same,
     aten._conj.default: _conj,

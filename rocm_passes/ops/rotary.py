@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
 from ..graph.builder import Eager
 from ..target import Target, needs_aiter, needs_import, needs_triton
@@ -145,23 +145,24 @@ def call(x: Any, tables: Sequence[Any], recipe: Recipe, b: Any, contiguous: bool
 
 
 def tables_of(b: Any, tables: Sequence[Any], recipe: Recipe, contiguous: bool) -> tuple[Any, Any]:
-    """The tables in four dims; `contiguous` ones in float32, prepared once however many layers share them."""
+    """The tables in four dims as the kernels read them, prepared once however many layers share them.
+
+    float64 ones become float32; where `contiguous`, or where the strides of cos and sin differ, so do others.
+    """
     cos, sin = layout.kernel_tables(b, tables, recipe)
-    if contiguous or _strides(cos) != _strides(sin):
-        cos, sin = (_compact(b, t) for t in (cos, sin))
+    if contiguous or b.value(cos).stride() != b.value(sin).stride():
+        return _contiguous(b, _float32(b, cos)), _contiguous(b, _float32(b, sin))
+    if b.value(cos).dtype is torch.float64:
+        return _float32(b, cos), _float32(b, sin)
     return cos, sin
 
 
-def _strides(t: Any) -> tuple[Any, ...]:
-    return tuple((t.meta["val"] if isinstance(t, fx.Node) else t).stride())
+def _float32(b: Any, table: Any) -> Any:
+    return table if b.value(table).dtype is torch.float32 else layout.reuse(b, convert, table, torch.float32)
 
 
-def _compact(b: Any, table: Any) -> Any:
-    found = table.meta["val"] if isinstance(table, fx.Node) else table
-    if found.dtype is not torch.float32:
-        table = layout.reuse(b, convert, table, torch.float32)
-        found = table.meta["val"] if isinstance(table, fx.Node) else table
-    if found.is_contiguous():
+def _contiguous(b: Any, table: Any) -> Any:
+    if b.value(table).is_contiguous():
         return table
     return layout.reuse(b, aten.clone.default, table, memory_format=torch.contiguous_format)
 
