@@ -48,9 +48,10 @@ def demo_output() -> str:
 
 
 def main(argv: Sequence[str]) -> None:
+    printed = demo_output() if "--demo" in argv else None
     written = documents()
-    if "--demo" in argv:
-        written[README] = between(written[README], "demo", demo_output())
+    if printed is not None:
+        written[README] = between(written[README], "demo", printed)
     for path, text in written.items():
         path.write_text(text, encoding="utf-8")
 

@@ -78,7 +78,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _handed_over() -> list[str]:
-    return [name for name, (module, _) in HANDED_OVER.items() if importlib.util.find_spec(module)]
+    return [
+        name
+        for name, (module, _) in HANDED_OVER.items()
+        if importlib.util.find_spec(module) and hasattr(importlib.import_module(module), "main")
+    ]
 
 
 def _doctor(arguments: argparse.Namespace) -> int:

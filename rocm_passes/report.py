@@ -26,7 +26,11 @@ def table(ledgers: Iterable[Ledger], width: int | None = None) -> str:
     groups: dict[tuple[str, ...], list[Entry]] = collections.defaultdict(list)
     for e in entries:
         groups[(e.idiom, outcome(e), e.reason, *e.notes)].append(e)
-    blocks = [_block(found, width) for _, found in sorted(groups.items())]
+    heads = aligned([_head(found) for _, found in sorted(groups.items())])
+    blocks = [
+        "\n".join([head, *_reasons(found, width)])
+        for head, (_, found) in zip(heads, sorted(groups.items()), strict=True)
+    ]
     return "\n".join([*blocks, "", *textwrap.wrap(f"in all: {summary(entries)}", width)])
 
 
@@ -87,17 +91,19 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _block(found: Sequence[Entry], width: int) -> str:
-    """A group: what and where on one line, each reason beneath it."""
+def _head(found: Sequence[Entry]) -> tuple[str, ...]:
     first = found[0]
-    head = f"{first.idiom:<12} {len(found):>4}  {outcome(first):<22} {_places(found)}"
-    says = [*first.reason.split(_JOINT), *(f"note: {note}" for note in first.notes)]
+    return first.idiom, f"{len(found):>4}", outcome(first), _places(found)
+
+
+def _reasons(found: Sequence[Entry], width: int) -> list[str]:
+    """Why, beneath a group's head: each lowering's reason, each note and each larger fusion on its own line."""
+    says = [*found[0].reason.split(_JOINT), *(f"note: {note}" for note in found[0].notes)]
     says += [f"also looked at: {c}" for c in dict.fromkeys(c for e in found for c in e.considered)]
-    body = [
-        textwrap.fill(line, max(width, 40), initial_indent=" " * 19, subsequent_indent=" " * 21)
+    return [
+        textwrap.fill(line, max(width, 40), initial_indent=" " * 4, subsequent_indent=" " * 6)
         for line in says
     ]
-    return "\n".join([head.rstrip(), *body])
 
 
 def _places(entries: Sequence[Entry]) -> str:

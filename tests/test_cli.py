@@ -175,7 +175,12 @@ def test_a_subcommand_exists_where_its_module_does(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(cli, "HANDED_OVER", {"measure": ("rocm_passes.no_such_module", "help")})
     assert "measure" not in cli.parser().format_help()
     monkeypatch.setattr(cli, "HANDED_OVER", {"measure": ("rocm_passes.doctor", "look closely")})
+    assert "measure" not in cli.parser().format_help(), "it has no main"
+    calls: list[list[str]] = []
+    monkeypatch.setattr("rocm_passes.doctor.main", calls.append, raising=False)
     assert "look closely" in cli.parser().format_help()
+    assert cli.main(["measure", "--quickly"]) == 0
+    assert calls == [["--quickly"]]
 
 
 def test_bench_runs_a_program_of_the_checkout(

@@ -61,9 +61,9 @@ def test_table_groups_like_sites(ledgers: list[Ledger]) -> None:
     lines = report.table(ledgers, width=100).splitlines()
     heads = [line for line in lines if line and not line.startswith(" ")]
     assert heads[:3] == [
-        "add_rms_norm    1  rewritten by triton    models/wan.py:95",
-        "rms_norm        2  kept                   models/wan.py:95 and 1 more",
-        "rms_norm        1  refused                blocks.0.norm",
+        "add_rms_norm     1  rewritten by triton  models/wan.py:95",
+        "rms_norm         2  kept                 models/wan.py:95 and 1 more",
+        "rms_norm         1  refused              blocks.0.norm",
     ]
     said = [line.strip() for line in lines if line.startswith(" ")]
     assert said == [
