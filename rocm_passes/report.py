@@ -97,7 +97,7 @@ def _head(found: Sequence[Entry]) -> tuple[str, ...]:
 
 
 def _reasons(found: Sequence[Entry], width: int) -> list[str]:
-    """Why, beneath a group's head: each lowering's reason, each note and each larger fusion on its own line."""
+    """Why, beneath a group's head: each lowering's reason, note and larger fusion on a line of its own."""
     says = [*found[0].reason.split(_JOINT), *(f"note: {note}" for note in found[0].notes)]
     says += [f"also looked at: {c}" for c in dict.fromkeys(c for e in found for c in e.considered)]
     return [
