@@ -78,7 +78,8 @@ def _tensors(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> list[Any]:
 class DecomposeForTraining(CustomGraphPass):
     """Decompose kept operators before the partitioner sees a training graph.
 
-    What is saved for the backward pass and what is recomputed is then decided as for plain Inductor.
+    What is saved for the backward pass and what is recomputed is then decided as for plain Inductor. The
+    sites among them are lost to the later pass over the forward graph, so it is told of them here.
     """
 
     def __init__(self, pipeline: Pipeline) -> None:
@@ -89,6 +90,7 @@ class DecomposeForTraining(CustomGraphPass):
 
     def __call__(self, graph: fx.Graph) -> None:
         if any("tangents" in node.name for node in graph.find_nodes(op="placeholder")):
+            self._pipeline.note_training(graph)
             keep.decompose_kept(graph, self._pipeline.keep)
 
 

@@ -93,6 +93,7 @@ class Pipeline(CustomGraphPass):
         self.runs = 0
         self._listener = listener
         self._uuid: str | None = None
+        self._training: list[Entry] = []
 
     def uuid(self) -> str:
         if self._uuid is None:
@@ -103,6 +104,8 @@ class Pipeline(CustomGraphPass):
         started = time.perf_counter()
         self.runs += 1
         ledger = Ledger(f"graph{next(_GRAPH_NUMBERS)}")
+        while self._training:
+            ledger.add(self._training.pop(0))
         changed = self._rewrite(graph, ledger)
         if keep.decompose_kept(graph, self.keep):
             changed = True
@@ -116,6 +119,21 @@ class Pipeline(CustomGraphPass):
             from .explain import document
 
             ledgers.write_json(self.options.report, document(ledgers.history()))
+
+    def note_training(self, graph: fx.Graph) -> None:
+        """Sites of the joint graph that stand on kept operators: refused, in the next graph's ledger."""
+        reason = "in a training graph it is decomposed before forward and backward are parted"
+        # A decomposed RMSNorm is found again in the forward graph.
+        kept = set(keep.nodes_of(graph, (name for name in self.keep if name != "_fused_rms_norm")))
+        context = Context(self.options, training=True, target=self.target)
+        for idiom in self.idioms:
+            if idiom.fuses or not idiom.keeps:
+                continue
+            try:
+                found = [f for f in idiom.find(graph, context) if f.anchor in kept]
+                self._training += [refused(idiom, f, reason) for f in found]
+            except Exception:
+                log.exception("rocm_passes: looking for %s in a training graph failed", idiom.name)
 
     def _rewrite(self, graph: fx.Graph, ledger: Ledger) -> bool:
         fake_mode = fake_mode_of(graph)
@@ -224,6 +242,20 @@ class _Session:
             considered=tuple(considered),
             notes=choice.notes,
         )
+
+
+def refused(idiom: Idiom, found: Site | NearMiss, reason: str) -> Entry:
+    return Entry(
+        idiom=idiom.name,
+        covers=found.covers,
+        outcome="refused",
+        lowering=None,
+        reason=reason,
+        location=provenance.location(found.anchor),
+        module=provenance.module(found.anchor),
+        parameters=found.parameters,
+        inputs=tuple(_describe(i) for i in found.inputs()) if isinstance(found, Site) else (),
+    )
 
 
 def _describe(node: fx.Node) -> dict[str, Any]:

@@ -53,7 +53,7 @@ def keep_table(keep: Iterable[str]) -> KeepTable:
 
 def decompose_kept(graph: fx.Graph, keep: Iterable[str]) -> int:
     """Decompose every remaining node of the kept operators. Returns how many there were."""
-    nodes = [n for name in keep for n in _nodes_of(graph, getattr(aten, name))]
+    nodes = nodes_of(graph, keep)
     if not nodes:
         return 0
     fake_mode = fake_mode_of(graph)
@@ -68,6 +68,11 @@ def decompose_kept(graph: fx.Graph, keep: Iterable[str]) -> int:
             _inline(Builder(graph, fake_mode, node), node, _template(node, table, templates, fake_mode))
         done += 1
     return done
+
+
+def nodes_of(graph: fx.Graph, keep: Iterable[str]) -> list[fx.Node]:
+    """The calls of the named ATen operators, in all their overloads."""
+    return [n for name in keep for n in _nodes_of(graph, getattr(aten, name))]
 
 
 def _nodes_of(graph: fx.Graph, packet: Packet) -> list[fx.Node]:

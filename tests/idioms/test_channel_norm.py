@@ -1,0 +1,124 @@
+"""Channel norms of the VAEs: both forms, 4-D and 5-D, with and without gamma and SiLU; near misses left alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.idioms.norm_cases import BF16, F16, F32, check, draw, outcomes, use_reference, wide
+from tests.rewriting import rewrite
+
+C = 12
+
+
+@pytest.fixture(autouse=True)
+def plain_torch_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_reference(monkeypatch)
+
+
+def wan(x: Tensor, gamma: Tensor) -> Tensor:
+    n = F.normalize(wide(x), dim=1).to(x.dtype)
+    return F.silu(n * C**0.5 * gamma + 0.0)
+
+
+def ltx(x: Tensor, gamma: Tensor) -> Tensor:
+    return F.silu(x / torch.sqrt(torch.mean(x**2, dim=1, keepdim=True) + 1e-8))
+
+
+def gamma_of(x: Tensor) -> Tensor:
+    return draw(C, *[1] * (x.dim() - 2), dtype=x.dtype, seed=1)
+
+
+@pytest.mark.parametrize("form", [wan, ltx], ids=["l2", "mean"])
+@pytest.mark.parametrize("dtype", [BF16, F16, F32])
+@pytest.mark.parametrize("shape", [(2, C, 3, 5), (1, C, 2, 3, 4)], ids=str)
+def test_with_silu(form: object, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    x = draw(*shape, dtype=dtype)
+    seen = check(form, x, gamma_of(x))  # type: ignore[arg-type]
+    assert outcomes(seen) == [("channel_norm", "rewritten")]
+    site = seen.only()
+    assert site.parameters["form"] == ("l2" if form is wan else "mean")
+    assert site.parameters["silu"] is True
+    assert site.parameters["channels"] == C
+    assert torch.ops.aten.div.Tensor not in seen.targets()
+
+
+def test_parameters_of_wan() -> None:
+    x = draw(1, C, 2, 3, 4, dtype=BF16)
+    found = rewrite(wan, x, gamma_of(x)).only().parameters
+    assert found["eps"] == pytest.approx(1e-12)
+    assert found["scale"] == pytest.approx(C**0.5)
+    assert (found["gamma"], found["bias"], found["x_dtype"]) == (BF16, None, BF16)
+
+
+@pytest.mark.parametrize(("rank", "layout"), [(4, torch.channels_last), (5, torch.channels_last_3d)])
+def test_channels_last_stays(rank: int, layout: torch.memory_format) -> None:
+    x = draw(2, C, *[3] * (rank - 2)).to(memory_format=layout)
+    seen = check(wan, x, gamma_of(x))
+    assert outcomes(seen) == [("channel_norm", "rewritten")]
+    assert seen.result.is_contiguous(memory_format=layout)
+
+
+def test_without_silu_and_with_a_bias() -> None:
+    def norm(x: Tensor, gamma: Tensor, bias: Tensor) -> Tensor:
+        return F.normalize(wide(x), dim=1).to(x.dtype) * C**0.5 * gamma + bias
+
+    x = draw(1, C, 3, 4, dtype=BF16)
+    seen = check(norm, x, gamma_of(x), gamma_of(x) + 1)
+    assert seen.only().parameters["bias"] == BF16
+    assert seen.only().parameters["silu"] is False
+
+
+def test_a_tensor_of_full_size_is_no_gamma() -> None:
+    def product(x: Tensor, y: Tensor) -> Tensor:
+        return F.normalize(x, dim=1) * y + y
+
+    seen = check(product, draw(1, C, 3, 4), draw(1, C, 3, 4, seed=1))
+    assert outcomes(seen) == [("channel_norm", "rewritten")]
+    assert seen.only().parameters["gamma"] is None
+
+
+def test_under_dynamic_shapes() -> None:
+    x = draw(1, C, 2, 3, 4)
+    seen = rewrite(wan, x, gamma_of(x), dynamic=True)
+    assert ("channel_norm", "rewritten") in outcomes(seen)
+    torch.testing.assert_close(seen.result, wan(x, gamma_of(x)))
+
+
+def refused(fn: object, *args: Tensor) -> str:
+    seen = rewrite(fn, *args)  # type: ignore[arg-type]
+    site = seen.only()
+    assert (site.idiom, site.outcome, dict(site.covers)) == ("channel_norm", "refused", {"channel_norm": 1})
+    return site.reason
+
+
+def test_refuses_float64() -> None:
+    assert "float64" in refused(lambda x: F.normalize(x, dim=1), draw(1, C, 3, 4).double())
+
+
+def test_refuses_an_inner_value_used_outside() -> None:
+    def with_length(x: Tensor) -> tuple[Tensor, Tensor]:
+        length = torch.sqrt(x.pow(2).mean(1, keepdim=True) + 1e-8)
+        return x / length, length
+
+    assert "is used outside the norm" in refused(with_length, draw(1, C, 3, 4))
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x: F.normalize(x, dim=2),
+        lambda x: F.normalize(x, p=1.0, dim=1),
+        lambda x: x / torch.sqrt(x.mean(1, keepdim=True).abs() + 1e-8),
+        lambda x: x.square() / torch.sqrt(x.pow(2).mean(1, keepdim=True) + 1e-8),
+        lambda x: F.normalize(x[:, :, 0], dim=1),
+    ],
+    ids=["over another dim", "L1", "mean of x", "divides something else", "3-D"],
+)
+def test_what_is_no_channel_norm_has_no_site(fn: object) -> None:
+    x = draw(1, C, 3, 4)
+    seen = rewrite(fn, x)  # type: ignore[arg-type]
+    assert not seen.sites
+    torch.testing.assert_close(seen.result, fn(x))  # type: ignore[operator]
