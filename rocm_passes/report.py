@@ -99,11 +99,31 @@ def _head(found: Sequence[Entry]) -> tuple[str, ...]:
 def _reasons(found: Sequence[Entry], width: int) -> list[str]:
     """Why, beneath a group's head: each lowering's reason, note and larger fusion on a line of its own."""
     says = [*found[0].reason.split(_JOINT), *(f"note: {note}" for note in found[0].notes)]
-    says += [f"also looked at: {c}" for c in dict.fromkeys(c for e in found for c in e.considered)]
+    says += _considered(found)
     return [
         textwrap.fill(line, max(width, 40), initial_indent=" " * 4, subsequent_indent=" " * 6)
         for line in says
     ]
+
+
+def _considered(found: Sequence[Entry]) -> list[str]:
+    """Larger fusions that were not taken; those that have one answer are named together."""
+    names: dict[frozenset[str], list[str]] = {}
+    reasons: dict[frozenset[str], str] = {}
+    for considered in dict.fromkeys(c for e in found for c in e.considered):
+        name, _, reason = considered.partition(": ")
+        names.setdefault(_answers(reason), []).append(name)
+        reasons[_answers(reason)] = reason
+    own = _answers(found[0].reason)
+    return [
+        f"also looked at: {', '.join(those)}: {'the same' if answer == own else reasons[answer]}"
+        for answer, those in names.items()
+    ]
+
+
+def _answers(reason: str) -> frozenset[str]:
+    """What each lowering answered, in whatever order they were asked."""
+    return frozenset(reason.removeprefix("left to Inductor: ").split(_JOINT))
 
 
 def _places(entries: Sequence[Entry]) -> str:

@@ -76,6 +76,15 @@ def test_table_groups_like_sites(ledgers: list[Ledger]) -> None:
     ]
 
 
+def test_larger_fusions_with_the_same_answer_are_named_together() -> None:
+    same = "left to Inductor: aiter: not installed; triton: slower here"
+    graph = Ledger("graph0")
+    graph.add(entry(considered=(f"add_norm: {same}", f"norm_scale: {same}", "norm_rotary: fuel is used up")))
+    said = [line.strip() for line in report.table([graph], width=100).splitlines()]
+    assert "also looked at: add_norm, norm_scale: the same" in said
+    assert "also looked at: norm_rotary: fuel is used up" in said
+
+
 def test_table_counts_elementary_idioms(ledgers: list[Ledger]) -> None:
     assert report.table(ledgers, width=100).endswith("in all: rms_norm 5 (rewritten 2, kept 2, refused 1)")
 
