@@ -70,7 +70,9 @@ def recipe_of(rotation: Rotation, context: Context) -> Recipe | str:
     """How the rotation is computed by an operator, or why it can't be."""
     if rotation.leak is not None:
         return f"an inner value ({rotation.leak.name}) is used outside the rotation"
-    axes = choose_axes(rotation.lead, _varying_axes(rotation), rotation.partial_axis)
+    axes = choose_axes(
+        rotation.lead, _varying_axes(rotation), rotation.partial_axis, _heads_inside(rotation)
+    )
     if axes is None:
         return f"its tables fit no axis of the {len(rotation.lead) + 1} of x"
     if rotation.partial_axis is not None and rotation.partial_axis != axes.index("s"):
@@ -92,6 +94,11 @@ def recipe_of(rotation: Rotation, context: Context) -> Recipe | str:
         complex=rotation.complex,
         scattered=rotation.scattered,
     )
+
+
+def _heads_inside(rotation: Rotation) -> bool:
+    strides = n.tensor(rotation.x).stride()
+    return rotation.view is None and len(strides) == 4 and n.known(strides[1] < strides[2])
 
 
 def _varying_axes(rotation: Rotation) -> set[int]:

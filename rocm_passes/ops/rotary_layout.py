@@ -55,10 +55,13 @@ class Recipe:
         return self.axes.index("s")
 
 
-def choose_axes(lead: Sequence[Any], varying: set[int], partial_axis: int | None) -> str | None:
+def choose_axes(
+    lead: Sequence[Any], varying: set[int], partial_axis: int | None, heads_inside: bool
+) -> str | None:
     """The names of x's leading axes, from those along which its tables vary; None where they don't fit.
 
-    Tables vary along the tokens, perhaps along the batch before them, seldom along the heads.
+    Tables vary along the tokens, perhaps along the batch before them, seldom along the heads. heads_inside:
+    of the last two leading axes the first is the nearer one in memory, as in a [B, H, S, D] view of [B, S, H, D].
     """
     if partial_axis is not None:
         varying = varying | {partial_axis}
@@ -68,6 +71,8 @@ def choose_axes(lead: Sequence[Any], varying: set[int], partial_axis: int | None
         return "bs" if 1 in varying else "sh"
     if len(lead) != 3:
         return None
+    if 1 in varying and 2 in varying and partial_axis is None:
+        return "bhs" if heads_inside else "bsh"
     if 1 in varying:
         return "bsh"
     if 2 in varying:
