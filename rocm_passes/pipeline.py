@@ -26,6 +26,7 @@ from .idioms import (
     conv3d,
     group_norm,
     layer_norm,
+    layout,
     norm_modulate,
     norm_residual,
     qk_norm_rotary,
@@ -143,8 +144,11 @@ class Pipeline(CustomGraphPass):
         for idiom in self.idioms:
             session.decide(idiom)
         rewriter = Rewriter(graph, fake_mode)
+        in_channels_last = conv3d.IDIOM in self.idioms and layout.channels_last(graph, session.context)
         for idiom, site, choice in session.decided:
             session.carry_out(rewriter, idiom, site, choice)
+        if in_channels_last:
+            layout.settle_norms(graph, fake_mode)
         return rewriter.count > 0
 
 
@@ -160,13 +164,13 @@ class _Session:
         self._order = {node: i for i, node in enumerate(graph.nodes)}
         self._taken: set[fx.Node] = set()
         self._considered: dict[fx.Node, list[str]] = {}
-        self._context = Context(self.options, target=self.target)
+        self.context = Context(self.options, target=self.target)
         self._fuel = self.options.fuel
 
     def decide(self, idiom: Idiom) -> None:
         """Find the idiom's sites and choose for each; nothing is changed yet."""
         try:
-            for found in idiom.find(self.graph, self._context):
+            for found in idiom.find(self.graph, self.context):
                 if found.anchor in self._taken or (isinstance(found, Site) and found.nodes & self._taken):
                     continue
                 if isinstance(found, NearMiss):

@@ -6,10 +6,16 @@ code, norms, upsampling and cats take on the layout of the convolutions round th
 
 from __future__ import annotations
 
+import torch
 from torch import fx
+from torch._inductor import inductor_prims
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..graph import nodes as n
+from ..graph.builder import Builder
 from ..graph.nodes import aten
+from ..ops.conv3d.write import channels_last_strides
+from ..ops.operator import NAMESPACE
 from .idiom import Context
 
 #: Where other nodes outnumber convolutions by this much, it is no convolutional network (as Inductor has it).
@@ -25,6 +31,33 @@ def channels_last(graph: fx.Graph, context: Context) -> bool:
         return False
     convolutions = [node for node in n.calls(graph, aten.convolution.default) if mixes_pixels(node)]
     return bool(convolutions) and len(graph.nodes) < NODES_PER_CONVOLUTION * len(convolutions)
+
+
+#: Operators of ours that work in whatever layout they are given, and give it on.
+FOLLOWING = ("channel_norm", "group_norm")
+
+
+def settle_norms(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
+    """Ask for channels-last in front of our norms, in a graph of that layout. Returns how many there were.
+
+    To Inductor they are opaque: what is computed for them alone it would lay out as eager code does, and the
+    norm would carry that layout on to the next convolution.
+    """
+    found = [
+        node
+        for node in graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload)
+        and node.target.namespace == NAMESPACE
+        and node.target._opname in FOLLOWING
+    ]
+    for node in found:
+        x = n.argument(node)
+        for operand in dict.fromkeys(a for a in node.all_input_nodes if n.same_shape(n.shape(a), n.shape(x))):
+            with graph.inserting_before(node):
+                b = Builder(graph, fake_mode, node)
+                strides = channels_last_strides(n.shape(operand))
+                node.replace_input_with(operand, b(inductor_prims.force_stride_order, operand, strides))
+    return len(found)
 
 
 def mixes_pixels(node: fx.Node) -> bool:

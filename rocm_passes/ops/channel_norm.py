@@ -16,6 +16,7 @@ from torch import Tensor
 from ..target import Target, needs_import, needs_triton
 from .group_norm import vae_norm_pays
 from .operator import Lowering, Operator, Verdict
+from .strides import settled
 
 SCHEMA = (
     "(Tensor x, Tensor? gamma, Tensor? bias, str form, float eps, float scale, bool silu, "
@@ -58,7 +59,7 @@ def reference(
         y = y + bias.to(compute).reshape(along)
     if silu:
         y = F.silu(y)
-    return torch.empty_like(x, dtype=out_dtype).copy_(y)
+    return torch.empty_like(settled(x), dtype=out_dtype).copy_(y)
 
 
 def fake(
@@ -73,7 +74,7 @@ def fake(
     rounds_between: bool,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    return torch.empty_like(x, dtype=out_dtype)
+    return torch.empty_like(settled(x), dtype=out_dtype)
 
 
 def _triton(
@@ -91,7 +92,7 @@ def _triton(
     from ..kernels.triton import channel_norm
 
     return channel_norm.channel_norm(
-        x,
+        settled(x),
         gamma,
         bias,
         form=form,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..target import Target, needs_aiter, needs_import, needs_triton
 from .operator import Lowering, Operator, Verdict
+from .strides import settled
 
 SCHEMA = (
     "(Tensor x, int groups, Tensor? weight, Tensor? bias, float eps, bool silu, Tensor? multiplier, "
@@ -51,7 +52,7 @@ def reference(
         y = y + addend.to(compute)
     if silu:
         y = F.silu(y)
-    return torch.empty_like(x, dtype=out_dtype).copy_(y)
+    return torch.empty_like(settled(x), dtype=out_dtype).copy_(y)
 
 
 def fake(
@@ -66,7 +67,7 @@ def fake(
     rounds_between: bool,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    return torch.empty_like(x, dtype=out_dtype)
+    return torch.empty_like(settled(x), dtype=out_dtype)
 
 
 def _triton(
@@ -84,7 +85,7 @@ def _triton(
     from ..kernels.triton import group_norm
 
     return group_norm.group_norm(
-        x, groups, weight, bias, eps, silu=silu, multiplier=multiplier, addend=addend, out_dtype=out_dtype
+        settled(x), groups, weight, bias, eps, silu=silu, multiplier=multiplier, addend=addend, out_dtype=out_dtype
     )
 
 

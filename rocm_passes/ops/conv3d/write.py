@@ -121,7 +121,8 @@ class Call:
         """[N*T, O, H, W] to [N, O, T, H, W], a view."""
         _, o, h, w = self.b.value(y).shape
         if isinstance(self.batch, int) and self.batch == 1:
-            return self.b(aten.unsqueeze.default, self.b(aten.permute.default, y, [1, 0, 2, 3]), 0)
+            # In this order the batch has the largest stride, from which torch tells the layout.
+            return self.b(aten.permute.default, self.b(aten.unsqueeze.default, y, 0), [0, 2, 1, 3, 4])
         y = self.b(aten.reshape.default, y, [self.batch, t, o, h, w])
         return self.b(aten.permute.default, y, [0, 2, 1, 3, 4])
 
