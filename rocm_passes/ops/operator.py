@@ -90,6 +90,7 @@ class Operator:
         self.lowerings = (*lowerings, Lowering(REFERENCE, requires=(_needs_cpu,), pays=_reference_pays))
         self.parameters = tuple(inspect.signature(reference).parameters)
         self._by_name = {lowering.name: lowering for lowering in self.lowerings}
+        self._defaults: dict[str, Any] = {}
         self._failed: set[str] = set()
         head, result = schema.rsplit("->", 1)
         full = f"{name}{head.rstrip()[:-1]}, str lowering='{REFERENCE}') ->{result}"
@@ -99,6 +100,9 @@ class Operator:
             f"{NAMESPACE}::{name}", lambda *a, **k: fake(*self._arguments(a, k)[0]), lib=_LIBRARY
         )
         self.overload = getattr(getattr(torch.ops, NAMESPACE), name).default
+        self._defaults = {
+            a.name: a.default_value for a in self.overload._schema.arguments if a.has_default_value()
+        }
 
     def lowering(self, name: str) -> Lowering | None:
         return self._by_name.get(name)
@@ -108,19 +112,20 @@ class Operator:
         return b(self.overload, *[arguments[p] for p in self.parameters], lowering.name)
 
     def _arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Any], str]:
+        if not kwargs and len(args) == len(self.parameters) + 1:
+            return list(args[:-1]), args[-1]
         names = (*self.parameters, "lowering")
         bound = dict(zip(names, args, strict=False)) | dict(kwargs)
-        defaults = {a.name: a.default_value for a in self.overload._schema.arguments if a.has_default_value()}
-        values: list[Any] = [bound.get(n, defaults.get(n)) for n in names]
+        values: list[Any] = [bound.get(n, self._defaults.get(n)) for n in names]
         return values[:-1], str(values[-1])
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
         values, name = self._arguments(args, kwargs)
         lowering = self._by_name.get(name)
-        tensors = [t for v in values for t in (v if isinstance(v, list) else [v]) if isinstance(t, torch.Tensor)]
-        on_cpu = all(t.device.type == "cpu" for t in tensors) and not triton_is_interpreted()
-        if lowering is None or lowering.run is None or on_cpu or name in self._failed:
+        no_kernel = lowering is None or lowering.run is None or name in self._failed
+        if no_kernel or (not _on_gpu(values) and not triton_is_interpreted()):
             return self.reference(*values)
+        assert lowering is not None and lowering.run is not None
         try:
             return lowering.run(*values)
         except (torch.OutOfMemoryError, KeyboardInterrupt):
@@ -134,3 +139,14 @@ class Operator:
                 name,
             )
             return self.reference(*values)
+
+
+def _on_gpu(values: Sequence[Any]) -> bool:
+    """Does an argument, or a tensor of a list among them, lie on a GPU?"""
+    for value in values:
+        if isinstance(value, torch.Tensor):
+            if value.is_cuda:
+                return True
+        elif isinstance(value, list) and _on_gpu(value):
+            return True
+    return False

@@ -8,10 +8,9 @@ program holds it in registers.
 """
 
 import torch
-import triton
 
 from .rotary import launch_heads
-from .rotary_tiles import FLOAT_DTYPES
+from .rotary_tiles import FLOAT_DTYPES, power_of_2
 
 # The widest row of H * D channels, in powers of two, that the registers of one program hold.
 MAX_ROW = 32768
@@ -78,5 +77,5 @@ def _check_weight(
 
 
 def _check_row(heads: int, channels: int) -> None:
-    if triton.next_power_of_2(heads) * triton.next_power_of_2(channels) > MAX_ROW:
+    if power_of_2(heads) * power_of_2(channels) > MAX_ROW:
         raise ValueError(f"a norm over {heads} heads of {channels} channels exceeds {MAX_ROW} channels")

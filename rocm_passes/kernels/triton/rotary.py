@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import IsaExample, device_guard, isa_example
+from .common import IsaExample, cdiv, device_guard, isa_example
 from .rotary_tiles import (
     Tables,
     check_input,
@@ -30,6 +30,7 @@ from .rotary_tiles import (
     load_tables,
     normalise,
     output_like,
+    power_of_2,
     prepare_tables,
     rotate,
     store_pairs,
@@ -222,7 +223,7 @@ def launch_heads(
         return q_out, k_out
     head_counts = tuple(h for h in (q_heads, k_heads) if h)
     token_tile, head_tile, warps = tile_shape(head_counts, channels, norm, across_heads)
-    blocks = triton.cdiv(tokens, token_tile) * sum(triton.cdiv(h, head_tile) for h in head_counts)
+    blocks = cdiv(tokens, token_tile) * sum(cdiv(h, head_tile) for h in head_counts)
     second, second_out = (q, q_out) if k is None or k_out is None else (k, k_out)
     with device_guard(q):
         rotary_heads_kernel[(blocks, batch)](
@@ -231,8 +232,8 @@ def launch_heads(
             tables.cos, tables.sin, *tables.strides,
             q if q_weight is None else q_weight, second if k_weight is None else k_weight,
             tokens, start, tables.tokens,
-            Q_HEADS=q_heads, K_HEADS=k_heads, D=channels, R=width, P=triton.next_power_of_2(width // 2),
-            REST_P=triton.next_power_of_2(channels - width) if channels > width else 0,
+            Q_HEADS=q_heads, K_HEADS=k_heads, D=channels, R=width, P=power_of_2(width // 2),
+            REST_P=power_of_2(channels - width) if channels > width else 0,
             T=token_tile, H=head_tile, INTERLEAVED=interleaved, CONJUGATE=conjugate,
             PER_CHANNEL=tables.per_channel, PER_HEAD=tables.per_head,
             PARTIAL=tables.tokens != tokens, NORM=norm, ACROSS_HEADS=across_heads, Q_EPS=eps_q, K_EPS=eps_k,
