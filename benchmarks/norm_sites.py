@@ -138,7 +138,9 @@ def images(name: str, shape: tuple[int, ...], kind: str, last: bool = False) -> 
         layout = torch.contiguous_format
         if last:
             layout = torch.channels_last if len(shape) == 4 else torch.channels_last_3d
-        model = Convolutions(shape[1], len(shape), kind).to("cuda", BF16).to(memory_format=layout)
+        model = Convolutions(shape[1], len(shape), kind).to("cuda", BF16)
+        for conv in (model.before, model.after):
+            conv.to(memory_format=layout)
         return model, (torch.randn(shape).to("cuda", BF16).to(memory_format=layout),)
 
     return Case(f"{name} {list(shape)}{' channels-last' if last else ''}", build)
