@@ -6,13 +6,10 @@ PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 
-# PyTorch's own index has the small build without CUDA; where it cannot be reached, torch comes from PyPI.
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-
 .PHONY: test demo lint format docs clean
 
 test: $(READY)
-	$(RUN) -m pytest $(PYTEST_ARGS)
+	$(RUN) -m pytest -n 2 $(PYTEST_ARGS)
 
 demo: $(READY)
 	$(RUN) -m examples.demo $(DEMO_ARGS)
@@ -33,8 +30,6 @@ $(READY): pyproject.toml constraints.txt
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed, and none was found on the PATH" >&2; exit 1; }
 	test -x $(RUN) || $(PYTHON) -m venv $(VENV)
 	@echo "installing torch and the development tools into $(VENV): some minutes, once"
-	$(RUN) -m pip install -q --retries 1 --no-deps -c constraints.txt --index-url $(TORCH_INDEX) torch \
-		|| echo "$(TORCH_INDEX) does not answer: torch will come from PyPI"
 	$(RUN) -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
