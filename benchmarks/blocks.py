@@ -2,10 +2,12 @@
 
     python -m benchmarks.blocks [--only NAME,NAME] [--json FILE] [--idioms LIST] [--seconds N]
 
-Each block is a real one with the inputs that its model gives it (benchmarks/models.py). Times are medians of
-single calls by device events, both compiled forms in turn, warmed up until clocks are steady. `difference` is
-the distance of a compiled result from eager's, relative to its norm: for equal numerics ours must not exceed
-Inductor's by more than a tenth. The run fails where a kernel of ours fell back to plain torch.
+Each block is a real one with the inputs that its model gives it (benchmarks/models.py). `ms` is the device's
+own time, of replays of a CUDA graph of one call; `in a row` that of calls one behind the other, as in a
+denoising loop, which is the larger of the device's time and the host's; `host` what enqueuing one call takes.
+Medians, the forms in turn, after a warm-up. `difference` is the distance of a compiled result from eager's,
+relative to its norm: for equal numerics ours must not exceed Inductor's by more than a tenth. The run fails
+where a kernel of ours fell back to plain torch.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import argparse
 import gc
 import json
 import logging
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -33,25 +36,30 @@ BLOCKS = (
     "qwen_image_block", "z_image_block", "wan_block", "flux_double", "hunyuan_video_double",
     "flux_single", "flux2_double", "flux2_single", "hunyuan_video_single", "ltx_block", "wan_block_720p",
 )  # fmt: skip
-REPEATS = 21
-ROUNDS = 3
+ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of one call: on the device alone, in a row, and to enqueue it."""
+
+    graph: float
+    in_a_row: float
+    host: float
 
 
 @dataclass(frozen=True)
 class Row:
-    """Milliseconds, and distances from eager."""
+    """Times by form, and the compiled forms' distances from eager."""
 
     name: str
-    eager_ms: float
-    inductor_ms: float
-    ours_ms: float
-    inductor_difference: float
-    ours_difference: float
+    times: dict[str, Times]
+    difference: dict[str, float]
     sites: list[str]
 
     @property
     def speedup(self) -> float:
-        return self.inductor_ms / self.ours_ms
+        return self.times["inductor"].graph / self.times["ours"].graph
 
 
 class Failures(logging.Handler):
@@ -78,16 +86,53 @@ def compiled(prepared: Prepared, backend: Any, options: dict[str, Any] | None = 
     return call
 
 
-def milliseconds(call: Callable[[], Any], repeats: int) -> list[float]:
-    times = []
+def device_ms(call: Callable[[], Any], repeats: int) -> float:
+    start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
     for _ in range(repeats):
-        start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
         call()
-        stop.record()
-        stop.synchronize()
-        times.append(start.elapsed_time(stop))
-    return times
+    stop.record()
+    stop.synchronize()
+    return float(start.elapsed_time(stop) / repeats)
+
+
+def host_ms(call: Callable[[], Any]) -> float:
+    torch.cuda.synchronize()
+    began = time.perf_counter()
+    call()
+    spent = time.perf_counter() - began
+    torch.cuda.synchronize()
+    return 1e3 * spent
+
+
+def captured(call: Callable[[], Any]) -> torch.cuda.CUDAGraph:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        call()
+    return graph
+
+
+def timed(calls: dict[str, Callable[[], Any]]) -> dict[str, Times]:
+    graphs = {form: captured(call) for form, call in calls.items() if form != "eager"}
+    once = device_ms(graphs["inductor"].replay, 2)
+    repeats = max(2, min(20, int(60 / once)))
+    device_ms(graphs["inductor"].replay, max(2, int(300 / once)))
+    found: dict[str, list[tuple[float, float, float]]] = {form: [] for form in calls}
+    for _ in range(ROUNDS):
+        for form, call in calls.items():
+            found[form].append(
+                (
+                    device_ms(graphs[form].replay, repeats) if form in graphs else math.nan,
+                    device_ms(call, repeats),
+                    host_ms(call),
+                )
+            )
+    return {form: Times(*(statistics.median(t) for t in zip(*ts, strict=True))) for form, ts in found.items()}
 
 
 def distance(result: list[Tensor], reference: list[Tensor]) -> float:
@@ -115,20 +160,7 @@ def measure(name: str, options: dict[str, Any]) -> Row:
     sites = [str(entry) for ledger in history()[already:] for entry in ledger.entries]
     differences = {form: distance(results[form], results["eager"]) for form in ("inductor", "ours")}
     del results
-    times: dict[str, list[float]] = {form: [] for form in calls}
-    began = time.perf_counter()
-    while time.perf_counter() - began < 0.3:
-        calls["inductor"]()
-        torch.cuda.synchronize()
-    for _ in range(ROUNDS):
-        for form, call in calls.items():
-            milliseconds(call, 2)
-            times[form] += milliseconds(call, REPEATS // ROUNDS if form != "eager" else 2)
-    medians = {form: statistics.median(t) for form, t in times.items()}
-    return Row(
-        name, medians["eager"], medians["inductor"], medians["ours"],
-        differences["inductor"], differences["ours"], sites,
-    )  # fmt: skip
+    return Row(name, timed(calls), differences, sites)
 
 
 def main() -> None:
@@ -145,19 +177,18 @@ def main() -> None:
     logging.getLogger("rocm_passes").addHandler(failures)
     began = time.perf_counter()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    print(
-        f"{'block':22s} {'eager':>8s} {'inductor':>9s} {'ours':>8s} {'faster':>7s}   difference: inductor, ours"
-    )
+    print(f"{'block':22s} {'form':9s} {'ms':>8s} {'in a row':>9s} {'host':>7s}  difference")
     rows = []
     for name in args.only.split(","):
         if time.perf_counter() - began > args.seconds:
             break
         row = measure(name, options)
         rows.append(row)
+        for form, t in row.times.items():
+            away = f"{row.difference[form]:.2e}" if form in row.difference else ""
+            print(f"{name:22s} {form:9s} {t.graph:8.3f} {t.in_a_row:9.3f} {t.host:7.3f}  {away}")
         print(
-            f"{name:22s} {row.eager_ms:8.3f} {row.inductor_ms:9.3f} {row.ours_ms:8.3f} {row.speedup:6.3f}x   "
-            f"{row.inductor_difference:.2e}, {row.ours_difference:.2e}   ({time.perf_counter() - began:.0f} s)",
-            flush=True,
+            f"    {row.speedup:.3f}x faster than Inductor ({time.perf_counter() - began:.0f} s)", flush=True
         )
         for site in row.sites:
             print(f"    {site}"[:200])

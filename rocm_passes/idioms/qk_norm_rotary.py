@@ -192,12 +192,12 @@ def _sites(
         if site is not None:
             members = site[1]
         found = site[0] if site is not None else _site(attention)
-        if isinstance(found, Site) and is_convex(found, order):
+        if found is not None and not found.nodes.intersection(found.inputs()) and is_convex(found, order):
             done |= {m.rotation.core for a in members for m in a}
             yield found
         elif site is not None:
             alone = _site(attention)
-            if isinstance(alone, Site):
+            if alone is not None:
                 done.add(attention[0].rotation.core)
                 yield alone
 

@@ -41,12 +41,16 @@ def pairs(found: list[Rotation], order: Mapping[fx.Node, int]) -> Iterator[tuple
         if rotation.leak is not None:
             continue
         for other in reversed(waiting):
-            if share_tables(other, rotation) and is_convex(_site_of(other, rotation), order):
+            if share_tables(other, rotation) and _independent(_site_of(other, rotation), order):
                 waiting.remove(other)
                 yield other, rotation
                 break
         else:
             waiting.append(rotation)
+
+
+def _independent(site: Site, order: Mapping[fx.Node, int]) -> bool:
+    return not site.nodes.intersection(site.inputs()) and is_convex(site, order)
 
 
 def _site_of(q: Rotation, k: Rotation) -> Site:
