@@ -1,8 +1,8 @@
-"""Complex tables in real numbers: the computation of a complex tensor [...] written again for its parts [..., 2].
+"""Complex tables in real numbers: what computes a complex [...] written again for its parts [..., 2].
 
-Inductor generates no code for complex numbers. A table that a graph builds from complex inputs (indexing, cat,
-broadcast, torch.polar) becomes the same computation on real tensors; a complex graph input is read once, by an
-operator of ours.
+Inductor generates no code for complex numbers. A table that a graph builds from complex inputs (indexing,
+cat, broadcast, torch.polar) becomes the same computation on real tensors; a complex graph input is read
+once, by an operator of ours.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ def reuse(b: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
     if first is None:
         return b(target, *args, **kwargs)
     for user in first.users:
-        if user.op == "call_function" and user.target is target and user.kwargs == kwargs:
-            if len(user.args) == len(args) and all(map(_equal, user.args, args)):
-                return user
+        same_call = user.op == "call_function" and user.target is target and user.kwargs == kwargs
+        if same_call and len(user.args) == len(args) and all(map(_equal, user.args, args)):
+            return user
     return b(target, *args, **kwargs)
 
 

@@ -370,7 +370,7 @@ def _grow(rotation: Rotation, base: fx.Node, result: fx.Node, extra: set[fx.Node
 
 
 def same_value(a: Any, b: Any, depth: int = 6) -> bool:
-    """Are two nodes the same computation of the same inputs? (No common subexpressions are merged before us.)"""
+    """Are two nodes the same computation of the same inputs? (Nothing before us merges such nodes.)"""
     if a is b:
         return True
     if isinstance(a, fx.Node) and isinstance(b, fx.Node):

@@ -1,15 +1,15 @@
 """RMSNorm of q and k followed by the rotation, of one stream or of text and image side by side.
 
 Before (Wan, for q; k alike)                           After
-    q = convert(norm(q.float()) * w, bf16)                 q2, k2 = rocm_passes.qk_norm_rotary([q], [k], [wq], [wk],
-    q = reshape(q, [B, S, H, D])                                     [cos], [sin], ..., "triton")
+    q = convert(norm(q.float()) * w, bf16)                 q2, k2 = rocm_passes.qk_norm_rotary(
+    q = reshape(q, [B, S, H, D])                               [q], [k], [wq], [wk], [cos], [sin], ...)
     q2 = rotation(q, cos, sin)
 
-The streams of FLUX are joined between norm and rotation, those of Qwen-Image and HunyuanVideo behind it; either
-way the kernel writes into the joint tensor, and no cat is left.
+The streams of FLUX are joined between norm and rotation, those of Qwen-Image and HunyuanVideo behind it;
+either way the kernel writes into the joint tensor, and no cat is left.
 
-When it pays: always measured so on an H200. Inductor takes two or three passes over q and k, for the mean must
-be known before the rotation, and the rotation's halves or complex numbers make further ones.
+When it pays: always measured so on an H200. Inductor takes two or three passes over q and k, for the mean
+must be known before the rotation, and the rotation's halves or complex numbers make further ones.
 
 Refused: a norm over other channels than a head's or a token's; weights as (1 + w); streams that differ in
 where they round.
@@ -82,7 +82,7 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
 
 
 def _norm_results(graph: fx.Graph) -> dict[fx.Node, norms.RMS]:
-    """Every RMSNorm by its result, and by what the last cast of it widens (that cast may be the rotation's)."""
+    """Every RMSNorm by its result, and by what its last cast widens (it may be the rotation's cast)."""
     found: dict[fx.Node, norms.RMS] = {}
     for node in n.calls(graph, aten.rsqrt.default):
         read = norms.read(node)
@@ -203,7 +203,7 @@ def _sites(
 
 
 def _site(attention: tuple[Normed, ...]) -> Site | None:
-    """Norm and rotation of q and k (or of one of them), the streams joined before the rotation or not at all."""
+    """Norm and rotation of q and k, or of one of them; streams joined before the rotation or not at all."""
     first = attention[0]
     if any(len(m.parts) != len(first.parts) for m in attention):
         return None

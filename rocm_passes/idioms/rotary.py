@@ -1,18 +1,20 @@
 """Rotary position embedding of one tensor, in every spelling.
 
 Formula, for each pair of channels:  out1 = x1 * cos1 - x2 * sin1,  out2 = x2 * cos2 + x1 * sin2.
-graph/rotations.py recognises it by what is computed: complex numbers (Z-Image, Qwen-Image, Lumina2), stacked or
-rotated halves (FLUX, HunyuanVideo, Cosmos, Llama), slice assignment (Wan), per-head tables (Mochi), 2x2 matrices
-(Kandinsky, HiDream), addcmul_ on views (LTX-2); over all of x, its first channels or some of its tokens.
+graph/rotations.py recognises it by what is computed: complex numbers (Z-Image, Qwen-Image, Lumina2),
+stacked or rotated halves (FLUX, HunyuanVideo, Cosmos, Llama), slice assignment (Wan), per-head tables
+(Mochi), 2x2 matrices (Kandinsky, HiDream), addcmul_ on views (LTX-2); over all of x, its first channels or
+some of its tokens.
 
 Before (Z-Image in bf16)                                       After
     z = view_as_complex(reshape(convert(q, f32), [.., P, 2]))      f = rocm_passes.as_real(freqs)
-    y = reshape(view_as_real(z * freqs), [.., D])                  y = rocm_passes.rotary(q, f[..., 0], f[..., 1],
-    y = convert(y, bf16)                                                   True, D, False, None, bf16, "triton")
+    y = reshape(view_as_real(z * freqs), [.., D])                  y = rocm_passes.rotary(q,
+    y = convert(y, bf16)                                               f[..., 0], f[..., 1], True, D, ...)
 
 When it pays: where Inductor's own code is far from reading x once and writing it once, that is for complex
-numbers, of which Inductor compiles nothing, and for slice assignment. Complex numbers go in any case, on every
-device: the lowering "real" writes their parts in ATen. complex128 stays float64 unless numerics="fast".
+numbers, of which Inductor compiles nothing, and for slice assignment. Complex numbers go in any case, on
+every device: the lowering "real" writes their parts in ATen. complex128 stays float64 unless
+numerics="fast".
 
 Refused: values inside the rotation that are used outside it; tables that fit no axis of x.
 """
@@ -70,9 +72,7 @@ def recipe_of(rotation: Rotation, context: Context) -> Recipe | str:
     """How the rotation is computed by an operator, or why it can't be."""
     if rotation.leak is not None:
         return f"an inner value ({rotation.leak.name}) is used outside the rotation"
-    axes = choose_axes(
-        rotation.lead, _varying_axes(rotation), rotation.partial_axis, _heads_inside(rotation)
-    )
+    axes = choose_axes(rotation.lead, _varying_axes(rotation), rotation.partial_axis, _heads_inside(rotation))
     if axes is None:
         return f"its tables fit no axis of the {len(rotation.lead) + 1} of x"
     if rotation.partial_axis is not None and rotation.partial_axis != axes.index("s"):

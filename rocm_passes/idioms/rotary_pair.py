@@ -1,7 +1,7 @@
 """q and k rotated by the same tables, as one call.
 
 Before (FLUX)                                          After
-    q2 = convert(q * cos + turned(q) * sin, bf16)          q2, k2 = rocm_passes.rotary_pair(q, k, cos, sin, ...)
+    q2 = convert(q * cos + turned(q) * sin, bf16)          q2, k2 = rocm_passes.rotary_pair(q, k, cos, ...)
     k2 = convert(k * cos + turned(k) * sin, bf16)
 
 When it pays: as `rotary`, with half the launches, and table rows read once for both.
@@ -35,7 +35,7 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
 
 
 def pairs(found: list[Rotation], order: Mapping[fx.Node, int]) -> Iterator[tuple[Rotation, Rotation]]:
-    """Neighbours in graph order that share tables and of which neither needs the other: one attention's q and k."""
+    """Neighbours in graph order that share tables and do not need each other: one attention's q and k."""
     waiting: list[Rotation] = []
     for rotation in found:
         if rotation.leak is not None:

@@ -13,7 +13,7 @@ from .operator import Operator
 
 
 def reference(z: Tensor) -> Tensor:
-    """z: complex [...]. Returns its parts [..., 2], contiguous, float32 for complex64, float64 for complex128."""
+    """z: complex [...]. Returns its parts [..., 2], contiguous, float32, or float64 of complex128."""
     return torch.view_as_real(z.resolve_conj()).clone(memory_format=torch.contiguous_format)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..graph.builder import Eager
+from ..graph.complex_tables import reuse
 from ..target import Target, needs_aiter, needs_import, needs_triton
 from . import rotary as one
 from . import rotary_layout as layout
@@ -24,9 +25,9 @@ from .rotary_layout import Recipe
 aten = torch.ops.aten
 
 SCHEMA = (
-    "(Tensor[] q, Tensor[] k, Tensor[] q_weight, Tensor[] k_weight, Tensor[] cos, Tensor[] sin, int[] seq_start, "
-    "float[] q_eps, float[] k_eps, bool across_heads, bool round_before_weight, bool round_after_norm, "
-    "bool interleaved, int width, bool conjugate, ScalarType out_dtype) -> Tensor[]"
+    "(Tensor[] q, Tensor[] k, Tensor[] q_weight, Tensor[] k_weight, Tensor[] cos, Tensor[] sin, "
+    "int[] seq_start, float[] q_eps, float[] k_eps, bool across_heads, bool round_before_weight, "
+    "bool round_after_norm, bool interleaved, int width, bool conjugate, ScalarType out_dtype) -> Tensor[]"
 )
 #: As the kernel: the widest row of a norm over all heads.
 MAX_ROW = 32768
@@ -52,10 +53,10 @@ def reference(
 ) -> list[Tensor]:
     """Plain torch, in float32.
 
-    q: streams [B, Si, Hq, D], any strides; k: as many [B, Si, Hk, D], or none. q_weight, k_weight: one for each
-    stream or none, [D], or [H * D] if across_heads. cos, sin: of each stream, as for `rotary`, from its token
-    seq_start[i] on; a table of no rows leaves the stream normalised only.
-    Returns [B, sum(Si), Hq, D], and the same of k, of out_dtype and contiguous.
+    q: streams [B, Si, Hq, D], any strides; k: as many [B, Si, Hk, D], or none. q_weight, k_weight: one for
+    each stream or none, [D], or [H * D] if across_heads. cos, sin: of each stream, as for `rotary`, from
+    its token seq_start[i] on; a table of no rows leaves the stream normalised only. Returns [B, sum(Si),
+    Hq, D], and the same of k, of out_dtype and contiguous.
     """
     results = []
     for streams, weights, eps in ((q, q_weight, q_eps), (k, k_weight, k_eps)):
@@ -196,8 +197,9 @@ class Streams:
     """What was read off the graph, without its nodes.
 
     q, k: the norm of each stream, with the recipe that brings it to [B, S, H, D]. rows: for each stream the
-    part of its table set's tokens that are its own: (set, first, end), None for all, or no set where the stream
-    is not rotated. tables: the recipe of each table set. q_out, k_out: how the joint result becomes the graph's.
+    part of its table set's tokens that are its own: (set, first, end), None for all, or no set where the
+    stream is not rotated. tables: the recipe of each table set. q_out, k_out: how the joint result becomes
+    the graph's.
     """
 
     q: tuple[Norm, ...]
@@ -227,7 +229,9 @@ def call(
 ) -> dict[str, Any]:
     """The operator's arguments, with every view and table written."""
     sets = [one.tables_of(b, t, recipe, contiguous) for t, recipe in zip(tables, streams.tables, strict=True)]
-    cos, sin, starts = [], [], []
+    cos: list[Any] = []
+    sin: list[Any] = []
+    starts: list[int] = []
     for which, first, end in streams.rows:
         for target, table in ((cos, 0), (sin, 1)):
             target.append(_rows(b, sets[which or 0][table], (0, 0) if which is None else (first, end)))
@@ -254,7 +258,7 @@ def call(
 
 
 def _rows(b: Any, table: Any, rows: tuple[int | None, int | None]) -> Any:
-    return table if rows == (None, None) else layout.reuse(b, aten.slice.Tensor, table, 1, *rows)
+    return table if rows == (None, None) else reuse(b, aten.slice.Tensor, table, 1, *rows)
 
 
 def _heads(b: Any, x: Any, norm: Norm) -> Any:

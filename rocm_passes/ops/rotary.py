@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..graph.builder import Eager
+from ..graph.complex_tables import reuse
 from ..target import Target, needs_aiter, needs_import, needs_triton
 from . import rotary_layout as layout
 from .operator import Lowering, Operator, Verdict
@@ -31,7 +32,7 @@ SCHEMA = (
 def rotated(
     x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, width: int, conjugate: bool, seq_start: int | None
 ) -> Tensor:
-    """x [B, S, H, D] with its first `width` channels rotated, in the dtype of x, which is taken as wide enough."""
+    """x [B, S, H, D] with its first `width` channels rotated, computed in the dtype of x."""
     start = seq_start or 0
     tokens = x[:, start : start + cos.shape[1], :, :width]
     cos, sin = cos.to(x.dtype), sin.to(x.dtype) * (-1 if conjugate else 1)
@@ -67,8 +68,8 @@ def reference(
     """Plain torch, in float32, or float64 where x or a table is.
 
     x: [B, S, H, D], any float dtype and strides. cos, sin: [1 or B, S, 1 or H, R/2 or R] for R = width, the
-    first channels of D; S may be fewer tokens than x has, from token `seq_start` on. conjugate: minus the angles.
-    Returns [B, S, H, D] of out_dtype, contiguous; what is not rotated is copied.
+    first channels of D; S may be fewer tokens than x has, from token `seq_start` on. conjugate: minus the
+    angles. Returns [B, S, H, D] of out_dtype, contiguous; what is not rotated is copied.
     """
     wide = x.to(wide_dtype(x, cos, sin))
     return rotated(wide, cos, sin, interleaved, width, conjugate, seq_start).to(out_dtype).contiguous()
@@ -158,13 +159,13 @@ def tables_of(b: Any, tables: Sequence[Any], recipe: Recipe, contiguous: bool) -
 
 
 def _float32(b: Any, table: Any) -> Any:
-    return table if b.value(table).dtype is torch.float32 else layout.reuse(b, convert, table, torch.float32)
+    return table if b.value(table).dtype is torch.float32 else reuse(b, convert, table, torch.float32)
 
 
 def _contiguous(b: Any, table: Any) -> Any:
     if b.value(table).is_contiguous():
         return table
-    return layout.reuse(b, aten.clone.default, table, memory_format=torch.contiguous_format)
+    return reuse(b, aten.clone.default, table, memory_format=torch.contiguous_format)
 
 
 def writes(name: str) -> Callable[..., Any]:

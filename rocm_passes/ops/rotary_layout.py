@@ -1,7 +1,7 @@
 """A rotation as the kernels want it: x as [B, S, H, D], the tables as [1 or B, S, 1 or H, R/2 or R].
 
-Everything here writes through a builder (graph/builder.py), so that it serves the graph, fake tensors and real
-ones alike. Views of x cost nothing; tables are small and prepared once per graph.
+Everything here writes through a builder (graph/builder.py), so that it serves the graph, fake tensors and
+real ones alike. Views of x cost nothing; tables are small and prepared once per graph.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Recipe:
     """What was read off the graph, without its nodes.
 
     view: a shape that x is reshaped to first, or None. axes: the leading axes of x by name: "bsh", "bhs",
-    "sh", "bs" or "s". heads: how many heads the channels of "bs" or "s" are cut into. width: rotated channels.
+    "sh", "bs" or "s". heads: into how many the channels of "bs" or "s" are cut. width: rotated channels.
     seq_start: the token of the tables' first row, where not all tokens are rotated. core_shape: of the node
     that the rotation ends in; tail: (operator, further arguments) of the views between it and the result.
     fp64: the graph rotates in float64, and so must we. scattered: the graph writes the halves into an empty
@@ -61,7 +61,8 @@ def choose_axes(
     """The names of x's leading axes, from those along which its tables vary; None where they don't fit.
 
     Tables vary along the tokens, perhaps along the batch before them, seldom along the heads. heads_inside:
-    of the last two leading axes the first is the nearer one in memory, as in a [B, H, S, D] view of [B, S, H, D].
+    of the last two leading axes the first is the nearer one in memory, as in a [B, H, S, D] view of [B, S,
+    H, D].
     """
     if partial_axis is not None:
         varying = varying | {partial_axis}
@@ -127,7 +128,7 @@ def four_entries(b: Any, tables: Sequence[Any], recipe: Recipe) -> list[Any]:
 
 
 def kernel_tables(b: Any, tables: Sequence[Any], recipe: Recipe) -> tuple[Any, Any]:
-    """cos and sin as [1 or B, S, 1 or H, R/2], or R where the two channels of a pair have entries of their own."""
+    """cos and sin as [1 or B, S, 1 or H, R/2], or R where a pair's channels have entries of their own."""
     cos, cos_halves = _joined(b, tables, recipe, 0, 2)
     sin, sin_halves = _joined(b, tables, recipe, 1, 3)
     if len(cos_halves) != len(sin_halves):
@@ -172,7 +173,7 @@ _END = 9223372036854775807
 
 
 def _kept(axes: str, offset: int) -> int:
-    """How many of the axes behind this one are still there: lanes and axes of size one have been selected away."""
+    """How many of the axes behind this one are left: lanes and axes of size one are selected away."""
     return sum(a not in "l1" for a in axes[len(axes) - offset + 1 :])
 
 

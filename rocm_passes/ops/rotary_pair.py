@@ -16,8 +16,8 @@ from .operator import Lowering, Operator
 from .rotary_layout import Recipe
 
 SCHEMA = (
-    "(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved, int width, bool conjugate, int? seq_start, "
-    "ScalarType out_dtype) -> (Tensor, Tensor)"
+    "(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved, int width, bool conjugate, "
+    "int? seq_start, ScalarType out_dtype) -> (Tensor, Tensor)"
 )
 
 

@@ -230,7 +230,7 @@ DOUBLE = (Spelling(p3, unit_double, fp64=True), Spelling(p3_double, unit_double,
 
 @dataclass(frozen=True)
 class Example:
-    """What a spelling is called with, and what it computes: exact in float64, original as eager torch does."""
+    """What a spelling is called with, and what it gives: exact in float64, original in eager torch."""
 
     args: tuple[Tensor, ...]
     original: Tensor

@@ -1,4 +1,4 @@
-"""q,k norm and rotation as one operator: spellings, streams side by side, roundings, and what is left alone."""
+"""q,k norm and rotation as one operator: spellings, streams side by side, and what is left alone."""
 
 from __future__ import annotations
 
@@ -91,6 +91,9 @@ PER_HEAD = (
 )
 
 
+OVER_ALL = (Spelling(p2, doubled), Spelling(p8, split, interleaved=False, flat=True))
+
+
 @pytest.mark.parametrize("dtype", [F16, F32], ids=str)
 @pytest.mark.parametrize("norm", [r1, r2], ids=["R1", "R2"])
 @pytest.mark.parametrize("spelling", PER_HEAD, ids=lambda s: s.name)
@@ -113,10 +116,9 @@ def test_per_head(spelling: Spelling, norm: Norm, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("norm", [r1, r2], ids=["R1", "R2"])
-@pytest.mark.parametrize("spelling", [Spelling(p2, doubled), Spelling(p8, split, interleaved=False, flat=True)],
-                         ids=lambda s: s.name)  # fmt: skip
+@pytest.mark.parametrize("spelling", OVER_ALL, ids=lambda s: s.name)
 def test_over_all_heads(spelling: Spelling, norm: Norm) -> None:
-    """Wan's norm runs over all heads of a token before they are split; LTX-2's rotation splits them itself."""
+    """Wan's norm runs over all heads before they are split; LTX-2's rotation splits them itself."""
     x, weight, theta = draw(2, 7, HEADS * SIZE, dtype=F16), weight_of(HEADS * SIZE, F16, 2), angles(7)
     tables = spelling.tables(theta, (2, 7, HEADS, SIZE), F16)
 
@@ -137,7 +139,9 @@ def streams(dtype: torch.dtype) -> list[Tensor]:
     return made + [weight_of(SIZE, dtype, 10 + i) for i in range(4)]
 
 
-def check_streams(seen: Rewritten, original: tuple[Tensor, Tensor], theta: Tensor, given: list[Tensor]) -> None:
+def check_streams(
+    seen: Rewritten, original: tuple[Tensor, Tensor], theta: Tensor, given: list[Tensor]
+) -> None:
     entry = seen.only()
     assert (entry.idiom, entry.outcome) == ("qk_norm_rotary", "rewritten")
     assert entry.parameters["streams"] == 2
