@@ -18,6 +18,7 @@ from torch._inductor.pattern_matcher import stable_topological_sort
 
 from . import ledger as ledgers
 from .graph import keep, provenance
+from .graph.biases import absorb_biases
 from .graph.builder import fake_mode_of
 from .graph.rewriter import RewriteError, Rewriter, is_convex
 from .idioms import (
@@ -149,6 +150,8 @@ class Pipeline(CustomGraphPass):
             session.carry_out(rewriter, idiom, site, choice)
         if in_channels_last:
             layout.settle_norms(graph, fake_mode)
+        if self.target.is_gpu and rewriter.count:
+            absorb_biases(graph, fake_mode)
         return rewriter.count > 0
 
 

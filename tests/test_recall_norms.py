@@ -22,21 +22,28 @@ class Enough(Exception):
 
 
 def ledgers_of(zoo: Case, model: torch.nn.Module, options: dict[str, Any]) -> list[Ledger]:
-    """The passes over every graph of one call, which runs in eager mode."""
-    found: list[Ledger] = []
+    """The ledger of every graph that one call runs, as often as it runs it; the graphs run in eager mode."""
+    compiled: list[Ledger] = []
+    executed: list[Ledger] = []
 
     def keep(ledger: Ledger) -> None:
-        found.append(ledger)
+        compiled.append(ledger)
         raise Enough
 
     def backend(gm: fx.GraphModule, inputs: Any) -> Any:
-        before = len(found)
+        before = len(compiled)
         try:
             rocm_diffusion(gm, inputs, options=options, listener=keep, caches=False)
         except Exception:
-            if len(found) == before:
+            if len(compiled) == before:
                 raise
-        return gm.forward
+        mine = compiled[before:]
+
+        def run(*values: Any) -> Any:
+            executed.extend(mine)
+            return gm.forward(*values)
+
+        return run
 
     args, kwargs = zoo.inputs(model)
     if zoo.warm_up:
@@ -44,7 +51,7 @@ def ledgers_of(zoo: Case, model: torch.nn.Module, options: dict[str, Any]) -> li
     torch._dynamo.reset()
     with torch.no_grad():
         torch.compile(zoo.function(model), backend=backend)(*args, **kwargs)
-    return found
+    return executed
 
 
 def norms_in(ledgers: list[Ledger]) -> Counter[str]:
@@ -64,7 +71,9 @@ def test_every_norm_has_an_entry(name: str, dtype: torch.dtype) -> None:
     for select in ("off", "always"):
         ledgers = ledgers_of(zoo, model, {"select": select})
         assert norms_in(ledgers) == expected, select
-        refused = [e for g in ledgers for e in g.entries if e.outcome == "refused" and set(e.covers) & set(NORMS)]
+        refused = [
+            e for g in ledgers for e in g.entries if e.outcome == "refused" and set(e.covers) & set(NORMS)
+        ]
         assert not refused, [str(e) for e in refused]
 
 

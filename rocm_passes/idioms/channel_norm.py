@@ -111,7 +111,9 @@ def _mean(divisor: object, nodes: set[fx.Node]) -> tuple[fx.Node, str, float] | 
 
 
 def _under_root(node: object) -> object:
-    if n.is_call(node, aten.sqrt.default) or (n.is_call(node, aten.pow.Tensor_Scalar) and node.args[1] == 0.5):
+    if n.is_call(node, aten.sqrt.default) or (
+        n.is_call(node, aten.pow.Tensor_Scalar) and node.args[1] == 0.5
+    ):
         return node.args[0]
     return None
 
@@ -204,7 +206,11 @@ def _found(norm: ChannelNorm) -> Found:
     last, silu = silu_after(before_silu, norm.nodes)
     last = final_cast(last, norm.nodes)
     parameters["silu"] = silu
-    if n.dtype(x) not in n.FLOATING or n.dtype(norm.given) not in n.FLOATING or n.dtype(last) not in n.FLOATING:
+    if (
+        n.dtype(x) not in n.FLOATING
+        or n.dtype(norm.given) not in n.FLOATING
+        or n.dtype(last) not in n.FLOATING
+    ):
         reason = f"it computes in {n.dtype(norm.given)} and gives {n.dtype(last)}"
         return NearMiss(norm.anchor, reason, COVERS, parameters)
     outside = escapes(frozenset(norm.nodes), (last,))
@@ -214,6 +220,7 @@ def _found(norm: ChannelNorm) -> Found:
     low = n.dtype(before_silu) in n.LOW_PRECISION
     arguments = {
         "x": x,
+        "x_bias": None,
         "gamma": norm.gamma,
         "bias": norm.bias,
         "form": norm.form,

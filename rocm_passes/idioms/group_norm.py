@@ -64,6 +64,7 @@ def _found(node: fx.Node) -> Found:
         return NearMiss(node, reason, COVERS, parameters)
     arguments = {
         "x": x,
+        "x_bias": None,
         "groups": groups,
         "weight": n.through_widening(weight),
         "bias": n.through_widening(bias),
@@ -85,7 +86,9 @@ def _spatial(normed: fx.Node, nodes: set[fx.Node]) -> tuple[fx.Node | None, fx.N
         return None, None, normed
     multiplier = next((o for v, o in n.operands(product) if v is normed), None)
     total = n.only_user(product)
-    if not _same_size(multiplier, normed) or not (n.is_call(total, aten.add.Tensor) and n.alpha_is_one(total)):
+    if not _same_size(multiplier, normed) or not (
+        n.is_call(total, aten.add.Tensor) and n.alpha_is_one(total)
+    ):
         return None, None, normed
     addend = next((o for v, o in n.operands(total) if v is product), None)
     if not _same_size(addend, normed) or multiplier is normed:

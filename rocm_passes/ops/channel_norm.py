@@ -1,8 +1,8 @@
 """RMSNorm over the channels (dim 1) of images and videos, with SiLU.
 
-    "l2":   n = x / max(||x||_2, eps)          F.normalize(x, dim=1): the VAEs of Wan, Qwen-Image, Hunyuan 1.5
-    "mean": n = x / sqrt(mean(x^2) + eps)      LTX-2's VAE
-    y = silu?(n * scale * gamma + bias)
+"l2":   n = x / max(||x||_2, eps)          F.normalize(x, dim=1): the VAEs of Wan, Qwen-Image, Hunyuan 1.5
+"mean": n = x / sqrt(mean(x^2) + eps)      LTX-2's VAE
+y = silu?(n * scale * gamma + bias)
 """
 
 from __future__ import annotations
@@ -14,18 +14,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..target import Target, needs_import, needs_triton
-from .group_norm import vae_norm_pays
+from .group_norm import vae_norm_pays, with_bias
 from .operator import Lowering, Operator, Verdict
 from .strides import settled
 
 SCHEMA = (
-    "(Tensor x, Tensor? gamma, Tensor? bias, str form, float eps, float scale, bool silu, "
+    "(Tensor x, Tensor? x_bias, Tensor? gamma, Tensor? bias, str form, float eps, float scale, bool silu, "
     "ScalarType? round_to, bool rounds_between, ScalarType out_dtype) -> Tensor"
 )
 
 
 def reference(
     x: Tensor,
+    x_bias: Tensor | None,
     gamma: Tensor | None,
     bias: Tensor | None,
     form: str,
@@ -39,12 +40,13 @@ def reference(
     """Plain torch, in fp32 (fp64 for fp64 input).
 
     x: [N, C, *spatial], any float dtype and strides. gamma, bias: C elements along dim 1, any float dtype.
+    x_bias: added to x before the norm, unrounded; None, or the bias of the convolution that made x.
     round_to: n is rounded to this dtype before scale and gamma, or None.
     rounds_between: the graph also rounds after them; lowerings say in their notes that they do not.
     Returns out_dtype in x's strides where x is dense, else in those of `torch.empty_like(x)`.
     """
     compute = torch.float64 if x.dtype is torch.float64 else torch.float32
-    wide = x.to(compute)
+    wide = with_bias(x, x_bias, compute)
     if form == "l2":
         y = F.normalize(wide, dim=1, eps=eps)
     else:
@@ -64,6 +66,7 @@ def reference(
 
 def fake(
     x: Tensor,
+    x_bias: Tensor | None,
     gamma: Tensor | None,
     bias: Tensor | None,
     form: str,
@@ -79,6 +82,7 @@ def fake(
 
 def _triton(
     x: Tensor,
+    x_bias: Tensor | None,
     gamma: Tensor | None,
     bias: Tensor | None,
     form: Any,
@@ -101,6 +105,7 @@ def _triton(
         silu=silu,
         round_before_weight=round_to is not None,
         out_dtype=out_dtype,
+        x_bias=x_bias,
     )
 
 

@@ -163,7 +163,9 @@ def _triton_pays(
     modulated = rest["scale0"] is not None
     if kind == "layer" and (modulated or branch is not None):
         return Verdict(True, f"one pass over memory for Inductor's two or more ({where})")
-    return Verdict(False, f"an RMSNorm with what stands round it is no faster than Inductor's own code ({where})")
+    return Verdict(
+        False, f"an RMSNorm with what stands round it is no faster than Inductor's own code ({where})"
+    )
 
 
 #: Rows from which on a chain was measured to pay.
@@ -218,7 +220,8 @@ def _aiter_note(target: Target, x: Tensor, round_to: torch.dtype | None, **_: An
 def _aiter_pays(target: Target, x: Tensor, **_: Any) -> Verdict:
     if isinstance(x.shape[-1], int) and x.shape[-1] >= MIN_WIDTH:
         return Verdict(
-            True, "rule from results published for MI300-class GPUs (sglang#24360); not measured on this machine"
+            True,
+            "rule from results published for MI300-class GPUs (sglang#24360); not measured on this machine",
         )
     return Verdict(False, "at a small hidden size Inductor is the faster one (TensorRT-LLM#11798)")
 

@@ -19,13 +19,14 @@ from .operator import Lowering, Operator, Verdict
 from .strides import settled
 
 SCHEMA = (
-    "(Tensor x, int groups, Tensor? weight, Tensor? bias, float eps, bool silu, Tensor? multiplier, "
+    "(Tensor x, Tensor? x_bias, int groups, Tensor? weight, Tensor? bias, float eps, bool silu, Tensor? multiplier, "
     "Tensor? addend, bool rounds_between, ScalarType out_dtype) -> Tensor"
 )
 
 
 def reference(
     x: Tensor,
+    x_bias: Tensor | None,
     groups: int,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -39,13 +40,14 @@ def reference(
     """Plain torch, in fp32 (fp64 for fp64 input), rounded once.
 
     x: [N, C, *spatial], any float dtype and strides. weight, bias: [C]. multiplier, addend: broadcast to x.
+    x_bias: added to x before the norm, unrounded; None, or the bias of the convolution that made x.
     rounds_between: the graph rounds between these steps; lowerings say in their notes that they do not.
     Returns out_dtype in x's strides where x is dense, else in those of `torch.empty_like(x)`.
     """
     compute = torch.float64 if x.dtype is torch.float64 else torch.float32
     weight, bias = (None if t is None else t.to(compute) for t in (weight, bias))
     # From a contiguous copy: on a CPU, torch's channels-last GroupNorm loses a large mean's digits.
-    y = F.group_norm(x.to(compute).contiguous(), groups, weight, bias, eps)
+    y = F.group_norm(with_bias(x, x_bias, compute).contiguous(), groups, weight, bias, eps)
     if multiplier is not None:
         y = y * multiplier.to(compute)
     if addend is not None:
@@ -55,8 +57,14 @@ def reference(
     return torch.empty_like(settled(x), dtype=out_dtype).copy_(y)
 
 
+def with_bias(x: Tensor, x_bias: Tensor | None, compute: torch.dtype) -> Tensor:
+    wide = x.to(compute)
+    return wide if x_bias is None else wide + x_bias.to(compute).reshape(-1, *[1] * (x.dim() - 2))
+
+
 def fake(
     x: Tensor,
+    x_bias: Tensor | None,
     groups: int,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -72,6 +80,7 @@ def fake(
 
 def _triton(
     x: Tensor,
+    x_bias: Tensor | None,
     groups: int,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -85,7 +94,16 @@ def _triton(
     from ..kernels.triton import group_norm
 
     return group_norm.group_norm(
-        settled(x), groups, weight, bias, eps, silu=silu, multiplier=multiplier, addend=addend, out_dtype=out_dtype
+        settled(x),
+        groups,
+        weight,
+        bias,
+        eps,
+        silu=silu,
+        multiplier=multiplier,
+        addend=addend,
+        out_dtype=out_dtype,
+        x_bias=x_bias,
     )
 
 
@@ -109,13 +127,16 @@ def vae_norm_pays(target: Target, x: Tensor, least: int) -> Verdict:
     if not isinstance(size, int):
         return Verdict(False, "its size is not known at compile time")
     if size < least:
-        return Verdict(False, f"at {size} elements Inductor's own code is about as fast (measured on an H200)")
+        return Verdict(
+            False, f"at {size} elements Inductor's own code is about as fast (measured on an H200)"
+        )
     where = "measured on an H200" if target.vendor == "nvidia" else "measured on an H200, not on this machine"
     return Verdict(True, f"fewer passes over {size} elements than Inductor's code ({where})")
 
 
 def _aiter(
     x: Tensor,
+    x_bias: Tensor | None,
     groups: int,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -133,6 +154,7 @@ def _aiter(
 
 def _aiter_refuses(
     x: Tensor,
+    x_bias: Tensor | None,
     groups: int,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -145,7 +167,7 @@ def _aiter_refuses(
 ) -> str | None:
     from ..kernels.aiter import group_norm
 
-    if silu or multiplier is not None or addend is not None:
+    if x_bias is not None or silu or multiplier is not None or addend is not None:
         return "aiter's GroupNorm has nothing after the norm: SiLU, multiplier or addend"
     if out_dtype is not x.dtype:
         return f"the result is {out_dtype} and x is {x.dtype}; aiter returns x's dtype"

@@ -30,9 +30,7 @@ def reference(
     return F.layer_norm(x.to(compute), x.shape[-1:], weight, bias, eps).to(out_dtype).contiguous()
 
 
-def fake(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out_dtype: torch.dtype
-) -> Tensor:
+def fake(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out_dtype: torch.dtype) -> Tensor:
     return torch.empty(x.shape, dtype=out_dtype, device=x.device)
 
 
@@ -90,7 +88,9 @@ def _aiter_note(target: Target, x: Tensor, **_: Any) -> str | None:
 
 
 def _aiter_pays(target: Target, **_: Any) -> Verdict:
-    return Verdict(False, "nothing is published of aiter's LayerNorm against Inductor, and it was not measured")
+    return Verdict(
+        False, "nothing is published of aiter's LayerNorm against Inductor, and it was not measured"
+    )
 
 
 OPERATOR = Operator(

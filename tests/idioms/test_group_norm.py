@@ -61,7 +61,11 @@ def test_spatial_norm() -> None:
     def spatial(x: Tensor, w: Tensor, b: Tensor, y: Tensor, a: Tensor) -> Tensor:
         return F.silu(F.group_norm(x, 4, w, b, 1e-6) * y + a)
 
-    args = (*drawn(1, C, 2, 3, 4, dtype=BF16), draw(1, C, 2, 3, 4, dtype=BF16, seed=3), draw(1, C, 2, 3, 4, dtype=BF16))
+    args = (
+        *drawn(1, C, 2, 3, 4, dtype=BF16),
+        draw(1, C, 2, 3, 4, dtype=BF16, seed=3),
+        draw(1, C, 2, 3, 4, dtype=BF16),
+    )
     seen = check(spatial, *args)
     assert outcomes(seen) == [("group_norm", "rewritten")]
     assert seen.only().parameters["spatial"] is True

@@ -296,4 +296,8 @@ def test_off_reports_the_parts_and_what_was_considered() -> None:
     seen = rewrite(block, *stream(), *tables("scale"), options={"select": "off"})
     site = seen.only()
     assert (site.idiom, site.outcome, dict(site.covers)) == ("layer_norm", "kept", {"layer_norm": 1})
-    assert [c.split(":")[0] for c in site.considered] == ["residual_norm_modulate", "residual_norm", "norm_modulate"]
+    assert [c.split(":")[0] for c in site.considered] == [
+        "residual_norm_modulate",
+        "residual_norm",
+        "norm_modulate",
+    ]

@@ -212,3 +212,19 @@ def test_isa_examples_name_every_argument() -> None:
         assert set(example.signature) == set(example.kernel.arg_names)
         constexprs = {name for name, kind in example.signature.items() if kind == "constexpr"}
         assert constexprs == set(example.constexprs)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_x_bias(dtype: torch.dtype, layout: torch.memory_format) -> None:
+    """The bias of the convolution before it, added unrounded."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 20, 5, 7, generator=generator).to(dtype).to(memory_format=layout)
+    bias = torch.randn(20, generator=generator).to(dtype) * 3
+    y = channel_norm(x, x_bias=bias, silu=True)
+    shifted = x.double() + bias.double()[:, None, None]
+    exact = torch.nn.functional.silu(torch.nn.functional.normalize(shifted, dim=1))
+    # Triton's interpreter truncates to bfloat16: a whole unit in the last place.
+    rtol = {torch.float32: 2e-6, torch.bfloat16: 2**-7}[dtype]
+    torch.testing.assert_close(y.double(), exact, rtol=rtol, atol=rtol)
+    assert y.stride() == x.stride()

@@ -45,11 +45,12 @@ MAX_CHANNELS = 65536
 
 @triton.jit
 def channel_norm_kernel(
-    x_ptr, gamma_ptr, bias_ptr, out_ptr,
+    x_ptr, x_bias_ptr, gamma_ptr, bias_ptr, out_ptr,
     pixels, blocks_per_outer, outer_stride, pixel_stride, channel_stride,
     C: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, PIXELS: tl.constexpr, RESIDENT: tl.constexpr,
     FORM: tl.constexpr, EPS: tl.constexpr, SCALE: tl.constexpr, HAS_GAMMA: tl.constexpr,
-    HAS_BIAS: tl.constexpr, ROUND_NORM: tl.constexpr, SILU: tl.constexpr, WIDE: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_X_BIAS: tl.constexpr, ROUND_NORM: tl.constexpr, SILU: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """PIXELS pixels, all C channels in CHUNKS tiles [CHUNK, PIXELS]; read twice unless RESIDENT."""
     EVEN: tl.constexpr = C % CHUNK == 0
@@ -73,14 +74,14 @@ def channel_norm_kernel(
             ptrs = x_ptr + offsets[None, :] + channel[:, None] * channel_stride
             tiles = tiles + (tl.load(ptrs, mask=inside, other=0.0),)
         for k in tl.static_range(CHUNKS):
-            v = tiles[k].to(tl.float32)
+            v = _biased(tiles[k], x_bias_ptr, _channels(k, CHUNK, WIDE), C, HAS_X_BIAS)
             square += v * v
     else:
         for k in range(CHUNKS):
             channel = _channels(k, CHUNK, WIDE)
             inside = pixel_mask if EVEN else pixel_mask & (channel < C)[:, None]
             ptrs = x_ptr + offsets[None, :] + channel[:, None] * channel_stride
-            v = tl.load(ptrs, mask=inside, other=0.0).to(tl.float32)
+            v = _biased(tl.load(ptrs, mask=inside, other=0.0), x_bias_ptr, channel, C, HAS_X_BIAS)
             square += v * v
     total = tl.sum(square, 0)
     if FORM == "mean":
@@ -92,8 +93,8 @@ def channel_norm_kernel(
     if RESIDENT:
         for k in tl.static_range(CHUNKS):
             channel = _channels(k, CHUNK, WIDE)
-            y = _finish(tiles[k], factor, gamma_ptr, bias_ptr, channel, dtype, C, EVEN, SCALE, HAS_GAMMA,
-                        HAS_BIAS, ROUND_NORM, SILU)  # fmt: skip
+            y = _finish(tiles[k], x_bias_ptr, factor, gamma_ptr, bias_ptr, channel, dtype, C, EVEN, SCALE, HAS_GAMMA,
+                        HAS_BIAS, HAS_X_BIAS, ROUND_NORM, SILU)  # fmt: skip
             inside = pixel_mask if EVEN else pixel_mask & (channel < C)[:, None]
             ptrs = out_ptr + offsets[None, :] + channel[:, None] * channel_stride
             tl.store(ptrs, y, mask=inside)
@@ -103,8 +104,8 @@ def channel_norm_kernel(
             inside = pixel_mask if EVEN else pixel_mask & (channel < C)[:, None]
             at = offsets[None, :] + channel[:, None] * channel_stride
             x = tl.load(x_ptr + at, mask=inside, other=0.0)
-            y = _finish(x, factor, gamma_ptr, bias_ptr, channel, dtype, C, EVEN, SCALE, HAS_GAMMA,
-                        HAS_BIAS, ROUND_NORM, SILU)  # fmt: skip
+            y = _finish(x, x_bias_ptr, factor, gamma_ptr, bias_ptr, channel, dtype, C, EVEN, SCALE, HAS_GAMMA,
+                        HAS_BIAS, HAS_X_BIAS, ROUND_NORM, SILU)  # fmt: skip
             tl.store(out_ptr + at, y, mask=inside)
 
 
@@ -118,13 +119,22 @@ def _channels(k, CHUNK: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
+def _biased(x, x_bias_ptr, channel, C: tl.constexpr, HAS_X_BIAS: tl.constexpr):
+    """x + x_bias of a [CHUNK, PIXELS] tile in fp32; outside the channels both are zero."""
+    v = x.to(tl.float32)
+    if HAS_X_BIAS:
+        v += tl.load(x_bias_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)[:, None]
+    return v
+
+
+@triton.jit
 def _finish(
-    x, factor, gamma_ptr, bias_ptr, channel, dtype: tl.constexpr, C: tl.constexpr, EVEN: tl.constexpr,
-    SCALE: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BIAS: tl.constexpr, ROUND_NORM: tl.constexpr,
-    SILU: tl.constexpr,
+    x, x_bias_ptr, factor, gamma_ptr, bias_ptr, channel, dtype: tl.constexpr, C: tl.constexpr, EVEN: tl.constexpr,
+    SCALE: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_X_BIAS: tl.constexpr,
+    ROUND_NORM: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """silu?(x * factor * scale * gamma + bias) of a [CHUNK, PIXELS] tile, in the output's dtype."""
-    n = x.to(tl.float32) * factor
+    n = _biased(x, x_bias_ptr, channel, C, HAS_X_BIAS) * factor
     if ROUND_NORM:
         n = n.to(x.dtype).to(tl.float32)
     weight = tl.full(channel.shape, SCALE, tl.float32)
@@ -172,6 +182,7 @@ def channel_norm(
     silu: bool = False,
     round_before_weight: bool = False,
     out_dtype: torch.dtype | None = None,
+    x_bias: Tensor | None = None,
     tile: ChannelTile | None = None,
 ) -> Tensor:
     """Normalise over dim 1 of `x` ([N, C, *spatial], float32/float16/bfloat16), computed in fp32, rounded
@@ -179,6 +190,7 @@ def channel_norm(
 
     gamma, bias: C elements in any shape along dim 1 ([C], [C,1,1], [1,C,1,1,1]) or one, any float dtype.
     scale: sqrt(C) in Wan's spelling.
+    x_bias: added to x before the norm, unrounded; the bias of the convolution that made x, like gamma.
     round_before_weight: n is rounded to x's dtype before scale and gamma (F.normalize in fp32, then cast).
     Returns [N, C, *spatial] in x's strides (in the strides of `empty_like` where x is not dense).
     Raises TypeError on dtypes, ValueError on shapes and on an unknown form.
@@ -192,17 +204,19 @@ def channel_norm(
     if channels > MAX_CHANNELS:
         raise ValueError(f"{channels} channels; at most {MAX_CHANNELS} are taken")
     gamma, bias = _per_channel("gamma", gamma, channels), _per_channel("bias", bias, channels)
+    x_bias = _per_channel("x_bias", x_bias, channels)
     if x.numel() == 0:
         return torch.empty_like(x, dtype=out_dtype or x.dtype)
     view = dense_view(x)
     out = torch.empty_like(view.tensor, dtype=out_dtype or x.dtype)
     check_dtype("out", out)
-    _launch(view, gamma, bias, out, form, eps, scale, silu, round_before_weight, tile)
+    _launch(view, x_bias, gamma, bias, out, form, eps, scale, silu, round_before_weight, tile)
     return out
 
 
 def _launch(
     view: DenseView,
+    x_bias: Tensor | None,
     gamma: Tensor | None,
     bias: Tensor | None,
     out: Tensor,
@@ -222,6 +236,7 @@ def _launch(
     with device_guard(view.tensor):
         channel_norm_kernel[(outer * blocks,)](
             view.tensor,
+            view.tensor if x_bias is None else x_bias,
             view.tensor if gamma is None else gamma,
             view.tensor if bias is None else bias,
             out,
@@ -240,6 +255,7 @@ def _launch(
             SCALE=float(scale),
             HAS_GAMMA=gamma is not None,
             HAS_BIAS=bias is not None,
+            HAS_X_BIAS=x_bias is not None,
             ROUND_NORM=round_before_weight,
             SILU=silu,
             WIDE=view.tensor.numel() + tile.pixels * view.channels > INT32_MAX,
@@ -271,7 +287,9 @@ def isa_examples() -> list[IsaExample]:
                     isa_example(
                         channel_norm_kernel,
                         f"channel norm + SiLU, C {channels}, {layout}, {dtype}",
-                        dict.fromkeys(("x_ptr", "gamma_ptr", "bias_ptr", "out_ptr"), f"*{dtype}"),
+                        dict.fromkeys(
+                            ("x_ptr", "x_bias_ptr", "gamma_ptr", "bias_ptr", "out_ptr"), f"*{dtype}"
+                        ),
                         {
                             "C": channels,
                             "CHUNK": tile.chunk,
@@ -283,6 +301,7 @@ def isa_examples() -> list[IsaExample]:
                             "SCALE": channels**0.5,
                             "HAS_GAMMA": True,
                             "HAS_BIAS": False,
+                            "HAS_X_BIAS": True,
                             "ROUND_NORM": True,
                             "SILU": True,
                             "WIDE": False,

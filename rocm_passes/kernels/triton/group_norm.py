@@ -77,11 +77,13 @@ def group_norm(
     multiplier: Tensor | None = None,
     addend: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    x_bias: Tensor | None = None,
     tile: GroupTile | None = None,
 ) -> Tensor:
     """GroupNorm of `x` ([N, C, *spatial], float32/float16/bfloat16) in fp32, rounded once.
 
-    weight, bias: [C], any float dtype. multiplier, addend: any float dtype, broadcastable to x (copied where
+    weight, bias: [C], any float dtype. x_bias: [C], added to x before the norm, unrounded: the bias of the
+    convolution that made x. multiplier, addend: any float dtype, broadcastable to x (copied where
     they do not lie in memory as x does). Returns `out_dtype` (x's by default) in x's strides.
     Raises TypeError on dtypes, ValueError on shapes.
     """
@@ -92,6 +94,7 @@ def group_norm(
     if groups < 1 or channels % groups:
         raise ValueError(f"{channels} channels do not divide into {groups} groups")
     weight, bias = _per_channel("weight", weight, channels), _per_channel("bias", bias, channels)
+    x_bias = _per_channel("x_bias", x_bias, channels)
     if x.numel() == 0:
         return torch.empty_like(x, dtype=out_dtype or x.dtype)
     view = dense_view(x)
@@ -102,18 +105,20 @@ def group_norm(
         return out.copy_(
             group_norm(
                 x.contiguous(), groups, weight, bias, eps,
-                silu=silu, multiplier=multiplier, addend=addend, out_dtype=out_dtype, tile=tile,
+                silu=silu, multiplier=multiplier, addend=addend, out_dtype=out_dtype, x_bias=x_bias,
+                tile=tile,
             )
         )  # fmt: skip
     multiplier, addend = (_like("multiplier", multiplier, view), _like("addend", addend, view))
     out = torch.empty_like(view.tensor, dtype=out_dtype or x.dtype)
     check_dtype("out", out)
-    _launch(view, groups, weight, bias, eps, silu, multiplier, addend, out, tile)
+    _launch(view, x_bias, groups, weight, bias, eps, silu, multiplier, addend, out, tile)
     return out
 
 
 def _launch(
     view: DenseView,
+    x_bias: Tensor | None,
     groups: int,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -141,18 +146,20 @@ def _launch(
     num_warps = launch_warps(tile.num_warps, x)
     with device_guard(x):
         group_norm_partials_kernel[(samples * splits * channel_blocks,)](
-            x, *partials.unbind(), pixels, per_split, splits, channel_blocks, *strides,
-            C=channels, CHANNELS=tile.channels, PIXELS=tile.pixels, WIDE=wide, num_warps=num_warps,
+            x, x if x_bias is None else x_bias, *partials.unbind(), pixels, per_split, splits, channel_blocks, *strides,
+            C=channels, CHANNELS=tile.channels, PIXELS=tile.pixels,
+            HAS_X_BIAS=x_bias is not None, WIDE=wide, num_warps=num_warps,
         )  # fmt: skip
         group_norm_combine_kernel[(samples * groups,)](
             *partials.unbind(), *statistics.unbind(), pixels, per_split, splits,
             C=channels, GROUPS=groups, EPS=float(eps), BLOCK=_COMBINE_BLOCK, num_warps=launch_warps(4, x),
         )  # fmt: skip
         group_norm_apply_kernel[(samples * pixel_blocks * channel_blocks,)](
-            x, *statistics.unbind(), *(x if t is None else t for t in (weight, bias, multiplier, addend)),
+            x, x if x_bias is None else x_bias, *statistics.unbind(),
+            *(x if t is None else t for t in (weight, bias, multiplier, addend)),
             out, pixels, pixel_blocks, channel_blocks, *strides,
             C=channels, GROUPS=groups, CHANNELS=tile.channels, PIXELS=tile.pixels,
-            HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
+            HAS_X_BIAS=x_bias is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
             HAS_MULTIPLIER=multiplier is not None, HAS_ADDEND=addend is not None,
             SILU=silu, WIDE=wide, num_warps=num_warps,
         )  # fmt: skip
@@ -192,14 +199,21 @@ def isa_examples() -> list[IsaExample]:
         tile = choose_tile(1, channels, pixels, channels_last)
         layout = "channels-last" if channels_last else "contiguous"
         unit = {("channel_stride" if channels_last else "pixel_stride"): 1}
-        shape = {"C": channels, "CHANNELS": tile.channels, "PIXELS": tile.pixels, "WIDE": False} | unit
+        shape = {
+            "C": channels,
+            "CHANNELS": tile.channels,
+            "PIXELS": tile.pixels,
+            "WIDE": False,
+            "HAS_X_BIAS": True,
+        } | unit
         flags = dict.fromkeys(("HAS_MULTIPLIER", "HAS_ADDEND"), False)
         flags |= dict.fromkeys(("HAS_WEIGHT", "HAS_BIAS", "SILU"), True)
         examples += [
             isa_example(
                 group_norm_partials_kernel,
                 f"group norm partials, C 128, {layout}, bf16",
-                {"x_ptr": "*bf16"} | dict.fromkeys(("shift_ptr", "drift_ptr", "spread_ptr"), "*fp32"),
+                {"x_ptr": "*bf16", "x_bias_ptr": "*bf16"}
+                | dict.fromkeys(("shift_ptr", "drift_ptr", "spread_ptr"), "*fp32"),
                 shape,
                 tile.num_warps,
             ),

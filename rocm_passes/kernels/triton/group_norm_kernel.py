@@ -14,9 +14,10 @@ from rocm_passes.kernels.triton.common import exact_rsqrt, silu
 
 @triton.jit
 def group_norm_partials_kernel(
-    x_ptr, shift_ptr, drift_ptr, spread_ptr, pixels, pixels_per_split, splits, channel_blocks,
+    x_ptr, x_bias_ptr, shift_ptr, drift_ptr, spread_ptr, pixels, pixels_per_split, splits, channel_blocks,
     sample_stride, pixel_stride, channel_stride,
-    C: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, WIDE: tl.constexpr,
+    C: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, HAS_X_BIAS: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
     """Mean (as shift + drift) and squared differences from it, per channel of one split: [N, splits, C] each.
 
@@ -58,7 +59,10 @@ def group_norm_partials_kernel(
     drift = tl.sum(total, 1) / count
     spread = tl.sum(square, 1) - drift * drift * count
     at = (sample * splits + split).to(tl.int64) * C + channel
-    tl.store(shift_ptr + at, tl.sum(shift, 1), mask=channel < C)
+    mean = tl.sum(shift, 1)
+    if HAS_X_BIAS:
+        mean += tl.load(x_bias_ptr + channel, mask=channel < C, other=0.0).to(tl.float32)
+    tl.store(shift_ptr + at, mean, mask=channel < C)
     tl.store(drift_ptr + at, drift, mask=channel < C)
     # Rounding can leave a constant split slightly below zero; NaN must pass.
     tl.store(spread_ptr + at, tl.maximum(spread, 0.0, propagate_nan=tl.PropagateNan.ALL), mask=channel < C)
@@ -108,11 +112,11 @@ def group_norm_combine_kernel(
 
 @triton.jit
 def group_norm_apply_kernel(
-    x_ptr, shift_ptr, drift_ptr, rstd_ptr, weight_ptr, bias_ptr, multiplier_ptr, addend_ptr, out_ptr,
+    x_ptr, x_bias_ptr, shift_ptr, drift_ptr, rstd_ptr, weight_ptr, bias_ptr, multiplier_ptr, addend_ptr, out_ptr,
     pixels, pixel_blocks, channel_blocks, sample_stride, pixel_stride, channel_stride,
     C: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MULTIPLIER: tl.constexpr, HAS_ADDEND: tl.constexpr,
-    SILU: tl.constexpr, WIDE: tl.constexpr,
+    HAS_X_BIAS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MULTIPLIER: tl.constexpr,
+    HAS_ADDEND: tl.constexpr, SILU: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """silu?(((x - mean) * rstd * weight + bias) * multiplier + addend) of one tile, last tile first.
 
@@ -138,6 +142,8 @@ def group_norm_apply_kernel(
     at = channel[:, None] * channel_stride + pixel[None, :] * pixel_stride
 
     x = tl.load(x_ptr + base + at, mask=inside, other=0.0).to(tl.float32)
+    if HAS_X_BIAS:
+        x += tl.load(x_bias_ptr + channel, mask=channel_mask, other=0.0).to(tl.float32)[:, None]
     group = sample * GROUPS + channel // (C // GROUPS)
     shift = tl.load(shift_ptr + group, mask=channel_mask, other=0.0)
     drift = tl.load(drift_ptr + group, mask=channel_mask, other=0.0)
