@@ -126,7 +126,8 @@ def _triton_note(target: Target, rounds_between: bool, **_: Any) -> str | None:
 
 
 def _triton_pays(target: Target, x: Tensor, **_: Any) -> Verdict:
-    return vae_norm_pays(target, x, 2**20)
+    # C 384 of 2 x 60 x 104: 0.63 of Inductor's time contiguous, 0.82 channels-last; smaller was not measured.
+    return vae_norm_pays(target, x, 2**22)
 
 
 OPERATOR = Operator(

@@ -1,0 +1,221 @@
+"""The norm operators: kernels through them against float64, fakes that tell the truth, refusals and rules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rocm_passes.ops import channel_norm, fused_norm, group_norm, layer_norm
+from rocm_passes.target import Target
+from tests.accuracy import assert_no_worse
+from tests.idioms.norm_cases import BF16, F16, F32, draw
+
+CPU = Target("cpu", "", "CPU", torch.__version__, None)
+H200 = Target("nvidia", "sm_90", "H200", torch.__version__, "3.6")
+MI300 = Target("amd", "gfx942", "MI300X", torch.__version__, "3.6")
+
+QUICK = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+DTYPES = st.sampled_from([BF16, F16, F32])
+
+
+def chain(x: Tensor, **changes: Any) -> dict[str, Any]:
+    """Arguments of fused_norm for a LayerNorm of x alone, with changes."""
+    arguments: dict[str, Any] = dict.fromkeys(fused_norm.PARAMETERS)
+    arguments |= {
+        "x": x,
+        "branch_norm": False,
+        "branch_eps": 0.0,
+        "sum_dtype": x.dtype,
+        "keep_sum": False,
+        "kind": "layer",
+        "eps": 1e-6,
+        "weight_offset": 0.0,
+        "scale_offset": 1.0,
+        "outputs": 1,
+        "out_dtype": x.dtype,
+        "rounds_between": False,
+    }
+    return arguments | changes
+
+
+def strided(layout: str, dtype: torch.dtype, rows: int, width: int, seed: int) -> Tensor:
+    if layout == "rows":
+        return draw(2, rows, 2 * width, dtype=dtype, seed=seed)[..., :width]
+    if layout == "columns":
+        return draw(2, rows, 2 * width, dtype=dtype, seed=seed)[..., ::2]
+    if layout == "transposed":
+        return draw(rows, 2, width, dtype=dtype, seed=seed).transpose(0, 1)
+    return draw(2, rows, width, dtype=dtype, seed=seed)
+
+
+@QUICK
+@given(
+    dtype=DTYPES,
+    layout=st.sampled_from(["dense", "rows", "columns", "transposed"]),
+    rows=st.integers(0, 5),
+    width=st.integers(1, 70),
+    eps=st.sampled_from([1e-8, 1e-6, 1e-3]),
+    kind=st.sampled_from(["layer", "rms"]),
+    gated=st.booleans(),
+    per_token=st.booleans(),
+)
+def test_the_chain_against_float64(
+    dtype: torch.dtype,
+    layout: str,
+    rows: int,
+    width: int,
+    eps: float,
+    kind: str,
+    gated: bool,
+    per_token: bool,
+) -> None:
+    x = strided(layout, dtype, rows, width, 0)
+    y = strided(layout, dtype, rows, width, 1)
+    tokens = rows if per_token else 1
+    g, s, b = (draw(2, tokens, width, dtype=dtype, seed=i) * 0.3 for i in (2, 3, 4))
+    gate = g if gated else None
+    call = chain(
+        x, branch=y, gate=gate, kind=kind, eps=eps, scale0=s, shift0=b, keep_sum=True, sum_dtype=dtype
+    )
+
+    def block(x: Tensor, y: Tensor, g: Tensor, s: Tensor, b: Tensor, sum_dtype: torch.dtype) -> list[Tensor]:
+        total = (x + (g * y if gated else y)).to(sum_dtype)
+        if kind == "layer":
+            n = F.layer_norm(total, (width,), eps=eps)
+        else:
+            n = F.rms_norm(total, (width,), None, eps)
+        return [total, n * (1 + s) + b]
+
+    found = fused_norm.OPERATOR.lowering("triton").run(*[call[p] for p in fused_norm.PARAMETERS])  # type: ignore[union-attr, misc]
+    eager = block(x, y, g, s, b, dtype)
+    true = block(*(t.double() for t in (x, y, g, s, b)), torch.float64)
+    faked = fused_norm.fake(*[call[p] for p in fused_norm.PARAMETERS])
+    for ours, theirs, exact, fake in zip(found, eager, true, faked, strict=True):
+        assert (ours.shape, ours.stride(), ours.dtype) == (fake.shape, fake.stride(), fake.dtype)
+        if rows:
+            # The norm reads the rounded sum, whose own rounding the exact one lacks; the interpreter truncates.
+            assert_no_worse(ours, theirs, exact, units=4.0)
+
+
+@QUICK
+@given(
+    dtype=DTYPES,
+    channels=st.sampled_from([4, 12, 20]),
+    size=st.integers(0, 6),
+    last=st.booleans(),
+    biased=st.booleans(),
+    form=st.sampled_from(["l2", "mean", "group"]),
+)
+def test_vae_norms_against_float64(
+    dtype: torch.dtype, channels: int, size: int, last: bool, biased: bool, form: str
+) -> None:
+    x = draw(2, channels, size, 5, dtype=dtype)
+    x = x.to(memory_format=torch.channels_last) if last else x
+    x_bias = draw(channels, dtype=dtype, seed=1) if biased else None
+    gamma = draw(channels, dtype=dtype, seed=2)
+    if form == "group":
+        call = (x, x_bias, 4, gamma, None, 1e-6, True, None, None, False, dtype)
+        operator = group_norm.OPERATOR
+    else:
+        call = (x, x_bias, gamma, None, form, 1e-6, 2.0, True, None, False, dtype)
+        operator = channel_norm.OPERATOR
+    ours = operator.lowering("triton").run(*call)  # type: ignore[union-attr, misc]
+    rounded = operator.reference(*call)
+    assert ours.shape == rounded.shape
+    assert ours.stride() == rounded.stride()
+    widened = [c.double() if isinstance(c, Tensor) else c for c in call[:-1]]
+    if size:
+        assert_no_worse(ours, rounded, operator.reference(*widened, torch.float64), units=2.0)
+
+
+def refuses(operator: Any, arguments: dict[str, Any]) -> str:
+    reason = operator.lowering("triton").refuses(**arguments)
+    assert reason is not None
+    return str(reason)
+
+
+def test_chain_refuses_rows_that_are_too_wide() -> None:
+    with torch.device("meta"):
+        x = torch.empty(2, 70000)
+    assert "at most 65536" in refuses(fused_norm.OPERATOR, chain(x))
+    arguments = {"x": x, "weight": None, "bias": None, "eps": 1e-6, "out_dtype": F32}
+    assert "at most 65536" in refuses(layer_norm.OPERATOR, arguments)
+
+
+def test_chain_refuses_another_rounding() -> None:
+    assert "rounds to torch.float16" in refuses(fused_norm.OPERATOR, chain(draw(2, 8), round_to=F16))
+
+
+@pytest.mark.parametrize("name", ["eps_tensor", "branch_eps_tensor"])
+def test_chain_refuses_an_eps_on_the_gpu(name: str) -> None:
+    with torch.device("meta"):
+        eps = torch.empty(())
+    assert "stall" in refuses(fused_norm.OPERATOR, chain(draw(2, 8), **{name: eps}))
+
+
+def test_channel_norm_refuses_another_rounding_and_too_many_channels() -> None:
+    call: dict[str, Any] = {"x": draw(1, 4, 2, 2), "round_to": F16}
+    assert "rounds to torch.float16" in refuses(channel_norm.OPERATOR, call)
+    with torch.device("meta"):
+        call = {"x": torch.empty(1, 70000, 1, 1), "round_to": None}
+    assert "at most 65536" in refuses(channel_norm.OPERATOR, call)
+
+
+def pays(operator: Any, target: Target, **arguments: Any) -> tuple[bool, str]:
+    verdict = operator.lowering("triton").pays(target, **arguments)
+    return verdict.pays, verdict.reason
+
+
+def on_meta(*shape: int) -> Tensor:
+    return torch.empty(shape, dtype=BF16, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("changes", "shape", "expected"),
+    [
+        ({"branch": True, "scale0": True}, (32760, 5120), True),
+        ({"scale0": True}, (4608, 3072), True),
+        ({"branch": True}, (4608, 3072), True),
+        ({}, (4608, 3072), False),
+        ({"branch": True, "kind": "rms"}, (32760, 5120), False),
+        ({"branch": True, "scale0": True}, (512, 3072), False),
+        ({"branch": True, "scale0": True}, (236544, 64), False),
+    ],
+    ids=str,
+)
+def test_rule_of_the_chain(changes: dict[str, Any], shape: tuple[int, ...], expected: bool) -> None:
+    x = on_meta(*shape)
+    given = {k: x if v is True else v for k, v in changes.items()}
+    assert pays(fused_norm.OPERATOR, H200, **chain(x, **given))[0] is expected
+
+
+def test_rules_say_where_they_come_from() -> None:
+    x = on_meta(32760, 5120)
+    assert "not measured on this machine" in pays(fused_norm.OPERATOR, MI300, **chain(x, branch=x))[1]
+    assert "measured on an H200" in pays(fused_norm.OPERATOR, H200, **chain(x, branch=x))[1]
+    assert pays(fused_norm.OPERATOR, CPU, **chain(x, branch=x))[0] is False
+    assert pays(layer_norm.OPERATOR, CPU)[0] is pays(layer_norm.OPERATOR, H200)[0] is False
+
+
+@pytest.mark.parametrize(
+    ("operator", "shape", "last", "expected"),
+    [
+        (group_norm.OPERATOR, (1, 128, 1024, 1024), False, True),
+        (group_norm.OPERATOR, (1, 512, 128, 128), False, False),
+        (group_norm.OPERATOR, (1, 512, 128, 128), True, True),
+        (group_norm.OPERATOR, (1, 512, 32, 32), True, False),
+        (channel_norm.OPERATOR, (1, 96, 4, 480, 832), False, True),
+        (channel_norm.OPERATOR, (1, 384, 1, 60, 104), False, False),
+    ],
+)
+def test_rule_of_the_vae_norms(operator: Any, shape: tuple[int, ...], last: bool, expected: bool) -> None:
+    x = on_meta(*shape)
+    x = x.to(memory_format=torch.channels_last) if last else x
+    assert pays(operator, H200, x=x)[0] is expected
+    assert pays(operator, CPU, x=x)[0] is False
