@@ -507,8 +507,10 @@ def _slice_scatter(node: fx.Node, known: Known) -> Value | None:
 
 def _unwritten(base: fx.Node, like: Value, args: tuple[Any, ...]) -> Value | None:
     """An empty tensor that the two lanes are about to be written into."""
-    sizes = n.shape(base)
-    if not (base.op == "call_function" and base.target in EMPTY) or not sizes:
+    sizes, source = n.shape(base), base
+    while source.op == "call_function" and source.target in n.VIEWS:
+        source = n.argument(source)
+    if not (source.op == "call_function" and source.target in EMPTY) or not sizes:
         return None
     if not n.same_shape(sizes[:-1], like.lead) or sizes[-1] != 2 * like.pairs:
         return None

@@ -8,8 +8,9 @@ Before (Wan, for q; k alike)                           After
 The streams of FLUX are joined between norm and rotation, those of Qwen-Image and HunyuanVideo behind it;
 either way the kernel writes into the joint tensor, and no cat is left.
 
-When it pays: always measured so on an H200. Inductor takes two or three passes over q and k, for the mean
-must be known before the rotation, and the rotation's halves or complex numbers make further ones.
+When it pays: where q is large enough that the host keeps ahead of the device, or a CUDA graph spares it.
+Inductor takes two or three passes over q and k, for the mean must be known before the rotation, and the
+rotation's halves or complex numbers make further ones.
 
 Refused: a norm over other channels than a head's or a token's; weights as (1 + w); streams that differ in
 where they round.
