@@ -148,10 +148,10 @@ class Pipeline(CustomGraphPass):
         in_channels_last = conv3d.IDIOM in self.idioms and layout.channels_last(graph, session.context)
         for idiom, site, choice in session.decided:
             session.carry_out(rewriter, idiom, site, choice)
+        if self.target.is_gpu and rewriter.count:
+            absorb_biases(graph)
         if in_channels_last:
             layout.settle_norms(graph, fake_mode)
-        if self.target.is_gpu and rewriter.count:
-            absorb_biases(graph, fake_mode)
         return rewriter.count > 0
 
 

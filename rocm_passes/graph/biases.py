@@ -11,39 +11,44 @@ Before                                          After
 from __future__ import annotations
 
 from torch import fx
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..ops import channel_norm, group_norm
 from . import nodes as n
-from .builder import Builder
 from .nodes import aten
 
 _X, _X_BIAS = 0, 1
 _BIAS = 2
 
 
-def absorb_biases(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
+def absorb_biases(graph: fx.Graph) -> int:
     """Move the biases into the norms that the passes have written. Returns how many."""
     moved = 0
     for operator in (channel_norm.OPERATOR, group_norm.OPERATOR):
         for norm in n.calls(graph, operator.overload):
             if norm.args[-1] == "triton" and norm.args[_X_BIAS] is None:
-                moved += _absorb(graph, fake_mode, norm)
+                moved += _absorb(norm)
     return moved
 
 
-def _absorb(graph: fx.Graph, fake_mode: FakeTensorMode, norm: fx.Node) -> bool:
-    convolution = n.arg(norm, _X)
-    if not n.is_call(convolution, aten.convolution.default) or len(convolution.users) != 1:
+def _absorb(norm: fx.Node) -> bool:
+    convolution = _convolution_behind(n.arg(norm, _X))
+    if convolution is None:
         return False
     bias = convolution.args[_BIAS]
     if bias is None or n.dtype(bias) not in n.FLOATING:
         return False
-    b = Builder(graph, fake_mode, convolution)
-    arguments = list(convolution.args)
-    arguments[_BIAS] = None
-    with graph.inserting_before(convolution):
-        plain = b(aten.convolution.default, *arguments)
-    norm.args = (plain, bias, *norm.args[_X_BIAS + 1 :])
-    graph.erase_node(convolution)
+    convolution.args = (*convolution.args[:_BIAS], None, *convolution.args[_BIAS + 1 :])
+    # The bias may be computed behind the convolution; the order is restored once all rewrites are done.
+    norm.args = (*norm.args[:_X_BIAS], bias, *norm.args[_X_BIAS + 1 :])
     return True
+
+
+def _convolution_behind(x: fx.Node) -> fx.Node | None:
+    """The convolution that x is, or whose frames [T, C, H, W] x is as one video; nothing else may read either."""
+    if n.is_call(x, aten.permute.default) and list(x.args[1]) == [0, 2, 1, 3, 4] and n.only_user(x):  # type: ignore[arg-type]
+        unsqueezed = n.arg(x, 0)
+        if n.is_call(unsqueezed, aten.unsqueeze.default) and unsqueezed.args[1] == 0 and n.only_user(unsqueezed):
+            x = n.arg(unsqueezed, 0)
+    if not n.is_call(x, aten.convolution.default) or n.only_user(x) is None:
+        return None
+    return x

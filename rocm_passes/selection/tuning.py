@@ -5,11 +5,15 @@ A call that was measured before, by anyone who wrote to the same file, is not me
 
 from __future__ import annotations
 
+import argparse
 import logging
+import os
+import runpy
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +22,7 @@ from ..ops.operator import Lowering
 from ..options import Options
 from ..target import Target
 from . import measure as measuring
-from .store import Measured, Store, store
+from .store import Measured, Store, default_path, load, store, update
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +80,7 @@ def pick(
 ) -> tuple[Lowering, str] | None:
     """The fastest of the lowerings within the memory bound, and the reason in words; None if unknown.
 
-    Measures what the store lacks while the budget lasts. The first of `able` wins within the noise.
+    Measures what the store lacks while the budget lasts. Within the noise the least memory wins.
     """
     kept = store(options.choices)
     where = machine(target)
@@ -97,7 +101,8 @@ def _best(able: Sequence[Lowering], found: Measured, options: Options) -> tuple[
     if not known:
         return None
     fastest = min(found.ms[low.name] for low in known)
-    best = next(low for low in known if found.ms[low.name] <= fastest * (1 + NOISE))
+    alike = [low for low in known if found.ms[low.name] <= fastest * (1 + NOISE)]
+    best = min(alike, key=lambda low: found.mib[low.name])
     others = [f"{low.name} {found.ms[low.name]:.3g} ms" for low in known if low is not best]
     reason = f"measured on this machine: {found.ms[best.name]:.3g} ms" + (
         f" against {', '.join(others)}" if others else ""
@@ -167,3 +172,46 @@ def _progress(budget: Budget, options: Options) -> None:
         limit = options.tune_seconds
         line = f"\rrocm-passes: measured {budget.measured} convolutions, {spent:.0f} of {limit:g} s"
         print(line, end="", file=sys.stderr, flush=True)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`rocm-passes tune`: run a script with a budget of its own, so that a later run measures nothing."""
+    parser = argparse.ArgumentParser(prog="rocm-passes tune", description=main.__doc__)
+    parser.add_argument("--seconds", type=float, default=600.0, help="time to spend measuring (default: 600)")
+    parser.add_argument("--choices", default="", help="file to add to (default: the user's cache folder)")
+    parser.add_argument("--merge", nargs="+", metavar="FILE", help="add these files to it and run nothing")
+    parser.add_argument("--show", action="store_true", help="print what is known and run nothing")
+    parser.add_argument("script", nargs="?", help="a Python file that compiles and runs the models to tune")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
+    given = parser.parse_args(argv)
+    path = Path(given.choices).expanduser() if given.choices else default_path()
+    if given.merge:
+        for file in given.merge:
+            update(path, load(Path(file)))
+    elif given.script:
+        _run(given.script, given.arguments, given.seconds, path)
+    elif not given.show:
+        parser.error("a script, --merge or --show is needed")
+    print(_summary(path))
+    return 0
+
+
+def _run(script: str, arguments: Sequence[str], seconds: float, path: Path) -> None:
+    """The script as Python would run it; a warm cache would leave nothing to measure."""
+    os.environ["ROCM_PASSES_TUNE_SECONDS"] = str(seconds)
+    os.environ["ROCM_PASSES_CHOICES"] = str(path)
+    torch._inductor.config.force_disable_caches = True
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
+
+
+def _summary(path: Path) -> str:
+    lines = [f"{path}:"]
+    for machine_name, entries in sorted(load(path).items()):
+        lines.append(f"  {machine_name}: {len(entries)} calls")
+        for key, found in sorted(entries.items()):
+            times = ", ".join(
+                f"{name} {ms:.3g} ms" for name, ms in sorted(found.ms.items(), key=lambda i: i[1])
+            )
+            lines.append(f"    {key}: {times or found.skipped}")
+    return "\n".join(lines)

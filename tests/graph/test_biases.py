@@ -43,8 +43,7 @@ def inputs() -> tuple[Tensor, ...]:
 
 def absorbed(fn: Callable[..., Any]) -> tuple[int, fx.GraphModule]:
     gm = traced(fn, *inputs())
-    mode = next(node.meta["val"].fake_mode for node in gm.graph.nodes if node.op == "placeholder")
-    count = absorb_biases(gm.graph, mode)
+    count = absorb_biases(gm.graph)
     gm.graph.lint()
     gm.recompile()
     return count, gm
@@ -86,3 +85,23 @@ def test_the_positions_are_the_schemas() -> None:
         assert operator.parameters[biases._X_BIAS] == "x_bias"
     schema = torch.ops.aten.convolution.default._schema
     assert schema.arguments[biases._BIAS].name == "bias"
+
+
+def test_moved_through_the_views_that_make_frames_a_video() -> None:
+    def fn(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        frames = torch.ops.aten.convolution.default(x, w, b, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+        return channel(frames.unsqueeze(0).permute(0, 2, 1, 3, 4))
+
+    count, gm = absorbed(fn)
+    assert count == 1
+    (convolution,) = gm.graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default)
+    assert convolution.args[2] is None
+    torch.testing.assert_close(gm(*inputs()), fn(*inputs()))
+
+
+def test_another_permutation_is_no_video() -> None:
+    def fn(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        frames = torch.ops.aten.convolution.default(x, w, b, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+        return channel(frames.unsqueeze(0).permute(0, 1, 2, 3, 4))
+
+    assert absorbed(fn)[0] == 0

@@ -16,7 +16,7 @@ from rocm_passes.ops.operator import Lowering
 from rocm_passes.options import Options
 from rocm_passes.selection import measure as measuring
 from rocm_passes.selection import tuning
-from rocm_passes.selection.store import Measured, Store, store
+from rocm_passes.selection.store import Measured, Store, load, store
 from rocm_passes.target import Target
 from tests.ops.test_conv3d import call
 
@@ -58,9 +58,9 @@ def test_the_fastest_is_taken_and_the_reason_has_the_numbers(tmp_path: Path) -> 
     assert found == ("taps", "measured on this machine: 2 ms against direct 3 ms, unfold 2.5 ms")
 
 
-def test_the_earlier_lowering_wins_within_the_noise(tmp_path: Path) -> None:
-    assert pick(Clock(taps=2.04, direct=2.0, unfold=2.5), tmp_path / "a.json")[0] == "taps"
-    assert pick(Clock(taps=2.1, direct=2.0, unfold=2.5), tmp_path / "b.json")[0] == "direct"
+def test_the_least_memory_wins_within_the_noise(tmp_path: Path) -> None:
+    assert pick(Clock(taps=2.0, direct=2.04, unfold=2.5), tmp_path / "a.json")[0] == "direct"
+    assert pick(Clock(taps=2.0, direct=2.1, unfold=2.5), tmp_path / "b.json")[0] == "taps"
 
 
 def test_the_memory_bound_holds(tmp_path: Path) -> None:
@@ -179,3 +179,32 @@ def test_what_is_fused_is_counted_in_bytes() -> None:
 
 def test_measured_holds_nothing_unknown() -> None:
     assert Measured({}, {}).best() is None
+
+
+def test_the_command_runs_a_script_with_its_budget_and_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("ROCM_PASSES_TUNE_SECONDS", "1")
+    monkeypatch.setenv("ROCM_PASSES_CHOICES", "elsewhere")
+    monkeypatch.setattr("sys.argv", ["rocm-passes"])
+    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", False)
+    script = tmp_path / "decode.py"
+    script.write_text("import os, sys; print(os.environ['ROCM_PASSES_TUNE_SECONDS'], sys.argv[1:])")
+    Store(tmp_path / "c.json").add("gfx942", KEY, Measured({"taps": 2.0}, {"taps": 1}))
+    assert tuning.main(["--seconds", "90", "--choices", str(tmp_path / "c.json"), str(script), "--fast"]) == 0
+    said = capsys.readouterr().out
+    assert "90.0 ['--fast']" in said
+    assert f"{KEY}: taps 2 ms" in said
+
+
+def test_the_command_merges_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Store(tmp_path / "a.json").add("gfx942", KEY, Measured({"taps": 2.0}, {"taps": 1}))
+    Store(tmp_path / "b.json").add("gfx950", KEY, Measured({"taps": 1.0}, {"taps": 1}))
+    assert tuning.main(["--choices", str(tmp_path / "a.json"), "--merge", str(tmp_path / "b.json")]) == 0
+    assert set(load(tmp_path / "a.json")) == {"gfx942", "gfx950"}
+    assert "gfx950: 1 calls" in capsys.readouterr().out
+
+
+def test_the_command_with_nothing_to_do_is_wrong_usage() -> None:
+    with pytest.raises(SystemExit):
+        tuning.main([])
