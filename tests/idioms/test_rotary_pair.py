@@ -162,3 +162,17 @@ def test_symbolic_tokens() -> None:
     seen = run(p1, *given.args)
     assert [e.outcome for e in seen.sites] == ["rewritten"]
     assert_no_worse(seen.result, given.original, given.exact)
+
+
+def test_a_rotation_by_minus_the_angles() -> None:
+    """As the backward of a rotation: there and back again is where it was."""
+    given = example(PAIRED[0], 1, 5, 2, 16, F32)
+
+    def back(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        real, imaginary = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
+        turned = torch.stack([-imaginary, real], dim=-1).flatten(3)
+        return x.float() * cos[None, :, None] - turned.float() * sin[None, :, None]
+
+    seen = run(back, given.original, *given.args[1:])
+    assert [e.outcome for e in seen.sites] == ["rewritten"]
+    assert_no_worse(seen.result, back(given.original, *given.args[1:]), given.args[0].double())
