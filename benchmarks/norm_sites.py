@@ -185,11 +185,16 @@ def measure(case: Case, selects: list[str]) -> dict[str, object]:
             compiled = torch.compile(model, backend=backend)
             made = compiled(*inputs)
             results[label] = list(made) if isinstance(made, tuple) else [made]
-            row[label] = triton.testing.do_bench(lambda f=compiled: f(*inputs), warmup=20, rep=60, return_mode="median")
+            row[label] = triton.testing.do_bench(
+                lambda f=compiled: f(*inputs), warmup=20, rep=60, return_mode="median"
+            )
         small = tuple(t.double() for t in inputs)
         exact = model.double()(*small)
         exact = list(exact) if isinstance(exact, tuple) else [exact]
-    errors = {k: max((o.double() - e).abs().max().item() for o, e in zip(v, exact, strict=True)) for k, v in results.items()}
+    errors = {
+        k: max((o.double() - e).abs().max().item() for o, e in zip(v, exact, strict=True))
+        for k, v in results.items()
+    }
     unit = max(e.abs().max().item() for e in exact) * torch.finfo(BF16).eps
     row["error"] = {k: round(v, 5) for k, v in errors.items()}
     row["right"] = all(error <= errors["inductor"] + unit for error in errors.values())
@@ -197,7 +202,9 @@ def measure(case: Case, selects: list[str]) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", default="")
     parser.add_argument("--select", default="always,auto", help="which selections to compile beside Inductor")

@@ -1,9 +1,9 @@
 """What stands round a norm, read off the graph: the residual before it and the modulations after it.
 
-    b = gate * y                    before: or y * gate, gate * norm(y), norm(y), y; the gate per sample or per token
-    s = x + b                       rounded to x's dtype where the graph does so
-    n = norm(s)
-    m = n * (1 + scale) + shift     after: or (1 + scale) * n, or without a shift; up to two of them
+b = gate * y                    before: or y * gate, gate * norm(y), norm(y), y; the gate per sample or per token
+s = x + b                       rounded to x's dtype where the graph does so
+n = norm(s)
+m = n * (1 + scale) + shift     after: or (1 + scale) * n, or without a shift; up to two of them
 """
 
 from __future__ import annotations
@@ -188,8 +188,10 @@ def _modulation(user: fx.Node, normed: fx.Node) -> Modulation | None:
 
 def _views_one_plus(node: Any) -> bool:
     """A view of 1 + s: the modulation is then computed with the sum itself."""
-    while n.is_widening(node) or n.is_call(node, aten.slice.Tensor) or (
-        isinstance(node, fx.Node) and node.target in n.VIEWS
+    while (
+        n.is_widening(node)
+        or n.is_call(node, aten.slice.Tensor)
+        or (isinstance(node, fx.Node) and node.target in n.VIEWS)
     ):
         node = node.args[0]
     return adds_one(node) is not None

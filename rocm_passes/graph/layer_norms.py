@@ -1,7 +1,7 @@
 """A LayerNorm read off the graph: `native_layer_norm`, kept whole, with the casts round it.
 
-    y = native_layer_norm(x.float(), [D], weight, bias, eps)[0]        (or of x itself)
-    y = y.to(T)                                                        (or not)
+y = native_layer_norm(x.float(), [D], weight, bias, eps)[0]        (or of x itself)
+y = y.to(T)                                                        (or not)
 """
 
 from __future__ import annotations
