@@ -22,6 +22,8 @@ from .idiom import Context, Found, Idiom, Site
 
 NAME = "rotary_pair"
 COVERS = {"rotary": 2}
+#: A rotation is paired with one of so many before it: a block rotates eight at most (LTX-2's).
+NEAR = 8
 
 
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
@@ -40,7 +42,7 @@ def pairs(found: list[Rotation], order: Mapping[fx.Node, int]) -> Iterator[tuple
     for rotation in found:
         if rotation.leak is not None:
             continue
-        for other in reversed(waiting):
+        for other in reversed(waiting[-NEAR:]):
             if share_tables(other, rotation) and _independent(_site_of(other, rotation), order):
                 waiting.remove(other)
                 yield other, rotation
