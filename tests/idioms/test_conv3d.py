@@ -1,0 +1,181 @@
+"""Conv3d in a compiled graph: what is absorbed, what each form becomes, what is refused, and the numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.rewriting import Rewritten, rewrite
+
+aten = torch.ops.aten
+WEIGHT = torch.randn(6, 4, 3, 3, 3, generator=torch.Generator().manual_seed(1)) / 10
+BIAS = torch.randn(6, generator=torch.Generator().manual_seed(2))
+
+
+def video(frames: int, channels: int = 4, batch: int = 1, seed: int = 0) -> Tensor:
+    draw = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, channels, frames, 6, 7, generator=draw)
+
+
+def causal(x: Tensor, cache: Tensor | None = None) -> Tensor:
+    """Wan's and Qwen-Image's convolution."""
+    pads = [1, 1, 1, 1, 2, 0]
+    if cache is not None:
+        x = torch.cat([cache, x], 2)
+        pads[4] -= cache.shape[2]
+    return F.conv3d(F.pad(x, pads), WEIGHT, BIAS)
+
+
+def conv3d(r: Rewritten) -> Any:
+    (entry,) = [e for e in r.sites if e.idiom == "conv3d"]
+    return entry
+
+
+def check(fn: Callable[..., Tensor], *args: Tensor, **options: Any) -> Rewritten:
+    """Rewritten and run, against eager in float32; tests/ops holds the lowerings to float64."""
+    r = rewrite(fn, *args, options={"select": "auto", **options})
+    torch.testing.assert_close(r.result, fn(*args))
+    return r
+
+
+def test_an_image_becomes_one_conv2d_without_a_padded_copy() -> None:
+    r = check(causal, video(1))
+    entry = conv3d(r)
+    assert entry.lowering == "conv2d"
+    assert entry.reason == "one of 3 temporal taps sees frames that are not zero; the others are dropped"
+    assert aten.constant_pad_nd.default not in r.targets()
+    assert [len(n.args[1].meta["val"].shape) for n in r.after[0].find_nodes(
+        op="call_function", target=aten.convolution.default)] == [4]  # fmt: skip
+
+
+@pytest.mark.parametrize("cached", [1, 2])
+@pytest.mark.parametrize("lowering", ["direct", "taps", "unfold"])
+@pytest.mark.parametrize("layout", ["as_is", "channels_last"])
+def test_a_cached_chunk(cached: int, lowering: str, layout: str) -> None:
+    r = check(causal, video(3), video(cached, seed=5), lowering={"conv3d": lowering}, layout=layout)
+    entry = conv3d(r)
+    assert entry.lowering == lowering
+    assert entry.parameters["pieces"] == 2
+    assert entry.parameters["zero_frames"] == [2 - cached, 0]
+    assert entry.parameters["padding"] == [1, 1]
+
+
+def test_zeros_in_a_cat_are_zero_frames() -> None:
+    def fn(x: Tensor) -> Tensor:
+        return F.conv3d(torch.cat([torch.zeros_like(x), torch.zeros_like(x), x], 2), WEIGHT, BIAS)
+
+    entry = conv3d(check(fn, video(1)))
+    assert (entry.lowering, entry.parameters["zero_frames"]) == ("conv2d", [2, 0])
+
+
+def test_repeated_frames_are_pieces() -> None:
+    """CogVideoX and LTX: the first frame stands before itself."""
+
+    def fn(x: Tensor) -> Tensor:
+        return F.conv3d(torch.cat([x[:, :, :1], x[:, :, :1], x], 2), WEIGHT, BIAS, padding=(0, 1, 1))
+
+    entry = conv3d(check(fn, video(4), lowering={"conv3d": "taps"}))
+    assert entry.parameters["pieces"] == 3
+
+
+@pytest.mark.parametrize(
+    ("pads", "value"),
+    [([1, 0, 0, 0, 0, 0], 0.0), ([1, 1, 0, 1, 0, 0], 0.0), ([1, 1, 1, 1, 0, 0], 1.0), ([-1, -1, 0, 0], 0.0)],
+    ids=["one side", "one side of H", "ones", "a crop"],
+)
+def test_padding_that_is_none_of_a_convolution_s_is_left_in_place(pads: list[int], value: float) -> None:
+    def fn(x: Tensor) -> Tensor:
+        return F.conv3d(F.pad(x, pads, value=value), WEIGHT, BIAS)
+
+    r = check(fn, video(3), select="always")
+    assert conv3d(r).parameters["padding"] == [0, 0]
+
+
+def test_padding_that_is_used_elsewhere_stays() -> None:
+    def fn(x: Tensor) -> Tensor:
+        padded = F.pad(x, [1, 1, 1, 1, 0, 0])
+        return F.conv3d(padded, WEIGHT, BIAS) + padded.mean()
+
+    assert conv3d(check(fn, video(3), select="always")).parameters["padding"] == [0, 0]
+
+
+def test_a_cat_over_other_dims_is_no_time_axis() -> None:
+    def fn(x: Tensor) -> Tensor:
+        return F.conv3d(torch.cat([x[:, :2], x[:, 2:]], 1), WEIGHT, BIAS)
+
+    assert conv3d(check(fn, video(3), select="always")).parameters["pieces"] == 1
+
+
+def test_a_patch_embedding_is_a_matrix_product() -> None:
+    weight = torch.randn(5, 4, 1, 2, 2)
+
+    def fn(x: Tensor) -> Tensor:
+        return F.conv3d(x, weight, stride=(1, 2, 2))
+
+    r = rewrite(fn, video(3, batch=2))
+    assert conv3d(r).lowering == "matmul"
+    assert aten.convolution.default not in r.targets()
+    torch.testing.assert_close(r.result, fn(video(3, batch=2)))
+
+
+def test_batches_larger_than_one() -> None:
+    for lowering in ("taps", "unfold", "tiled"):
+        check(causal, video(7, batch=3), lowering={"conv3d": lowering}, layout="channels_last")
+
+
+def test_conv_dtype_is_used_and_said() -> None:
+    r = rewrite(causal, video(3), options={"select": "auto", "conv_dtype": "bf16"})
+    assert "convolved in bfloat16 (conv_dtype)" in conv3d(r).notes
+    assert r.result.dtype is torch.float32
+    torch.testing.assert_close(r.result, causal(video(3)), rtol=0.05, atol=0.05)  # bfloat16 keeps 8 bits
+
+
+def test_conv_dtype_is_refused_by_strict_numerics() -> None:
+    r = rewrite(causal, video(3), options={"conv_dtype": "bf16", "numerics": "strict"})
+    assert conv3d(r).outcome == "refused"
+    assert "numerics='strict': convolved in bfloat16" in conv3d(r).reason
+
+
+def test_nothing_changes_on_a_cpu_where_nothing_can_be_won() -> None:
+    def fn(x: Tensor) -> Tensor:
+        return F.conv3d(x, WEIGHT, BIAS, padding=1)
+
+    r = rewrite(fn, video(3), options={"select": "auto"})
+    assert conv3d(r).outcome == "kept"
+    assert "direct: it is what the graph has" in conv3d(r).reason
+
+
+def test_a_symbolic_number_of_frames_takes_what_needs_no_number() -> None:
+    x = video(3)
+    torch._dynamo.mark_dynamic(x, 2)
+    r = rewrite(causal, x, options={"select": "always"})
+    assert any(isinstance(n.meta.get("val"), torch.SymInt) for n in r.after[0].find_nodes(op="placeholder"))
+    assert conv3d(r).lowering == "direct"
+    torch.testing.assert_close(r.result, causal(video(3)))
+
+
+def test_layout_reaches_the_conv2d_beside_it() -> None:
+    weight = torch.randn(6, 6, 3, 3)
+
+    def fn(x: Tensor) -> Tensor:
+        y = causal(x)
+        return F.conv2d(F.silu(y[:, :, 0]), weight, padding=1)
+
+    r = check(fn, video(3), layout="channels_last", select="auto")
+    assert {e.idiom: e.outcome for e in r.sites} == {"conv3d": "rewritten", "conv2d": "rewritten"}
+    as_is = check(fn, video(3), layout="as_is", select="auto")
+    assert [e.idiom for e in as_is.sites] == ["conv3d"]
+
+
+def test_gradients_are_those_of_the_original() -> None:
+    x = video(3).requires_grad_()
+    y = video(3).requires_grad_()
+    rewrite(causal, x, options={"select": "always"}, grad=True).result.square().sum().backward()
+    causal(y).square().sum().backward()
+    assert x.grad is not None
+    torch.testing.assert_close(x.grad, y.grad)

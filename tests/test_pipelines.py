@@ -1,0 +1,213 @@
+"""compile_pipeline: what is compiled, how, what is left alone, and that the results are those of eager."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rocm_passes import pipelines
+from rocm_passes.pipelines import CachedFrames, compile_pipeline, compile_vae
+from tests.zoo import vaes
+from tests.zoo.denoisers import Z_IMAGE
+
+
+class Graphs:
+    """Stands in for the backend: counts graphs and runs them as they are."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.options: list[Any] = []
+
+    def __call__(self, gm: torch.fx.GraphModule, inputs: Any, **keywords: Any) -> Any:
+        self.count += 1
+        self.options.append(keywords.get("options"))
+        return gm.forward
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Graphs]:
+    counting = Graphs()
+    monkeypatch.setattr(pipelines, "rocm_diffusion", counting)
+    yield counting
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.linear(x)
+
+
+class Transformer(nn.Module):
+    _repeated_blocks = ("Block",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block() for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class VAE(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = Block()
+        self.decoder = Block()
+
+    def decode(self, z: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.decoder(z[:1]), self.decoder(z[1:])])
+
+
+def pipeline(**components: Any) -> Any:
+    return SimpleNamespace(components=components)
+
+
+def test_each_part_is_compiled_in_its_way_and_reported(graphs: Graphs) -> None:
+    pipe = pipeline(transformer=Transformer(), vae=VAE(), text_encoder=nn.Linear(2, 2), tokenizer=object())
+    report = compile_pipeline(pipe, options={"select": "off"})
+    assert report.compiled == ["transformer", "vae.decoder", "vae.encoder"]
+    assert report.skipped == ["text_encoder"]
+    assert str(report).splitlines()[0] == (
+        "transformer: compiled: 3 blocks one by one (Block); alike blocks share a graph"
+    )
+    x = torch.randn(2, 4)
+    with torch.no_grad():
+        pipe.components["transformer"](x)
+        pipe.components["vae"].decode(torch.randn(2, 4))
+    assert graphs.count == 2
+    assert graphs.options == [{"select": "off"}] * 2
+
+
+def test_parts_can_be_left_out(graphs: Graphs) -> None:
+    report = compile_pipeline(pipeline(transformer=Transformer(), vae=VAE()), transformer=False, vae=False)
+    assert [(p.name, p.action, p.detail) for p in report.parts] == [
+        ("transformer", "skipped", "transformer=False"),
+        ("vae", "skipped", "vae=False"),
+    ]
+
+
+def test_bare_modules(graphs: Graphs) -> None:
+    assert compile_pipeline(VAE()).compiled == ["VAE.decoder", "VAE.encoder"]
+    assert compile_pipeline(Transformer()).compiled == ["Transformer"]
+    assert compile_pipeline(nn.Linear(2, 2)).parts[0].detail == "whole"
+
+
+def test_what_is_no_pipeline_is_refused() -> None:
+    with pytest.raises(TypeError, match="expected a diffusers pipeline or a module of one, found int"):
+        compile_pipeline(3)
+
+
+def test_a_second_time_changes_nothing(graphs: Graphs) -> None:
+    vae = VAE()
+    compile_vae(vae)
+    kept = vae.decoder._compiled_call_impl
+    assert [p.detail for p in compile_vae(vae).parts] == ["it is compiled already"] * 2
+    assert vae.decoder._compiled_call_impl is kept
+
+
+def test_sequential_offloading_is_left_alone(graphs: Graphs) -> None:
+    vae = VAE()
+    vae.decoder._hf_hook = type("AlignDevicesHook", (), {"offload": True})()
+    report = compile_vae(vae)
+    assert report.compiled == ["vae.encoder"]
+    assert report.parts[0].detail == "sequential CPU offloading moves its weights within a call"
+
+
+def test_numpy_booleans_become_python_s(graphs: Graphs) -> None:
+    import numpy as np
+
+    vae = VAE()
+    vae.decoder.upsamples = np.bool_(True)
+    report = compile_vae(vae)
+    assert vae.decoder.upsamples is True
+    assert report.names("changed") == ["vae"]
+    assert "upsamples" in report.parts[0].detail
+
+
+def test_static_shapes_have_room_for_many_sizes(graphs: Graphs) -> None:
+    """Tiles at the edges of an image have other sizes; eight of them must not end in eager."""
+    vae = VAE()
+    compile_vae(vae)
+    with torch.no_grad():
+        for n in range(1, 15):
+            vae.decode(torch.randn(n + 1, 4))
+    assert graphs.count == 14
+
+
+@pytest.mark.parametrize("frames", [3, 5])
+def test_wan_s_decode_settles_on_three_graphs(graphs: Graphs, frames: int) -> None:
+    vae: Any = vaes.WAN.build(torch.float32)
+    z = torch.randn(1, 4, frames, 4, 5)
+    with torch.no_grad():
+        expected = vae.decode(z).sample
+        compile_pipeline(vae)
+        for _ in range(2):
+            assert torch.equal(vae.decode(z).sample, expected)
+    assert graphs.count == 3
+
+
+def test_wan_s_encoder_too(graphs: Graphs) -> None:
+    vae: Any = vaes.WAN.build(torch.float32)
+    x = torch.randn(1, 3, 9, 32, 40)
+    with torch.no_grad():
+        expected = vae.encode(x).latent_dist.mode()
+        compile_pipeline(vae)
+        assert torch.equal(vae.encode(x).latent_dist.mode(), expected)
+    assert graphs.count == 3
+
+
+def test_tiling_runs_compiled(graphs: Graphs) -> None:
+    vae: Any = vaes.IMAGE.build(torch.float32)
+    vae.enable_tiling()
+    z = torch.randn(1, 4, vae.tile_latent_min_size + 4, vae.tile_latent_min_size)
+    with torch.no_grad():
+        expected = vae.decode(z).sample
+        compile_pipeline(vae)
+        assert torch.equal(vae.decode(z).sample, expected)
+    assert graphs.count > 1
+
+
+def test_hunyuan_15_compiles_as_one_graph(graphs: Graphs) -> None:
+    vae: Any = vaes.HUNYUAN_VIDEO15.build(torch.float32)
+    args, kwargs = vaes.HUNYUAN_VIDEO15.inputs(vae)
+    with torch.no_grad():
+        expected = vae.decode(*args, **kwargs)[0]
+        report = compile_pipeline(vae)
+        assert torch.equal(vae.decode(*args, **kwargs)[0], expected)
+    assert "add_temporal_upsample" in report.parts[0].detail
+    assert graphs.count == 1
+
+
+def test_z_image_compiles_cold(graphs: Graphs) -> None:
+    model = Z_IMAGE.build(torch.float32)
+    expected = Z_IMAGE.run(model)
+    model = Z_IMAGE.build(torch.float32)
+    assert compile_pipeline(model).compiled == ["ZImageTransformer2DModel"]
+    for got, want in zip(Z_IMAGE.run(model), expected, strict=True):
+        torch.testing.assert_close(got, want)
+
+
+def test_cached_frames_stand_for_their_tensor() -> None:
+    frames = CachedFrames(torch.arange(4))
+    assert (frames == "Rep") is False
+    assert (frames != "Rep") is True
+    assert torch.equal(frames[2:], torch.tensor([2, 3]))
+    assert frames.to(torch.float32).dtype is torch.float32
+
+
+def test_through_the_backend_itself() -> None:
+    vae: Any = vaes.QWEN_IMAGE.build(torch.float32)
+    expected = vaes.QWEN_IMAGE.run(vae)
+    compile_pipeline(vae)
+    for got, want in zip(vaes.QWEN_IMAGE.run(vae), expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)  # thirty convolutions in another order
