@@ -52,6 +52,8 @@ def settle_norms(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
     ]
     for node in found:
         x = n.argument(node)
+        if not all(isinstance(size, int) for size in n.shape(x)):
+            continue
         for operand in dict.fromkeys(a for a in node.all_input_nodes if n.same_shape(n.shape(a), n.shape(x))):
             with graph.inserting_before(node):
                 b = Builder(graph, fake_mode, node)
@@ -68,6 +70,11 @@ def mixes_pixels(node: fx.Node) -> bool:
 
 
 def suits(node: fx.Node) -> bool:
-    """Grouped convolutions with several channels a group are slow channels-last; they keep their layout."""
+    """Grouped convolutions with several channels a group are slow channels-last; they keep their layout.
+
+    So do those of symbolic size, as in Inductor: strides cannot be asked for before sizes are numbers.
+    """
     groups = node.args[8]
+    if not all(isinstance(size, int) for size in n.shape(node.args[0])):
+        return False
     return bool(groups == 1 or n.shape(node.args[1])[1] == 1)

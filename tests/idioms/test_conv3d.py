@@ -9,6 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._inductor import inductor_prims
 
 from tests.rewriting import Rewritten, rewrite
 
@@ -179,3 +180,25 @@ def test_gradients_are_those_of_the_original() -> None:
     causal(y).square().sum().backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, y.grad)
+
+
+def test_symbolic_sizes_keep_their_layout() -> None:
+    x = video(3)
+    torch._dynamo.mark_dynamic(x, 2)
+    r = rewrite(causal, x, options={"select": "auto", "layout": "channels_last"})
+    assert conv3d(r).parameters["channels_last"] is False
+    torch.testing.assert_close(r.result, causal(video(3)))
+
+
+def test_norms_of_a_channels_last_graph_are_given_that_layout() -> None:
+    norm = torch.nn.GroupNorm(2, 6)
+
+    def fn(x: Tensor) -> Tensor:
+        y = causal(x)
+        return causal(F.silu(norm(y * y.mean()))[:, :4])
+
+    options = {"select": "auto", "layout": "channels_last", "lowering": {"group_norm": "triton"}}
+    r = rewrite(fn, video(3), options=options)
+    (op,) = [n for n in r.after[0].nodes if n.target is torch.ops.rocm_passes.group_norm.default]
+    assert op.args[0].target is inductor_prims.force_stride_order
+    torch.testing.assert_close(r.result, fn(video(3)), rtol=1e-4, atol=1e-5)  # the norm's own sums

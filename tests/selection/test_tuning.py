@@ -18,7 +18,7 @@ from rocm_passes.selection import measure as measuring
 from rocm_passes.selection import tuning
 from rocm_passes.selection.store import Measured, Store, load, store
 from rocm_passes.target import Target
-from tests.ops.test_conv3d import call
+from tests.ops.test_conv3d_lowerings import call
 
 MI300 = Target("amd", "gfx942", "MI300X", "2.11.0+rocm7", "3.6")
 ABLE = [low for low in LOWERINGS if low.name in ("taps", "direct", "unfold")]

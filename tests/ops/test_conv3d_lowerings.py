@@ -233,6 +233,8 @@ CPU = Target("cpu", "", "CPU", "2.11", None)
         (AMD, call((3,), kernel=(1, 2, 2), stride=(1, 2, 2), padding=(0, 0)), "matmul"),
         (NVIDIA, call((6,), channels=96, out=96, channels_last=True, dtype=torch.bfloat16), "taps"),
         (NVIDIA, call((6,), channels=128, out=128, channels_last=True, dtype=torch.bfloat16), "direct"),
+        (NVIDIA, call((6,), channels=128, out=128, channels_last=True, dtype=torch.float32), "taps"),
+        (NVIDIA, call((6,), channels=96, out=3, channels_last=True, dtype=torch.float32), "direct"),
     ],
 )
 def test_rules_where_nothing_is_measured(target: Target, c: dict[str, Any], expected: str) -> None:
