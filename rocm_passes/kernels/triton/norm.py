@@ -10,6 +10,7 @@ the operands' strides allow it, and a per-head view of a fused projection costs 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -23,7 +24,6 @@ from rocm_passes.kernels.triton.common import (
     IsaExample,
     broadcasts_to,
     cdiv,
-    check_dtype,
     device_guard,
     isa_example,
     launch_warps,
@@ -106,68 +106,38 @@ def fused_norm(
 
     Returns contiguous outputs and the sum. Raises TypeError on dtypes, ValueError on shapes and arguments.
     """
-    _check(x, kind, branch, gate, branch_weight, branch_eps, weight, bias, modulations, sum_dtype)
-    shape = x.shape if branch is None else torch.broadcast_shapes(x.shape, branch.shape)
-    width = shape[-1]
-    outputs = 0 if kind == "none" else max(len(modulations), 1)
-    outs = [torch.empty(shape, dtype=out_dtype or x.dtype, device=x.device) for _ in range(outputs)]
-    total = None if sum_dtype is None else torch.empty(shape, dtype=sum_dtype, device=x.device)
-    for made in (*outs, *(() if total is None else (total,))):
-        check_dtype("output", made)
-    if 0 in shape:
-        return outs, total
-
+    if len(modulations) > MAX_MODULATIONS:
+        raise ValueError(f"{len(modulations)} modulations; at most {MAX_MODULATIONS} are taken")
     (scale0, shift0), (scale1, shift1) = (*modulations, (None, None), (None, None))[:2]
-    given = (gate, branch_weight, weight, bias, scale0, shift0, scale1, shift1)
-    tables = dict(zip(_TABLES, (_table(t, shape) for t in given), strict=True))
-    rows = {"x": _rows(x, shape), "branch": None if branch is None else _rows(branch, shape)}
-    operands, index = _numbered(rows | tables, shape)
-
-    tile = tile or choose_tile(width, chain=branch is not None or bool(modulations))
-    modes, grouped = _modes(operands, index, tile)
-    blocks = RowBlocks.over(index, tile.rows, grouped)
-
-    x_operand = operands["x"]
-    assert x_operand is not None
-    pointers = [x_operand if t is None else t for t in operands.values()]
-    strides: list[int] = []
-    for k, (name, t) in enumerate(operands.items()):
-        strides += index.strides[k]
-        if name in _TABLES:
-            strides.append(0 if t is None else t.stride(-1))
-    spare = outs[0] if outs else total
-    assert spare is not None
-    stored = [spare if t is None else t for t in (total, *outs, None, None)][:3]
+    operands = (x, branch, gate, branch_weight, weight, bias, scale0, shift0, scale1, shift1)
+    # Planning costs the host more than the launch: a call like an earlier one takes over its plan.
+    plan = _plan(
+        tuple(None if t is None else (t.shape, t.stride(), t.dtype) for t in operands),
+        kind,
+        float(eps),
+        branch_eps,
+        float(weight_offset),
+        round_before_weight,
+        len(modulations),
+        float(scale_offset),
+        out_dtype,
+        sum_dtype,
+        round_sum,
+        tile,
+    )
+    pointers = [x if t is None else t for t in operands]
+    for k, (dtype, expand) in plan.copies.items():
+        copied = pointers[k].to(dtype)
+        pointers[k] = (copied.expand(plan.shape) if expand else copied).contiguous()
+    outs = [torch.empty(plan.shape, dtype=plan.out_dtype, device=x.device) for _ in range(plan.outputs)]
+    total = None if sum_dtype is None else torch.empty(plan.shape, dtype=sum_dtype, device=x.device)
+    if plan.blocks == 0:
+        return outs, total
+    spare = outs[0] if total is None else total
+    stored = (spare, *outs, spare, spare)[:3]
     with device_guard(x):
-        fused_norm_kernel[(blocks.blocks,)](
-            *pointers,
-            *stored,
-            *strides,
-            blocks.inner,
-            blocks.blocks_per_group,
-            index.sizes[1],
-            index.sizes[2],
-            D=width,
-            CHUNK=tile.chunk,
-            CHUNKS=cdiv(width, tile.chunk),
-            ROWS=tile.rows,
-            RESIDENT=tile.resident,
-            WIDE_ROWS=index.rows + tile.rows > INT32_MAX,
-            KIND=kind,
-            EPS=float(eps),
-            BRANCH=branch is not None,
-            BRANCH_NORM=branch_eps is not None,
-            BRANCH_EPS=float(branch_eps or 0.0),
-            **{f"{name.upper()}_MODE": mode for name, mode in modes.items()},
-            OUTPUTS=outputs,
-            STORE_SUM=total is not None,
-            ROUND_SUM=round_sum,
-            SUM_TYPE=TRITON_TYPE[sum_dtype or x.dtype],
-            ROUND_NORM=round_before_weight,
-            NORM_TYPE=TRITON_TYPE[x.dtype],
-            WEIGHT_OFFSET=float(weight_offset),
-            SCALE_OFFSET=float(scale_offset),
-            num_warps=launch_warps(tile.num_warps, x),
+        fused_norm_kernel[(plan.blocks,)](
+            *pointers, *stored, *plan.integers, **plan.constexprs, num_warps=launch_warps(plan.num_warps, x)
         )
     return outs, total
 
@@ -225,86 +195,199 @@ def add_rms_norm(
     return outs[0], total
 
 
-def _check(
-    x: Tensor,
+#: A tensor as a plan sees it: shape, strides, dtype.
+Meta = tuple[torch.Size, tuple[int, ...], torch.dtype]
+#: By operand: the dtype to copy it into, and whether to expand it first.
+Copies = dict[int, tuple[torch.dtype, bool]]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All of a launch that follows from shapes, strides, dtypes and flags.
+
+    copies: operands (by position) that must be copied first, contiguous: into which dtype, and whether they
+    must be expanded to the full shape. blocks: programs; 0 where there is nothing to do. integers: strides and
+    sizes, in the kernel's order.
+    """
+
+    shape: tuple[int, ...]
+    outputs: int
+    out_dtype: torch.dtype
+    copies: Copies
+    blocks: int
+    integers: tuple[int, ...]
+    constexprs: dict[str, Any]
+    num_warps: int
+
+
+@functools.lru_cache(maxsize=4096)
+def _plan(
+    metas: tuple[Meta | None, ...],
     kind: NormKind,
-    branch: Tensor | None,
-    gate: Tensor | None,
-    branch_weight: Tensor | None,
+    eps: float,
     branch_eps: float | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    modulations: Sequence[Modulation],
+    weight_offset: float,
+    round_before_weight: bool,
+    modulations: int,
+    scale_offset: float,
+    out_dtype: torch.dtype | None,
+    sum_dtype: torch.dtype | None,
+    round_sum: bool,
+    tile: NormTile | None,
+) -> _Plan:
+    """Plan a launch. metas: of x, branch and `_TABLES`, None where absent. Raises as `fused_norm` says."""
+    _check(metas, kind, branch_eps, modulations, out_dtype, sum_dtype)
+    x, branch = metas[:2]
+    assert x is not None
+    shape = x[0] if branch is None else torch.broadcast_shapes(x[0], branch[0])
+    width = shape[-1]
+    x_dtype = x[2]
+    outputs = 0 if kind == "none" else max(modulations, 1)
+    if 0 in shape:
+        return _Plan(shape, outputs, out_dtype or x_dtype, {}, 0, (), {}, 1)
+    copies = {k: (_read_as(m), False) for k, m in enumerate(metas) if m is not None and _needs_copy(k, m)}
+    strides, index = _numbered(metas, copies, shape)
+    tile = tile or choose_tile(width, chain=branch is not None or modulations > 0)
+    modes, grouped = _modes(metas, index, tile)
+    blocks = RowBlocks.over(index, tile.rows, grouped)
+    integers: list[int] = []
+    for k in range(len(metas)):
+        integers += index.strides[k]
+        if k >= 2:
+            integers.append(strides[k][-1])
+    integers += [blocks.inner, blocks.blocks_per_group, index.sizes[1], index.sizes[2]]
+    constexprs = {
+        "D": width,
+        "CHUNK": tile.chunk,
+        "CHUNKS": cdiv(width, tile.chunk),
+        "ROWS": tile.rows,
+        "RESIDENT": tile.resident,
+        "WIDE_ROWS": index.rows + tile.rows > INT32_MAX,
+        "KIND": kind,
+        "EPS": eps,
+        "BRANCH": branch is not None,
+        "BRANCH_NORM": branch_eps is not None,
+        "BRANCH_EPS": float(branch_eps or 0.0),
+        **{f"{name.upper()}_MODE": mode for name, mode in modes.items()},
+        "OUTPUTS": outputs,
+        "STORE_SUM": sum_dtype is not None,
+        "ROUND_SUM": round_sum,
+        "SUM_TYPE": TRITON_TYPE[sum_dtype or x_dtype],
+        "ROUND_NORM": round_before_weight,
+        "NORM_TYPE": TRITON_TYPE[x_dtype],
+        "WEIGHT_OFFSET": weight_offset,
+        "SCALE_OFFSET": scale_offset,
+    }
+    return _Plan(
+        shape,
+        outputs,
+        out_dtype or x_dtype,
+        copies,
+        blocks.blocks,
+        tuple(integers),
+        constexprs,
+        tile.num_warps,
+    )
+
+
+def _check(
+    metas: tuple[Meta | None, ...],
+    kind: NormKind,
+    branch_eps: float | None,
+    modulations: int,
+    out_dtype: torch.dtype | None,
     sum_dtype: torch.dtype | None,
 ) -> None:
-    check_dtype("x", x)
-    if branch is not None:
-        check_dtype("branch", branch)
-    if x.dim() == 0:
+    (x, branch), tables = metas[:2], dict(zip(_TABLES, metas[2:], strict=True))
+    assert x is not None
+    for name, dtype in (
+        ("x", x[2]),
+        ("branch", branch and branch[2]),
+        ("output", out_dtype),
+        ("sum", sum_dtype),
+    ):
+        if dtype is not None and dtype not in TRITON_TYPE:
+            raise TypeError(f"{name} is {dtype}; float32, float16 or bfloat16 is needed")
+    if not x[0]:
         raise ValueError("x is 0-d; a last dimension to normalise is needed")
-    if x.shape[-1] > MAX_WIDTH:
-        raise ValueError(f"rows of {x.shape[-1]} elements; at most {MAX_WIDTH} are taken")
-    if branch is not None and branch.shape[-1:] != x.shape[-1:]:
-        raise ValueError(f"branch {tuple(branch.shape)} and x {tuple(x.shape)} differ in the last dimension")
-    if branch is None and (gate is not None or branch_weight is not None or branch_eps is not None):
+    if x[0][-1] > MAX_WIDTH:
+        raise ValueError(f"rows of {x[0][-1]} elements; at most {MAX_WIDTH} are taken")
+    if branch is not None and branch[0][-1:] != x[0][-1:]:
+        raise ValueError(f"branch {tuple(branch[0])} and x {tuple(x[0])} differ in the last dimension")
+    if branch is None and (tables["gate"] or tables["bw"] or branch_eps is not None):
         raise ValueError("gate, branch_weight and branch_eps need a branch")
-    if branch_weight is not None and branch_eps is None:
+    if tables["bw"] and branch_eps is None:
         raise ValueError("branch_weight needs branch_eps: it belongs to the branch's norm")
-    if len(modulations) > MAX_MODULATIONS:
-        raise ValueError(f"{len(modulations)} modulations; at most {MAX_MODULATIONS} are taken")
     if kind not in ("rms", "layer", "none"):
         raise ValueError(f"kind is {kind!r}; 'rms', 'layer' or 'none' is needed")
-    if kind == "none" and (weight is not None or bias is not None or modulations or sum_dtype is None):
+    if kind == "none" and (tables["weight"] or tables["bias"] or modulations or sum_dtype is None):
         raise ValueError(
             "kind 'none' gives the sum alone: sum_dtype is needed, weight and modulation are not taken"
         )
+    shape = x[0] if branch is None else torch.broadcast_shapes(x[0], branch[0])
+    for table in tables.values():
+        if table is not None and not table[2].is_floating_point:
+            raise TypeError(f"an operand is {table[2]}; a floating dtype is needed")
+        if table is not None and not broadcasts_to(table[0], shape):
+            raise ValueError(f"an operand of shape {tuple(table[0])} does not broadcast to {tuple(shape)}")
 
 
-def _table(t: Tensor | None, shape: torch.Size) -> Tensor | None:
-    """An operand that is broadcast to the rows, as a view of the full shape."""
-    if t is None:
-        return None
-    if not t.is_floating_point():
-        raise TypeError(f"an operand is {t.dtype}; a floating dtype is needed")
-    if t.dtype not in TRITON_TYPE:
-        t = t.float()
-    if not broadcasts_to(t.shape, shape):
-        raise ValueError(f"an operand of shape {tuple(t.shape)} does not broadcast to {tuple(shape)}")
-    return t.expand(shape)
+def _needs_copy(position: int, meta: Meta) -> bool:
+    """x and the branch must have contiguous rows; a table must have a dtype that the kernel reads."""
+    shape, strides, dtype = meta
+    if position < 2:
+        return strides[-1] != 1 and shape[-1] != 1
+    return dtype not in TRITON_TYPE
 
 
-def _rows(t: Tensor, shape: torch.Size) -> Tensor:
-    """x or branch as a view of the full shape whose rows are contiguous (a copy where they are not)."""
-    if t.stride(-1) != 1 and t.shape[-1] != 1:
-        t = t.contiguous()
-    return t.expand(shape)
+def _read_as(meta: Meta) -> torch.dtype:
+    """Tables of other floating dtypes are read as float32."""
+    return meta[2] if meta[2] in TRITON_TYPE else torch.float32
 
 
 def _numbered(
-    operands: dict[str, Tensor | None], shape: torch.Size
-) -> tuple[dict[str, Tensor | None], RowIndex]:
-    """One numbering of the rows for all operands; those vary too wildly for three dims are copied first."""
+    metas: tuple[Meta | None, ...], copies: Copies, shape: torch.Size
+) -> tuple[list[tuple[int, ...]], RowIndex]:
+    """Each operand's strides over `shape`, and one numbering of the rows for all of them.
 
-    def index() -> RowIndex | None:
-        none = (0,) * len(shape)
-        return collapse(shape[:-1], [(none if t is None else t.stride())[:-1] for t in operands.values()])
+    Those that vary too wildly for three dims are all copied, expanded: `copies` then says so.
+    """
+    absent = (0,) * len(shape)
+    strides = [absent if m is None else _expanded(m, shape, k in copies) for k, m in enumerate(metas)]
+    index = collapse(shape[:-1], [s[:-1] for s in strides])
+    if index is None:
+        copies.update({k: (_read_as(m), True) for k, m in enumerate(metas) if m is not None})
+        strides = [absent if m is None else contiguous_strides(shape) for m in metas]
+        index = collapse(shape[:-1], [s[:-1] for s in strides])
+    assert index is not None, "contiguous operands collapse to one dim"
+    return strides, index
 
-    found = index()
-    if found is None:
-        operands = {name: None if t is None else t.contiguous() for name, t in operands.items()}
-        found = index()
-    assert found is not None, "contiguous operands collapse to one dim"
-    return operands, found
+
+def _expanded(meta: Meta, shape: torch.Size, contiguous: bool) -> tuple[int, ...]:
+    """Strides of a tensor, or of its contiguous copy, over the shape that it is broadcast to."""
+    sizes, strides, _ = meta
+    if contiguous:
+        strides = contiguous_strides(sizes)
+    here = tuple(0 if size == 1 else stride for size, stride in zip(sizes, strides, strict=True))
+    # A row of one element is read at column 0, whatever its stride; a full row keeps its own.
+    return (0,) * (len(shape) - len(sizes)) + here
 
 
-def _modes(
-    operands: dict[str, Tensor | None], index: RowIndex, tile: NormTile
-) -> tuple[dict[str, int], bool]:
+def contiguous_strides(sizes: Sequence[int]) -> tuple[int, ...]:
+    """Of a contiguous tensor of these sizes."""
+    strides, step = [], 1
+    for size in reversed(sizes):
+        strides.append(step)
+        step *= max(size, 1)
+    return tuple(reversed(strides))
+
+
+def _modes(metas: tuple[Meta | None, ...], index: RowIndex, tile: NormTile) -> tuple[dict[str, int], bool]:
     """MODE of each table (0 absent, 1 shared by a program's rows, 2 by row), and whether rows go by groups.
 
     Groups (of the innermost dim) let a program share a [B,1,D] table; short groups would waste its rows.
     """
-    present = [(k, name) for k, name in enumerate(operands) if operands[name] is not None and name in _TABLES]
+    present = [(k, name) for k, name in enumerate(_TABLES, start=2) if metas[k] is not None]
     by_group = any(index.constant_in_group(k) and not index.constant(k) for k, _ in present)
     grouped = by_group and index.last_size >= 8 * tile.rows
     modes = dict.fromkeys(_TABLES, 0)

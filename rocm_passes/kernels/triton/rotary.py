@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import IsaExample, cdiv, device_guard, isa_example
+from .common import IsaExample, cdiv, device_guard, isa_example, launch_warps
 from .rotary_tiles import (
     Tables,
     check_input,
@@ -238,7 +238,7 @@ def launch_heads(
             PER_CHANNEL=tables.per_channel, PER_HEAD=tables.per_head,
             PARTIAL=tables.tokens != tokens, NORM=norm, ACROSS_HEADS=across_heads, Q_EPS=eps_q, K_EPS=eps_k,
             HAS_Q_WEIGHT=q_weight is not None, HAS_K_WEIGHT=k_weight is not None,
-            ROUND_BEFORE_WEIGHT=round_before_weight, ROUND_AFTER=round_after_norm, num_warps=warps,
+            ROUND_BEFORE_WEIGHT=round_before_weight, ROUND_AFTER=round_after_norm, num_warps=launch_warps(warps, q),
         )  # fmt: skip
     return q_out, k_out
 
