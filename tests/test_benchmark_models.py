@@ -50,7 +50,9 @@ def test_wan_block_keeps_in_float32_what_production_keeps() -> None:
     prepared = workload("wan_block").build("meta")
     dtypes = {name: parameter.dtype for name, parameter in prepared.module.named_parameters()}
     assert {name for name, dtype in dtypes.items() if dtype == torch.float32} == {
-        "scale_shift_table", "norm2.weight", "norm2.bias",
+        "scale_shift_table",
+        "norm2.weight",
+        "norm2.bias",
     }
     rotary = _tensors(prepared.args)[-2:]
     assert {table.dtype for table in rotary} == {torch.float32}
