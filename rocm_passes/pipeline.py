@@ -149,6 +149,8 @@ class Pipeline(CustomGraphPass):
         for idiom, site, choice in session.decided:
             session.carry_out(rewriter, idiom, site, choice)
         if self.target.is_gpu and rewriter.count:
+            # What was replaced still reads the convolutions, until it is gone.
+            _tidy(graph)
             absorb_biases(graph)
         if in_channels_last:
             layout.settle_norms(graph, fake_mode)
