@@ -47,7 +47,11 @@ def _convolution_behind(x: fx.Node) -> fx.Node | None:
     """The convolution that x is, or whose frames [T, C, H, W] x is as one video; nothing else may read either."""
     if n.is_call(x, aten.permute.default) and list(x.args[1]) == [0, 2, 1, 3, 4] and n.only_user(x):  # type: ignore[arg-type]
         unsqueezed = n.arg(x, 0)
-        if n.is_call(unsqueezed, aten.unsqueeze.default) and unsqueezed.args[1] == 0 and n.only_user(unsqueezed):
+        if (
+            n.is_call(unsqueezed, aten.unsqueeze.default)
+            and unsqueezed.args[1] == 0
+            and n.only_user(unsqueezed)
+        ):
             x = n.arg(unsqueezed, 0)
     if not n.is_call(x, aten.convolution.default) or n.only_user(x) is None:
         return None

@@ -71,7 +71,7 @@ def all_norms(graph: fx.Graph) -> list[Norm]:
 
 def branch_norms(found: list[Norm]) -> dict[fx.Node, RMS]:
     """The RMSNorms that may stand on a residual's branch, by their result."""
-    return {m.result: m for m in found if isinstance(m, RMS) and not m.weight_offset}
+    return {m.result: m for m in found if isinstance(m, RMS)}
 
 
 def residual(total: fx.Node, branches: Mapping[fx.Node, RMS]) -> Residual | None:
@@ -108,7 +108,8 @@ def _with_term(
         made.rounds = n.dtype(term) in n.LOW_PRECISION
     # The norm itself, or the norm widened again for arithmetic in fp32.
     inner = branches.get(made.branch)
-    if inner is not None and all(u in made.nodes or u is add for u in inner.result.users):
+    taken = inner is not None and not inner.weight_offset  # The operator's branch norm has no (1 + weight).
+    if inner is not None and taken and all(u in made.nodes or u is add for u in inner.result.users):
         made.norm = inner
         made.branch = inner.x
         made.nodes |= inner.nodes

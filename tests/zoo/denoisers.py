@@ -12,8 +12,16 @@ WAN = Case(
     name="wan",
     source="diffusers:WanTransformer3DModel",
     config=dict(
-        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=24, in_channels=16, out_channels=16,
-        text_dim=32, freq_dim=64, ffn_dim=96, num_layers=WAN_LAYERS, rope_max_seq_len=32,
+        patch_size=(1, 2, 2),
+        num_attention_heads=2,
+        attention_head_dim=24,
+        in_channels=16,
+        out_channels=16,
+        text_dim=32,
+        freq_dim=64,
+        ffn_dim=96,
+        num_layers=WAN_LAYERS,
+        rope_max_seq_len=32,
     ),
     feed=lambda draw: dict(
         hidden_states=draw.normal(1, 16, 3, 8, 10),
@@ -24,7 +32,10 @@ WAN = Case(
     # RMSNorm on q and k of self- and of cross-attention, LayerNorm 1-3, rotation of self-attention's q and k;
     # once more the output LayerNorm and the patch embedding.
     expected={
-        "conv3d": 1, "rms_norm": 4 * WAN_LAYERS, "layer_norm": 3 * WAN_LAYERS + 1, "rotary": 2 * WAN_LAYERS,
+        "conv3d": 1,
+        "rms_norm": 4 * WAN_LAYERS,
+        "layer_norm": 3 * WAN_LAYERS + 1,
+        "rotary": 2 * WAN_LAYERS,
     },
 )
 
@@ -33,9 +44,17 @@ Z_IMAGE = Case(
     name="z_image",
     source="diffusers:ZImageTransformer2DModel",
     config=dict(
-        all_patch_size=(2,), all_f_patch_size=(1,), in_channels=16, dim=48, n_layers=Z_IMAGE_LAYERS,
-        n_refiner_layers=Z_IMAGE_REFINERS, n_heads=2, n_kv_heads=2, cap_feat_dim=32,
-        axes_dims=[8, 8, 8], axes_lens=[256, 32, 32],
+        all_patch_size=(2,),
+        all_f_patch_size=(1,),
+        in_channels=16,
+        dim=48,
+        n_layers=Z_IMAGE_LAYERS,
+        n_refiner_layers=Z_IMAGE_REFINERS,
+        n_heads=2,
+        n_kv_heads=2,
+        cap_feat_dim=32,
+        axes_dims=[8, 8, 8],
+        axes_lens=[256, 32, 32],
     ),
     feed=lambda draw: dict(
         x=[draw.normal(16, 1, 8, 16)],
@@ -58,8 +77,14 @@ QWEN_IMAGE = Case(
     name="qwen_image",
     source="diffusers:QwenImageTransformer2DModel",
     config=dict(
-        patch_size=2, in_channels=16, out_channels=4, num_layers=QWEN_LAYERS, attention_head_dim=16,
-        num_attention_heads=3, joint_attention_dim=24, axes_dims_rope=(4, 6, 6),
+        patch_size=2,
+        in_channels=16,
+        out_channels=4,
+        num_layers=QWEN_LAYERS,
+        attention_head_dim=16,
+        num_attention_heads=3,
+        joint_attention_dim=24,
+        axes_dims_rope=(4, 6, 6),
     ),
     feed=lambda draw: dict(
         hidden_states=draw.normal(1, 30, 16),
@@ -81,9 +106,16 @@ FLUX = Case(
     name="flux",
     source="diffusers:FluxTransformer2DModel",
     config=dict(
-        patch_size=1, in_channels=16, num_layers=FLUX_DOUBLE, num_single_layers=FLUX_SINGLE,
-        attention_head_dim=16, num_attention_heads=3, joint_attention_dim=32,
-        pooled_projection_dim=32, axes_dims_rope=(4, 6, 6), guidance_embeds=True,
+        patch_size=1,
+        in_channels=16,
+        num_layers=FLUX_DOUBLE,
+        num_single_layers=FLUX_SINGLE,
+        attention_head_dim=16,
+        num_attention_heads=3,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 6, 6),
+        guidance_embeds=True,
     ),
     # A guidance of 4 is exact in bfloat16 even after the model's factor of 1000, as 3.5 is not: rounding the
     # conditioning would hide every other error.

@@ -22,14 +22,18 @@ WAN_I2V = replace(
     name="wan_i2v",
     config={**WAN.config, "image_dim": 20, "added_kv_proj_dim": 48},
     # The text must have 512 tokens: the attention splits the image's tokens off by that number.
-    feed=lambda draw: WAN.feed(draw)
-    | dict(
-        encoder_hidden_states=draw.normal(1, 512, 32),
-        encoder_hidden_states_image=draw.normal(1, 5, 20),
+    feed=lambda draw: (
+        WAN.feed(draw)
+        | dict(
+            encoder_hidden_states=draw.normal(1, 512, 32),
+            encoder_hidden_states_image=draw.normal(1, 5, 20),
+        )
     ),
     # Besides text-to-video: a norm of the image's keys per block; once more two norms of the image embedding.
     expected={
-        "conv3d": 1, "rms_norm": 5 * WAN_LAYERS, "layer_norm": 3 * WAN_LAYERS + 1 + 2,
+        "conv3d": 1,
+        "rms_norm": 5 * WAN_LAYERS,
+        "layer_norm": 3 * WAN_LAYERS + 1 + 2,
         "rotary": 2 * WAN_LAYERS,
     },
 )
@@ -38,9 +42,19 @@ HUNYUAN_VIDEO = Case(
     name="hunyuan_video",
     source="diffusers:HunyuanVideoTransformer3DModel",
     config=dict(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=1,
-        num_single_layers=1, num_refiner_layers=1, patch_size=2, patch_size_t=1, guidance_embeds=True,
-        text_embed_dim=16, pooled_projection_dim=8, rope_axes_dim=(4, 6, 6),
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=1,
+        num_single_layers=1,
+        num_refiner_layers=1,
+        patch_size=2,
+        patch_size_t=1,
+        guidance_embeds=True,
+        text_embed_dim=16,
+        pooled_projection_dim=8,
+        rope_axes_dim=(4, 6, 6),
     ),
     feed=lambda draw: dict(
         hidden_states=draw.normal(1, 4, 3, 6, 8),
@@ -60,15 +74,22 @@ LTX = Case(
     name="ltx",
     source="diffusers:LTXVideoTransformer3DModel",
     config=dict(
-        in_channels=8, out_channels=8, num_attention_heads=4, attention_head_dim=8, cross_attention_dim=32,
-        num_layers=2, caption_channels=16,
+        in_channels=8,
+        out_channels=8,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        cross_attention_dim=32,
+        num_layers=2,
+        caption_channels=16,
     ),
     feed=lambda draw: dict(
         hidden_states=draw.normal(1, 2 * 4 * 5, 8),
         encoder_hidden_states=draw.normal(1, 9, 16),
         timestep=timestep(),
         encoder_attention_mask=torch.ones(1, 9, dtype=torch.bool),
-        num_frames=2, height=4, width=5,
+        num_frames=2,
+        height=4,
+        width=5,
         return_dict=False,
     ),
     # Two hidden norms without weight, q and k norms of self- and cross-attention, two rotations.
@@ -77,9 +98,19 @@ LTX = Case(
 )
 
 LTX2_CONFIG = dict(
-    in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, cross_attention_dim=16,
-    audio_in_channels=4, audio_out_channels=4, audio_num_attention_heads=2, audio_attention_head_dim=4,
-    audio_cross_attention_dim=8, num_layers=1, caption_channels=16, rope_double_precision=False,
+    in_channels=4,
+    out_channels=4,
+    num_attention_heads=2,
+    attention_head_dim=8,
+    cross_attention_dim=16,
+    audio_in_channels=4,
+    audio_out_channels=4,
+    audio_num_attention_heads=2,
+    audio_attention_head_dim=4,
+    audio_cross_attention_dim=8,
+    num_layers=1,
+    caption_channels=16,
+    rope_double_precision=False,
 )
 
 
@@ -96,7 +127,11 @@ def _ltx2(name: str, rope_type: str) -> Case:
             timestep=torch.tensor([[500.0]]).to(draw.dtype),
             encoder_attention_mask=torch.ones(1, 6, dtype=torch.bool),
             audio_encoder_attention_mask=torch.ones(1, 6, dtype=torch.bool),
-            num_frames=2, height=4, width=4, audio_num_frames=9, fps=25.0,
+            num_frames=2,
+            height=4,
+            width=4,
+            audio_num_frames=9,
+            fps=25.0,
             return_dict=False,
         ),
         # Eight hidden norms, q and k norms of six attentions, of which four rotate q and k. Once more the two
@@ -112,9 +147,18 @@ COGVIDEOX = Case(
     name="cogvideox",
     source="diffusers:CogVideoXTransformer3DModel",
     config=dict(
-        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8,
-        text_embed_dim=16, num_layers=2, sample_width=8, sample_height=8, sample_frames=9,
-        max_text_seq_length=8, use_rotary_positional_embeddings=True,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=8,
+        text_embed_dim=16,
+        num_layers=2,
+        sample_width=8,
+        sample_height=8,
+        sample_frames=9,
+        max_text_seq_length=8,
+        use_rotary_positional_embeddings=True,
     ),
     feed=lambda draw: dict(
         hidden_states=draw.normal(1, 2, 4, 8, 8),
@@ -131,8 +175,16 @@ MOCHI = Case(
     name="mochi",
     source="diffusers:MochiTransformer3DModel",
     config=dict(
-        patch_size=2, num_attention_heads=2, attention_head_dim=8, num_layers=2, pooled_projection_dim=16,
-        in_channels=4, qk_norm="rms_norm", text_embed_dim=16, time_embed_dim=4, max_sequence_length=16,
+        patch_size=2,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        pooled_projection_dim=16,
+        in_channels=4,
+        qk_norm="rms_norm",
+        text_embed_dim=16,
+        time_embed_dim=4,
+        max_sequence_length=16,
     ),
     feed=lambda draw: dict(
         hidden_states=draw.normal(1, 4, 2, 8, 8),
@@ -151,8 +203,16 @@ COSMOS = Case(
     source="diffusers:CosmosTransformer3DModel",
     # Without the padding mask, whose resizing needs torchvision.
     config=dict(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=16, num_layers=2,
-        mlp_ratio=2, text_embed_dim=32, adaln_lora_dim=4, max_size=(4, 32, 32), concat_padding_mask=False,
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        num_layers=2,
+        mlp_ratio=2,
+        text_embed_dim=32,
+        adaln_lora_dim=4,
+        max_size=(4, 32, 32),
+        concat_padding_mask=False,
     ),
     feed=lambda draw: dict(
         hidden_states=draw.normal(1, 4, 2, 8, 8),
@@ -171,8 +231,16 @@ KANDINSKY5 = Case(
     name="kandinsky5",
     source="diffusers:Kandinsky5Transformer3DModel",
     config=dict(
-        in_visual_dim=4, in_text_dim=16, in_text_dim2=8, time_dim=32, out_visual_dim=4, model_dim=32,
-        ff_dim=64, num_text_blocks=1, num_visual_blocks=2, axes_dims=(4, 6, 6),
+        in_visual_dim=4,
+        in_text_dim=16,
+        in_text_dim2=8,
+        time_dim=32,
+        out_visual_dim=4,
+        model_dim=32,
+        ff_dim=64,
+        num_text_blocks=1,
+        num_visual_blocks=2,
+        axes_dims=(4, 6, 6),
     ),
     feed=lambda draw: dict(
         hidden_states=draw.normal(1, 2, 8, 8, 4),
@@ -192,8 +260,15 @@ SKYREELS_V2 = Case(
     name="skyreels_v2",
     source="diffusers:SkyReelsV2Transformer3DModel",
     config=dict(
-        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, text_dim=16, freq_dim=64,
-        ffn_dim=32, num_layers=2, rope_max_seq_len=32,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        text_dim=16,
+        freq_dim=64,
+        ffn_dim=32,
+        num_layers=2,
+        rope_max_seq_len=32,
     ),
     feed=lambda draw: dict(
         hidden_states=draw.normal(1, 4, 2, 8, 8),
@@ -213,6 +288,15 @@ def _rotary_tables(tokens: int, channels: int) -> tuple[torch.Tensor, torch.Tens
 
 
 VIDEO_DENOISERS = (
-    WAN_TI2V, WAN_I2V,
-    HUNYUAN_VIDEO, LTX, LTX2_SPLIT, LTX2_INTERLEAVED, COGVIDEOX, MOCHI, COSMOS, KANDINSKY5, SKYREELS_V2,
+    WAN_TI2V,
+    WAN_I2V,
+    HUNYUAN_VIDEO,
+    LTX,
+    LTX2_SPLIT,
+    LTX2_INTERLEAVED,
+    COGVIDEOX,
+    MOCHI,
+    COSMOS,
+    KANDINSKY5,
+    SKYREELS_V2,
 )
