@@ -8,6 +8,16 @@ needs no import of this package. What is exported here is for looking at what it
 from .errors import OptionError, RocmPassesError
 from .explain import Explanation, explain
 from .ledger import Entry, Ledger, history
+from .pipelines import compile_pipeline
 
-__all__ = ["Entry", "Explanation", "Ledger", "OptionError", "RocmPassesError", "explain", "history"]
+__all__ = [
+    "Entry",
+    "Explanation",
+    "Ledger",
+    "OptionError",
+    "RocmPassesError",
+    "compile_pipeline",
+    "explain",
+    "history",
+]
 __version__ = "0.1.0"
