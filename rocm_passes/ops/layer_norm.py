@@ -49,7 +49,7 @@ def _triton_refuses(x: Tensor, **_: Any) -> str | None:
 
 def too_wide(x: Tensor) -> str | None:
     """The width that the Triton norms end at."""
-    from ..kernels.triton.norm import MAX_WIDTH
+    from ..kernels.triton.norm_plan import MAX_WIDTH
 
     width = x.shape[-1]
     if isinstance(width, int) and width > MAX_WIDTH:
