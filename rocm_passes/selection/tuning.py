@@ -200,9 +200,9 @@ def _run(script: str, arguments: Sequence[str], seconds: float, path: Path) -> N
     """The script as Python would run it; a warm cache would leave nothing to measure."""
     os.environ["ROCM_PASSES_TUNE_SECONDS"] = str(seconds)
     os.environ["ROCM_PASSES_CHOICES"] = str(path)
-    torch._inductor.config.force_disable_caches = True
     sys.argv = [script, *arguments]
-    runpy.run_path(script, run_name="__main__")
+    with torch._inductor.config.patch("force_disable_caches", True):
+        runpy.run_path(script, run_name="__main__")
 
 
 def _summary(path: Path) -> str:

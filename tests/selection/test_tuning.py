@@ -187,13 +187,13 @@ def test_the_command_runs_a_script_with_its_budget_and_its_file(
     monkeypatch.setenv("ROCM_PASSES_TUNE_SECONDS", "1")
     monkeypatch.setenv("ROCM_PASSES_CHOICES", "elsewhere")
     monkeypatch.setattr("sys.argv", ["rocm-passes"])
-    monkeypatch.setattr(torch._inductor.config, "force_disable_caches", False)
     script = tmp_path / "decode.py"
     script.write_text("import os, sys; print(os.environ['ROCM_PASSES_TUNE_SECONDS'], sys.argv[1:])")
     Store(tmp_path / "c.json").add("gfx942", KEY, Measured({"taps": 2.0}, {"taps": 1}))
     assert tuning.main(["--seconds", "90", "--choices", str(tmp_path / "c.json"), str(script), "--fast"]) == 0
     said = capsys.readouterr().out
     assert "90.0 ['--fast']" in said
+    assert torch._inductor.config.force_disable_caches is False
     assert f"{KEY}: taps 2 ms" in said
 
 
