@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_its_code_runs() -> None:
-    use, explain = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    use, explain, pipeline = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     names: dict[str, object] = {"torch": torch, "model": nn.RMSNorm(16), "x": torch.randn(2, 16)}
     exec(use, names)
     compiled = names["model"]
@@ -27,6 +27,9 @@ def test_its_code_runs() -> None:
         exec(explain, names)
     explanation = names["explanation"]
     assert isinstance(explanation, Explanation) and len(explanation.sites) == 1
+    names["pipe"] = case("vae_image").build(torch.float32)
+    exec(pipeline, names)
+    assert "decoder" in str(names["report"]) and "compiled" in str(names["report"])
 
 
 def test_its_commands_exist() -> None:
