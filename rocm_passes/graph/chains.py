@@ -20,6 +20,7 @@ from . import nodes as n
 from .layer_norms import Layer
 from .nodes import aten
 from .norms import RMS, adds_one, dying_casts
+from .rewriter import escapes
 
 Norm = RMS | Layer
 
@@ -275,7 +276,7 @@ class Chain:
             return f"the norm has {len(self.results)} different uses, and two are taken"
         if len({n.dtype(r) for r in self.results}) > 1:
             return "its results have different dtypes"
-        outside = _escapes(self.nodes, self.outputs)
+        outside = escapes(self.nodes, self.outputs)
         if outside is not None:
             return f"an inner value ({outside.name}) is used outside it"
         return None
@@ -338,10 +339,3 @@ class Chain:
             found["modulations"] = len(self.modulations)
             found["shift"] = any(m.shift is not None for m in self.modulations)
         return found
-
-
-def _escapes(nodes: frozenset[fx.Node], outputs: tuple[fx.Node, ...]) -> fx.Node | None:
-    for node in nodes:
-        if node not in outputs and any(user not in nodes for user in node.users):
-            return node
-    return None

@@ -118,11 +118,7 @@ def rounding_note(rounds_between: bool) -> str | None:
 def _triton_pays(target: Target, x: Tensor, **_: Any) -> Verdict:
     # Contiguous, 512 x 128 x 128 came out even and 128 x 1024 x 1024 at 0.69 of Inductor's time; channels-last,
     # 0.60 and 0.31.
-    return vae_norm_pays(target, x, 2**22 if x.dim() > 3 and x.stride(1) == 1 else 2**24)
-
-
-def vae_norm_pays(target: Target, x: Tensor, least: int) -> Verdict:
-    """The rule of both VAE norms: by size, from the kernels' own times on an H200."""
+    least = 2**22 if x.dim() > 3 and x.stride(1) == 1 else 2**24
     if not target.is_gpu:
         return Verdict(False, "on a CPU Inductor's own code is faster")
     size = math.prod(x.shape)

@@ -40,11 +40,11 @@ def _unknown(_: Target, **__: Any) -> Verdict:
     return Verdict(False, "it has not been measured to pay on this machine")
 
 
-def _needs_cpu(target: Target) -> str | None:
+def needs_cpu(target: Target) -> str | None:
     return "plain torch is for CPU graphs and tests" if target.is_gpu else None
 
 
-def _reference_pays(_: Target, **__: Any) -> Verdict:
+def reference_pays(_: Target, **__: Any) -> Verdict:
     return Verdict(False, "on a CPU, Inductor's fused code is faster than one operator in plain torch")
 
 
@@ -87,7 +87,7 @@ class Operator:
     ) -> None:
         self.name = name
         self.reference = reference
-        self.lowerings = (*lowerings, Lowering(REFERENCE, requires=(_needs_cpu,), pays=_reference_pays))
+        self.lowerings = (*lowerings, Lowering(REFERENCE, requires=(needs_cpu,), pays=reference_pays))
         self.parameters = tuple(inspect.signature(reference).parameters)
         self._by_name = {lowering.name: lowering for lowering in self.lowerings}
         self._defaults: dict[str, Any] = {}

@@ -19,7 +19,7 @@ from ..graph.complex_tables import reuse
 from ..target import Target, needs_aiter, needs_import, needs_triton
 from . import rotary as one
 from . import rotary_layout as layout
-from .operator import Lowering, Operator, Verdict
+from .operator import Lowering, Operator, Verdict, needs_cpu, reference_pays
 from .rotary_layout import Recipe
 
 aten = torch.ops.aten
@@ -403,9 +403,9 @@ LOWERINGS = (
     ),
     Lowering(
         "reference",
-        requires=(one.needs_cpu,),
+        requires=(needs_cpu,),
         refuses=_triton_refuses,
-        pays=one.never_pays,
+        pays=reference_pays,
         write=writes("reference"),
     ),
 )

@@ -19,7 +19,7 @@ from ..graph.builder import Eager
 from ..graph.complex_tables import reuse
 from ..target import Target, needs_aiter, needs_import, needs_triton
 from . import rotary_layout as layout
-from .operator import Lowering, Operator, Verdict
+from .operator import Lowering, Operator, Verdict, needs_cpu, reference_pays
 from .rotary_layout import Recipe
 
 aten = torch.ops.aten
@@ -336,14 +336,6 @@ def _real_pays(target: Target, x: Tensor, tables: Sequence[Tensor], recipe: Reci
     return Verdict(True, "Inductor generates no code for complex numbers, and fuses their parts")
 
 
-def needs_cpu(target: Target) -> str | None:
-    return "plain torch is for CPU graphs and tests" if target.is_gpu else None
-
-
-def never_pays(_: Target, **__: Any) -> Verdict:
-    return Verdict(False, "on a CPU, Inductor's fused code is faster than one operator in plain torch")
-
-
 OPERATOR = Operator(
     "rotary",
     SCHEMA,
@@ -373,7 +365,7 @@ LOWERINGS = (
         "reference",
         requires=(needs_cpu,),
         refuses=_triton_refuses,
-        pays=never_pays,
+        pays=reference_pays,
         write=writes("reference"),
     ),
 )

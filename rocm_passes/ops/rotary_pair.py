@@ -12,7 +12,7 @@ from ..graph.builder import Eager
 from ..target import Target, needs_aiter, needs_import, needs_triton
 from . import rotary as one
 from . import rotary_layout as layout
-from .operator import Lowering, Operator
+from .operator import Lowering, Operator, needs_cpu, reference_pays
 from .rotary_layout import Recipe
 
 SCHEMA = (
@@ -179,9 +179,9 @@ LOWERINGS = (
     ),
     Lowering(
         "reference",
-        requires=(one.needs_cpu,),
+        requires=(needs_cpu,),
         refuses=_triton_refuses,
-        pays=one.never_pays,
+        pays=reference_pays,
         write=writes("reference"),
     ),
 )

@@ -9,8 +9,8 @@ program holds it in registers.
 
 import torch
 
+from .common import TRITON_TYPE, power_of_two_above
 from .rotary import launch_heads
-from .rotary_tiles import FLOAT_DTYPES, power_of_2
 
 # The widest row of H * D channels, in powers of two, that the registers of one program hold.
 MAX_ROW = 32768
@@ -69,7 +69,7 @@ def _check_weight(
     expected = x.shape[-2] * x.shape[-1] if across_heads else x.shape[-1]
     if weight.dim() != 1 or weight.numel() != expected:
         raise ValueError(f"{name} {tuple(weight.shape)} must be 1-D of {expected} elements")
-    if weight.dtype not in FLOAT_DTYPES:
+    if weight.dtype not in TRITON_TYPE:
         raise TypeError(f"{name} is {weight.dtype}: the rotary kernels take float32, float16 or bfloat16")
     if weight.device != x.device:
         raise ValueError(f"{name} lies on {weight.device} and its tensor on {x.device}")
@@ -77,5 +77,5 @@ def _check_weight(
 
 
 def _check_row(heads: int, channels: int) -> None:
-    if power_of_2(heads) * power_of_2(channels) > MAX_ROW:
+    if power_of_two_above(heads) * power_of_two_above(channels) > MAX_ROW:
         raise ValueError(f"a norm over {heads} heads of {channels} channels exceeds {MAX_ROW} channels")

@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import IsaExample, cdiv, device_guard, isa_example, launch_warps
+from .common import IsaExample, cdiv, device_guard, isa_example, launch_warps, power_of_two_above
 from .rotary_tiles import (
     Tables,
     check_input,
@@ -30,7 +30,6 @@ from .rotary_tiles import (
     load_tables,
     normalise,
     output_like,
-    power_of_2,
     prepare_tables,
     rotate,
     store_pairs,
@@ -232,8 +231,8 @@ def launch_heads(
             tables.cos, tables.sin, *tables.strides,
             q if q_weight is None else q_weight, second if k_weight is None else k_weight,
             tokens, start, tables.tokens,
-            Q_HEADS=q_heads, K_HEADS=k_heads, D=channels, R=width, P=power_of_2(width // 2),
-            REST_P=power_of_2(channels - width) if channels > width else 0,
+            Q_HEADS=q_heads, K_HEADS=k_heads, D=channels, R=width, P=power_of_two_above(width // 2),
+            REST_P=power_of_two_above(channels - width) if channels > width else 0,
             T=token_tile, H=head_tile, INTERLEAVED=interleaved, CONJUGATE=conjugate,
             PER_CHANNEL=tables.per_channel, PER_HEAD=tables.per_head,
             PARTIAL=tables.tokens != tokens, NORM=norm, ACROSS_HEADS=across_heads, Q_EPS=eps_q, K_EPS=eps_k,

@@ -16,9 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import cdiv, exact_rsqrt
-
-FLOAT_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+from .common import TRITON_TYPE, cdiv, exact_rsqrt, power_of_two_above
 
 
 @triton.jit
@@ -167,7 +165,7 @@ def prepare_tables(
 ) -> Tables:
     """Checks the tables against x; copies them only if cos and sin differ in strides."""
     for name, table in (("cos", cos), ("sin", sin)):
-        if table.dtype not in FLOAT_DTYPES:
+        if table.dtype not in TRITON_TYPE:
             raise TypeError(f"{name} is {table.dtype}: float32, float16 or bfloat16 is needed")
         if table.dim() != 4:
             raise ValueError(f"{name} must be 4-D [batch, tokens, heads, width], not {tuple(table.shape)}")
@@ -192,7 +190,7 @@ def _strides(table: torch.Tensor) -> tuple[int, int, int, int]:
 
 def check_input(name: str, x: torch.Tensor) -> torch.Tensor:
     """x as the kernels take it: 4-D, float, of unit channel stride (by a copy if it has another)."""
-    if x.dtype not in FLOAT_DTYPES:
+    if x.dtype not in TRITON_TYPE:
         raise TypeError(f"{name} is {x.dtype}: the rotary kernels take float32, float16 or bfloat16")
     if x.dim() != 4:
         raise ValueError(f"{name} must be 4-D [batch, tokens, heads, channels], not {tuple(x.shape)}")
@@ -219,7 +217,7 @@ def check_seq_start(seq_start: int | None, tables: Tables, tokens: int) -> int:
 
 def output_like(x: torch.Tensor, out: torch.Tensor | None, dtype: torch.dtype | None) -> torch.Tensor:
     """The tensor to write: `out` checked, or a dense one in x's memory order."""
-    if dtype not in (None, *FLOAT_DTYPES):
+    if dtype not in (None, *TRITON_TYPE):
         raise TypeError(f"out_dtype is {dtype}: the rotary kernels write float32, float16 or bfloat16")
     if out is None:
         made = torch.empty_like(x, dtype=dtype or x.dtype)
@@ -230,16 +228,11 @@ def output_like(x: torch.Tensor, out: torch.Tensor | None, dtype: torch.dtype | 
         )
     if dtype is not None and out.dtype != dtype:
         raise ValueError(f"out is {out.dtype} and out_dtype asks for {dtype}")
-    if out.dtype not in FLOAT_DTYPES:
+    if out.dtype not in TRITON_TYPE:
         raise TypeError(f"out is {out.dtype}: the rotary kernels write float32, float16 or bfloat16")
     if out.stride(-1) != 1:
         raise ValueError("out must have unit stride in the channels")
     return out
-
-
-def power_of_2(size: int) -> int:
-    """The next power of two. (Triton's own costs the host ten times as long.)"""
-    return 1 << (size - 1).bit_length()
 
 
 @functools.lru_cache(maxsize=1024)
@@ -250,9 +243,9 @@ def tile_shape(heads: tuple[int, ...], channels: int, norm: bool, across_heads: 
     sum: more and smaller programs hide that. Heads come first, padded by a third at most, then tokens. A norm
     across heads takes them all: masked lanes cost less there than a second, exact tile.
     """
-    padded = power_of_2(channels)
+    padded = power_of_two_above(channels)
     if across_heads:
-        head_tile = power_of_2(max(heads))
+        head_tile = power_of_two_above(max(heads))
         return 1, head_tile, min(16, max(2, head_tile * padded // 2048))
     elements, warps = (1024, 2) if norm else (4096, 4)
     head_tile = 1
