@@ -180,9 +180,10 @@ def on_meta(*shape: int) -> Tensor:
     ("changes", "shape", "expected"),
     [
         ({"branch": True, "scale0": True}, (32760, 5120), True),
-        ({"scale0": True}, (4608, 3072), True),
-        ({"branch": True}, (4608, 3072), True),
-        ({}, (4608, 3072), False),
+        ({"scale0": True}, (32760, 1536), True),
+        ({"branch": True}, (32760, 1536), True),
+        ({}, (32760, 1536), False),
+        ({"branch": True, "scale0": True}, (4608, 3072), False),
         ({"branch": True, "kind": "rms"}, (32760, 5120), False),
         ({"branch": True, "scale0": True}, (512, 3072), False),
         ({"branch": True, "scale0": True}, (236544, 64), False),
