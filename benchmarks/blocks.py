@@ -1,11 +1,12 @@
 """Whole transformer blocks at production size: eager, plain Inductor and this backend in one run.
 
-    python -m benchmarks.blocks [--only NAME,NAME] [--json FILE] [--idioms LIST] [--seconds N]
+    python -m benchmarks.blocks [--only NAME,NAME] [--json FILE] [--options JSON] [--also JSON] [--seconds N]
 
 Each block is a real one with the inputs that its model gives it (benchmarks/models.py). `ms` is the device's
 own time, of replays of a CUDA graph of one call; `in a row` that of calls one behind the other, as in a
 denoising loop, which is the larger of the device's time and the host's; `host` what enqueuing one call takes.
-Medians, the forms in turn, after a warm-up. `difference` is the distance of a compiled result from eager's,
+Medians, the forms in turn, after a warm-up; the JSON file has every
+kernel's time besides. `difference` is the distance of a compiled result from eager's,
 relative to its norm: for equal numerics ours must not exceed Inductor's by more than a tenth. The run fails
 where a kernel of ours fell back to plain torch.
 """
@@ -36,7 +37,8 @@ BLOCKS = (
     "qwen_image_block", "z_image_block", "wan_block", "flux_double", "hunyuan_video_double",
     "flux_single", "flux2_double", "flux2_single", "hunyuan_video_single", "ltx_block", "wan_block_720p",
 )  # fmt: skip
-ROUNDS = 5
+ROUNDS = 12
+WARM_MS = 500
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Row:
     times: dict[str, Times]
     difference: dict[str, float]
     sites: list[str]
+    kernels: dict[str, dict[str, list[float]]]
 
     @property
     def speedup(self) -> float:
@@ -118,21 +121,42 @@ def captured(call: Callable[[], Any]) -> torch.cuda.CUDAGraph:
 
 
 def timed(calls: dict[str, Callable[[], Any]]) -> dict[str, Times]:
+    """The forms in turn, in short bursts and in rotating order.
+
+    A block at full load heats the card until it lowers its clock: whoever comes after a pause is the faster.
+    """
     graphs = {form: captured(call) for form, call in calls.items() if form != "eager"}
     once = device_ms(graphs["inductor"].replay, 2)
-    repeats = max(2, min(20, int(60 / once)))
-    device_ms(graphs["inductor"].replay, max(2, int(300 / once)))
-    found: dict[str, list[tuple[float, float, float]]] = {form: [] for form in calls}
+    burst = max(1, min(10, int(25 / once)))
+    replays = {form: graph.replay for form, graph in graphs.items()}
+    device_ms(graphs["inductor"].replay, max(2, int(WARM_MS / once)))
+    graph = in_turn(replays, lambda call: device_ms(call, burst))
+    row = in_turn(calls, lambda call: device_ms(call, burst))
+    host = in_turn(calls, host_ms)
+    return {form: Times(graph.get(form, math.nan), row[form], host[form]) for form in calls}
+
+
+def in_turn(
+    calls: dict[str, Callable[[], Any]], time_of: Callable[[Callable[[], Any]], float]
+) -> dict[str, float]:
+    found: dict[str, list[float]] = {form: [] for form in calls}
+    forms = list(calls)
     for _ in range(ROUNDS):
-        for form, call in calls.items():
-            found[form].append(
-                (
-                    device_ms(graphs[form].replay, repeats) if form in graphs else math.nan,
-                    device_ms(call, repeats),
-                    host_ms(call),
-                )
-            )
-    return {form: Times(*(statistics.median(t) for t in zip(*ts, strict=True))) for form, ts in found.items()}
+        for form in forms:
+            found[form].append(time_of(calls[form]))
+        forms = forms[1:] + forms[:1]
+    return {form: statistics.median(times) for form, times in found.items()}
+
+
+def kernels_of(call: Callable[[], Any]) -> dict[str, list[float]]:
+    """Device time by kernel of one call, largest first: microseconds and launches."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(3):
+            call()
+        torch.cuda.synchronize()
+    rows = [(e.key, e.self_device_time_total / 3, e.count / 3) for e in profile.key_averages()]
+    rows.sort(key=lambda row: -row[1])
+    return {key[:120]: [round(us, 1), count] for key, us, count in rows if us}
 
 
 def distance(result: list[Tensor], reference: list[Tensor]) -> float:
@@ -142,7 +166,7 @@ def distance(result: list[Tensor], reference: list[Tensor]) -> float:
     return float((squares / sum(b.float().square().sum().item() for b in reference)) ** 0.5)
 
 
-def measure(name: str, options: dict[str, Any]) -> Row:
+def measure(name: str, forms: dict[str, dict[str, Any]]) -> Row:
     prepared = workload(name).build()
 
     def eager() -> Any:
@@ -151,16 +175,14 @@ def measure(name: str, options: dict[str, Any]) -> Row:
 
     torch._dynamo.reset()
     already = len(history())
-    calls = {
-        "eager": eager,
-        "inductor": compiled(prepared, "inductor"),
-        "ours": compiled(prepared, rocm_diffusion, options),
-    }
+    calls = {"eager": eager, "inductor": compiled(prepared, "inductor")}
+    calls |= {form: compiled(prepared, rocm_diffusion, options) for form, options in forms.items()}
     results = {form: [t.clone() for t in tensors_in(call())] for form, call in calls.items()}
     sites = [str(entry) for ledger in history()[already:] for entry in ledger.entries]
-    differences = {form: distance(results[form], results["eager"]) for form in ("inductor", "ours")}
+    differences = {form: distance(results[form], results["eager"]) for form in results if form != "eager"}
     del results
-    return Row(name, timed(calls), differences, sites)
+    times = timed(calls)
+    return Row(name, times, differences, sites, {f: kernels_of(c) for f, c in calls.items() if f != "eager"})
 
 
 def main() -> None:
@@ -168,11 +190,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", default=",".join(BLOCKS[:5]), help="block names, separated by commas")
-    parser.add_argument("--idioms", default="", help="as the backend's option; all by default")
+    parser.add_argument("--options", type=json.loads, default={}, help="the backend's, as JSON")
+    parser.add_argument("--also", type=json.loads, help="a second form of ours, with these options")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--seconds", type=float, default=1e9, help="start no further block after so many")
     args = parser.parse_args()
-    options = {"idioms": args.idioms} if args.idioms else {}
+    forms = {"ours": args.options} | ({"also": args.also} if args.also is not None else {})
     failures = Failures()
     logging.getLogger("rocm_passes").addHandler(failures)
     began = time.perf_counter()
@@ -182,7 +205,7 @@ def main() -> None:
     for name in args.only.split(","):
         if time.perf_counter() - began > args.seconds:
             break
-        row = measure(name, options)
+        row = measure(name, forms)
         rows.append(row)
         for form, t in row.times.items():
             away = f"{row.difference[form]:.2e}" if form in row.difference else ""
