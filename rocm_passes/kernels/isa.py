@@ -3,6 +3,7 @@
     python -m rocm_passes.kernels.isa                         print the table
     python -m rocm_passes.kernels.isa --write docs/kernels.md   put it between the file's markers
     python -m rocm_passes.kernels.isa --json                  one JSON object a line
+    python -m rocm_passes.kernels.isa --ones                  what launches with integers that are 1 compile
 
 This shows what the compiler did, not how fast it runs: registers, spills, width of memory accesses, LDS and
 the occupancy that the registers allow.
@@ -17,7 +18,7 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,6 +58,33 @@ def examples() -> Iterator[IsaExample]:
     """The production shapes that each kernel module names."""
     for name in KERNEL_MODULES:
         yield from importlib.import_module(f"rocm_passes.kernels.triton.{name}").isa_examples()
+
+
+def integers(example: IsaExample) -> tuple[str, ...]:
+    """The integer arguments, which a launch makes constexprs of where they are 1."""
+    return tuple(name for name, kind in example.signature.items() if kind in ("i32", "i64"))
+
+
+def with_ones(example: IsaExample, names: Collection[str]) -> IsaExample:
+    """The example as a launch specialises it where the named integer arguments are 1."""
+    return dataclasses.replace(
+        example,
+        label=f"{example.label}; 1 for {', '.join(names)}",
+        signature={n: "constexpr" if n in names else kind for n, kind in example.signature.items()},
+        constexprs={**example.constexprs, **dict.fromkeys(names, 1)},
+    )
+
+
+def specialised_to_one() -> Iterator[IsaExample]:
+    """Each kernel with all its integer arguments 1, and the first example of each with one at a time."""
+    seen = set()
+    for example in examples():
+        names = integers(example)
+        if names:
+            yield with_ones(example, names)
+        if len(names) > 1 and example.kernel not in seen:
+            yield from (with_ones(example, (name,)) for name in names)
+        seen.add(example.kernel)
 
 
 def compile_example(example: IsaExample, arch: str) -> Compiled:
@@ -144,12 +172,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--write", type=Path, metavar="FILE", help="put the table between the markers of FILE"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    parser.add_argument(
+        "--ones", action="store_true", help="the kernels as launches specialise them to integers that are 1"
+    )
     options = parser.parse_args(argv)
     if os.environ.get("TRITON_INTERPRET") == "1":
         parser.error("TRITON_INTERPRET=1 is set: kernels are interpreted then, not compiled; unset it")
     import triton
 
-    rows = [compile_example(e, arch) for e in examples() for arch in options.arch or AMD_ARCHITECTURES]
+    chosen = list(specialised_to_one() if options.ones else examples())
+    rows = [compile_example(e, arch) for e in chosen for arch in options.arch or AMD_ARCHITECTURES]
     if options.json:
         for row in rows:
             print(json.dumps(dataclasses.asdict(row)))

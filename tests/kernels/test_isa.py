@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import triton
 
 from rocm_passes.kernels import isa
 from rocm_passes.target import AMD_ARCHITECTURES
@@ -74,8 +76,14 @@ def test_the_checks_can_fail() -> None:
 
 
 def test_the_table_in_the_docs_is_what_the_compiler_gives(compiled: list[dict[str, Any]]) -> None:
+    """Compared where the table's own compiler is installed: another allocates other registers."""
+    page = DOCS.read_text(encoding="utf-8")
+    made_by = re.search(r"Compiled by Triton (\S+)\.\n", page)
+    assert made_by is not None
+    if made_by[1] != triton.__version__:
+        pytest.skip(f"the table is Triton {made_by[1]}'s, and this is {triton.__version__}")
     rows = [isa.Compiled(**r) for r in compiled]
-    assert isa.table(rows) in DOCS.read_text(encoding="utf-8"), (
+    assert isa.table(rows) in page, (
         "docs/kernels.md is out of date: python -m rocm_passes.kernels.isa --write docs/kernels.md"
     )
 
@@ -98,3 +106,16 @@ def test_refuses_to_run_interpreted(
     with pytest.raises(SystemExit):
         isa.main([])
     assert "TRITON_INTERPRET=1 is set" in capsys.readouterr().err
+
+
+def test_integers_that_are_one_compile() -> None:
+    """A launch makes a constexpr of an integer that is 1: what only values can do fails to compile then."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "rocm_passes.kernels.isa", "--ones", "--json", "--arch", "gfx942"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    compiled = {json.loads(line)["kernel"] for line in done.stdout.splitlines()}
+    assert compiled == {e.kernel.fn.__name__ for e in isa.examples()}
+    with_two = next(e for e in isa.examples() if len(isa.integers(e)) > 1)
+    alone = {e.label for e in isa.specialised_to_one() if e.kernel is with_two.kernel}
+    assert {f"{with_two.label}; 1 for {name}" for name in isa.integers(with_two)} < alone

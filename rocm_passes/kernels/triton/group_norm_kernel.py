@@ -81,7 +81,8 @@ def group_norm_combine_kernel(
     pid = tl.program_id(0)
     first = (pid // GROUPS).to(tl.int64) * splits * C + (pid % GROUPS) * WIDTH
     partials = splits * WIDTH
-    size = pixels.to(tl.float32) * WIDTH
+    # A launch makes a constexpr of an integer that is 1, which has no `.to`.
+    size = tl.full([], WIDTH, tl.float32) * pixels
     weighted = tl.zeros([BLOCK], tl.float32)
     anchor = tl.load(partial_shift_ptr + first)
     for start in range(0, partials, BLOCK):
