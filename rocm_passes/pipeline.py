@@ -36,6 +36,7 @@ from .idioms import (
     rms_norm,
     rotary,
     rotary_pair,
+    upsampled_conv,
 )
 from .idioms.idiom import Context, Idiom, NearMiss, Site
 from .ledger import Entry, Ledger
@@ -59,6 +60,7 @@ IDIOMS: tuple[Idiom, ...] = (
     group_norm.IDIOM,
     channel_norm.IDIOM,
     rotary.IDIOM,
+    upsampled_conv.IDIOM,
     conv3d.IDIOM,
     conv2d.IDIOM,
 )
@@ -152,9 +154,17 @@ class Pipeline(CustomGraphPass):
             # What was replaced still reads the convolutions, until it is gone.
             _tidy(graph)
             absorb_biases(graph)
+            _let_inductor_launch()
         if in_channels_last:
             layout.settle_norms(graph, fake_mode)
         return rewriter.count > 0
+
+
+def _let_inductor_launch() -> None:
+    """Done here and not at import: the passes of a CPU graph need none of Inductor's lowerings."""
+    from .ops import inductor
+
+    inductor.register()
 
 
 class _Session:

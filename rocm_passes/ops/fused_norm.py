@@ -254,6 +254,7 @@ OPERATOR = Operator(
             note=_triton_note,
             pays=_triton_pays,
             run=_triton,
+            launches=True,
         ),
     ),
 )

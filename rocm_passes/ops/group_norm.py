@@ -205,6 +205,7 @@ OPERATOR = Operator(
             note=_triton_note,
             pays=_triton_pays,
             run=_triton,
+            launches=True,
         ),
         Lowering(
             "aiter",

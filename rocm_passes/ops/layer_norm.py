@@ -113,6 +113,7 @@ OPERATOR = Operator(
             refuses=_triton_refuses,
             pays=_triton_pays,
             run=_triton,
+            launches=True,
         ),
     ),
 )

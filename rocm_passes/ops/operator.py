@@ -24,6 +24,9 @@ _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 REFERENCE = "reference"
 
+#: Every operator of this package, in the order of definition.
+OPERATORS: list[Operator] = []
+
 
 class Verdict(NamedTuple):
     """Does a lowering pay on this machine, and how do we know?"""
@@ -56,7 +59,8 @@ class Lowering:
     refuses: can it take this call? Given the call's arguments by name, tensors as fake tensors.
     note: how its rounding differs from the graph's, where it must; numerics="strict" refuses it then.
     pays: is it known to beat Inductor's own code here?
-    run: the kernel, over real tensors (an opaque call in the graph); or
+    run: the kernel, over real tensors (an opaque call in the graph);
+    launches: `run` only allocates and launches Triton kernels, so that Inductor can launch them itself; or
     write: the same in plain ATen nodes, `write(b, **arguments)`, which Inductor goes on to fuse.
     """
 
@@ -66,6 +70,7 @@ class Lowering:
     note: Callable[..., str | None] = _accepts_all
     pays: Callable[..., Verdict] = _unknown
     run: Callable[..., Any] | None = None
+    launches: bool = False
     write: Callable[..., Any] | None = None
 
 
@@ -97,12 +102,13 @@ class Operator:
         _LIBRARY.define(full, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout))
         _LIBRARY.impl(name, self._run, "CompositeExplicitAutograd")
         torch.library.register_fake(
-            f"{NAMESPACE}::{name}", lambda *a, **k: fake(*self._arguments(a, k)[0]), lib=_LIBRARY
+            f"{NAMESPACE}::{name}", lambda *a, **k: fake(*self.bind(a, k)[0]), lib=_LIBRARY
         )
         self.overload = getattr(getattr(torch.ops, NAMESPACE), name).default
         self._defaults = {
             a.name: a.default_value for a in self.overload._schema.arguments if a.has_default_value()
         }
+        OPERATORS.append(self)
 
     def lowering(self, name: str) -> Lowering | None:
         return self._by_name.get(name)
@@ -111,7 +117,8 @@ class Operator:
         """Write the operator's node with a builder."""
         return b(self.overload, *[arguments[p] for p in self.parameters], lowering.name)
 
-    def _arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Any], str]:
+    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Any], str]:
+        """A call's arguments in order, and the name of its lowering."""
         if not kwargs and len(args) == len(self.parameters) + 1:
             return list(args[:-1]), args[-1]
         names = (*self.parameters, "lowering")
@@ -120,7 +127,7 @@ class Operator:
         return values[:-1], str(values[-1])
 
     def _run(self, *args: Any, **kwargs: Any) -> Any:
-        values, name = self._arguments(args, kwargs)
+        values, name = self.bind(args, kwargs)
         lowering = self._by_name.get(name)
         no_kernel = lowering is None or lowering.run is None or name in self._failed
         if no_kernel or (not _on_gpu(values) and not triton_is_interpreted()):

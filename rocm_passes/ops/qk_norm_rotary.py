@@ -124,8 +124,7 @@ def _triton(
     out_q, out_k = _joint(q, out_dtype), _joint(k, out_dtype) if k else None
     begin = 0
     for i, x in enumerate(q):
-        rows = slice(begin, begin + x.shape[1])
-        begin += x.shape[1]
+        tokens = x.shape[1]
         qk_norm_rotary(
             x,
             k[i] if k else None,
@@ -142,9 +141,10 @@ def _triton(
             rotary_dim=width,
             conjugate=conjugate,
             seq_start=seq_start[i],
-            out_q=out_q[:, rows],
-            out_k=None if out_k is None else out_k[:, rows],
+            out_q=out_q.narrow(1, begin, tokens),
+            out_k=None if out_k is None else out_k.narrow(1, begin, tokens),
         )
+        begin += tokens
     return [out_q] if out_k is None else [out_q, out_k]
 
 
@@ -382,7 +382,7 @@ OPERATOR = Operator(
     SCHEMA,
     reference,
     fake,
-    lowerings=(Lowering("aiter", run=_aiter), Lowering("triton", run=_triton)),
+    lowerings=(Lowering("aiter", run=_aiter), Lowering("triton", run=_triton, launches=True)),
 )
 
 LOWERINGS = (

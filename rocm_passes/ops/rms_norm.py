@@ -179,6 +179,7 @@ OPERATOR = Operator(
             refuses=_triton_refuses,
             pays=_triton_pays,
             run=_triton,
+            launches=True,
         ),
     ),
 )

@@ -341,7 +341,7 @@ OPERATOR = Operator(
     SCHEMA,
     reference,
     fake,
-    lowerings=(Lowering("aiter", run=_aiter), Lowering("triton", run=_triton)),
+    lowerings=(Lowering("aiter", run=_aiter), Lowering("triton", run=_triton, launches=True)),
 )
 
 LOWERINGS = (

@@ -28,15 +28,14 @@ from rocm_passes.kernels.triton.common import (
     IsaExample,
     cdiv,
     check_dtype,
-    device_guard,
     exact_rsqrt,
     isa_example,
-    launch_warps,
     power_of_two_above,
     power_of_two_divisor,
     silu,
 )
 from rocm_passes.kernels.triton.dense import DenseView, dense_view
+from rocm_passes.kernels.triton.launch import launch
 
 ChannelNormForm = Literal["l2", "mean"]
 
@@ -233,34 +232,35 @@ def _launch(
     outer, pixels = (1, view.outer) if channels_last else (view.outer, view.inner)
     pixel_stride = view.channels if channels_last else 1
     blocks = cdiv(pixels, tile.pixels)
-    with device_guard(view.tensor):
-        channel_norm_kernel[(outer * blocks,)](
-            view.tensor,
-            view.tensor if x_bias is None else x_bias,
-            view.tensor if gamma is None else gamma,
-            view.tensor if bias is None else bias,
-            out,
-            pixels,
-            blocks,
-            view.channels * view.inner,
-            pixel_stride,
-            view.inner,
-            C=view.channels,
-            CHUNK=tile.chunk,
-            CHUNKS=cdiv(view.channels, tile.chunk),
-            PIXELS=tile.pixels,
-            RESIDENT=tile.resident,
-            FORM=form,
-            EPS=float(eps),
-            SCALE=float(scale),
-            HAS_GAMMA=gamma is not None,
-            HAS_BIAS=bias is not None,
-            HAS_X_BIAS=x_bias is not None,
-            ROUND_NORM=round_before_weight,
-            SILU=silu,
-            WIDE=view.tensor.numel() + tile.pixels * view.channels > INT32_MAX,
-            num_warps=launch_warps(tile.num_warps, view.tensor),
-        )
+    launch(
+        channel_norm_kernel,
+        (outer * blocks,),
+        view.tensor,
+        view.tensor if x_bias is None else x_bias,
+        view.tensor if gamma is None else gamma,
+        view.tensor if bias is None else bias,
+        out,
+        pixels,
+        blocks,
+        view.channels * view.inner,
+        pixel_stride,
+        view.inner,
+        C=view.channels,
+        CHUNK=tile.chunk,
+        CHUNKS=cdiv(view.channels, tile.chunk),
+        PIXELS=tile.pixels,
+        RESIDENT=tile.resident,
+        FORM=form,
+        EPS=float(eps),
+        SCALE=float(scale),
+        HAS_GAMMA=gamma is not None,
+        HAS_BIAS=bias is not None,
+        HAS_X_BIAS=x_bias is not None,
+        ROUND_NORM=round_before_weight,
+        SILU=silu,
+        WIDE=view.tensor.numel() + tile.pixels * view.channels > INT32_MAX,
+        num_warps=tile.num_warps,
+    )
 
 
 def _per_channel(name: str, t: Tensor | None, channels: int) -> Tensor | None:

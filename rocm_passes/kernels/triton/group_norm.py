@@ -21,9 +21,7 @@ from rocm_passes.kernels.triton.common import (
     broadcasts_to,
     cdiv,
     check_dtype,
-    device_guard,
     isa_example,
-    launch_warps,
     power_of_two_above,
     power_of_two_divisor,
 )
@@ -33,6 +31,7 @@ from rocm_passes.kernels.triton.group_norm_kernel import (
     group_norm_combine_kernel,
     group_norm_partials_kernel,
 )
+from rocm_passes.kernels.triton.launch import launch
 
 # Programs that the statistics are spread over: a few waves on any card. More partials than this take longer
 # to combine than they save (GroupNorm + SiLU of 128 x 1024 x 1024 on an H200: 1.67 of the floor with 512,
@@ -143,26 +142,27 @@ def _launch(
 
     partials = torch.empty((3, samples, splits, channels), dtype=torch.float32, device=x.device)
     statistics = torch.empty((3, samples, groups), dtype=torch.float32, device=x.device)
-    num_warps = launch_warps(tile.num_warps, x)
-    with device_guard(x):
-        group_norm_partials_kernel[(samples * splits * channel_blocks,)](
-            x, x if x_bias is None else x_bias, *partials.unbind(), pixels, per_split, splits, channel_blocks, *strides,
-            C=channels, CHANNELS=tile.channels, PIXELS=tile.pixels,
-            HAS_X_BIAS=x_bias is not None, WIDE=wide, num_warps=num_warps,
-        )  # fmt: skip
-        group_norm_combine_kernel[(samples * groups,)](
-            *partials.unbind(), *statistics.unbind(), pixels, per_split, splits,
-            C=channels, GROUPS=groups, EPS=float(eps), BLOCK=_COMBINE_BLOCK, num_warps=launch_warps(4, x),
-        )  # fmt: skip
-        group_norm_apply_kernel[(samples * pixel_blocks * channel_blocks,)](
-            x, x if x_bias is None else x_bias, *statistics.unbind(),
-            *(x if t is None else t for t in (weight, bias, multiplier, addend)),
-            out, pixels, pixel_blocks, channel_blocks, *strides,
-            C=channels, GROUPS=groups, CHANNELS=tile.channels, PIXELS=tile.pixels,
-            HAS_X_BIAS=x_bias is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
-            HAS_MULTIPLIER=multiplier is not None, HAS_ADDEND=addend is not None,
-            SILU=silu, WIDE=wide, num_warps=num_warps,
-        )  # fmt: skip
+    launch(
+        group_norm_partials_kernel, (samples * splits * channel_blocks,),
+        x, x if x_bias is None else x_bias, *partials.unbind(), pixels, per_split, splits, channel_blocks, *strides,
+        C=channels, CHANNELS=tile.channels, PIXELS=tile.pixels,
+        HAS_X_BIAS=x_bias is not None, WIDE=wide, num_warps=tile.num_warps,
+    )  # fmt: skip
+    launch(
+        group_norm_combine_kernel, (samples * groups,),
+        *partials.unbind(), *statistics.unbind(), pixels, per_split, splits,
+        C=channels, GROUPS=groups, EPS=float(eps), BLOCK=_COMBINE_BLOCK, num_warps=4,
+    )  # fmt: skip
+    launch(
+        group_norm_apply_kernel, (samples * pixel_blocks * channel_blocks,),
+        x, x if x_bias is None else x_bias, *statistics.unbind(),
+        *(x if t is None else t for t in (weight, bias, multiplier, addend)),
+        out, pixels, pixel_blocks, channel_blocks, *strides,
+        C=channels, GROUPS=groups, CHANNELS=tile.channels, PIXELS=tile.pixels,
+        HAS_X_BIAS=x_bias is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
+        HAS_MULTIPLIER=multiplier is not None, HAS_ADDEND=addend is not None,
+        SILU=silu, WIDE=wide, num_warps=tile.num_warps,
+    )  # fmt: skip
 
 
 def _per_channel(name: str, t: Tensor | None, channels: int) -> Tensor | None:

@@ -20,10 +20,9 @@ from rocm_passes.kernels.triton.common import (
     TRITON_TYPE,
     IsaExample,
     cdiv,
-    device_guard,
     isa_example,
-    launch_warps,
 )
+from rocm_passes.kernels.triton.launch import launch
 from rocm_passes.kernels.triton.norm_kernel import fused_norm_kernel
 from rocm_passes.kernels.triton.norm_plan import (
     MAX_MODULATIONS,
@@ -101,10 +100,15 @@ def fused_norm(
         return outs, total
     spare = outs[0] if total is None else total
     stored = (spare, *outs, spare, spare)[:3]
-    with device_guard(x):
-        fused_norm_kernel[(plan.blocks,)](
-            *pointers, *stored, *plan.integers, **plan.constexprs, num_warps=launch_warps(plan.num_warps, x)
-        )
+    launch(
+        fused_norm_kernel,
+        (plan.blocks,),
+        *pointers,
+        *stored,
+        *plan.integers,
+        **plan.constexprs,
+        num_warps=plan.num_warps,
+    )
     return outs, total
 
 

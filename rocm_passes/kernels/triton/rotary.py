@@ -18,7 +18,8 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import IsaExample, cdiv, device_guard, isa_example, launch_warps, power_of_two_above
+from .common import IsaExample, cdiv, isa_example, power_of_two_above
+from .launch import launch
 from .rotary_tiles import (
     Tables,
     check_input,
@@ -224,21 +225,21 @@ def launch_heads(
     token_tile, head_tile, warps = tile_shape(head_counts, channels, norm, across_heads)
     blocks = cdiv(tokens, token_tile) * sum(cdiv(h, head_tile) for h in head_counts)
     second, second_out = (q, q_out) if k is None or k_out is None else (k, k_out)
-    with device_guard(q):
-        rotary_heads_kernel[(blocks, batch)](
-            q, *q.stride()[:3], q_out, *q_out.stride()[:3],
-            second, *second.stride()[:3], second_out, *second_out.stride()[:3],
-            tables.cos, tables.sin, *tables.strides,
-            q if q_weight is None else q_weight, second if k_weight is None else k_weight,
-            tokens, start, tables.tokens,
-            Q_HEADS=q_heads, K_HEADS=k_heads, D=channels, R=width, P=power_of_two_above(width // 2),
-            REST_P=power_of_two_above(channels - width) if channels > width else 0,
-            T=token_tile, H=head_tile, INTERLEAVED=interleaved, CONJUGATE=conjugate,
-            PER_CHANNEL=tables.per_channel, PER_HEAD=tables.per_head,
-            PARTIAL=tables.tokens != tokens, NORM=norm, ACROSS_HEADS=across_heads, Q_EPS=eps_q, K_EPS=eps_k,
-            HAS_Q_WEIGHT=q_weight is not None, HAS_K_WEIGHT=k_weight is not None,
-            ROUND_BEFORE_WEIGHT=round_before_weight, ROUND_AFTER=round_after_norm, num_warps=launch_warps(warps, q),
-        )  # fmt: skip
+    launch(
+        rotary_heads_kernel, (blocks, batch),
+        q, *q.stride()[:3], q_out, *q_out.stride()[:3],
+        second, *second.stride()[:3], second_out, *second_out.stride()[:3],
+        tables.cos, tables.sin, *tables.strides,
+        q if q_weight is None else q_weight, second if k_weight is None else k_weight,
+        tokens, start, tables.tokens,
+        Q_HEADS=q_heads, K_HEADS=k_heads, D=channels, R=width, P=power_of_two_above(width // 2),
+        REST_P=power_of_two_above(channels - width) if channels > width else 0,
+        T=token_tile, H=head_tile, INTERLEAVED=interleaved, CONJUGATE=conjugate,
+        PER_CHANNEL=tables.per_channel, PER_HEAD=tables.per_head,
+        PARTIAL=tables.tokens != tokens, NORM=norm, ACROSS_HEADS=across_heads, Q_EPS=eps_q, K_EPS=eps_k,
+        HAS_Q_WEIGHT=q_weight is not None, HAS_K_WEIGHT=k_weight is not None,
+        ROUND_BEFORE_WEIGHT=round_before_weight, ROUND_AFTER=round_after_norm, num_warps=warps,
+    )  # fmt: skip
     return q_out, k_out
 
 

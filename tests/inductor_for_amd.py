@@ -1,0 +1,227 @@
+"""Inductor's generated code for an AMD GPU that is not here.
+
+Graphs are traced on fake tensors of a stubbed device and lowered as Inductor lowers them; the code is read, and
+the kernels in it are compiled for the architecture, but nothing runs. It stands on torch's private parts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import sys
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+import triton
+from torch import Tensor
+from torch._dynamo.device_interface import CudaInterface
+from torch._inductor.codecache import PyCodeCache
+from torch._inductor.debug import DebugContext
+from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.graph import GraphLowering
+from torch._inductor.runtime import triton_helpers
+from torch._inductor.virtualized import V
+from torch._subclasses import fake_tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+import rocm_passes.pipeline  # noqa: F401  (defines the operators)
+from rocm_passes.ops import inductor
+
+ARCH, WARP = "gfx942", 64
+
+_PROPERTIES = types.SimpleNamespace(
+    name=ARCH,
+    gcnArchName=ARCH,
+    major=9,
+    minor=4,
+    multi_processor_count=304,
+    warp_size=WARP,
+    regs_per_multiprocessor=65536,
+    max_threads_per_multi_processor=2048,
+    max_threads_per_block=1024,
+    shared_memory_per_block=65536,
+    L2_cache_size=2**22,
+    total_memory=2**37,
+)
+
+
+class _Driver:
+    """As much of Triton's driver as compiling needs."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("hip", ARCH, WARP)
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("cuda", 0)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: object = None) -> int:
+        return 0
+
+    def get_benchmarker(self) -> None:
+        return None
+
+
+@contextlib.contextmanager
+def device() -> Iterator[None]:
+    """torch, Inductor and Triton believe in one gfx942."""
+    active = triton.runtime.driver._active
+    cuda: dict[str, Any] = {
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "current_device": lambda: 0,
+        "get_device_properties": lambda *_, **__: _PROPERTIES,
+        "get_device_capability": lambda *_, **__: (9, 4),
+        "_lazy_init": lambda: None,
+    }
+    interface: dict[str, Any] = {
+        "is_available": staticmethod(lambda: True),
+        "current_device": staticmethod(lambda: 0),
+        "get_device_properties": staticmethod(lambda *_: _PROPERTIES),
+        "get_compute_capability": staticmethod(lambda *_: ARCH),
+        "raise_if_triton_unavailable": staticmethod(lambda *_: None),
+    }
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(triton_helpers, "set_driver_to_gpu", lambda: None))
+        stack.enter_context(mock.patch.object(fake_tensor, "init_gpu_context", lambda *_: None))
+        stack.enter_context(mock.patch.object(torch.version, "hip", "6.4"))
+        for name, value in cuda.items():
+            stack.enter_context(mock.patch.object(torch.cuda, name, value))
+        for name, value in interface.items():
+            stack.enter_context(mock.patch.object(CudaInterface, name, value, create=True))
+        for name in ("get_device_properties", "current_device"):
+            stack.enter_context(mock.patch.object(CudaInterface.Worker, name, interface[name]))
+        triton.runtime.driver.set_active(_Driver())
+        try:
+            yield
+        finally:
+            triton.runtime.driver.set_active(active)
+
+
+def code_for(function: Callable[..., Any], *metas: tuple[tuple[int, ...], torch.dtype]) -> str:
+    """Inductor's code for `function` over contiguous tensors of these shapes and dtypes; call in `device()`."""
+    fake_mode = FakeTensorMode(shape_env=ShapeEnv())
+    with fake_mode:
+        inputs = [torch.empty(shape, dtype=dtype, device="cuda") for shape, dtype in metas]
+        graph = make_fx(function, decomposition_table=select_decomp_table())(*inputs)
+    with V.set_fake_mode(fake_mode):
+        lowering = GraphLowering(
+            graph, example_inputs=inputs, is_inference=True, shape_env=fake_mode.shape_env
+        )
+        with V.set_graph_handler(lowering), V.set_debug_handler(DebugContext()):
+            lowering.run(*inputs)
+            code = lowering.codegen()[0]
+    return str(getattr(code, "value", code))
+
+
+def call_of(code: str) -> str:
+    """The body of the generated `call`."""
+    return code[code.index("def call(") :].split("\nrunner")[0]
+
+
+KERNEL = r"(\w+) = async_compile\.triton\('\w+', \'\'\'\n(.*?)\n\'\'\', device_str"
+
+
+def compiled_kernels(code: str) -> dict[str, str]:
+    """Every kernel of ours in the code, compiled for the architecture: its assembly."""
+    found = {}
+    for name, source in re.findall(KERNEL, code, re.S):
+        if "custom_kernel=True" in source:
+            kernel = getattr(PyCodeCache.load(source), name.rpartition("_")[0])
+            (config,) = kernel.configs
+            meta = kernel.triton_meta
+            source_of = ASTSource(
+                kernel.fn,
+                {n: meta["signature"][n] for n in kernel.fn.arg_names},
+                meta["constants"],
+                dict(meta["configs"][0]),
+            )
+            target = GPUTarget("hip", ARCH, WARP)
+            found[name] = triton.compile(source_of, target=target, options={"num_warps": config.num_warps})
+    return {name: kernel.asm["amdgcn"] for name, kernel in found.items()}
+
+
+ops, aten = torch.ops.rocm_passes, torch.ops.aten
+BF16, F32 = torch.bfloat16, torch.float32
+Meta = tuple[tuple[int, ...], torch.dtype]
+
+
+def _norm(x: Tensor, weight: Tensor) -> Tensor:
+    return ops.rms_norm(torch.relu(x), weight, None, 1e-6, 0.0, None, BF16, "triton") + 1
+
+
+def _by_a_library(x: Tensor, weight: Tensor) -> Tensor:
+    return ops.rms_norm(x, weight, None, 1e-6, 0.0, None, BF16, "aiter")
+
+
+def _slice_of_a_projection(x: Tensor, weight: Tensor) -> Tensor:
+    return ops.rms_norm(
+        aten.slice.Tensor(x * 2, 2, 1024, 2048), weight, None, 1e-6, 0.0, None, BF16, "triton"
+    )
+
+
+def _chain(x: Tensor, branch: Tensor, gate: Tensor, scale: Tensor, shift: Tensor) -> list[Tensor]:
+    return ops.fused_norm(
+        x, branch, gate, False, None, None, 0.0, BF16, True, "layer", None, None, None, 1e-6, 0.0, None,
+        scale, shift, None, None, 1.0, 1, BF16, True, "triton",
+    )  # fmt: skip
+
+
+def _rotation(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    return ops.rotary_pair(q, k, cos, sin, True, 128, False, None, BF16, "triton")
+
+
+def _norm_and_rotation(q: Tensor, k: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> list[Tensor]:
+    return ops.qk_norm_rotary(
+        [q], [k], [weight], [weight], [cos], [sin], [0], [1e-6], [1e-6], False, True, True, True, 128, False,
+        BF16, "triton",
+    )  # fmt: skip
+
+
+def _channel_norm(x: Tensor, gamma: Tensor) -> Tensor:
+    return ops.channel_norm(x, None, gamma, None, "l2", 1e-12, 9.8, True, None, True, BF16, "triton")
+
+
+def _group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return ops.group_norm(x, None, 32, weight, bias, 1e-6, True, None, None, True, BF16, "triton")
+
+
+STREAM: Meta = ((1, 4608, 3072), BF16)
+TABLE: Meta = ((1, 1, 3072), BF16)
+HEADS: Meta = ((1, 4608, 24, 128), BF16)
+ANGLES: Meta = ((1, 4608, 1, 64), F32)
+CASES: dict[str, tuple[Any, ...]] = {
+    "norm": (_norm, STREAM, ((3072,), BF16)),
+    "by a library": (_by_a_library, STREAM, ((3072,), BF16)),
+    "slice": (_slice_of_a_projection, STREAM, ((1024,), BF16)),
+    "chain": (_chain, STREAM, STREAM, TABLE, TABLE, TABLE),
+    "rotation": (_rotation, HEADS, HEADS, ANGLES, ANGLES),
+    "norm and rotation": (_norm_and_rotation, HEADS, HEADS, ((128,), BF16), ANGLES, ANGLES),
+    "channel norm": (_channel_norm, ((1, 96, 4, 60, 104), BF16), ((96, 1, 1, 1), BF16)),
+    "group norm": (_group_norm, ((1, 128, 256, 256), BF16), ((128,), BF16), ((128,), BF16)),
+}
+
+
+def main() -> None:
+    """Print, as JSON, the generated call and each kernel's assembly of the cases that are named."""
+    with device():
+        inductor.register()
+        answers = {}
+        for name in sys.argv[1:]:
+            code = code_for(*CASES[name])
+            answers[name] = {"call": call_of(code), "kernels": compiled_kernels(code)}
+    print(json.dumps(answers))
+
+
+if __name__ == "__main__":
+    main()
