@@ -15,7 +15,7 @@ from .graph import keep
 from .ledger import Ledger
 from .options import parse
 from .pipeline import Pipeline
-from .selection import library_search
+from .selection import ahead, library_search
 from .target import Target
 
 log = logging.getLogger(__name__)
@@ -53,6 +53,8 @@ def _compiled(
 ) -> Callable[..., Any]:
     if not pipeline.idioms:
         return _inductor(gm, example_inputs, patch)
+    if ahead.active():
+        return ahead.run_passes(gm, example_inputs, pipeline, patch, keep.keep_table(pipeline.keep))
     patch["post_grad_custom_pre_pass"] = _after(patch, "post_grad_custom_pre_pass", pipeline)
     if not pipeline.keep:
         return _inductor(gm, example_inputs, patch)

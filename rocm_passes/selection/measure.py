@@ -1,4 +1,4 @@
-"""Timing a lowering of a convolution on the user's device, without compiling it.
+"""Timing the lowerings of one convolution call on the user's device, without compiling them.
 
 The convolutions and matrix products of a lowering are run and timed. What stands around them Inductor will
 fuse, so it is not timed as written but counted, in bytes that have to move, at the device's copy rate.
@@ -7,9 +7,8 @@ fuse, so it is not timed as written but counted, in bytes that have to move, at 
 from __future__ import annotations
 
 import functools
-import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,6 +18,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from ..graph.builder import Eager
 from ..ops.operator import Lowering
+from . import rounds
+from .store import Measured
 
 aten = torch.ops.aten
 
@@ -28,21 +29,20 @@ TIMED = frozenset({aten.convolution.default, aten.mm.default, aten.addmm.default
 FUSED = frozenset({torch.ops.prims.convert_element_type.default, aten.add.Tensor})
 #: A copy rate to assume where it isn't measured (tests on a CPU), bytes a second.
 NOMINAL_RATE = 1e12
-REPEATS = 5
-SECONDS_A_CALL = 0.2
 
-Timer = Callable[[Callable[[], Any]], float]
+Work = Callable[[], Any]
+#: Told of each lowering's first run, the library's search included: name, seconds. False: measure no more.
+Watch = Callable[[str, float], bool]
 
 
 class Meter(Eager):
-    """Runs a lowering over real tensors; sums up seconds, and memory beside inputs and result."""
+    """Runs a lowering over real tensors once: keeps its timed calls, sums up bytes moved and memory held."""
 
-    def __init__(self, timer: Timer, rate: float = NOMINAL_RATE) -> None:
-        self.seconds = 0.0
+    def __init__(self) -> None:
+        self.work: list[Work] = []
+        self.moved = 0
         self.workspace = 0
         self.held = 0
-        self._timer = timer
-        self._rate = rate
         # Held, so that no later tensor takes their address.
         self._outputs: dict[int, torch.Tensor] = {}
         self._fused = False
@@ -59,19 +59,17 @@ class Meter(Eager):
             self._read(args)
             self._fused = True
         elif isinstance(result, torch.Tensor) and not _is_view(result, args):
-            self._move(2 * _bytes(result))
+            self.moved += 2 * _bytes(result)
             self.held += _bytes(result)
         return result
 
-    def milliseconds(self, result: torch.Tensor) -> float:
-        """All of it; the fused kernel behind the convolutions writes the result once."""
+    def finish(self, result: torch.Tensor) -> int:
+        """The lowering's extra MiB: what it needs beside its inputs and `result`. Lets go of the outputs."""
         if self._fused:
-            self._move(_bytes(result))
-            self._fused = False
-        return self.seconds * 1000
-
-    def extra_mib(self, result: torch.Tensor) -> int:
+            # The fused kernel behind the convolutions writes the result once.
+            self.moved += _bytes(result)
         held = self.held + sum(map(_bytes, self._outputs.values())) - _bytes(result)
+        self._outputs.clear()
         return max(0, held, self.workspace + held) // 2**20
 
     def _timed(self, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -85,7 +83,7 @@ class Meter(Eager):
             torch.cuda.synchronize()
             peak = torch.cuda.max_memory_allocated() - before - _bytes(result)
             self.workspace = max(self.workspace, peak)
-        self.seconds += self._timer(lambda: target(*args, **kwargs))
+        self.work.append(lambda: target(*args, **kwargs))
         self._outputs[result.untyped_storage().data_ptr()] = result
         return result
 
@@ -104,7 +102,7 @@ class Meter(Eager):
             return result
         # The largest part is computed in place; the others are copied in.
         copied = _bytes(result) - max(_bytes(p) for p in parts)
-        self._move(2 * copied)
+        self.moved += 2 * copied
         self.held += copied
         return result
 
@@ -114,27 +112,80 @@ class Meter(Eager):
             if isinstance(a, (list, tuple)):
                 self._read(a)
             elif isinstance(a, torch.Tensor) and a.untyped_storage().data_ptr() in self._outputs:
-                self._move(_bytes(a))
-
-    def _move(self, size: int) -> None:
-        self.seconds += size / self._rate
+                self.moved += _bytes(a)
 
 
-def measure(lowering: Lowering, values: Mapping[str, Any], timer: Timer | None = None) -> tuple[float, int]:
-    """Milliseconds and extra MiB of one lowering over random tensors like `values` (fake or real tensors).
+def measure(lowerings: Sequence[Lowering], values: Mapping[str, Any], watch: Watch | None = None) -> Measured:
+    """Milliseconds and extra MiB of each lowering over random tensors like `values` (real or fake tensors).
 
-    Raises whatever the library raises, out of memory included.
+    The lowerings take turns, so that a clock that drifts, or is lowered under load, is the same for all. What a
+    library raises, out of memory included, leaves that lowering out, with the reason.
     """
-    assert lowering.write is not None, f"{lowering.name} is not written in plain ATen"
     with real_tensors(), torch.no_grad():
-        call = {k: _like(v, values.get("channels_last", False)) for k, v in values.items()}
-        device = _device(call)
+        device = _device(values)
         with torch.cuda.device(device) if device.type == "cuda" else _nothing():
-            if timer is None:
-                timer = gpu_seconds if device.type == "cuda" else cpu_seconds
-            meter = Meter(timer, copy_rate(device))
-            result = lowering.write(meter, **{**call, "bias": None})
-            return meter.milliseconds(result), meter.extra_mib(result)
+            return _Session(values, device, watch or (lambda name, seconds: True)).measured(lowerings)
+
+
+class _Session:
+    """The measurement of one call on one device."""
+
+    def __init__(self, values: Mapping[str, Any], device: torch.device, watch: Watch) -> None:
+        self._device = device
+        self._watch = watch
+        self._stopped = False
+        layout = bool(values.get("channels_last", False))
+        self._call = {k: _like(v, device, layout) for k, v in values.items()} | {"bias": None}
+        self._moved: dict[str, int] = {}
+        self._mib: dict[str, int] = {}
+        self._skipped: dict[str, str] = {}
+
+    def measured(self, lowerings: Sequence[Lowering]) -> Measured:
+        try:
+            seconds = self._together(lowerings)
+        except torch.OutOfMemoryError:
+            # Together they hold more than one alone.
+            seconds = {}
+            for lowering in lowerings:
+                seconds |= self._alone(lowering)
+        rate = copy_rate(self._device) if seconds else NOMINAL_RATE
+        ms = {name: round(1000 * (s + self._moved[name] / rate), 4) for name, s in seconds.items()}
+        return Measured(ms, {name: self._mib[name] for name in ms}, self._skipped)
+
+    def _alone(self, lowering: Lowering) -> dict[str, float]:
+        if self._stopped:
+            return {}
+        try:
+            return self._together([lowering])
+        except torch.OutOfMemoryError:
+            self._skipped[lowering.name] = "out of memory"
+            return {}
+
+    def _together(self, lowerings: Sequence[Lowering]) -> dict[str, float]:
+        """Seconds of each lowering's timed calls. Raises OutOfMemoryError."""
+        prepared: dict[str, list[Work]] = {}
+        for lowering in lowerings:
+            started = time.perf_counter()
+            try:
+                prepared[lowering.name] = self._prepared(lowering)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                # A library that cannot run a shape (no kernel, a refused algorithm) is one candidate less.
+                said = str(error).splitlines()[0][:120] if str(error) else ""
+                self._skipped[lowering.name] = f"{type(error).__name__}: {said}"
+            if not self._watch(lowering.name, time.perf_counter() - started):
+                self._stopped = True
+                break
+        return rounds.in_turn(prepared, rounds.bursts_on(self._device)) if prepared else {}
+
+    def _prepared(self, lowering: Lowering) -> list[Work]:
+        assert lowering.write is not None, f"{lowering.name} is not written in plain ATen"
+        meter = Meter()
+        result = lowering.write(meter, **self._call)
+        self._mib[lowering.name] = meter.finish(result)
+        self._moved[lowering.name] = meter.moved
+        return meter.work
 
 
 @contextmanager
@@ -144,26 +195,6 @@ def real_tensors() -> Iterator[None]:
         yield
 
 
-def gpu_seconds(run: Callable[[], Any]) -> float:
-    """Median time of a call by device events; few repeats where a call is long."""
-    times: list[float] = []
-    started = time.perf_counter()
-    while len(times) < REPEATS and (len(times) < 2 or time.perf_counter() - started < SECONDS_A_CALL):
-        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        times.append(start.elapsed_time(end) / 1000)
-    return statistics.median(times)
-
-
-def cpu_seconds(run: Callable[[], Any]) -> float:
-    started = time.perf_counter()
-    run()
-    return time.perf_counter() - started
-
-
 @functools.lru_cache(maxsize=64)
 def copy_rate(device: torch.device) -> float:
     """Bytes a second, read and written, of a large copy on the device."""
@@ -171,27 +202,28 @@ def copy_rate(device: torch.device) -> float:
         return NOMINAL_RATE
     source = torch.empty(2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    target.copy_(source)
-    return 2 * source.numel() / gpu_seconds(lambda: target.copy_(source))
+    copy = {"copy": [lambda: target.copy_(source)]}
+    return 2 * source.numel() / rounds.in_turn(copy, rounds.bursts_on(device))["copy"]
 
 
-def _like(value: Any, channels_last: bool) -> Any:
+def _like(value: Any, device: torch.device, channels_last: bool) -> Any:
     if isinstance(value, (list, tuple)) and any(isinstance(v, torch.Tensor) for v in value):
-        return tuple(_like(v, channels_last) for v in value)
+        return tuple(_like(v, device, channels_last) for v in value)
     if not isinstance(value, torch.Tensor):
         return value
     # A generator of its own: the user's random numbers must not depend on what was measured.
-    draw = torch.Generator(value.device).manual_seed(0)
-    made = torch.randn(tuple(value.shape), generator=draw, dtype=torch.float32, device=value.device).to(
-        value.dtype
-    )
+    draw = torch.Generator(device).manual_seed(0)
+    made = torch.randn(tuple(value.shape), generator=draw, dtype=value.dtype, device=device)
     return made.to(memory_format=torch.channels_last_3d) if channels_last and made.ndim == 5 else made
 
 
 def _device(call: Mapping[str, Any]) -> torch.device:
+    """The weight's; the current GPU for a call on the meta device, noted to be measured later."""
     weight = call["weight"]
     assert isinstance(weight, torch.Tensor)
-    return weight.device
+    if weight.device.type != "meta":
+        return weight.device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager

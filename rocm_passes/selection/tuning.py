@@ -21,6 +21,7 @@ import torch
 from ..ops.operator import Lowering
 from ..options import Options
 from ..target import Target
+from . import ahead
 from . import measure as measuring
 from .store import Measured, Store, default_path, load, store, update
 
@@ -31,7 +32,7 @@ NOISE = 0.03
 #: A first call that takes longer than this share of the budget is not repeated: a library was searching.
 SHARE = 0.25
 
-Timer = Callable[[Lowering, Mapping[str, Any]], tuple[float, int]]
+Timer = Callable[[Sequence[Lowering], Mapping[str, Any], measuring.Watch], Measured]
 
 
 class Budget:
@@ -85,11 +86,12 @@ def pick(
     kept = store(options.choices)
     where = machine(target)
     found = kept.find(where, key)
-    missing = [
-        low for low in able if found is None or (low.name not in found.ms and low.name not in found.skipped)
-    ]
-    if missing and options.tune_seconds > 0 and (target.is_gpu or timer is not None):
-        found = _measured(key, missing, values, options, kept, where, timer or measuring.measure) or found
+    if found is None or any(low.name not in found.ms and low.name not in found.skipped for low in able):
+        if ahead.note(key, able, values):
+            return None
+        if options.tune_seconds > 0 and (target.is_gpu or timer is not None):
+            # All of them, known ones too: times are compared within one measurement.
+            found = _measured(key, able, values, options, kept, where, timer or measuring.measure) or found
     if found is None:
         return None
     return _best(able, found, options)
@@ -119,50 +121,26 @@ def _measured(
     where: str,
     timer: Timer,
 ) -> Measured | None:
-    ms: dict[str, float] = {}
-    mib: dict[str, int] = {}
-    skipped: dict[str, str] = {}
     with BUDGET as budget:
-        for lowering in lowerings:
-            if budget.left(options.tune_seconds) <= 0:
-                log.info("rocm_passes: tuning budget of %g s is spent; rules decide", options.tune_seconds)
-                break
-            _measure_one(lowering, values, options, timer, ms, mib, skipped)
+
+        def watch(name: str, seconds: float) -> bool:
+            if seconds > SHARE * options.tune_seconds:
+                log.warning(
+                    "rocm_passes: the first run of %s took %.0f s, mostly the library's search; it won't be "
+                    "repeated",
+                    name,
+                    seconds,
+                )
+            return budget.left(options.tune_seconds) > 0
+
+        if budget.left(options.tune_seconds) <= 0:
+            log.info("rocm_passes: tuning budget of %g s is spent; rules decide", options.tune_seconds)
+        else:
+            found = timer(lowerings, values, watch)
+            if found.ms or found.skipped:
+                kept.add(where, key, found)
         _progress(budget, options)
-    if ms or skipped:
-        kept.add(where, key, Measured(ms, mib, skipped))
     return kept.find(where, key)
-
-
-def _measure_one(
-    lowering: Lowering,
-    values: Mapping[str, Any],
-    options: Options,
-    timer: Timer,
-    ms: dict[str, float],
-    mib: dict[str, int],
-    skipped: dict[str, str],
-) -> None:
-    started = time.perf_counter()
-    try:
-        milliseconds, extra = timer(lowering, values)
-    except torch.OutOfMemoryError:
-        skipped[lowering.name] = "out of memory"
-        return
-    except Exception as error:
-        # A library that cannot run a shape (a missing kernel, a refused algorithm) is one candidate less.
-        skipped[lowering.name] = (
-            f"{type(error).__name__}: {str(error).splitlines()[0][:120] if str(error) else ''}"
-        )
-        return
-    took = time.perf_counter() - started
-    ms[lowering.name], mib[lowering.name] = round(milliseconds, 4), extra
-    if took > SHARE * options.tune_seconds:
-        log.warning(
-            "rocm_passes: measuring %s took %.0f s, mostly the library's search; it won't be repeated",
-            lowering.name,
-            took,
-        )
 
 
 def _progress(budget: Budget, options: Options) -> None:
@@ -174,8 +152,23 @@ def _progress(budget: Budget, options: Options) -> None:
         print(line, end="", file=sys.stderr, flush=True)
 
 
+def measure_noted(calls: Sequence[ahead.Call], options: Options, target: Target) -> int:
+    """Measure calls that were noted ahead of time, one after another. Returns how many choices are known."""
+    from ..pipeline import IDIOMS
+
+    by_name = {low.name: low for idiom in IDIOMS if idiom.measured is not None for low in idiom.lowerings}
+    found = [
+        pick(call.key, [by_name[name] for name in call.able], call.values, target, options) for call in calls
+    ]
+    return sum(choice is not None for choice in found)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """`rocm-passes tune`: run a script with a budget of its own, so that a later run measures nothing."""
+    """`rocm-passes tune`: run a script with the passes alone, then measure the calls that they met.
+
+    Nothing is compiled by Inductor: what the script compiles runs in eager, so this takes little longer than the
+    script would without compiling. A later run that compiles measures nothing.
+    """
     parser = argparse.ArgumentParser(prog="rocm-passes tune", description=main.__doc__)
     parser.add_argument("--seconds", type=float, default=600.0, help="time to spend measuring (default: 600)")
     parser.add_argument("--choices", default="", help="file to add to (default: the user's cache folder)")
@@ -197,12 +190,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(script: str, arguments: Sequence[str], seconds: float, path: Path) -> None:
-    """The script as Python would run it; a warm cache would leave nothing to measure."""
+    """The script as Python would run it; then, with the GPU to itself, the measurements."""
     os.environ["ROCM_PASSES_TUNE_SECONDS"] = str(seconds)
     os.environ["ROCM_PASSES_CHOICES"] = str(path)
     sys.argv = [script, *arguments]
-    with torch._inductor.config.patch("force_disable_caches", True):
+    with ahead.noting() as noted:
         runpy.run_path(script, run_name="__main__")
+    measure_noted(noted.calls, Options(choices=str(path), tune_seconds=seconds), Target.current())
 
 
 def _summary(path: Path) -> str:
