@@ -13,6 +13,11 @@ from torch import fx
 
 import rocm_passes.backend as backend
 from rocm_passes.ledger import Entry, Ledger
+from rocm_passes.target import triton_is_interpreted
+
+#: What takes a CPU graph's site that a Triton kernel of ours could take: the kernel, where Triton's interpreter
+#: is on (it is wherever there is no GPU), else the operator's reference.
+ON_CPU = "triton" if triton_is_interpreted() else "reference"
 
 
 @dataclass

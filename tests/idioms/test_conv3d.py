@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._inductor import inductor_prims
 
-from tests.rewriting import Rewritten, rewrite
+from tests.rewriting import ON_CPU, Rewritten, rewrite
 
 aten = torch.ops.aten
 WEIGHT = torch.randn(6, 4, 3, 3, 3, generator=torch.Generator().manual_seed(1)) / 10
@@ -197,7 +197,7 @@ def test_norms_of_a_channels_last_graph_are_given_that_layout() -> None:
         y = causal(x)
         return causal(F.silu(norm(y * y.mean()))[:, :4])
 
-    options = {"select": "auto", "layout": "channels_last", "lowering": {"group_norm": "triton"}}
+    options = {"select": "auto", "layout": "channels_last", "lowering": {"group_norm": ON_CPU}}
     r = rewrite(fn, video(3), options=options)
     (op,) = [n for n in r.after[0].nodes if n.target is torch.ops.rocm_passes.group_norm.default]
     assert op.args[0].target is inductor_prims.force_stride_order

@@ -27,7 +27,7 @@ from tests.idioms.rotary_spellings import (
     split,
     unit,
 )
-from tests.rewriting import Rewritten, rewrite
+from tests.rewriting import ON_CPU, Rewritten, rewrite
 from tests.without_codegen import without_codegen
 
 # float16 and not bfloat16: Triton's interpreter truncates to bfloat16, where the compiled kernels round.
@@ -108,7 +108,7 @@ def test_per_head(spelling: Spelling, norm: Norm, dtype: torch.dtype) -> None:
 
     seen = run(attention, q, k, wq, wk, *tables)
     entry = seen.only()
-    assert (entry.idiom, entry.outcome, entry.lowering) == ("qk_norm_rotary", "rewritten", "triton")
+    assert (entry.idiom, entry.outcome, entry.lowering) == ("qk_norm_rotary", "rewritten", ON_CPU)
     assert dict(entry.covers) == {"rotary": 2, "rms_norm": 2}
     original = attention(q, k, wq, wk, *tables)
     for ours, before, x, weight in zip(seen.result, original, (q, k), (wq, wk), strict=True):

@@ -292,7 +292,8 @@ def test_a_narrowing_cast_is_not_looked_through() -> None:
         return torch_norm((x * 1.001).to(BF16), w)
 
     x, w = draw(64, D, dtype=F32), draw(D, dtype=BF16, seed=1)
-    seen = rewrite(rounded, x, w)
+    # Inductor's own patterns can drop the rounding from the graph before it comes to us (torch 2.11 does).
+    seen = rewrite(rounded, x, w, options={"pattern_matcher": False})
     assert seen.only().parameters["x_dtype"] == BF16
     assert_no_worse(seen.result, rounded(x, w), exact(torch_norm, (x * 1.001).to(BF16), w))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tests.accuracy import assert_no_worse
 from tests.idioms.rotary_spellings import DOUBLE, SPELLINGS, Spelling, example
-from tests.rewriting import Rewritten, rewrite
+from tests.rewriting import ON_CPU, Rewritten, rewrite
 from tests.without_codegen import without_codegen
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
@@ -46,9 +46,12 @@ def test_every_spelling(spelling: Spelling, dtype: torch.dtype) -> None:
     given = example(spelling, 2, 7, 3, 16, dtype)
     seen = run(spelling, *given.args)
     entry = seen.only()
-    assert (entry.outcome, entry.lowering, dict(entry.covers)) == ("rewritten", "triton", {"rotary": 1})
+    # A complex table has a lowering of its own before the reference.
+    real = ON_CPU == "reference" and any(t.is_complex() for t in given.args)
+    lowering = "real" if real else ON_CPU
+    assert (entry.outcome, entry.lowering, dict(entry.covers)) == ("rewritten", lowering, {"rotary": 1})
     assert entry.parameters["pairs"] == ("interleaved" if spelling.interleaved else "half-split")
-    assert OURS.rotary.default in seen.targets()
+    assert (OURS.rotary.default in seen.targets()) is not real
     assert not complex_nodes(seen)
     assert_no_worse(seen.result, given.original, given.exact)
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 
-def assert_accurate(got: Tensor, exact: Tensor, original: Tensor) -> None:
-    """`got` errs against `exact` (float64) by at most the original's largest error and one unit in the last
+def assert_accurate(got: Tensor, exact: Tensor, original: Tensor, units: float = 1.0) -> None:
+    """`got` errs against `exact` (float64) by at most the original's largest error and `units` in the last
     place.
 
     NaN and infinities must stand where `exact` has them.
@@ -20,7 +20,7 @@ def assert_accurate(got: Tensor, exact: Tensor, original: Tensor) -> None:
         return
     info = torch.finfo(got.dtype)
     got, exact, original = got.double()[finite], exact[finite], original.double()[finite]
-    allowed = (original - exact).abs().max() + info.eps * exact.abs().clamp_min(info.tiny)
+    allowed = (original - exact).abs().max() + units * info.eps * exact.abs().clamp_min(info.tiny)
     error = (got - exact).abs()
     worst = int((error - allowed).argmax())
     assert bool((error <= allowed).all()), (

@@ -26,6 +26,32 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, width: int, w
     return torch.cat([turned, x[..., width:]], dim=-1)
 
 
+def assert_is_the_formula(
+    got: Tensor, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, width: int
+) -> None:
+    """`got` is the rotation of x computed in float32 and rounded once to got's dtype: bit for bit.
+
+    On a GPU the compiler makes a fused multiply-add of a * b - c * d, which leaves out the rounding of one of
+    the products. Allowed there: that product's half unit, the unit by which the result may then round
+    otherwise, and one of got's dtype where that is narrower. What is not rotated is a copy there, too.
+    """
+    expected = rotate(x, cos, sin, interleaved, width, torch.float32).to(got.dtype)
+    assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
+    if not torch.cuda.is_available():
+        assert torch.equal(got, expected)
+        return
+    x, cos, sin = x.double().abs(), cos.double().abs(), sin.double().abs()
+    products = torch.maximum(*(rotate(x, cos, s, interleaved, width, torch.float64) for s in (sin, -sin)))
+    allowed = 1.5 * torch.finfo(torch.float32).eps * products
+    if got.dtype != torch.float32:
+        allowed += (
+            torch.finfo(got.dtype).eps * expected.double().abs() + torch.finfo(got.dtype).smallest_normal
+        )
+    allowed[..., width:] = 0.0
+    excess = (got.double() - expected.double()).abs() - allowed
+    assert bool((excess <= 0).all()), f"off by {excess.max():.3g} more than fused multiply-adds explain"
+
+
 def rms_norm(
     x: Tensor,
     weight: Tensor | None,

@@ -48,7 +48,9 @@ def test_wans_norm_and_silu(channels: int, dtype: torch.dtype, order: str) -> No
     gamma = video((1, channels, 1, 1, 1), "contiguous", dtype, seed=1)[0]
     got = channel_norm(x, gamma, scale=channels**0.5, silu=True, round_before_weight=True)
     assert got.stride() == x.stride()
-    assert_accurate(got, wan(x.double(), gamma.double()), wan(x, gamma))
+    # On a GPU the squares are summed in another order, which moves 1 / length, and all of its pixel, by a unit.
+    units = 2.0 if torch.cuda.is_available() and dtype == FP32 else 1.0
+    assert_accurate(got, wan(x.double(), gamma.double()), wan(x, gamma), units)
 
 
 @pytest.mark.parametrize("order", ORDERS)
