@@ -13,6 +13,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from . import provenance
+from .symbols import sizes_as_nodes
 
 
 class Builder:
@@ -36,11 +37,15 @@ class Builder:
         return node
 
     def _sizes_as_nodes(self, values: Any) -> Any:
-        """Symbolic sizes as nodes that compute them. (torch 2.11 takes them as they are.)"""
+        """Symbolic sizes as nodes that compute them."""
         symbols = {id(s): s for s in pytree.tree_leaves(values) if isinstance(s, torch.SymInt)}
-        if not symbols or not hasattr(self.graph, "materialize_symints"):
+        if not symbols:
             return values
-        found = self.graph.materialize_symints(list(symbols.values()))
+        sizes = list(symbols.values())
+        if hasattr(self.graph, "materialize_symints"):
+            found = self.graph.materialize_symints(sizes)
+        else:  # torch 2.11
+            found = sizes_as_nodes(self.graph, sizes)
         by_id = dict(zip(symbols, found, strict=True))
         return pytree.tree_map(lambda v: by_id.get(id(v), v), values)
 
