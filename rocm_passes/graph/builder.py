@@ -42,6 +42,7 @@ class Builder:
         if not symbols:
             return values
         sizes = list(symbols.values())
+        found: list[Any]
         if hasattr(self.graph, "materialize_symints"):
             found = self.graph.materialize_symints(sizes)
         else:  # torch 2.11

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import sympy
 import torch
 from torch import fx
 from torch.fx.node import map_arg
@@ -44,10 +43,11 @@ def _as_node(graph: fx.Graph, size: torch.SymInt) -> fx.Node | int | torch.SymIn
     return found.node
 
 
-def _producer(graph: fx.Graph, symbol: sympy.Symbol) -> fx.Node | None:
+def _producer(graph: fx.Graph, symbol: Any) -> fx.Node | None:
     """The input that is the symbol, or the size of an input that is."""
     tensors: list[tuple[fx.Node, int]] = []
-    for node in graph.find_nodes(op="placeholder"):
+    placeholders: Iterable[fx.Node] = graph.find_nodes(op="placeholder")
+    for node in placeholders:
         found = node.meta.get("val")
         if isinstance(found, torch.SymInt) and found.node.expr == symbol:
             return node
@@ -56,7 +56,7 @@ def _producer(graph: fx.Graph, symbol: sympy.Symbol) -> fx.Node | None:
     return _size_of(graph, *tensors[0]) if tensors else None
 
 
-def _is(size: object, symbol: sympy.Symbol) -> bool:
+def _is(size: object, symbol: Any) -> bool:
     return isinstance(size, torch.SymInt) and bool(size.node.expr == symbol)
 
 
