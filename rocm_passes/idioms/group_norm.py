@@ -74,6 +74,7 @@ def _found(node: fx.Node) -> Found:
         "addend": addend,
         "rounds_between": last is not normed and n.dtype(normed) in n.LOW_PRECISION,
         "out_dtype": n.dtype(last),
+        "pixel_index": None,
     }
     parameters |= {"silu": silu, "spatial": multiplier is not None}
     return Site(node, frozenset(nodes), (last,), arguments, COVERS, parameters)

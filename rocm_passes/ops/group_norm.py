@@ -20,7 +20,7 @@ from .strides import settled
 
 SCHEMA = (
     "(Tensor x, Tensor? x_bias, int groups, Tensor? weight, Tensor? bias, float eps, bool silu, Tensor? multiplier, "
-    "Tensor? addend, bool rounds_between, ScalarType out_dtype) -> Tensor"
+    "Tensor? addend, bool rounds_between, ScalarType out_dtype, Tensor? pixel_index=None) -> Tensor"
 )
 
 
@@ -36,10 +36,13 @@ def reference(
     addend: Tensor | None,
     rounds_between: bool,
     out_dtype: torch.dtype,
+    pixel_index: Tensor | None = None,
 ) -> Tensor:
     """Plain torch, in fp32 (fp64 for fp64 input), rounded once.
 
     x: [N, C, *spatial], any float dtype and strides. weight, bias: [C]. multiplier, addend: broadcast to x.
+    pixel_index: [*spatial], int32 or int64: multiplier and addend are [N, C, *other], and each of x's pixels takes
+    their pixel of that number (nearest upsampling, not written out); None: they are broadcast.
     x_bias: added to x before the norm, unrounded; None, or the bias of the convolution that made x.
     rounds_between: the graph rounds between these steps; lowerings say in their notes that they do not.
     Returns out_dtype in x's strides where x is dense, else in those of `torch.empty_like(x)`.
@@ -49,12 +52,19 @@ def reference(
     # From a contiguous copy: on a CPU, torch's channels-last GroupNorm loses a large mean's digits.
     y = F.group_norm(with_bias(x, x_bias, compute).contiguous(), groups, weight, bias, eps)
     if multiplier is not None:
-        y = y * multiplier.to(compute)
+        y = y * taken(multiplier, pixel_index).to(compute)
     if addend is not None:
-        y = y + addend.to(compute)
+        y = y + taken(addend, pixel_index).to(compute)
     if silu:
         y = F.silu(y)
     return torch.empty_like(settled(x), dtype=out_dtype).copy_(y)
+
+
+def taken(given: Tensor, pixel_index: Tensor | None) -> Tensor:
+    """`given` [N, C, *other] as the pixels that pixel_index [*spatial] names: [N, C, *spatial]."""
+    if pixel_index is None:
+        return given
+    return given.flatten(2)[:, :, pixel_index.reshape(-1)].reshape(*given.shape[:2], *pixel_index.shape)
 
 
 def with_bias(x: Tensor, x_bias: Tensor | None, compute: torch.dtype) -> Tensor:
@@ -74,6 +84,7 @@ def fake(
     addend: Tensor | None,
     rounds_between: bool,
     out_dtype: torch.dtype,
+    pixel_index: Tensor | None = None,
 ) -> Tensor:
     return torch.empty_like(settled(x), dtype=out_dtype)
 
@@ -90,6 +101,7 @@ def _triton(
     addend: Tensor | None,
     rounds_between: bool,
     out_dtype: torch.dtype,
+    pixel_index: Tensor | None = None,
 ) -> Tensor:
     from ..kernels.triton import group_norm
 
@@ -104,6 +116,7 @@ def _triton(
         addend=addend,
         out_dtype=out_dtype,
         x_bias=x_bias,
+        pixel_index=pixel_index,
     )
 
 
@@ -152,6 +165,7 @@ def _aiter(
     addend: Tensor | None,
     rounds_between: bool,
     out_dtype: torch.dtype,
+    pixel_index: Tensor | None = None,
 ) -> Tensor:
     from ..kernels.aiter import group_norm
 
@@ -170,6 +184,7 @@ def _aiter_refuses(
     addend: Tensor | None,
     rounds_between: bool,
     out_dtype: torch.dtype,
+    pixel_index: Tensor | None = None,
 ) -> str | None:
     from ..kernels.aiter import group_norm
 

@@ -27,7 +27,7 @@ def channel(c: Tensor, lowering: str = "triton") -> Tensor:
 
 def group(c: Tensor, lowering: str = "triton") -> Tensor:
     op = torch.ops.rocm_passes.group_norm
-    made: Tensor = op(c, None, 4, None, None, 1e-6, True, None, None, False, c.dtype, lowering)
+    made: Tensor = op(c, None, 4, None, None, 1e-6, True, None, None, False, c.dtype, None, lowering)
     return made
 
 

@@ -32,6 +32,7 @@ from rocm_passes.kernels.triton.group_norm_kernel import (
     group_norm_partials_kernel,
 )
 from rocm_passes.kernels.triton.launch import launch
+from rocm_passes.kernels.triton.pixel_index import given_by_index, in_memory_order, pixel_strides
 
 # Programs that the statistics are spread over: a few waves on any card. More partials than this take longer
 # to combine than they save (GroupNorm + SiLU of 128 x 1024 x 1024 on an H200: 1.67 of the floor with 512,
@@ -77,13 +78,16 @@ def group_norm(
     addend: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
     x_bias: Tensor | None = None,
+    pixel_index: Tensor | None = None,
     tile: GroupTile | None = None,
 ) -> Tensor:
     """GroupNorm of `x` ([N, C, *spatial], float32/float16/bfloat16) in fp32, rounded once.
 
     weight, bias: [C], any float dtype. x_bias: [C], added to x before the norm, unrounded: the bias of the
-    convolution that made x. multiplier, addend: any float dtype, broadcastable to x (copied where
-    they do not lie in memory as x does). Returns `out_dtype` (x's by default) in x's strides.
+    convolution that made x. multiplier, addend: any float dtype, broadcastable to x (copied where they do not lie
+    in memory as x does). pixel_index: [*spatial], int32 or int64: multiplier and addend are of one shape
+    [N, C, *other], and for each of x's pixels it has the number of theirs, from 0 to their count (unchecked).
+    Returns `out_dtype` (x's by default) in x's strides.
     Raises TypeError on dtypes, ValueError on shapes.
     """
     check_dtype("x", x)
@@ -105,13 +109,17 @@ def group_norm(
             group_norm(
                 x.contiguous(), groups, weight, bias, eps,
                 silu=silu, multiplier=multiplier, addend=addend, out_dtype=out_dtype, x_bias=x_bias,
-                tile=tile,
+                pixel_index=pixel_index, tile=tile,
             )
         )  # fmt: skip
-    multiplier, addend = (_like("multiplier", multiplier, view), _like("addend", addend, view))
+    if pixel_index is None:
+        multiplier, addend = (_like("multiplier", multiplier, view), _like("addend", addend, view))
+    else:
+        multiplier, addend = given_by_index(multiplier, addend, x)
+        pixel_index = in_memory_order(pixel_index, view)
     out = torch.empty_like(view.tensor, dtype=out_dtype or x.dtype)
     check_dtype("out", out)
-    _launch(view, x_bias, groups, weight, bias, eps, silu, multiplier, addend, out, tile)
+    _launch(view, x_bias, groups, weight, bias, eps, silu, multiplier, addend, pixel_index, out, tile)
     return out
 
 
@@ -125,6 +133,7 @@ def _launch(
     silu: bool,
     multiplier: Tensor | None,
     addend: Tensor | None,
+    pixel_index: Tensor | None,
     out: Tensor,
     tile: GroupTile | None,
 ) -> None:
@@ -138,7 +147,10 @@ def _launch(
     channel_blocks, pixel_blocks = cdiv(channels, tile.channels), cdiv(pixels, tile.pixels)
     strides = (channels * pixels, channels if channels_last else 1, 1 if channels_last else pixels)
 
-    wide = x.numel() // samples + tile.channels * tile.pixels > INT32_MAX
+    given = addend if multiplier is None else multiplier
+    given_strides = (0, 0, 0) if given is None or pixel_index is None else pixel_strides(given)
+    largest = max(t.numel() for t in (x, given) if t is not None) // samples
+    wide = largest + tile.channels * tile.pixels > INT32_MAX
 
     partials = torch.empty((3, samples, splits, channels), dtype=torch.float32, device=x.device)
     statistics = torch.empty((3, samples, groups), dtype=torch.float32, device=x.device)
@@ -156,12 +168,12 @@ def _launch(
     launch(
         group_norm_apply_kernel, (samples * pixel_blocks * channel_blocks,),
         x, x if x_bias is None else x_bias, *statistics.unbind(),
-        *(x if t is None else t for t in (weight, bias, multiplier, addend)),
-        out, pixels, pixel_blocks, channel_blocks, *strides,
+        *(x if t is None else t for t in (weight, bias, multiplier, addend, pixel_index)),
+        out, pixels, pixel_blocks, channel_blocks, *strides, *given_strides,
         C=channels, GROUPS=groups, CHANNELS=tile.channels, PIXELS=tile.pixels,
         HAS_X_BIAS=x_bias is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
         HAS_MULTIPLIER=multiplier is not None, HAS_ADDEND=addend is not None,
-        SILU=silu, WIDE=wide, num_warps=tile.num_warps,
+        HAS_PIXEL_INDEX=pixel_index is not None, SILU=silu, WIDE=wide, num_warps=tile.num_warps,
     )  # fmt: skip
 
 
@@ -206,8 +218,11 @@ def isa_examples() -> list[IsaExample]:
             "WIDE": False,
             "HAS_X_BIAS": True,
         } | unit
-        flags = dict.fromkeys(("HAS_MULTIPLIER", "HAS_ADDEND"), False)
+        flags = dict.fromkeys(("HAS_MULTIPLIER", "HAS_ADDEND", "HAS_PIXEL_INDEX"), False)
         flags |= dict.fromkeys(("HAS_WEIGHT", "HAS_BIAS", "SILU"), True)
+        pointers = {name: "*bf16" for name in group_norm_apply_kernel.arg_names if name.endswith("_ptr")}
+        pointers |= dict.fromkeys(("shift_ptr", "drift_ptr", "rstd_ptr"), "*fp32")
+        by_index = dict.fromkeys(("HAS_MULTIPLIER", "HAS_ADDEND", "HAS_PIXEL_INDEX"), True)
         examples += [
             isa_example(
                 group_norm_partials_kernel,
@@ -220,9 +235,15 @@ def isa_examples() -> list[IsaExample]:
             isa_example(
                 group_norm_apply_kernel,
                 f"group norm + SiLU, C 128, {layout}, bf16",
-                {name: "*bf16" for name in group_norm_apply_kernel.arg_names if name.endswith("_ptr")}
-                | dict.fromkeys(("shift_ptr", "drift_ptr", "rstd_ptr"), "*fp32"),
+                pointers,
                 shape | flags | {"GROUPS": groups},
+                tile.num_warps,
+            ),
+            isa_example(
+                group_norm_apply_kernel,
+                f"group norm * y + b + SiLU, by index, C 128, {layout}, bf16",
+                pointers | {"pixel_index_ptr": "*i32"},
+                shape | flags | by_index | {"GROUPS": groups, "given_channel_stride": 1},
                 tile.num_warps,
             ),
         ]

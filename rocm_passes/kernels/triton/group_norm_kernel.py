@@ -113,14 +113,17 @@ def group_norm_combine_kernel(
 
 @triton.jit
 def group_norm_apply_kernel(
-    x_ptr, x_bias_ptr, shift_ptr, drift_ptr, rstd_ptr, weight_ptr, bias_ptr, multiplier_ptr, addend_ptr, out_ptr,
-    pixels, pixel_blocks, channel_blocks, sample_stride, pixel_stride, channel_stride,
+    x_ptr, x_bias_ptr, shift_ptr, drift_ptr, rstd_ptr, weight_ptr, bias_ptr, multiplier_ptr, addend_ptr,
+    pixel_index_ptr, out_ptr, pixels, pixel_blocks, channel_blocks, sample_stride, pixel_stride, channel_stride,
+    given_sample_stride, given_pixel_stride, given_channel_stride,
     C: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
     HAS_X_BIAS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MULTIPLIER: tl.constexpr,
-    HAS_ADDEND: tl.constexpr, SILU: tl.constexpr, WIDE: tl.constexpr,
+    HAS_ADDEND: tl.constexpr, HAS_PIXEL_INDEX: tl.constexpr, SILU: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """silu?(((x - mean) * rstd * weight + bias) * multiplier + addend) of one tile, last tile first.
 
+    Multiplier and addend are x's size and lie as x does, or have other pixels, in the strides `given_*`, and
+    pixel_index says which of them each of x's pixels takes.
     The statistics ended on the last tiles: they are the ones still in cache.
     """
     dtype: tl.constexpr = out_ptr.dtype.element_ty
@@ -154,10 +157,19 @@ def group_norm_apply_kernel(
         y *= tl.load(weight_ptr + channel, mask=channel_mask, other=0.0).to(tl.float32)[:, None]
     if HAS_BIAS:
         y += tl.load(bias_ptr + channel, mask=channel_mask, other=0.0).to(tl.float32)[:, None]
+    if HAS_PIXEL_INDEX:
+        given = tl.load(pixel_index_ptr + pixel, mask=pixel < pixels, other=0)
+        if WIDE:
+            given = given.to(tl.int64)
+        given_base = sample.to(tl.int64) * given_sample_stride
+        given_at = channel[:, None] * given_channel_stride + given[None, :] * given_pixel_stride
+    else:
+        given_base = base
+        given_at = at
     if HAS_MULTIPLIER:
-        y *= tl.load(multiplier_ptr + base + at, mask=inside, other=0.0).to(tl.float32)
+        y *= tl.load(multiplier_ptr + given_base + given_at, mask=inside, other=0.0).to(tl.float32)
     if HAS_ADDEND:
-        y += tl.load(addend_ptr + base + at, mask=inside, other=0.0).to(tl.float32)
+        y += tl.load(addend_ptr + given_base + given_at, mask=inside, other=0.0).to(tl.float32)
     if SILU:
         y = silu(y, dtype == tl.float32)
     tl.store(out_ptr + base + at, y.to(dtype), mask=inside)
