@@ -1,0 +1,66 @@
+"""The VAE benchmark's phases, on the CPU with the tests' models; and what its rows say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import vae
+
+TINY = ["--device", "cpu", "--tiny", "--at-once", "2"]
+
+
+def run(*arguments: str) -> vae.Run:
+    return vae.Run(vae.parser().parse_args([*TINY, *arguments]))
+
+
+def test_a_row_is_printed_and_written_for_each_variant(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "rows.json"
+    run("--only", "vae_image", "--variants", "eager,ours", "--dtype", "float32", "--out", str(out),
+        "--options", '{"select": "off", "idioms": "none"}', "--tune-seconds", "0")()  # fmt: skip
+    eager, ours = json.loads(out.read_text())
+    assert (eager["variant"], ours["variant"]) == ("eager", "ours")
+    assert eager["difference_to_eager"] == 0 < ours["difference_to_eager"] < 1e-4
+    for row in (eager, ours):
+        assert row["ms"] > 0
+        assert vae.line(row) in capsys.readouterr().out or row is ours
+
+
+def test_the_choices_are_measured_before_anything_compiles(capsys: pytest.CaptureFixture[str]) -> None:
+    """A tiny model's convolutions are too small to be measured: none is noted, and both workers say so."""
+    made = run("--only", "vae_qwen_image", "--variants", "eager,pipeline")
+    made.measure_choices()
+    assert "0 convolutions noted" in capsys.readouterr().out
+    assert all(job.worker is None for job in made.jobs)
+
+
+def test_a_job_that_fails_costs_its_own_row_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = run("--only", "vae_image,no_such_vae", "--variants", "eager", "--out", str(tmp_path / "rows.json"))
+    made()
+    assert [row["decoder"] for row in made.rows] == ["vae_image"]
+    assert "no_such_vae eager failed:" in capsys.readouterr().out
+
+
+def test_what_is_not_compiled_in_time_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = run(
+        "--only", "vae_image", "--variants", "eager", "--seconds", "0", "--out", str(tmp_path / "rows.json")
+    )
+    made()
+    assert made.rows == []
+    assert "vae_image eager failed: not compiled within the time" in capsys.readouterr().out
+
+
+def test_the_difference_is_relative_to_the_reference(tmp_path: Path) -> None:
+    torch.save(torch.tensor([3.0, 4.0]), tmp_path / "a.pt")
+    torch.save(torch.tensor([3.0, 4.5]), tmp_path / "b.pt")
+    assert vae.difference(tmp_path / "b.pt", tmp_path / "a.pt") == 0.1
+
+
+def test_float32_is_admitted_with_twice_the_memory() -> None:
+    wide, narrow = run("--dtype", "float32"), run()
+    assert wide.gib(wide.jobs[0]) == 2 * narrow.gib(narrow.jobs[0]) > 0
