@@ -334,6 +334,21 @@ ONE_SINGLE = dict(num_layers=0, num_single_layers=1)
 WAN_VAE = dict(
     base_dim=96, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, temperal_downsample=[False, True, True]
 )
+#: That of Wan 2.2 TI2V 5B, as diffusers' scripts/convert_wan_to_diffusers.py has it.
+WAN22_VAE = dict(
+    base_dim=160,
+    decoder_base_dim=256,
+    z_dim=48,
+    dim_mult=[1, 2, 4, 4],
+    num_res_blocks=2,
+    temperal_downsample=[False, True, True],
+    is_residual=True,
+    in_channels=12,
+    out_channels=12,
+    patch_size=2,
+    scale_factor_spatial=16,
+    scale_factor_temporal=4,
+)
 
 WORKLOADS: tuple[Workload, ...] = (
     _wan("wan_block", 21, 60, 104, "Wan 14B, 832x480, 81 frames: 32760 tokens"),
@@ -348,6 +363,20 @@ WORKLOADS: tuple[Workload, ...] = (
     _hunyuan_video("hunyuan_video_single", ONE_SINGLE, "single_transformer_blocks.0"),
     LTX,
     _vae("vae_wan", "AutoencoderKLWan", (1, 16, 5, 60, 104), "Wan 2.1, 832x480, 5 latent frames", **WAN_VAE),
+    _vae(
+        "vae_wan_720p",
+        "AutoencoderKLWan",
+        (1, 16, 5, 90, 160),
+        "Wan 2.1, 1280x720, 5 latent frames",
+        **WAN_VAE,
+    ),
+    _vae(
+        "vae_wan22",
+        "AutoencoderKLWan",
+        (1, 48, 5, 44, 80),
+        "Wan 2.2 5B, 1280x704, 5 latent frames",
+        **WAN22_VAE,
+    ),
     _vae("vae_qwen_image", "AutoencoderKLQwenImage", (1, 16, 1, 166, 166), "Qwen-Image, 1328 px", **WAN_VAE),
     _vae(
         "vae_flux",
