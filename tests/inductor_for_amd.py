@@ -193,7 +193,7 @@ def _channel_norm(x: Tensor, gamma: Tensor) -> Tensor:
 
 
 def _group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return ops.group_norm(x, None, 32, weight, bias, 1e-6, True, None, None, True, BF16, "triton")
+    return ops.group_norm(x, None, 32, weight, bias, 1e-6, True, None, None, True, BF16, lowering="triton")
 
 
 STREAM: Meta = ((1, 4608, 3072), BF16)

@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..target import Target, needs_aiter, needs_import, needs_triton
-from .group_norm import measured
 from .layer_norm import too_wide
-from .operator import Lowering, Operator, Verdict
+from .operator import Lowering, Operator, Verdict, measured
 from .rms_norm import epsilon
 
 SCHEMA = (
@@ -153,16 +152,23 @@ def _triton_note(target: Target, rounds_between: bool, **_: Any) -> str | None:
     return None
 
 
-#: Columns and elements from which on a chain may pay. Wan's block (168M elements) gained; Qwen-Image's (13M) lost,
-#: bound by the host, so what lies near or below it stays with Inductor.
+#: Columns and elements from which on a chain pays: in blocks on an H200 it does from 512 x 3072 on (FLUX's and
+#: Qwen-Image's text stream); smaller ones have not been measured.
 MIN_WIDTH = 1024
-MIN_ELEMENTS = 2**24
+MIN_ELEMENTS = 2**20
 
 
 def _triton_pays(
-    target: Target, x: Tensor, branch: Tensor | None, kind: str, scale0: Tensor | None, **_: Any
+    target: Target,
+    x: Tensor,
+    branch: Tensor | None,
+    kind: str,
+    branch_norm: bool,
+    scale0: Tensor | None,
+    **_: Any,
 ) -> Verdict:
-    # In its place between two matrix products on an H200: 0.604 ms for Inductor's 0.718 (Wan, 32760 x 5120).
+    # Blocks and sites on an H200 (docs/performance.md). LayerNorm: Qwen-Image's four chains 75 -> 48 us of the device.
+    # RMSNorm: with a norm of the branch (Z-Image) 90 -> 64 us; without (LTX) Inductor's own code was the faster one.
     if not target.is_gpu:
         return Verdict(False, "on a CPU Inductor's own code is faster")
     width, size = x.shape[-1], math.prod(x.shape)
@@ -172,7 +178,7 @@ def _triton_pays(
         return Verdict(
             False, f"below {MIN_WIDTH} columns or {MIN_ELEMENTS} elements it was not measured to pay"
         )
-    if kind == "layer" and (branch is not None or scale0 is not None):
+    if branch_norm or (kind == "layer" and (branch is not None or scale0 is not None)):
         return Verdict(True, f"one pass over memory for Inductor's two or more ({measured(target)})")
     return Verdict(False, "with an RMSNorm Inductor's own code was as fast or faster on an H200")
 

@@ -5,6 +5,7 @@ Ba, Kiros and Hinton, "Layer Normalization", 2016, arXiv:1607.06450.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..target import Target, needs_aiter, needs_import, needs_triton
-from .operator import Lowering, Operator, Verdict
+from .operator import Lowering, Operator, Verdict, measured
 
 SCHEMA = "(Tensor x, Tensor? weight, Tensor? bias, float eps, ScalarType out_dtype) -> Tensor"
 
@@ -57,10 +58,23 @@ def too_wide(x: Tensor) -> str | None:
     return None
 
 
-def _triton_pays(target: Target, **_: Any) -> Verdict:
+#: Columns and elements from which on the kernel pays. Between two matrix products on an H200, with weight and bias:
+#: 4608 x 3072 0.052 ms for Inductor's 0.078, 32760 x 5120 0.445 for 0.584.
+MIN_WIDTH = 1024
+MIN_ELEMENTS = 2**22
+
+
+def _triton_pays(target: Target, x: Tensor, **_: Any) -> Verdict:
     if not target.is_gpu:
         return Verdict(False, "on a CPU Inductor's own code is faster")
-    return Verdict(False, "Inductor fuses a plain LayerNorm with its neighbours, which an opaque call cuts")
+    width, size = x.shape[-1], math.prod(x.shape)
+    if not isinstance(width, int) or not isinstance(size, int):
+        return Verdict(False, "its size is not known at compile time")
+    if width < MIN_WIDTH or size < MIN_ELEMENTS:
+        return Verdict(
+            False, f"below {MIN_WIDTH} columns or {MIN_ELEMENTS} elements it was not measured to pay"
+        )
+    return Verdict(True, f"one pass over memory for Inductor's two ({measured(target)})")
 
 
 def _aiter(

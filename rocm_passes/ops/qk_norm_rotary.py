@@ -19,7 +19,7 @@ from ..graph.complex_tables import reuse
 from ..target import Target, needs_aiter, needs_import, needs_triton
 from . import rotary as one
 from . import rotary_layout as layout
-from .operator import Lowering, Operator, Verdict, needs_cpu, reference_pays
+from .operator import Lowering, Operator, Verdict, measured, needs_cpu, reference_pays
 from .rotary_layout import Recipe
 
 aten = torch.ops.aten
@@ -368,13 +368,21 @@ def _aiter_note(target: Target, q: Sequence[Tensor], **_: Any) -> str | None:
     return qk_norm_rotary.numerics_note(q[0], arch=target.arch)
 
 
-def _pays(target: Target, q: Sequence[Tensor], **_: Any) -> Verdict:
+def _pays(target: Target, q: Sequence[Tensor], launched: bool) -> Verdict:
     if target.vendor == "cpu":
         return Verdict(False, "on a CPU there is no kernel")
-    if not one.hides_host_time(*q):
-        return one.too_small(target, *q)
-    where = "measured on an H200" if target.vendor == "nvidia" else "measured on an H200, not on this machine"
-    return Verdict(True, f"one pass over q and k: 1.0 to 1.3x of the floor, Inductor 2.9 to 5.7x ({where})")
+    if not one.hides_host_time(q, launched):
+        return one.too_small(target, q)
+    known = measured(target)
+    return Verdict(True, f"one pass over q and k: 1.0 to 1.3x of the floor, Inductor 2.9 to 5.7x ({known})")
+
+
+def _triton_pays(target: Target, q: Sequence[Tensor], **_: Any) -> Verdict:
+    return _pays(target, q, launched=True)
+
+
+def _aiter_pays(target: Target, q: Sequence[Tensor], **_: Any) -> Verdict:
+    return _pays(target, q, launched=False)
 
 
 OPERATOR = Operator(
@@ -390,7 +398,7 @@ LOWERINGS = (
         "triton",
         requires=(needs_triton, needs_import("rocm_passes.kernels.triton.qk_norm_rotary")),
         refuses=_triton_refuses,
-        pays=_pays,
+        pays=_triton_pays,
         write=writes("triton"),
     ),
     Lowering(
@@ -398,7 +406,7 @@ LOWERINGS = (
         requires=(needs_aiter,),
         refuses=_aiter_refuses,
         note=_aiter_note,
-        pays=_pays,
+        pays=_aiter_pays,
         write=writes("aiter"),
     ),
     Lowering(

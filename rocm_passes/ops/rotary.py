@@ -19,7 +19,7 @@ from ..graph.builder import Eager
 from ..graph.complex_tables import reuse
 from ..target import Target, needs_aiter, needs_import, needs_triton
 from . import rotary_layout as layout
-from .operator import Lowering, Operator, Verdict, needs_cpu, reference_pays
+from .operator import Lowering, Operator, Verdict, measured, needs_cpu, reference_pays
 from .rotary_layout import Recipe
 
 aten = torch.ops.aten
@@ -292,36 +292,43 @@ def _aiter_note(target: Target, x: Tensor, tables: Sequence[Tensor], recipe: Rec
     return rotary.numerics_note(x, arch=target.arch)
 
 
-#: Channels of q below which the host takes longer over an opaque call than the device saves. Single calls of
-#: whole blocks on an H200: 14M (Qwen-Image, FLUX.1) slower than Inductor's, 18M (Z-Image) as fast, more faster.
-LEAST_CHANNELS = 16_000_000
+#: Channels of q from which on a kernel that Inductor launches pays: in blocks of 2 to 8 ms on an H200 every one from
+#: 1.5M on took less of the device than Inductor's own code, and no more of the host.
+LEAST_LAUNCHED = 2**20
+#: The same for an opaque call (aiter, symbolic sizes), which costs the host more than the device saves: single calls of
+#: whole blocks on an H200 were slower with 14M (Qwen-Image, FLUX.1), as fast with 18M (Z-Image), faster with more.
+LEAST_CALLED = 16_000_000
 
 
-def hides_host_time(*q: Tensor) -> bool:
-    """Is there so much to rotate that the device is the slower one, or a CUDA graph that spares the host?"""
+def hides_host_time(q: Sequence[Tensor], launched: bool) -> bool:
+    """Is there so much to rotate that the host keeps up with the device, or a CUDA graph that spares it?
+
+    launched: by a lowering whose launches Inductor writes, which needs sizes known at compile time.
+    """
     size = sum(x.numel() for x in q)
-    return bool(inductor_config.triton.cudagraphs) or n.known(size >= LEAST_CHANNELS)
+    least = LEAST_LAUNCHED if launched and isinstance(size, int) else LEAST_CALLED
+    return bool(inductor_config.triton.cudagraphs) or n.known(size >= least)
 
 
-def too_small(target: Target, *q: Tensor) -> Verdict:
-    where = "measured on an H200" if target.vendor == "nvidia" else "measured on an H200, not on this machine"
-    size = sum(x.numel() for x in q)
+def too_small(target: Target, q: Sequence[Tensor]) -> Verdict:
     return Verdict(
         False,
-        f"at {size} channels the host takes longer over the call than the device saves ({where}); "
-        "with mode='reduce-overhead' it pays",
+        f"at {sum(x.numel() for x in q)} channels the call costs the host more than the device saves "
+        f"({measured(target)}); with mode='reduce-overhead' it pays",
     )
 
 
-def kernel_pays(target: Target, x: Tensor, tables: Sequence[Tensor], recipe: Recipe, **_: Any) -> Verdict:
+def kernel_pays(
+    target: Target, x: Tensor, tables: Sequence[Tensor], recipe: Recipe, launched: bool
+) -> Verdict:
     """By spelling, for one tensor or two: how far Inductor's own code is from one read and one write."""
     if target.vendor == "cpu":
         return Verdict(False, "on a CPU there is no kernel")
-    where = "measured on an H200" if target.vendor == "nvidia" else "measured on an H200, not on this machine"
+    where = measured(target)
     if not recipe.complex and not recipe.scattered:
         return Verdict(False, f"Inductor fuses a rotation in real numbers nearly as well ({where})")
-    if not hides_host_time(x):
-        return too_small(target, x)
+    if not hides_host_time([x], launched):
+        return too_small(target, [x])
     if recipe.complex:
         return Verdict(
             True,
@@ -330,6 +337,14 @@ def kernel_pays(target: Target, x: Tensor, tables: Sequence[Tensor], recipe: Rec
     return Verdict(
         True, f"Inductor takes 1.5x of one read and one write for slice assignment, not 1.0x ({where})"
     )
+
+
+def _triton_pays(target: Target, x: Tensor, tables: Sequence[Tensor], recipe: Recipe, **_: Any) -> Verdict:
+    return kernel_pays(target, x, tables, recipe, launched=True)
+
+
+def _aiter_pays(target: Target, x: Tensor, tables: Sequence[Tensor], recipe: Recipe, **_: Any) -> Verdict:
+    return kernel_pays(target, x, tables, recipe, launched=False)
 
 
 def _real_pays(target: Target, x: Tensor, tables: Sequence[Tensor], recipe: Recipe) -> Verdict:
@@ -350,14 +365,14 @@ LOWERINGS = (
         requires=(needs_aiter,),
         refuses=_aiter_refuses,
         note=_aiter_note,
-        pays=kernel_pays,
+        pays=_aiter_pays,
         write=writes("aiter"),
     ),
     Lowering(
         "triton",
         requires=(needs_triton, needs_import("rocm_passes.kernels.triton.rotary")),
         refuses=_triton_refuses,
-        pays=kernel_pays,
+        pays=_triton_pays,
         write=writes("triton"),
     ),
     Lowering("real", refuses=_real_refuses, pays=_real_pays, write=write_real),

@@ -12,7 +12,7 @@ from ..graph.builder import Eager
 from ..target import Target, needs_aiter, needs_import, needs_triton
 from . import rotary as one
 from . import rotary_layout as layout
-from .operator import Lowering, Operator, needs_cpu, reference_pays
+from .operator import Lowering, Operator, Verdict, needs_cpu, reference_pays
 from .rotary_layout import Recipe
 
 SCHEMA = (
@@ -149,8 +149,12 @@ def _aiter_note(target: Target, q: Tensor, **_: Any) -> str | None:
     return rotary.numerics_note(q, arch=target.arch)
 
 
-def _pays(target: Target, q: Tensor, tables: Sequence[Tensor], recipe: Recipe, **_: Any) -> Any:
-    return one.kernel_pays(target, q, tables, recipe)
+def _triton_pays(target: Target, q: Tensor, tables: Sequence[Tensor], recipe: Recipe, **_: Any) -> Verdict:
+    return one.kernel_pays(target, q, tables, recipe, launched=True)
+
+
+def _aiter_pays(target: Target, q: Tensor, tables: Sequence[Tensor], recipe: Recipe, **_: Any) -> Verdict:
+    return one.kernel_pays(target, q, tables, recipe, launched=False)
 
 
 OPERATOR = Operator(
@@ -167,14 +171,14 @@ LOWERINGS = (
         requires=(needs_aiter,),
         refuses=_aiter_refuses,
         note=_aiter_note,
-        pays=_pays,
+        pays=_aiter_pays,
         write=writes("aiter"),
     ),
     Lowering(
         "triton",
         requires=(needs_triton, needs_import("rocm_passes.kernels.triton.rotary")),
         refuses=_triton_refuses,
-        pays=_pays,
+        pays=_triton_pays,
         write=writes("triton"),
     ),
     Lowering(

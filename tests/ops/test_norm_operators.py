@@ -193,9 +193,10 @@ def on_meta(*shape: int) -> Tensor:
         ({"scale0": True}, (32760, 1536), True),
         ({"branch": True}, (32760, 1536), True),
         ({}, (32760, 1536), False),
-        ({"branch": True, "scale0": True}, (4608, 3072), False),
+        ({"branch": True, "scale0": True}, (512, 3072), True),
+        ({"branch": True, "scale0": True}, (64, 3072), False),
         ({"branch": True, "kind": "rms"}, (32760, 5120), False),
-        ({"branch": True, "scale0": True}, (512, 3072), False),
+        ({"branch": True, "branch_norm": 1, "kind": "rms"}, (4608, 3840), True),
         ({"branch": True, "scale0": True}, (236544, 64), False),
     ],
     ids=str,
@@ -211,14 +212,21 @@ def test_rules_say_where_they_come_from() -> None:
     assert "not measured on this machine" in pays(fused_norm.OPERATOR, MI300, **chain(x, branch=x))[1]
     assert "measured on an H200" in pays(fused_norm.OPERATOR, H200, **chain(x, branch=x))[1]
     assert pays(fused_norm.OPERATOR, CPU, **chain(x, branch=x))[0] is False
-    assert pays(layer_norm.OPERATOR, CPU)[0] is pays(layer_norm.OPERATOR, H200)[0] is False
+    assert pays(layer_norm.OPERATOR, CPU, x=x)[0] is False
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"), [((4608, 3072), True), ((512, 3072), False), ((236544, 64), False)], ids=str
+)
+def test_rule_of_the_plain_layer_norm(shape: tuple[int, ...], expected: bool) -> None:
+    assert pays(layer_norm.OPERATOR, H200, x=on_meta(*shape))[0] is expected
 
 
 @pytest.mark.parametrize(
     ("operator", "shape", "last", "expected"),
     [
         (group_norm.OPERATOR, (1, 128, 1024, 1024), False, True),
-        (group_norm.OPERATOR, (1, 512, 128, 128), False, False),
+        (group_norm.OPERATOR, (1, 512, 128, 128), False, True),
         (group_norm.OPERATOR, (1, 512, 128, 128), True, True),
         (group_norm.OPERATOR, (1, 512, 32, 32), True, False),
         (channel_norm.OPERATOR, (1, 96, 4, 480, 832), False, False),

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 from torch._inductor import config
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from rocm_passes.ops import qk_norm_rotary, rotary
+from rocm_passes.ops import qk_norm_rotary, rotary, rotary_pair
+from rocm_passes.ops.operator import Lowering, Verdict
 from rocm_passes.ops.rotary_layout import Recipe
 from rocm_passes.target import Target
 
 NVIDIA = Target("nvidia", "sm_90", "H200", torch.__version__, "3.6")
 AMD = Target("amd", "gfx942", "MI300X", torch.__version__, "3.6")
 CPU = Target("cpu", "", "CPU", torch.__version__, None)
-LARGE, SMALL = (1, 32760, 40, 128), (1, 4608, 24, 128)
+LARGE, MIDDLE, SMALL = (1, 32760, 40, 128), (1, 4608, 24, 128), (1, 64, 24, 128)
 
 
 def on_meta(shape: tuple[int, ...]) -> Tensor:
@@ -43,14 +48,24 @@ def recipe(complex_table: bool = False, scattered: bool = False) -> Recipe:
 @pytest.mark.parametrize(
     "kind", [recipe(complex_table=True), recipe(scattered=True)], ids=["complex", "scattered"]
 )
-def test_a_large_rotation_of_these_spellings_pays(target: Target, kind: Recipe) -> None:
-    assert rotary.kernel_pays(target, on_meta(LARGE), [], kind).pays
-    small = rotary.kernel_pays(target, on_meta(SMALL), [], kind)
-    assert not small.pays and "host takes longer" in small.reason
+@pytest.mark.parametrize("lowerings", [rotary.LOWERINGS, rotary_pair.LOWERINGS], ids=["one", "pair"])
+def test_size_decides_and_more_of_it_where_the_host_calls(
+    lowerings: tuple[Lowering, ...], target: Target, kind: Recipe
+) -> None:
+    """Inductor launches the Triton kernel; aiter's is an opaque call."""
+    pays = {low.name: _of_size(low, target, kind) for low in lowerings}
+    assert [pays["triton"](shape).pays for shape in (LARGE, MIDDLE, SMALL)] == [True, True, False]
+    assert [pays["aiter"](shape).pays for shape in (LARGE, MIDDLE, SMALL)] == [True, False, False]
+    assert "costs the host more" in pays["triton"](SMALL).reason
+
+
+def _of_size(lowering: Lowering, target: Target, kind: Recipe) -> Callable[[tuple[int, ...]], Verdict]:
+    """Both idioms' rules take the tensor first, as `x` or as `q`."""
+    return lambda shape: lowering.pays(target, on_meta(shape), [], kind)
 
 
 def test_a_rotation_in_real_numbers_is_left_to_inductor() -> None:
-    verdict = rotary.kernel_pays(NVIDIA, on_meta(LARGE), [], recipe())
+    verdict = rotary.kernel_pays(NVIDIA, on_meta(LARGE), [], recipe(), launched=True)
     assert not verdict.pays and "nearly as well" in verdict.reason
 
 
@@ -61,11 +76,21 @@ def test_complex_numbers_go_at_any_size() -> None:
 
 
 def test_a_norm_with_its_rotation_pays_by_size() -> None:
-    pays = qk_norm_rotary.LOWERINGS[0].pays
-    assert pays(NVIDIA, q=[on_meta(LARGE)]).pays
-    assert pays(NVIDIA, q=[on_meta((1, 2048, 30, 128)), on_meta((1, 2560, 30, 128))]).pays
-    assert not pays(NVIDIA, q=[on_meta(SMALL)]).pays
-    assert not pays(CPU, q=[on_meta(LARGE)]).pays
+    triton, aiter = qk_norm_rotary.LOWERINGS[:2]
+    assert (triton.name, aiter.name) == ("triton", "aiter")
+    assert triton.pays(NVIDIA, q=[on_meta(LARGE)]).pays
+    assert triton.pays(NVIDIA, q=[on_meta((1, 512, 24, 128)), on_meta((1, 4096, 24, 128))]).pays
+    assert not triton.pays(NVIDIA, q=[on_meta(SMALL)]).pays
+    assert not triton.pays(CPU, q=[on_meta(LARGE)]).pays
+    assert aiter.pays(AMD, q=[on_meta(LARGE)]).pays and not aiter.pays(AMD, q=[on_meta(MIDDLE)]).pays
+
+
+def test_symbolic_sizes_are_opaque_calls_to_the_host() -> None:
+    """Inductor writes launches of static sizes only."""
+    sizes = ShapeEnv()
+    with FakeTensorMode(shape_env=sizes):
+        q = torch.empty((1, sizes.create_unbacked_symint(), 24, 128), device="meta")
+        assert not qk_norm_rotary.LOWERINGS[0].pays(NVIDIA, q=[q]).pays
 
 
 def test_cuda_graphs_spare_the_host() -> None:
