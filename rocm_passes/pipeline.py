@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import itertools
 import logging
+import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from . import ledger as ledgers
 from .graph import keep, provenance
 from .graph.biases import absorb_biases
 from .graph.builder import fake_mode_of
+from .graph.by_index import absorb_upsampling
 from .graph.rewriter import RewriteError, Rewriter, is_convex
 from .idioms import (
     channel_norm,
@@ -150,6 +153,9 @@ class Pipeline(CustomGraphPass):
         in_channels_last = conv3d.IDIOM in self.idioms and layout.channels_last(graph, session.context)
         for idiom, site, choice in session.decided:
             session.carry_out(rewriter, idiom, site, choice)
+        for norm, moved in absorb_upsampling(graph, fake_mode).items():
+            pixels = {"pixels": math.prod(norm.meta["val"].shape[2:]), "source_pixels": moved.source_pixels()}
+            session.amend(norm, pixels)
         if self.target.is_gpu and rewriter.count:
             # What was replaced still reads the convolutions, until it is gone.
             _tidy(graph)
@@ -181,6 +187,7 @@ class _Session:
         self._considered: dict[fx.Node, list[str]] = {}
         self.context = Context(self.options, target=self.target)
         self._fuel = self.options.fuel
+        self._entry_of: dict[fx.Node, int] = {}
 
     def decide(self, idiom: Idiom) -> None:
         """Find the idiom's sites and choose for each; nothing is changed yet."""
@@ -237,10 +244,18 @@ class _Session:
         entry = self._entry(idiom, site, choice, site)
         if choice.lowering is not None:
             try:
-                rewriter.apply(site, choice.lowering, idiom.operator)
+                results = rewriter.apply(site, choice.lowering, idiom.operator)
+                self._entry_of[results[0]] = len(self.ledger.entries)
             except RewriteError as error:
                 entry = self._entry(idiom, site, Choice("refused", f"{choice.lowering.name}: {error}"), site)
         self.ledger.add(entry)
+
+    def amend(self, result: fx.Node, parameters: Mapping[str, Any]) -> None:
+        """Add to the parameters of the entry whose lowering made `result`."""
+        at = self._entry_of.get(result)
+        if at is not None:
+            entry = self.ledger.entries[at]
+            self.ledger.entries[at] = replace(entry, parameters={**entry.parameters, **parameters})
 
     def _record(self, idiom: Idiom, found: Site | NearMiss, choice: Choice, site: Site | None) -> None:
         self.ledger.add(self._entry(idiom, found, choice, site))

@@ -26,10 +26,10 @@ class Rewriter:
         self._fake_mode = fake_mode
         self._replaced: dict[fx.Node, fx.Node] = {}
 
-    def apply(self, site: Site, lowering: Lowering, operator: Operator | None) -> None:
+    def apply(self, site: Site, lowering: Lowering, operator: Operator | None) -> tuple[fx.Node, ...]:
         """Write the lowering before the site's first output and let its results take the outputs' place.
 
-        Raises RewriteError, with the graph untouched, where shapes or dtypes would differ.
+        Returns the results. Raises RewriteError, with the graph untouched, where shapes or dtypes would differ.
         """
         arguments: Mapping[str, Any] = resolve(dict(site.arguments), self._replaced)
         b = Builder(self.graph, self._fake_mode, site.anchor)
@@ -50,6 +50,7 @@ class Rewriter:
             old.replace_all_uses_with(new)
             self._replaced[old] = new
         self.count += 1
+        return tuple(results)
 
     def _write(
         self, b: Builder, lowering: Lowering, operator: Operator | None, arguments: Mapping[str, Any]
