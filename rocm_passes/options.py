@@ -23,6 +23,7 @@ SELECT = ("auto", "always", "off")
 NUMERICS = ("default", "strict", "fast")
 LAYOUTS = ("auto", "channels_last", "as_is")
 CONV_DTYPES = ("", "bf16")
+LAUNCHES = ("inductor", "python")
 
 
 def _choice(*allowed: str) -> Callable[[str, object], str]:
@@ -168,6 +169,12 @@ class Options:
     )
     conv_memory_mib: int | None = option(
         None, _optional_count, "choose no convolution measured to need more MiB than this beside its tensors"
+    )
+    launch: str = option(
+        "inductor",
+        _choice(*LAUNCHES),
+        "who launches our Triton kernels: inductor: its generated code, at its own kernels' cost; python: an "
+        "operator call each, slower for the host, and where a kernel fails plain torch takes over",
     )
     fuel: int | None = option(
         None, _optional_count, "at most this many rewrites per graph, to bisect a wrong result"

@@ -43,6 +43,7 @@ from .idioms import (
 )
 from .idioms.idiom import Context, Idiom, NearMiss, Site
 from .ledger import Entry, Ledger
+from .ops.operator import OPERATORS
 from .options import Options
 from .selection.choose import Choice, choose
 from .selection.store import store
@@ -160,17 +161,23 @@ class Pipeline(CustomGraphPass):
             # What was replaced still reads the convolutions, until it is gone.
             _tidy(graph)
             absorb_biases(graph)
-            _let_inductor_launch()
+            _launched(graph, self.options.launch)
         if in_channels_last:
             layout.settle_norms(graph, fake_mode)
         return rewriter.count > 0
 
 
-def _let_inductor_launch() -> None:
-    """Done here and not at import: the passes of a CPU graph need none of Inductor's lowerings."""
+def _launched(graph: fx.Graph, by: str) -> None:
+    """Have Inductor launch the kernels of our operators in the graph, or leave them opaque calls.
+
+    Inductor's lowerings are imported here and not above: the passes of a CPU graph need none of them.
+    """
     from .ops import inductor
 
     inductor.register()
+    for operator in OPERATORS:
+        for node in graph.find_nodes(op="call_function", target=operator.overload):
+            node.meta[inductor.LAUNCHED_BY] = by
 
 
 class _Session:

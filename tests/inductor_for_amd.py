@@ -32,8 +32,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-import rocm_passes.pipeline  # noqa: F401  (defines the operators)
-from rocm_passes.ops import inductor
+from rocm_passes.pipeline import _launched as launched
 
 ARCH, WARP = "gfx942", 64
 
@@ -108,12 +107,15 @@ def device() -> Iterator[None]:
             triton.runtime.driver.set_active(active)
 
 
-def code_for(function: Callable[..., Any], *metas: tuple[tuple[int, ...], torch.dtype]) -> str:
+def code_for(
+    function: Callable[..., Any], *metas: tuple[tuple[int, ...], torch.dtype], launched_by: str = "inductor"
+) -> str:
     """Inductor's code for `function` over contiguous tensors of these shapes and dtypes; call in `device()`."""
     fake_mode = FakeTensorMode(shape_env=ShapeEnv())
     with fake_mode:
         inputs = [torch.empty(shape, dtype=dtype, device="cuda") for shape, dtype in metas]
         graph = make_fx(function, decomposition_table=select_decomp_table())(*inputs)
+    launched(graph.graph, launched_by)
     with V.set_fake_mode(fake_mode):
         lowering = GraphLowering(
             graph, example_inputs=inputs, is_inference=True, shape_env=fake_mode.shape_env
@@ -196,12 +198,14 @@ def _group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return ops.group_norm(x, None, 32, weight, bias, 1e-6, True, None, None, True, BF16, lowering="triton")
 
 
+BY_PYTHON = "by python"
 STREAM: Meta = ((1, 4608, 3072), BF16)
 TABLE: Meta = ((1, 1, 3072), BF16)
 HEADS: Meta = ((1, 4608, 24, 128), BF16)
 ANGLES: Meta = ((1, 4608, 1, 64), F32)
 CASES: dict[str, tuple[Any, ...]] = {
     "norm": (_norm, STREAM, ((3072,), BF16)),
+    BY_PYTHON: (_norm, STREAM, ((3072,), BF16)),
     "by a library": (_by_a_library, STREAM, ((3072,), BF16)),
     "slice": (_slice_of_a_projection, STREAM, ((1024,), BF16)),
     "chain": (_chain, STREAM, STREAM, TABLE, TABLE, TABLE),
@@ -215,10 +219,10 @@ CASES: dict[str, tuple[Any, ...]] = {
 def main() -> None:
     """Print, as JSON, the generated call and each kernel's assembly of the cases that are named."""
     with device():
-        inductor.register()
         answers = {}
         for name in sys.argv[1:]:
-            code = code_for(*CASES[name])
+            by = "python" if name == BY_PYTHON else "inductor"
+            code = code_for(*CASES[name], launched_by=by)
             answers[name] = {"call": call_of(code), "kernels": compiled_kernels(code)}
     print(json.dumps(answers))
 

@@ -50,6 +50,10 @@ ALLOCATIONS = (
 HARMLESS = (aten._unsafe_view.default, torch.ops.prim.device.default)
 
 
+#: The key of a node's meta that says who launches its kernels: the option `launch`.
+LAUNCHED_BY = "rocm_passes_launched_by"
+
+
 class NotLaunchable(Exception):
     """Why the call stays opaque."""
 
@@ -74,6 +78,8 @@ def _lower(operator: Operator, *args: Any, **kwargs: Any) -> Any:
     try:
         if lowering is None or lowering.run is None or not lowering.launches:
             raise NotLaunchable(f"lowering {name!r} calls a library")
+        if V.current_node.meta.get(LAUNCHED_BY) == "python":
+            raise NotLaunchable("launch='python'")
         return _Written(values).by(lowering.run)
     except NotLaunchable as reason:
         log.debug("%s: an opaque call: %s", operator.overload, reason)

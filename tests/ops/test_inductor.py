@@ -29,7 +29,7 @@ LAUNCHED = {
     "channel norm": ["channel_norm_kernel"],
     "group norm": ["group_norm_partials_kernel", "group_norm_combine_kernel", "group_norm_apply_kernel"],
 }
-OPAQUE = "by a library"
+OPAQUE = ("by a library", "by python")
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +37,7 @@ def answers() -> Any:
     """In a process of its own: here the kernels are interpreted, and there torch believes in a GPU."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.inductor_for_amd", *LAUNCHED, OPAQUE],
+        [sys.executable, "-m", "tests.inductor_for_amd", *LAUNCHED, *OPAQUE],
         env=environment,
         capture_output=True,
         text=True,
@@ -71,9 +71,10 @@ def test_neighbours_are_not_copied_for_the_launch(answers: Any) -> None:
     assert len(re.findall(r"empty_strided_cuda\(", answers["slice"]["call"])) == 2
 
 
-def test_a_librarys_lowering_stays_one_call(answers: Any) -> None:
-    assert "torch.ops.rocm_passes.rms_norm.default" in answers[OPAQUE]["call"]
-    assert answers[OPAQUE]["kernels"] == {}
+@pytest.mark.parametrize("case", OPAQUE)
+def test_a_librarys_lowering_stays_one_call_and_so_does_launch_python(answers: Any, case: str) -> None:
+    assert "torch.ops.rocm_passes.rms_norm.default" in answers[case]["call"]
+    assert answers[case]["kernels"] == {}
 
 
 def test_every_triton_lowering_launches() -> None:
