@@ -115,24 +115,34 @@ class Meter(Eager):
                 self.moved += _bytes(a)
 
 
-def measure(lowerings: Sequence[Lowering], values: Mapping[str, Any], watch: Watch | None = None) -> Measured:
+def measure(
+    lowerings: Sequence[Lowering],
+    values: Mapping[str, Any],
+    watch: Watch | None = None,
+    patience: Mapping[str, Any] | None = None,
+) -> Measured:
     """Milliseconds and extra MiB of each lowering over random tensors like `values` (real or fake tensors).
 
     The lowerings take turns, so that a clock that drifts, or is lowered under load, is the same for all. What a
-    library raises, out of memory included, leaves that lowering out, with the reason.
+    library raises, out of memory included, leaves that lowering out, with the reason. patience: keywords of
+    `rounds.in_turn`, to measure for longer.
     """
     with real_tensors(), torch.no_grad():
         device = _device(values)
         with torch.cuda.device(device) if device.type == "cuda" else _nothing():
-            return _Session(values, device, watch or (lambda name, seconds: True)).measured(lowerings)
+            session = _Session(values, device, watch or (lambda name, seconds: True), patience or {})
+            return session.measured(lowerings)
 
 
 class _Session:
     """The measurement of one call on one device."""
 
-    def __init__(self, values: Mapping[str, Any], device: torch.device, watch: Watch) -> None:
+    def __init__(
+        self, values: Mapping[str, Any], device: torch.device, watch: Watch, patience: Mapping[str, Any]
+    ) -> None:
         self._device = device
         self._watch = watch
+        self._patience = patience
         self._stopped = False
         layout = bool(values.get("channels_last", False))
         self._call = {k: _like(v, device, layout) for k, v in values.items()} | {"bias": None}
@@ -177,7 +187,9 @@ class _Session:
             if not self._watch(lowering.name, time.perf_counter() - started):
                 self._stopped = True
                 break
-        return rounds.in_turn(prepared, rounds.bursts_on(self._device)) if prepared else {}
+        if not prepared:
+            return {}
+        return rounds.in_turn(prepared, rounds.bursts_on(self._device), **self._patience)
 
     def _prepared(self, lowering: Lowering) -> list[Work]:
         assert lowering.write is not None, f"{lowering.name} is not written in plain ATen"

@@ -28,17 +28,24 @@ HOPELESS = 1.15
 BURST_SECONDS = 0.7e-3
 #: After this much time no further round is begun: long calls need fewer, as their noise is less.
 SECONDS = 0.25
-#: What the host takes to enqueue a convolution, generously.
+#: What the host takes to enqueue a convolution.
 HOST_SECONDS = 50e-6
 
 
-def in_turn(candidates: Mapping[str, Sequence[Work]], burst: Burst) -> dict[str, float]:
+def in_turn(
+    candidates: Mapping[str, Sequence[Work]],
+    burst: Burst,
+    *,
+    rounds: int = ROUNDS,
+    hopeless: float = HOPELESS,
+    seconds: float = SECONDS,
+) -> dict[str, float]:
     """Median seconds of each candidate's calls together. Raises what a call raises."""
     repeats = {name: _repeats(burst, work) for name, work in candidates.items()}
     found: dict[str, list[float]] = {name: [] for name in candidates}
     turn = list(candidates)
     spent = 0.0
-    for done in range(1, ROUNDS + 1):
+    for done in range(1, rounds + 1):
         for name in turn:
             took = burst(candidates[name], repeats[name])
             found[name].append(took)
@@ -46,8 +53,8 @@ def in_turn(candidates: Mapping[str, Sequence[Work]], burst: Burst) -> dict[str,
         turn = turn[1:] + turn[:1]
         if done >= FEWEST:
             fastest = min(statistics.median(times) for times in found.values())
-            turn = [name for name in turn if statistics.median(found[name]) <= HOPELESS * fastest]
-            if spent > SECONDS:
+            turn = [name for name in turn if statistics.median(found[name]) <= hopeless * fastest]
+            if spent > seconds:
                 break
     return {name: statistics.median(times) for name, times in found.items()}
 
@@ -71,9 +78,13 @@ def _cpu_burst(work: Sequence[Work], repeats: int) -> float:
 
 
 class GpuBursts:
-    """Timed by device events, behind copies that last until the burst is enqueued."""
+    """Timed by device events, behind copies that last until the burst is enqueued.
 
-    def __init__(self, device: torch.device) -> None:
+    host_seconds: what the host takes to enqueue a call, generously.
+    """
+
+    def __init__(self, device: torch.device, host_seconds: float = HOST_SECONDS) -> None:
+        self._host_seconds = host_seconds
         self._source = torch.empty(2**27, dtype=torch.uint8, device=device)
         self._target = torch.empty_like(self._source)
         self._copy_seconds = 1.0
@@ -81,7 +92,7 @@ class GpuBursts:
         self._copy_seconds = self._timed(lambda: self._ahead(8)) / 8
 
     def __call__(self, work: Sequence[Work], repeats: int) -> float:
-        self._ahead(math.ceil(HOST_SECONDS * len(work) * repeats / self._copy_seconds))
+        self._ahead(math.ceil(self._host_seconds * len(work) * repeats / self._copy_seconds))
 
         def run() -> None:
             for _ in range(repeats):

@@ -152,14 +152,19 @@ def _progress(budget: Budget, options: Options) -> None:
         print(line, end="", file=sys.stderr, flush=True)
 
 
-def measure_noted(calls: Sequence[ahead.Call], options: Options, target: Target) -> int:
-    """Measure calls that were noted ahead of time, one after another. Returns how many choices are known."""
+def lowerings(names: Sequence[str]) -> list[Lowering]:
+    """Those of the idioms that are chosen by measurement, by name."""
     from ..pipeline import IDIOMS
 
     by_name = {low.name: low for idiom in IDIOMS if idiom.measured is not None for low in idiom.lowerings}
-    found = [
-        pick(call.key, [by_name[name] for name in call.able], call.values, target, options) for call in calls
-    ]
+    return [by_name[name] for name in names]
+
+
+def measure_noted(
+    calls: Sequence[ahead.Call], options: Options, target: Target, timer: Timer | None = None
+) -> int:
+    """Measure calls that were noted ahead of time, one after another. Returns how many choices are known."""
+    found = [pick(c.key, lowerings(c.able), c.values, target, options, timer) for c in calls]
     return sum(choice is not None for choice in found)
 
 

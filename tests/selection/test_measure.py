@@ -88,7 +88,7 @@ def test_out_of_memory_leaves_out_that_lowering_alone() -> None:
 def test_what_fits_alone_only_is_measured_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     together: list[int] = []
 
-    def in_turn(candidates: dict[str, Any], burst: Any) -> dict[str, float]:
+    def in_turn(candidates: dict[str, Any], burst: Any, **_: Any) -> dict[str, float]:
         together.append(len(candidates))
         if len(candidates) > 1:
             raise torch.OutOfMemoryError
@@ -114,7 +114,7 @@ def test_the_watch_is_told_and_can_stop() -> None:
 
 
 def test_a_stop_holds_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
-    def in_turn(candidates: dict[str, Any], burst: Any) -> dict[str, float]:
+    def in_turn(candidates: dict[str, Any], burst: Any, **_: Any) -> dict[str, float]:
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(rounds, "in_turn", in_turn)
