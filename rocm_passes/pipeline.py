@@ -33,6 +33,7 @@ from .idioms import (
     layout,
     norm_modulate,
     norm_residual,
+    pad,
     qk_norm_rotary,
     residual_norm,
     residual_norm_modulate,
@@ -67,6 +68,8 @@ IDIOMS: tuple[Idiom, ...] = (
     upsampled_conv.IDIOM,
     conv3d.IDIOM,
     conv2d.IDIOM,
+    # Behind conv3d, which has padding of its own for zeros.
+    pad.IDIOM,
 )
 
 _GRAPH_NUMBERS = itertools.count()

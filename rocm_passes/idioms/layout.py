@@ -35,10 +35,12 @@ def channels_last(graph: fx.Graph, context: Context) -> bool:
 
 #: Operators of ours that work in whatever layout they are given, and give it on.
 FOLLOWING = ("channel_norm", "group_norm")
+#: Those that read any layout and write the one in their last argument but one: a turn is theirs to spare.
+WRITING = ("pad", "group_norm_pad")
 
 
 def settle_norms(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
-    """Ask for channels-last in front of our norms, in a graph of that layout. Returns how many there were.
+    """Ask for channels-last in front of our norms and pads, in a graph of that layout. Returns how many there were.
 
     To Inductor they are opaque: what is computed for them alone it would lay out as eager code does, and the
     norm would carry that layout on to the next convolution.
@@ -48,7 +50,7 @@ def settle_norms(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
         for node in graph.nodes
         if isinstance(node.target, torch._ops.OpOverload)
         and node.target.namespace == NAMESPACE
-        and node.target._opname in FOLLOWING
+        and (node.target._opname in FOLLOWING or (node.target._opname in WRITING and _gains(node)))
     ]
     for node in found:
         x = n.argument(node)
@@ -60,6 +62,11 @@ def settle_norms(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
                 strides = channels_last_strides(n.shape(operand))
                 node.replace_input_with(operand, b(inductor_prims.force_stride_order, operand, strides))
     return len(found)
+
+
+def _gains(node: fx.Node) -> bool:
+    """Does it write channels-last what could be made so? The graph's inputs lie as they do."""
+    return bool(node.args[-2]) and n.argument(node).op != "placeholder"
 
 
 def mixes_pixels(node: fx.Node) -> bool:

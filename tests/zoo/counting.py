@@ -55,7 +55,8 @@ def count_idioms(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], entry: str = "forward"
 ) -> Counter[str]:
     """Run `entry` of the model once, without gradients, and count conv3d, rms_norm, layer_norm, group_norm,
-    channel_norm (a norm over the channel dimension of an image or video) and rotary (tensors rotated)."""
+    channel_norm (a norm over the channel dimension of an image or video), pad (of an image or video, by values that
+    it has) and rotary (tensors rotated)."""
     counts: Counter[str] = Counter()
     mode = _FunctionCounter(counts)
     function = model if entry == "forward" else getattr(model, entry)
@@ -79,6 +80,8 @@ class _FunctionCounter(TorchFunctionMode):
         if not self.inside_norm:
             if func in FUNCTIONS:
                 self.counts[FUNCTIONS[func]] += 1
+            elif func is F.pad and _by_copies(*args, **kwargs):
+                self.counts["pad"] += 1
             elif func is F.normalize and _over_channels(*args, **kwargs):
                 self.counts["channel_norm"] += 1
         return func(*args, **kwargs)
@@ -86,6 +89,11 @@ class _FunctionCounter(TorchFunctionMode):
 
 def _over_channels(input: torch.Tensor, p: float = 2.0, dim: int = 1, *_: Any, **__: Any) -> bool:
     return p == 2.0 and dim == 1 and input.ndim >= 4
+
+
+def _by_copies(input: torch.Tensor, pad: Sequence[int], mode: str = "constant", *_: Any, **__: Any) -> bool:
+    """Of an image or a video, by values that it has."""
+    return mode in ("replicate", "reflect") and len(pad) >= 4
 
 
 @contextmanager

@@ -108,8 +108,9 @@ HUNYUAN_VIDEO = _decoder(
     ),
     (1, 4, 3, 4, 5),
     # Resnets: 2 in the middle, 2 in each of 4 blocks, with two norms and two convolutions each;
-    # attention's and output's norm; convolutions in, out, post_quant and of 3 upsamplers.
-    expected={"conv3d": 2 * 10 + 3 + 3, "group_norm": 2 * 10 + 2},
+    # attention's and output's norm; convolutions in, out, post_quant and of 3 upsamplers, all of them causal but
+    # post_quant: a pad each.
+    expected={"conv3d": 2 * 10 + 3 + 3, "group_norm": 2 * 10 + 2, "pad": 2 * 10 + 2 + 3},
 )
 
 HUNYUAN_VIDEO15 = _decoder(
@@ -123,8 +124,8 @@ HUNYUAN_VIDEO15 = _decoder(
         temporal_compression_ratio=4,
     ),
     (1, 8, 2, 4, 4),
-    # As HunyuanVideo, without post_quant; the attention's q, k, v and output are convolutions.
-    expected={"conv3d": 2 * 10 + 2 + 3 + 4, "channel_norm": 2 * 10 + 2},
+    # As HunyuanVideo, without post_quant; the attention's q, k, v and output are convolutions, and not causal.
+    expected={"conv3d": 2 * 10 + 2 + 3 + 4, "channel_norm": 2 * 10 + 2, "pad": 2 * 10 + 2 + 3},
     one_graph=False,
     breaks="add_temporal_upsample is a numpy bool",
 )
@@ -179,8 +180,9 @@ LTX2 = _decoder(
         patch_size=1,
     ),
     (1, 8, 2, 4, 4),
-    # Four resnets of two norms and two convolutions; output's norm; convolutions in, out and of 3 upsamplers.
-    expected={"conv3d": 2 * 4 + 2 + 3, "channel_norm": 2 * 4 + 1},
+    # Four resnets of two norms and two convolutions; output's norm; convolutions in, out and of 3 upsamplers, each
+    # reflecting its padding.
+    expected={"conv3d": 2 * 4 + 2 + 3, "channel_norm": 2 * 4 + 1, "pad": 2 * 4 + 2 + 3},
 )
 
 MOCHI = _decoder(
