@@ -96,13 +96,12 @@ def group_norm(
     channels = x.shape[1]
     if groups < 1 or channels % groups:
         raise ValueError(f"{channels} channels do not divide into {groups} groups")
-    weight, bias = _per_channel("weight", weight, channels), _per_channel("bias", bias, channels)
-    x_bias = _per_channel("x_bias", x_bias, channels)
+    weight, bias = per_channel("weight", weight, channels), per_channel("bias", bias, channels)
+    x_bias = per_channel("x_bias", x_bias, channels)
     if x.numel() == 0:
         return torch.empty_like(x, dtype=out_dtype or x.dtype)
     view = dense_view(x)
-    native = view.batch_outermost and (view.inner == 1 or view.outer == x.shape[0])
-    if not native:
+    if not is_native(view):
         # Some other order of dims: normalise a contiguous copy, and lay the result out as x is.
         out = torch.empty_like(view.tensor, dtype=out_dtype or x.dtype)
         return out.copy_(
@@ -142,42 +141,72 @@ def _launch(
     pixels = x.numel() // (samples * channels)
     channels_last = view.inner == 1
     tile = tile or choose_tile(samples, channels, pixels, channels_last)
-    per_split = cdiv(cdiv(pixels, tile.splits), tile.pixels) * tile.pixels
-    splits = cdiv(pixels, per_split)
     channel_blocks, pixel_blocks = cdiv(channels, tile.channels), cdiv(pixels, tile.pixels)
-    strides = (channels * pixels, channels if channels_last else 1, 1 if channels_last else pixels)
 
     given = addend if multiplier is None else multiplier
     given_strides = (0, 0, 0) if given is None or pixel_index is None else pixel_strides(given)
     largest = max(t.numel() for t in (x, given) if t is not None) // samples
-    wide = largest + tile.channels * tile.pixels > INT32_MAX
 
+    statistics = group_statistics(view, x_bias, groups, eps, tile)
+    launch(
+        group_norm_apply_kernel, (samples * pixel_blocks * channel_blocks,),
+        x, x if x_bias is None else x_bias, *statistics.unbind(),
+        *(x if t is None else t for t in (weight, bias, multiplier, addend, pixel_index)),
+        out, pixels, pixel_blocks, channel_blocks, *_strides(view), *given_strides,
+        C=channels, GROUPS=groups, CHANNELS=tile.channels, PIXELS=tile.pixels,
+        HAS_X_BIAS=x_bias is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
+        HAS_MULTIPLIER=multiplier is not None, HAS_ADDEND=addend is not None,
+        HAS_PIXEL_INDEX=pixel_index is not None, SILU=silu, WIDE=_is_wide(largest, tile), num_warps=tile.num_warps,
+    )  # fmt: skip
+
+
+def group_statistics(
+    view: DenseView, x_bias: Tensor | None, groups: int, eps: float, tile: GroupTile
+) -> Tensor:
+    """Mean, in two parts that are added, and 1/sqrt(variance + eps) of each group: float32 [3, N, groups].
+
+    view: native (`is_native`), not empty. x_bias: [C], contiguous, or None.
+    """
+    x, channels = view.tensor, view.channels
+    samples = x.shape[0]
+    pixels = x.numel() // (samples * channels)
+    per_split = cdiv(cdiv(pixels, tile.splits), tile.pixels) * tile.pixels
+    splits = cdiv(pixels, per_split)
     partials = torch.empty((3, samples, splits, channels), dtype=torch.float32, device=x.device)
     statistics = torch.empty((3, samples, groups), dtype=torch.float32, device=x.device)
+    channel_blocks = cdiv(channels, tile.channels)
     launch(
         group_norm_partials_kernel, (samples * splits * channel_blocks,),
-        x, x if x_bias is None else x_bias, *partials.unbind(), pixels, per_split, splits, channel_blocks, *strides,
-        C=channels, CHANNELS=tile.channels, PIXELS=tile.pixels,
-        HAS_X_BIAS=x_bias is not None, WIDE=wide, num_warps=tile.num_warps,
+        x, x if x_bias is None else x_bias, *partials.unbind(), pixels, per_split, splits, channel_blocks,
+        *_strides(view), C=channels, CHANNELS=tile.channels, PIXELS=tile.pixels,
+        HAS_X_BIAS=x_bias is not None, WIDE=_is_wide(x.numel() // samples, tile), num_warps=tile.num_warps,
     )  # fmt: skip
     launch(
         group_norm_combine_kernel, (samples * groups,),
         *partials.unbind(), *statistics.unbind(), pixels, per_split, splits,
         C=channels, GROUPS=groups, EPS=float(eps), BLOCK=_COMBINE_BLOCK, num_warps=4,
     )  # fmt: skip
-    launch(
-        group_norm_apply_kernel, (samples * pixel_blocks * channel_blocks,),
-        x, x if x_bias is None else x_bias, *statistics.unbind(),
-        *(x if t is None else t for t in (weight, bias, multiplier, addend, pixel_index)),
-        out, pixels, pixel_blocks, channel_blocks, *strides, *given_strides,
-        C=channels, GROUPS=groups, CHANNELS=tile.channels, PIXELS=tile.pixels,
-        HAS_X_BIAS=x_bias is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
-        HAS_MULTIPLIER=multiplier is not None, HAS_ADDEND=addend is not None,
-        HAS_PIXEL_INDEX=pixel_index is not None, SILU=silu, WIDE=wide, num_warps=tile.num_warps,
-    )  # fmt: skip
+    return statistics
 
 
-def _per_channel(name: str, t: Tensor | None, channels: int) -> Tensor | None:
+def is_native(view: DenseView) -> bool:
+    """Is each sample one run of memory, contiguous or channels-last?"""
+    return view.batch_outermost and (view.inner == 1 or view.outer == view.tensor.shape[0])
+
+
+def _strides(view: DenseView) -> tuple[int, int, int]:
+    """Of a native view: along samples, pixels and channels."""
+    size = view.tensor.numel() // view.tensor.shape[0]
+    return (size, view.channels, 1) if view.inner == 1 else (size, 1, size // view.channels)
+
+
+def _is_wide(largest: int, tile: GroupTile) -> bool:
+    """Do offsets inside a sample of so many elements pass 31 bits?"""
+    return largest + tile.channels * tile.pixels > INT32_MAX
+
+
+def per_channel(name: str, t: Tensor | None, channels: int) -> Tensor | None:
+    """`t` as [C], contiguous, in a dtype that kernels read."""
     if t is None:
         return None
     if not t.is_floating_point():
