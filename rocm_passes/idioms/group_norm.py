@@ -8,6 +8,8 @@ Before                                                  After
     g = native_group_norm(x, w, b, N, C, HW, 32, eps)[0]    y = rocm_passes.group_norm(x, 32, w, b, eps, True,
     y = silu(g)                                                 None, None, True, bf16, "triton")
 
+Where y and b are nearest-upsampled, `graph.by_index` lets the kernel read them by index, not written out.
+
 When it pays: on large activations, most of all channels-last, where Inductor's two-pass reduction crosses
 memory in the wrong order. The result keeps x's layout.
 
@@ -34,10 +36,11 @@ COVERS = {"group_norm": 1}
 
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
     for node in n.calls(graph, aten.native_group_norm.default):
-        yield _found(node)
+        yield read(node)
 
 
-def _found(node: fx.Node) -> Found:
+def read(node: fx.Node) -> Found:
+    """The norm and what belongs to it behind it, or why it can't be rewritten."""
     given, weight, bias, _, _, _, groups, eps = node.args
     assert isinstance(given, fx.Node)
     x = n.through_widening(given)
