@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import fx
 
-from ..ops import channel_norm, group_norm
+from ..ops import channel_norm, group_norm, group_norm_pad
 from . import nodes as n
 from .nodes import aten
 
@@ -23,7 +23,7 @@ _BIAS = 2
 def absorb_biases(graph: fx.Graph) -> int:
     """Move the biases into the norms that the passes have written. Returns how many."""
     moved = 0
-    for operator in (channel_norm.OPERATOR, group_norm.OPERATOR):
+    for operator in (channel_norm.OPERATOR, group_norm.OPERATOR, group_norm_pad.OPERATOR):
         for norm in n.calls(graph, operator.overload):
             if norm.args[-1] == "triton" and norm.args[_X_BIAS] is None:
                 moved += _absorb(norm)

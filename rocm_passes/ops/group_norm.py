@@ -128,7 +128,7 @@ def rounding_note(rounds_between: bool) -> str | None:
     return "the result is rounded once, where the graph also rounds before SiLU" if rounds_between else None
 
 
-def _triton_pays(target: Target, x: Tensor, **_: Any) -> Verdict:
+def triton_pays(target: Target, x: Tensor, **_: Any) -> Verdict:
     # Between two convolutions on an H200: 512 x 128 x 128 took 0.76 of Inductor's time contiguous and 0.87
     # channels-last, 128 x 1024 x 1024 0.58 and 0.60.
     least = 2**22
@@ -209,7 +209,7 @@ OPERATOR = Operator(
             "triton",
             requires=(needs_triton, needs_import("rocm_passes.kernels.triton.group_norm")),
             note=_triton_note,
-            pays=_triton_pays,
+            pays=triton_pays,
             run=_triton,
             launches=True,
         ),

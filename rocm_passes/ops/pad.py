@@ -64,10 +64,10 @@ def padded_shape(x: Tensor, padding: Sequence[int], repeats: Sequence[int], skip
     return (*x.shape[:2], *(size + both for size, both in zip(sizes, ends, strict=True)))
 
 
-def empty(x: Tensor, shape: Sequence[Any], channels_last: bool) -> Tensor:
+def empty(x: Tensor, shape: Sequence[Any], channels_last: bool, dtype: torch.dtype | None = None) -> Tensor:
     last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
     layout = last if channels_last else torch.contiguous_format
-    return torch.empty(tuple(shape), dtype=x.dtype, device=x.device, memory_format=layout)
+    return torch.empty(tuple(shape), dtype=dtype or x.dtype, device=x.device, memory_format=layout)
 
 
 def is_a_copy(padding: Sequence[int], repeats: Sequence[int]) -> bool:
