@@ -13,6 +13,8 @@ KERNELS = (
     "add_rms_norm",
     "channel_norm",
     "group_norm",
+    "group_norm_pad",
+    "pad",
     "rotary",
     "rotary_pair",
     "qk_norm_rotary",
