@@ -12,6 +12,8 @@ from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from .graph import keep
+from .graph.real_tables import TablesInReal, is_training
+from .idioms import rotary
 from .ledger import Ledger
 from .options import parse
 from .pipeline import Pipeline
@@ -56,10 +58,18 @@ def _compiled(
     if ahead.active():
         return ahead.run_passes(gm, example_inputs, pipeline, patch, keep.keep_table(pipeline.keep))
     patch["post_grad_custom_pre_pass"] = _after(patch, "post_grad_custom_pre_pass", pipeline)
+    if _rewrites_rotations(pipeline):
+        patch["joint_custom_pre_pass"] = _after(patch, "joint_custom_pre_pass", TablesInReal(pipeline.uuid))
     if not pipeline.keep:
         return _inductor(gm, example_inputs, patch)
     patch["joint_custom_pre_pass"] = _after(patch, "joint_custom_pre_pass", DecomposeForTraining(pipeline))
     return _inductor(gm, example_inputs, patch, keep.keep_table(pipeline.keep))
+
+
+def _rewrites_rotations(pipeline: Pipeline) -> bool:
+    """What prepares a graph for a rewrite must not happen where none may."""
+    allowed = pipeline.options.select != "off" and pipeline.options.fuel != 0
+    return allowed and any(idiom is rotary.IDIOM for idiom in pipeline.idioms)
 
 
 def _inductor(
@@ -91,7 +101,7 @@ class DecomposeForTraining(CustomGraphPass):
         return self._pipeline.uuid()
 
     def __call__(self, graph: fx.Graph) -> None:
-        if any("tangents" in node.name for node in graph.find_nodes(op="placeholder")):
+        if is_training(graph):
             self._pipeline.note_training(graph)
             keep.decompose_kept(graph, self._pipeline.keep)
 

@@ -157,6 +157,26 @@ def _gather(b: Any, z: fx.Node) -> Any:
     return reuse(b, z.target, real_of(b, n.argument(z)), _dim(z, 1, rank), both)
 
 
+def _repeat(b: Any, z: fx.Node) -> Any:
+    return reuse(b, z.target, real_of(b, n.argument(z)), [*n.arg(z, 1), 1])
+
+
+def _pad(b: Any, z: fx.Node) -> Any:
+    value = z.args[2] if len(z.args) > 2 else z.kwargs.get("value", 0)
+    if value != 0:
+        return None
+    return reuse(b, z.target, real_of(b, n.argument(z)), [0, 0, *n.arg(z, 1)], 0.0)
+
+
+def _copy(b: Any, z: fx.Node) -> Any:
+    """Of the destination only shape and dtype are left."""
+    source = n.argument(z, 1)
+    if n.dtype(source) is not n.dtype(z):
+        return None
+    parts, sizes = real_of(b, source), [*n.shape(z), 2]
+    return parts if n.same_shape(n.shape(parts), sizes) else reuse(b, aten.expand.default, parts, sizes)
+
+
 def _same(b: Any, z: fx.Node) -> Any:
     return real_of(b, n.argument(z))
 
@@ -171,10 +191,14 @@ def _convert(b: Any, z: fx.Node) -> Any:
 
 def _full(b: Any, z: fx.Node) -> Any:
     number, found = complex(n.arg(z, 1)), n.tensor(z)
-    if number.imag != number.real:
-        return None
-    dtype = _REAL_OF[found.dtype]
-    return b(aten.full.default, [*n.shape(z), 2], number.real, dtype=dtype, device=found.device)
+
+    def full(sizes: list[Any], value: float) -> Any:
+        dtype = _REAL_OF[found.dtype]
+        return b(aten.full.default, sizes, value, dtype=dtype, device=found.device)
+
+    if number.imag == number.real:
+        return full([*n.shape(z), 2], number.real)
+    return _pair(b, *(full([*n.shape(z)], value) for value in (number.real, number.imag)))
 
 
 def _getitem(b: Any, z: fx.Node) -> Any:
@@ -216,6 +240,9 @@ RULES: dict[Any, Callable[[Any, fx.Node], Any]] = {
     aten.slice_scatter.default: _scatter,
     aten.index.Tensor: _index,
     aten.gather.default: _gather,
+    aten.repeat.default: _repeat,
+    aten.constant_pad_nd.default: _pad,
+    aten.copy.default: _copy,
     aten.clone.default: _same,
     aten.alias.default: _same,
     aten._conj.default: _conj,

@@ -1,0 +1,85 @@
+"""No complex arithmetic is left of real models compiled whole, and Inductor finds none to warn of on its way."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx
+from torch._inductor import lowering
+
+from tests.rewriting import Rewritten, rewrite
+from tests.without_codegen import without_codegen
+from tests.zoo import Case, case, tensors_in
+
+DENOISERS = (
+    "wan", "z_image", "qwen_image", "flux", "flux2", "hunyuan_video", "ltx", "ltx2", "cogvideox", "mochi", "hidream",
+    "lumina2", "cosmos", "kandinsky5",
+)  # fmt: skip
+
+#: Those that have complex numbers: the only ones of which code generation could say something, too.
+COMPLEX = ("z_image", "qwen_image", "lumina2")
+
+
+@pytest.mark.parametrize("select", ["always", "auto"])
+@pytest.mark.parametrize("name", [n for n in DENOISERS if n not in COMPLEX])
+def test_models_without_complex_numbers_get_none(name: str, select: str) -> None:
+    seen, texts = compiled(case(name), select, without_codegen)
+    assert not texts
+    assert not [n for g in (*seen.before, *seen.after) for n in g.nodes if is_complex(n)]
+
+
+@pytest.mark.parametrize("select", ["always", "auto"])
+@pytest.mark.parametrize("name", COMPLEX)
+def test_complex_numbers_are_gone(name: str, select: str) -> None:
+    zoo_case = case(name)
+    seen, texts = compiled(zoo_case, select, nullcontext)
+    assert not texts
+    assert any(is_complex(n) for g in seen.before for n in g.nodes), (
+        "the model has no complex numbers any more"
+    )
+    for graph in seen.after:
+        returned = set(graph.output_node().all_input_nodes)
+        for node in graph.nodes:
+            # A table that one graph returns to the next must be complex: a view, which computes nothing.
+            view = node in returned and node.target is torch.ops.aten.view_as_complex.default
+            assert node.op == "placeholder" or not is_complex(node) or view, node.format_node()
+    original = zoo_case.run(zoo_case.build())
+    for ours, expected in zip(tensors_in(seen.result), original, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0.1, atol=0.1)
+
+
+def test_the_warning_can_be_seen() -> None:
+    """Left to Inductor, the same model warns."""
+    assert compiled(case("qwen_image"), "off", without_codegen)[1]
+
+
+def compiled(
+    zoo_case: Case, select: str, within: Callable[[], AbstractContextManager[Any]]
+) -> tuple[Rewritten, list[str]]:
+    """The graphs, and Inductor's warnings of complex numbers. It gives one a process, unless made to forget."""
+    model = zoo_case.build()
+    if zoo_case.warm_up:
+        zoo_case.run(model)
+    args, kwargs = zoo_case.inputs(model)
+    lowering._warn_complex_not_supported.cache_clear()
+    with warnings.catch_warnings(record=True) as found, within():
+        warnings.simplefilter("always")
+        seen = rewrite(
+            zoo_case.function(model),
+            *args,
+            options={"select": select},
+            fullgraph=zoo_case.one_graph,
+            **kwargs,
+        )
+    lowering._warn_complex_not_supported.cache_clear()
+    return seen, [str(w.message) for w in found if "complex operators" in str(w.message)]
+
+
+def is_complex(node: fx.Node) -> bool:
+    found = node.meta.get("val")
+    return isinstance(found, Tensor) and found.is_complex()
