@@ -198,6 +198,17 @@ def _group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return ops.group_norm(x, None, 32, weight, bias, 1e-6, True, None, None, True, BF16, lowering="triton")
 
 
+def _pad(x: Tensor) -> Tensor:
+    return ops.pad(torch.relu(x), [1, 1, 1, 1, 2, 0], "replicate", [2, 2, 2], 1, True, "triton")
+
+
+def _group_norm_and_pad(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    padding = [1, 1, 1, 1, 2, 0]
+    return ops.group_norm_pad(
+        torch.relu(x), None, 32, weight, bias, 1e-6, True, True, BF16, padding, "replicate", True, "triton"
+    )
+
+
 BY_PYTHON = "by python"
 STREAM: Meta = ((1, 4608, 3072), BF16)
 TABLE: Meta = ((1, 1, 3072), BF16)
@@ -213,6 +224,8 @@ CASES: dict[str, tuple[Any, ...]] = {
     "norm and rotation": (_norm_and_rotation, HEADS, HEADS, ((128,), BF16), ANGLES, ANGLES),
     "channel norm": (_channel_norm, ((1, 96, 4, 60, 104), BF16), ((96, 1, 1, 1), BF16)),
     "group norm": (_group_norm, ((1, 128, 256, 256), BF16), ((128,), BF16), ((128,), BF16)),
+    "pad": (_pad, ((1, 256, 5, 32, 32), BF16)),
+    "group norm and pad": (_group_norm_and_pad, ((1, 128, 5, 64, 64), BF16), ((128,), BF16), ((128,), BF16)),
 }
 
 

@@ -28,6 +28,12 @@ LAUNCHED = {
     "norm and rotation": ["rotary_heads_kernel"],
     "channel norm": ["channel_norm_kernel"],
     "group norm": ["group_norm_partials_kernel", "group_norm_combine_kernel", "group_norm_apply_kernel"],
+    "pad": ["pad_kernel"],
+    "group norm and pad": [
+        "group_norm_partials_kernel",
+        "group_norm_combine_kernel",
+        "group_norm_pad_kernel",
+    ],
 }
 OPAQUE = ("by a library", "by python")
 
@@ -69,6 +75,13 @@ def test_neighbours_are_not_copied_for_the_launch(answers: Any) -> None:
     """One allocation for each result: the output of `relu`, the norm's, and nothing else."""
     assert len(re.findall(r"empty_strided_cuda\(", answers["norm"]["call"])) == 2
     assert len(re.findall(r"empty_strided_cuda\(", answers["slice"]["call"])) == 2
+
+
+def test_a_padded_tensor_is_written_once_in_the_layout_that_was_asked_for(answers: Any) -> None:
+    """One allocation for what is padded, as it comes, and one for the result, channels-last."""
+    allocated = re.findall(r"empty_strided_cuda\(\((.*?)\), \((.*?)\), ", answers["pad"]["call"])
+    assert [sizes for sizes, _ in allocated] == ["1, 256, 5, 32, 32", "1, 256, 11, 66, 66"]
+    assert [strides.split(", ")[1] for _, strides in allocated] == ["5120", "1"]
 
 
 @pytest.mark.parametrize("case", OPAQUE)
