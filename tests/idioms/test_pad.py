@@ -171,6 +171,20 @@ def test_behind_causal_upsampling(factors: tuple[int, int, int], dtype: torch.dt
     assert not {aten._unsafe_index.Tensor, aten.cat.default, aten.clone.default} & set(seen.targets())
 
 
+def test_behind_causal_upsampling_spelled_otherwise() -> None:
+    """Cut by slices, to given sizes, by "nearest-exact": the same elements stand in the same places."""
+
+    def sliced(x: Tensor) -> Tensor:
+        x = torch.relu(x)
+        first = F.interpolate(x[:, :, :1], size=(1, 8, 10), mode="nearest")
+        return causal(
+            torch.cat([first, F.interpolate(x[:, :, 1:], size=(4, 8, 10), mode="nearest-exact")], 2)
+        )
+
+    # x itself is read by two slices, and made in any case: it is the source.
+    assert node_of(check(sliced, draw(2, C, 3, 4, 5))).args[3:5] == ([2, 2, 2], 1)
+
+
 def test_behind_upsampling_of_an_image() -> None:
     def upsampled(x: Tensor) -> Tensor:
         return image(
