@@ -46,8 +46,17 @@ def rocm_diffusion(
     target = Target.of_inputs(_tensors(gm, example_inputs))
     # Read before Inductor takes the graph over.
     convolutions = library_search.convolutions(gm)
-    compiled = _compiled(gm, example_inputs, Pipeline(settings, target, listener), patch)
+    pipeline = Pipeline(settings, target, listener)
+    if target.is_gpu and _may_rewrite(pipeline) and _is_convolutional(gm, len(convolutions)):
+        # It sinks what only leaves the graph, a video VAE's cached frames, to the end, and so keeps the padded
+        # inputs that these are read from alive through the whole graph.
+        patch.setdefault("reorder_for_locality", False)
+    compiled = _compiled(gm, example_inputs, pipeline, patch)
     return library_search.searching(compiled, convolutions, target, settings)
+
+
+def _is_convolutional(gm: fx.GraphModule, convolutions: int) -> bool:
+    return len(gm.graph.nodes) < NODES_PER_CONVOLUTION * convolutions
 
 
 def _compiled(
@@ -66,10 +75,13 @@ def _compiled(
     return _inductor(gm, example_inputs, patch, keep.keep_table(pipeline.keep))
 
 
-def _rewrites_rotations(pipeline: Pipeline) -> bool:
+def _may_rewrite(pipeline: Pipeline) -> bool:
     """What prepares a graph for a rewrite must not happen where none may."""
-    allowed = pipeline.options.select != "off" and pipeline.options.fuel != 0
-    return allowed and any(idiom is rotary.IDIOM for idiom in pipeline.idioms)
+    return bool(pipeline.idioms) and pipeline.options.select != "off" and pipeline.options.fuel != 0
+
+
+def _rewrites_rotations(pipeline: Pipeline) -> bool:
+    return _may_rewrite(pipeline) and any(idiom is rotary.IDIOM for idiom in pipeline.idioms)
 
 
 def _inductor(
