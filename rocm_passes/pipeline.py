@@ -24,6 +24,7 @@ from .graph.biases import absorb_biases
 from .graph.builder import fake_mode_of
 from .graph.by_index import absorb_upsampling
 from .graph.rewriter import RewriteError, Rewriter, is_convex
+from .graph.time_slices import slice_pieces
 from .idioms import (
     channel_norm,
     conv2d,
@@ -152,6 +153,8 @@ class Pipeline(CustomGraphPass):
         fake_mode = fake_mode_of(graph)
         if fake_mode is None:
             return False
+        if self._rewrites_videos():
+            slice_pieces(graph, fake_mode)
         session = _Session(self, graph, ledger)
         for idiom in self.idioms:
             session.decide(idiom)
@@ -170,6 +173,10 @@ class Pipeline(CustomGraphPass):
         if in_channels_last:
             layout.settle_norms(graph, fake_mode)
         return rewriter.count > 0
+
+    def _rewrites_videos(self) -> bool:
+        """On a GPU every conv3d that reads joined videos is rewritten, by rule or by measurement."""
+        return conv3d.IDIOM in self.idioms and self.target.is_gpu and self.options.select != "off"
 
 
 def _launched(graph: fx.Graph, by: str) -> None:

@@ -13,6 +13,7 @@ from torch import fx
 
 from ..graph import nodes as n
 from ..graph.nodes import aten
+from ..graph.time_slices import is_joined_video
 
 
 @dataclass
@@ -69,22 +70,11 @@ def _absorb_pad(found: Padded) -> bool:
 
 def _absorb_cat(found: Padded) -> bool:
     for i, piece in enumerate(found.pieces):
-        if _is_cat_in_time(piece) and n.only_user(piece) is not None:
+        if is_joined_video(piece) and n.only_user(piece) is not None:
             found.pieces[i : i + 1] = list(piece.args[0])  # type: ignore[arg-type]
             found.nodes.add(piece)
             return True
     return False
-
-
-def _is_cat_in_time(node: fx.Node) -> bool:
-    if not n.is_call(node, aten.cat.default):
-        return False
-    parts = node.args[0]
-    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    if n.normalised_dim(dim, 5) != 2 or not isinstance(parts, (list, tuple)):
-        return False
-    # cat skips empty 1-D tensors and promotes dtypes; neither is a piece of video.
-    return all(len(n.shape(p)) == 5 and n.dtype(p) is n.dtype(node) for p in parts)
 
 
 def _drop_zero_pieces(found: Padded) -> None:

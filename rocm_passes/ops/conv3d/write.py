@@ -75,7 +75,11 @@ class Call:
         return self.laid_out(self.cast(x))
 
     def _joined(self, front: int, back: int) -> Any:
-        parts = list(self.pieces)
+        # The largest piece is left for Inductor to compute in place inside the joined buffer. The small ones, often
+        # caches of another layout, are turned first: reading them turned would slow down the copy of all.
+        sizes = [self.b.value(p).shape[2] for p in self.pieces]
+        main = max(range(len(sizes)), key=lambda i: sizes[i] if isinstance(sizes[i], int) else 0)
+        parts = [p if i == main else self.laid_out(p) for i, p in enumerate(self.pieces)]
         if front:
             parts.insert(0, self._zero_frames(front))
         if back:
