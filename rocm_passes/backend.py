@@ -14,6 +14,7 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from .graph import keep
 from .graph.real_tables import TablesInReal, is_training
 from .idioms import rotary
+from .idioms.layout import NODES_PER_CONVOLUTION
 from .ledger import Ledger
 from .options import parse
 from .pipeline import Pipeline
