@@ -1,7 +1,7 @@
 """Rotary embeddings read off the graph: what is rotated, by which tables, over which part of it.
 
 Whatever the spelling, a rotation is a node both of whose lanes combine both channels of a pair of x (see
-lanes.py):
+lanes/):
 
     out1 = x1 * cos1 - x2 * sin1
     out2 = x2 * cos2 + x1 * sin2

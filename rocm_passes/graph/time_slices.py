@@ -12,6 +12,7 @@ Before                                          After
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -46,7 +47,8 @@ def is_joined_video(node: fx.Node) -> bool:
 def _redirected(user: fx.Node, cat: fx.Node, graph: fx.Graph, fake_mode: FakeTensorMode) -> bool:
     if not n.is_call(user, aten.slice.Tensor):
         return False
-    dim, start, end, step = (*user.args[1:], *(0, None, None, 1)[len(user.args) - 1 :])
+    given: tuple[Any, ...] = user.args[1:]
+    dim, start, end, step = given + (0, None, None, 1)[len(given) :]
     frames = n.shape(cat)[TIME]
     sizes = [n.shape(p)[TIME] for p in cat.args[0]]  # type: ignore[union-attr]
     if n.normalised_dim(dim, 5) != TIME or step != 1 or not all(isinstance(s, int) for s in (frames, *sizes)):
