@@ -182,7 +182,8 @@ def _walk_tail(rms: RMS) -> None:
     rms.nodes |= weight_nodes
     _advance(rms, multiply)
     final = _sole_cast(multiply)
-    if final is not None:
+    # A widening belongs to what follows, such as a rotation in fp32: it comes after the norm's own rounding.
+    if final is not None and not n.is_widening(final):
         _advance(rms, final)
 
 

@@ -298,6 +298,18 @@ def test_a_narrowing_cast_is_not_looked_through() -> None:
     assert_no_worse(seen.result, rounded(x, w), exact(torch_norm, (x * 1.001).to(BF16), w))
 
 
+def test_a_widening_after_the_norm_is_no_part_of_it() -> None:
+    """It follows the norm's own rounding, and may begin a rotation in float32."""
+
+    def widened(x: Tensor, w: Tensor) -> Tensor:
+        return diffusers(x, w).float() * 1.001
+
+    x, w = draw(64, D, dtype=BF16), draw(D, dtype=BF16, seed=1)
+    seen = rewrite(widened, x, w)
+    assert seen.only().parameters["out_dtype"] == BF16
+    assert_no_worse(seen.result, widened(x, w), exact(diffusers, x, w) * 1.001)
+
+
 def test_training_keeps_the_gradient() -> None:
     """The rsqrt is saved for the backward pass, so the site is refused and says so."""
     x = draw(5, D, dtype=F32).requires_grad_()
