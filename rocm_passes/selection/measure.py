@@ -151,10 +151,13 @@ class _Session:
         self._skipped: dict[str, str] = {}
 
     def measured(self, lowerings: Sequence[Lowering]) -> Measured:
+        seconds: dict[str, float] | None
         try:
             seconds = self._together(lowerings)
         except torch.OutOfMemoryError:
-            # Together they hold more than one alone.
+            # Together they hold more than one alone. (The exception holds it, too, until this clause ends.)
+            seconds = None
+        if seconds is None:
             seconds = {}
             for lowering in lowerings:
                 seconds |= self._alone(lowering)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
 from typing import Any
 
@@ -86,17 +87,22 @@ def test_out_of_memory_leaves_out_that_lowering_alone() -> None:
 
 
 def test_what_fits_alone_only_is_measured_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what the lowerings held together is let go of before."""
     together: list[int] = []
+    held: list[weakref.ref[Any]] = []
 
     def in_turn(candidates: dict[str, Any], burst: Any, **_: Any) -> dict[str, float]:
         together.append(len(candidates))
         if len(candidates) > 1:
+            held.extend(weakref.ref(work) for calls in candidates.values() for work in calls)
             raise torch.OutOfMemoryError
+        assert all(ref() is None for ref in held)
         return dict.fromkeys(candidates, 1.0)
 
     monkeypatch.setattr(rounds, "in_turn", in_turn)
     found = measuring.measure(ABLE, SMALL)
     assert together == [3, 1, 1, 1]
+    assert len(held) == 1 + 3 + 1
     assert set(found.ms) == {"taps", "direct", "unfold"}
 
 
