@@ -73,7 +73,7 @@ def _is_in_memory(x: fx.Node) -> bool:
     """A slice of, or the whole of, what a kernel of ours or a convolution has written: nothing Inductor computes."""
     while n.is_call(x, aten.slice.Tensor):
         x = n.argument(x)
-    ours = isinstance(x.target, torch._ops.OpOverload) and str(x.target.namespace) == NAMESPACE
+    ours = isinstance(x.target, torch._ops.OpOverload) and x.target.namespace == NAMESPACE
     return ours or n.is_call(x, aten.convolution.default)
 
 
@@ -86,7 +86,7 @@ def _is_worth_it(node: fx.Node) -> bool:
     if not all(isinstance(size, int) for size in sizes) or math.prod(sizes) < LEAST:
         return False
     # Of one channel or one pixel there is nothing to turn.
-    return bool(sizes[1] > 1 and math.prod(sizes[2:]) > 1)
+    return sizes[1] > 1 and math.prod(sizes[2:]) > 1
 
 
 def _is_contiguous(x: fx.Node) -> bool:
