@@ -25,6 +25,7 @@ from .graph.builder import fake_mode_of
 from .graph.by_index import absorb_upsampling
 from .graph.rewriter import RewriteError, Rewriter, is_convex
 from .graph.time_slices import slice_pieces
+from .graph.turns import turn_by_kernel
 from .idioms import (
     channel_norm,
     conv2d,
@@ -169,9 +170,11 @@ class Pipeline(CustomGraphPass):
             # What was replaced still reads the convolutions, until it is gone.
             _tidy(graph)
             absorb_biases(graph)
-            _launched(graph, self.options.launch)
         if in_channels_last:
             layout.settle_norms(graph, fake_mode)
+        if self.target.is_gpu and rewriter.count:
+            turn_by_kernel(graph, fake_mode)
+            _launched(graph, self.options.launch)
         return rewriter.count > 0
 
     def _rewrites_videos(self) -> bool:
