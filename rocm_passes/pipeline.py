@@ -25,7 +25,6 @@ from .graph.builder import fake_mode_of
 from .graph.by_index import absorb_upsampling
 from .graph.rewriter import RewriteError, Rewriter, is_convex
 from .graph.time_slices import slice_pieces
-from .graph.turns import turn_by_kernel
 from .idioms import (
     channel_norm,
     conv2d,
@@ -173,7 +172,7 @@ class Pipeline(CustomGraphPass):
         if in_channels_last:
             layout.settle_norms(graph, fake_mode)
         if self.target.is_gpu and rewriter.count:
-            turn_by_kernel(graph, fake_mode)
+            layout.turn_results(graph, fake_mode)
             _launched(graph, self.options.launch)
         return rewriter.count > 0
 
