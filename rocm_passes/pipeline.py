@@ -169,11 +169,9 @@ class Pipeline(CustomGraphPass):
             # What was replaced still reads the convolutions, until it is gone.
             _tidy(graph)
             absorb_biases(graph)
+            _launched(graph, self.options.launch)
         if in_channels_last:
             layout.settle_norms(graph, fake_mode)
-        if self.target.is_gpu and rewriter.count:
-            layout.turn_results(graph, fake_mode)
-            _launched(graph, self.options.launch)
         return rewriter.count > 0
 
     def _rewrites_videos(self) -> bool:

@@ -6,9 +6,6 @@ code, norms, upsampling and cats take on the layout of the convolutions round th
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 import torch
 from torch import fx
 from torch._inductor import inductor_prims
@@ -17,7 +14,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ..graph import nodes as n
 from ..graph.builder import Builder
 from ..graph.nodes import aten
-from ..ops import pad
 from ..ops.conv3d.write import channels_last_strides
 from ..ops.operator import NAMESPACE
 from .idiom import Context
@@ -41,8 +37,6 @@ def channels_last(graph: fx.Graph, context: Context) -> bool:
 FOLLOWING = ("channel_norm", "group_norm")
 #: Those that read any layout and write the one in their last argument but one: a turn is theirs to spare.
 WRITING = ("pad", "group_norm_pad")
-#: Below this many elements a copy takes a few microseconds in either order.
-LEAST_TURNED = 2**20
 
 
 def settle_norms(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
@@ -54,7 +48,9 @@ def settle_norms(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
     found = [
         node
         for node in graph.nodes
-        if _is_ours(node, FOLLOWING) or (_is_ours(node, WRITING) and _gains(node))
+        if isinstance(node.target, torch._ops.OpOverload)
+        and node.target.namespace == NAMESPACE
+        and (node.target._opname in FOLLOWING or (node.target._opname in WRITING and _gains(node)))
     ]
     for node in found:
         x = n.argument(node)
@@ -66,58 +62,6 @@ def settle_norms(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
                 strides = channels_last_strides(n.shape(operand))
                 node.replace_input_with(operand, b(inductor_prims.force_stride_order, operand, strides))
     return len(found)
-
-
-def turn_results(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
-    """Have the padding kernel turn what norms wrote channels-last and the graph returns contiguous. Returns how many.
-
-    A causal decoder hands its last frames on to the next chunk. Inductor's copy of them takes 1.5 ms for 88 million
-    elements on an H200 (CogVideoX, python -m benchmarks.vae): a tenth of the memory's rate.
-    """
-    turned = 0
-    for node in n.calls(graph, aten.clone.default):
-        if _is_turned_result(node):
-            with graph.inserting_before(node):
-                b = Builder(graph, fake_mode, node)
-                axes = len(n.shape(node)) - 2
-                nothing = ([0] * (2 * axes), "zeros", [1] * axes, 0)
-                copy = b(pad.OPERATOR.overload, n.argument(node), *nothing, False, "triton")
-            node.replace_all_uses_with(copy)
-            graph.erase_node(node)
-            turned += 1
-    return turned
-
-
-def _is_turned_result(node: fx.Node) -> bool:
-    """A large contiguous result, copied from (a slice of) what a norm of ours wrote channels-last."""
-    found = n.tensor(node)
-    sizes = tuple(found.shape)
-    if len(sizes) not in (4, 5) or found.itemsize > 8 or not found.is_contiguous():
-        return False
-    if (
-        not all(isinstance(s, int) for s in sizes)
-        or math.prod(sizes) < LEAST_TURNED
-        or 1 in (sizes[1], sizes[-1])
-    ):
-        return False
-    x = n.argument(node)
-    while n.is_call(x, aten.slice.Tensor):
-        x = n.argument(x)
-    # Values date from before the rewrites; the operand that was asked for channels-last tells.
-    return (
-        any(user.op == "output" for user in node.users)
-        and _is_ours(x, FOLLOWING)
-        and n.is_call(n.arg(x, 0), inductor_prims.force_stride_order)
-    )
-
-
-def _is_ours(node: fx.Node, names: Sequence[str]) -> bool:
-    target = node.target
-    return (
-        isinstance(target, torch._ops.OpOverload)
-        and target.namespace == NAMESPACE
-        and target._opname in names
-    )
 
 
 def _gains(node: fx.Node) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -203,6 +203,8 @@ def test_behind_upsampling_of_an_image() -> None:
 )
 @settings(max_examples=8, deadline=None)
 def test_any_factors(frames: int, factors: tuple[int, int, int], mode: str, last: bool) -> None:
+    # Two frames in front are reflected from three at least.
+    assume(mode != "reflect" or 1 + (frames - 1) * factors[0] > 2)
     seen = check(
         lambda x: causal(hunyuan(torch.relu(x), factors), mode),
         draw(1, C, frames, 3, 4),
