@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..target import Target, needs_import, needs_triton
 from . import group_norm, pad
-from .operator import Lowering, Operator, Verdict
+from .operator import Lowering, Operator, Verdict, measured
 
 SCHEMA = (
     "(Tensor x, Tensor? x_bias, int groups, Tensor? weight, Tensor? bias, float eps, bool silu, bool rounds_between, "
@@ -110,8 +110,9 @@ def _triton_pays(target: Target, x: Tensor, padding: Sequence[int], channels_las
     ):
         if not verdict.pays:
             return verdict
+    # python -m benchmarks.pads: beside the convolutions 0.67 ms for GroupNorm and a copy's 0.77, and Inductor's 1.20.
     return Verdict(
-        True, "GroupNorm writes the padded tensor itself, one pass over memory less (rule, not measured)"
+        True, f"GroupNorm writes the padded tensor itself, one pass over memory less ({measured(target)})"
     )
 
 

@@ -312,16 +312,17 @@ def test_what_is_kept_is_decomposed_as_ever() -> None:
 GPU = Target("nvidia", "sm_90", "a GPU", torch.__version__, None)
 
 
-def verdict(shape: tuple[int, ...], last: bool) -> tuple[bool, str]:
+def verdict(shape: tuple[int, ...], last: bool, repeat: int = 2) -> tuple[bool, str]:
     x = torch.empty(shape, dtype=BF16, device="meta")
     return op._triton_pays(
-        GPU, x=x, padding=CAUSAL, mode="replicate", repeats=[1, 1, 1], skipped=0, channels_last=last
+        GPU, x=x, padding=CAUSAL, mode="replicate", repeats=[repeat] * 3, skipped=0, channels_last=last
     )
 
 
 def test_the_rule() -> None:
-    large, small = (1, 128, 17, 256, 256), (1, 128, 3, 32, 32)
-    assert verdict(large, True)[0] and "not measured" in verdict(large, True)[1]
+    large, small = (1, 128, 17, 256, 256), (1, 128, 3, 16, 16)
+    assert verdict(large, True)[0] and "measured on an H200" in verdict(large, True)[1]
+    assert not verdict(large, True, repeat=1)[0] and "without upsampling" in verdict(large, True, repeat=1)[1]
     assert not verdict(large, False)[0] and "contiguous" in verdict(large, False)[1]
     assert not verdict(small, True)[0] and "below" in verdict(small, True)[1]
 
