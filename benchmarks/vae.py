@@ -40,7 +40,7 @@ OURS = ("ours", "pipeline")
 ROUNDS = 5
 #: A variant's burst in each round: so many seconds, or decodes, whichever is less.
 BURST_SECONDS, BURST_DECODES = 0.8, 4
-#: Peak GiB of a first decode in bfloat16, compile time included; measured on an H200, rounded up.
+#: Peak GiB of a first decode in bfloat16, compile time included: estimates, rounded up generously.
 PEAK_GIB = {"vae_cogvideox": 24.0, "vae_qwen_image": 10.0, "vae_wan_720p": 16.0, "vae_wan22": 24.0}
 OTHER_GIB = 8.0
 #: What a process keeps once its cache is emptied: weights and its context.
