@@ -48,7 +48,7 @@ def rocm_diffusion(
     # Read before Inductor takes the graph over.
     convolutions = library_search.convolutions(gm)
     pipeline = Pipeline(settings, target, listener)
-    if target.is_gpu and _may_rewrite(pipeline) and _is_convolutional(gm, len(convolutions)):
+    if target.is_gpu and pipeline.may_rewrite() and _is_convolutional(gm, len(convolutions)):
         # It sinks what only leaves the graph, a video VAE's cached frames, to the end, and so keeps the padded
         # inputs that these are read from alive through the whole graph.
         patch.setdefault("reorder_for_locality", False)
@@ -68,21 +68,12 @@ def _compiled(
     if ahead.active():
         return ahead.run_passes(gm, example_inputs, pipeline, patch, keep.keep_table(pipeline.keep))
     patch["post_grad_custom_pre_pass"] = _after(patch, "post_grad_custom_pre_pass", pipeline)
-    if _rewrites_rotations(pipeline):
+    if pipeline.may_rewrite(rotary.IDIOM):
         patch["joint_custom_pre_pass"] = _after(patch, "joint_custom_pre_pass", TablesInReal(pipeline.uuid))
     if not pipeline.keep:
         return _inductor(gm, example_inputs, patch)
     patch["joint_custom_pre_pass"] = _after(patch, "joint_custom_pre_pass", DecomposeForTraining(pipeline))
     return _inductor(gm, example_inputs, patch, keep.keep_table(pipeline.keep))
-
-
-def _may_rewrite(pipeline: Pipeline) -> bool:
-    """What prepares a graph for a rewrite must not happen where none may."""
-    return bool(pipeline.idioms) and pipeline.options.select != "off" and pipeline.options.fuel != 0
-
-
-def _rewrites_rotations(pipeline: Pipeline) -> bool:
-    return _may_rewrite(pipeline) and any(idiom is rotary.IDIOM for idiom in pipeline.idioms)
 
 
 def _inductor(

@@ -114,6 +114,11 @@ class Pipeline(CustomGraphPass):
             self._uuid = cache_key(self.options, self.target, self.keep)
         return self._uuid
 
+    def may_rewrite(self, idiom: Idiom | None = None) -> bool:
+        """Anything, or that idiom's sites? What prepares a graph for a rewrite must not happen where none may."""
+        looked_for = bool(self.idioms) if idiom is None else idiom in self.idioms
+        return looked_for and self.options.select != "off" and self.options.fuel != 0
+
     def __call__(self, graph: fx.Graph) -> None:
         started = time.perf_counter()
         self.runs += 1
@@ -153,7 +158,8 @@ class Pipeline(CustomGraphPass):
         fake_mode = fake_mode_of(graph)
         if fake_mode is None:
             return False
-        if self._rewrites_videos():
+        # On a GPU every conv3d that reads joined videos is rewritten, by rule or by measurement.
+        if self.target.is_gpu and self.may_rewrite(conv3d.IDIOM):
             slice_pieces(graph, fake_mode)
         session = _Session(self, graph, ledger)
         for idiom in self.idioms:
@@ -173,10 +179,6 @@ class Pipeline(CustomGraphPass):
         if in_channels_last:
             layout.settle_norms(graph, fake_mode)
         return rewriter.count > 0
-
-    def _rewrites_videos(self) -> bool:
-        """On a GPU every conv3d that reads joined videos is rewritten, by rule or by measurement."""
-        return conv3d.IDIOM in self.idioms and self.target.is_gpu and self.options.select != "off"
 
 
 def _launched(graph: fx.Graph, by: str) -> None:

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from rocm_passes.graph.rewriter import is_convex
-from rocm_passes.idioms import rms_norm
+from rocm_passes.idioms import conv3d, rms_norm
 from rocm_passes.idioms.idiom import Context, Idiom, NearMiss, Site
 from rocm_passes.ops.operator import Lowering, Operator, Verdict
-from rocm_passes.options import Options
+from rocm_passes.options import Options, parse
 from rocm_passes.pipeline import Pipeline, cache_key
 from rocm_passes.selection.choose import choose
 from rocm_passes.target import Target, needs_import
@@ -304,3 +304,21 @@ def test_near_miss_has_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
     install(monkeypatch, Idiom("conv3d", find, ()))
     entry = rewrite(TwoNorms(), torch.randn(3, D)).only().to_dict()
     assert (entry["outcome"], entry["reason"], entry["parameters"]) == ("refused", "groups=2", {"groups": 2})
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, True),
+        ({"select": "off"}, False),
+        ({"fuel": 0}, False),
+        ({"fuel": 1}, True),
+        ({"idioms": "rotary"}, False),
+    ],
+    ids=str,
+)
+def test_graphs_are_prepared_only_where_something_may_be_rewritten(
+    options: dict[str, Any], expected: bool
+) -> None:
+    settings, _ = parse(options, None)
+    assert Pipeline(settings, CPU).may_rewrite(conv3d.IDIOM) is expected

@@ -173,3 +173,26 @@ def is_vector_of(node: object, size: Any) -> bool:
     """A 1-D tensor of the given size, or one broadcast over leading dims of size 1 ([1, 1, D])."""
     dims = shape(node)
     return bool(dims) and same_size(dims[-1], size) and all(same_size(d, 1) for d in dims[:-1])
+
+
+def slice_bounds(size: Any, args: tuple[Any, ...]) -> tuple[Any, Any, Any, int]:
+    """(dim, start, end, step) of the arguments of aten.slice or slice_scatter behind the tensors."""
+    dim = args[0] if args else 0
+    begin = args[1] if len(args) > 1 and args[1] is not None else 0
+    end = args[2] if len(args) > 2 and args[2] is not None else size
+    step = args[3] if len(args) > 3 else 1
+    if isinstance(size, int) and isinstance(begin, int) and isinstance(end, int):
+        begin, end, _ = slice(begin, end).indices(size)
+    return dim, begin, end, step
+
+
+def joined_dim(node: object) -> int | None:
+    """The dim along which a cat joins tensors of its own rank and dtype (cat skips empty 1-D ones, and promotes)."""
+    if not is_call(node, aten.cat.default):
+        return None
+    parts = node.args[0]
+    rank = len(shape(node))
+    dim = normalised_dim(node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0), rank)
+    if dim is None or not isinstance(parts, (list, tuple)):
+        return None
+    return dim if all(len(shape(p)) == rank and dtype(p) is dtype(node) for p in parts) else None

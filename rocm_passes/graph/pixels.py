@@ -131,16 +131,8 @@ def _is_slice(node: fx.Node) -> bool:
 
 def _joined_dim(node: fx.Node) -> int | None:
     """The dim of time or space along which a cat joins tensors of its own dtype and rank."""
-    if not n.is_call(node, aten.cat.default):
-        return None
-    parts = node.args[0]
-    given = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    rank = len(n.shape(node))
-    dim = n.normalised_dim(given, rank)
-    if dim is None or dim < _LEADING or not isinstance(parts, (list, tuple)):
-        return None
-    same = all(len(n.shape(p)) == rank and n.dtype(p) is n.dtype(node) for p in parts)
-    return dim if same else None
+    dim = n.joined_dim(node)
+    return None if dim is None or dim < _LEADING else dim
 
 
 def _needed(dtype: torch.dtype | None, casts: tuple[torch.dtype, ...]) -> tuple[torch.dtype, ...]:

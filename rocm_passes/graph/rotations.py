@@ -153,7 +153,7 @@ def _slice_seeds(node: fx.Node) -> Iterator[Seed]:
         whole = len(node.args) > 2 and n.is_last_dim(node.args[2], len(sizes)) and node.args[1] == pairs
         tag = "h" if whole else None
     else:
-        dim, begin, end, step = lanes.slice_bounds(sizes[-1], node.args[1:])
+        dim, begin, end, step = n.slice_bounds(sizes[-1], node.args[1:])
         if not n.is_last_dim(dim, len(sizes)):
             return
         tag = next((t for t in "fh" if lanes.lane_of_bounds(t, pairs, begin, end, step) is not None), None)
@@ -343,7 +343,7 @@ def _written_back(
         or user.args[1] is not written
     ):
         return None
-    found = lanes.slice_bounds(n.shape(base)[dim], user.args[2:])
+    found = n.slice_bounds(n.shape(base)[dim], user.args[2:])
     if n.normalised_dim(found[0], len(n.shape(base))) != dim or found[1:] != (begin, end, 1):
         return None
     return user, extra
@@ -355,7 +355,7 @@ def _bounds_of(node: fx.Node) -> tuple[int, int, int] | None:
     dim = n.normalised_dim(node.args[1] if len(node.args) > 1 else 0, len(sizes))
     if dim is None:
         return None
-    _, begin, end, step = lanes.slice_bounds(sizes[dim], node.args[1:])
+    _, begin, end, step = n.slice_bounds(sizes[dim], node.args[1:])
     if step != 1 or not isinstance(begin, int) or not isinstance(end, int):
         return None
     return dim, begin, end

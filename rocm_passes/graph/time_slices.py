@@ -12,7 +12,6 @@ Before                                          After
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -34,28 +33,20 @@ def slice_pieces(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
 
 
 def is_joined_video(node: fx.Node) -> bool:
-    """A cat in time of [N, C, T, H, W] tensors of one dtype (cat skips empty 1-D tensors, and promotes dtypes)."""
-    if not n.is_call(node, aten.cat.default) or len(n.shape(node)) != 5:
-        return False
-    pieces = node.args[0]
-    dim = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim", 0)
-    if n.normalised_dim(dim, 5) != TIME or not isinstance(pieces, (list, tuple)):
-        return False
-    return all(len(n.shape(p)) == 5 and n.dtype(p) is n.dtype(node) for p in pieces)
+    """A cat in time of [N, C, T, H, W] tensors of one dtype."""
+    return len(n.shape(node)) == 5 and n.joined_dim(node) == TIME
 
 
 def _redirected(user: fx.Node, cat: fx.Node, graph: fx.Graph, fake_mode: FakeTensorMode) -> bool:
     if not n.is_call(user, aten.slice.Tensor):
         return False
-    given: tuple[Any, ...] = user.args[1:]
-    dim, start, end, step = given + (0, None, None, 1)[len(given) :]
     frames = n.shape(cat)[TIME]
     sizes = [n.shape(p)[TIME] for p in cat.args[0]]  # type: ignore[union-attr]
-    if n.normalised_dim(dim, 5) != TIME or step != 1 or not all(isinstance(s, int) for s in (frames, *sizes)):
+    dim, first, behind, step = n.slice_bounds(frames, user.args[1:])
+    if n.normalised_dim(dim, 5) != TIME or step != 1:
         return False
-    if not all(bound is None or isinstance(bound, int) for bound in (start, end)):
+    if not all(isinstance(s, int) for s in (frames, first, behind, *sizes)):
         return False
-    first, behind, _ = slice(start, end).indices(frames)
     found = _piece_of(first, behind, sizes)
     if found is None:
         return False

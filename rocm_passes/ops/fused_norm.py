@@ -9,7 +9,6 @@ Peebles and Xie, "Scalable Diffusion Models with Transformers", 2023, arXiv:2212
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..target import Target, needs_aiter, needs_import, needs_triton
-from .layer_norm import too_wide
+from .layer_norm import no_gain, too_wide
 from .operator import Lowering, Operator, Verdict, measured
 from .rms_norm import epsilon
 
@@ -169,15 +168,9 @@ def _triton_pays(
 ) -> Verdict:
     # Blocks and sites on an H200 (docs/performance.md). LayerNorm: Qwen-Image's four chains 75 -> 48 us of the device.
     # RMSNorm: with a norm of the branch (Z-Image) 90 -> 64 us; without (LTX) Inductor's own code was the faster one.
-    if not target.is_gpu:
-        return Verdict(False, "on a CPU Inductor's own code is faster")
-    width, size = x.shape[-1], math.prod(x.shape)
-    if not isinstance(width, int) or not isinstance(size, int):
-        return Verdict(False, "its size is not known at compile time")
-    if width < MIN_WIDTH or size < MIN_ELEMENTS:
-        return Verdict(
-            False, f"below {MIN_WIDTH} columns or {MIN_ELEMENTS} elements it was not measured to pay"
-        )
+    no = no_gain(target, x, MIN_WIDTH, MIN_ELEMENTS)
+    if no is not None:
+        return no
     if branch_norm or (kind == "layer" and (branch is not None or scale0 is not None)):
         return Verdict(True, f"one pass over memory for Inductor's two or more ({measured(target)})")
     return Verdict(False, "with an RMSNorm Inductor's own code was as fast or faster on an H200")

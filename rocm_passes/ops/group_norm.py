@@ -120,11 +120,7 @@ def _triton(
     )
 
 
-def _triton_note(target: Target, rounds_between: bool, **_: Any) -> str | None:
-    return rounding_note(rounds_between)
-
-
-def rounding_note(rounds_between: bool) -> str | None:
+def triton_note(target: Target, rounds_between: bool, **_: Any) -> str | None:
     return "the result is rounded once, where the graph also rounds before SiLU" if rounds_between else None
 
 
@@ -208,7 +204,7 @@ OPERATOR = Operator(
         Lowering(
             "triton",
             requires=(needs_triton, needs_import("rocm_passes.kernels.triton.group_norm")),
-            note=_triton_note,
+            note=triton_note,
             pays=triton_pays,
             run=_triton,
             launches=True,

@@ -98,10 +98,6 @@ def _triton(
     )
 
 
-def _note(target: Target, rounds_between: bool, **_: Any) -> str | None:
-    return group_norm.rounding_note(rounds_between)
-
-
 def _triton_pays(target: Target, x: Tensor, padding: Sequence[int], channels_last: bool, **_: Any) -> Verdict:
     """Where both pay by themselves: then it spares the padding's own pass over memory."""
     for verdict in (
@@ -125,7 +121,7 @@ OPERATOR = Operator(
         Lowering(
             "triton",
             requires=(needs_triton, needs_import("rocm_passes.kernels.triton.group_norm_pad")),
-            note=_note,
+            note=group_norm.triton_note,
             pays=_triton_pays,
             run=_triton,
             launches=True,

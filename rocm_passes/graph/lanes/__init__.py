@@ -22,7 +22,7 @@ from torch import fx
 
 from .. import nodes as n
 from .arithmetic import ARITHMETIC
-from .moves import MOVES, lane_of_bounds, slice_bounds
+from .moves import MOVES, lane_of_bounds
 from .value import Evaluated, Factor, Rule, Term, Value, has_factors, start
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "evaluate",
     "follow",
     "lane_of_bounds",
-    "slice_bounds",
     "start",
 ]
 

@@ -79,17 +79,6 @@ def _slice(node: fx.Node, known: Known) -> Value | None:
     return value.pick(axis, index, value.tail[:axis] + becomes + value.tail[axis + 1 :])
 
 
-def slice_bounds(size: Any, args: tuple[Any, ...]) -> tuple[Any, Any, Any, int]:
-    """(dim, start, end, step) of the arguments of aten.slice or slice_scatter behind the tensors."""
-    dim = args[0] if args else 0
-    begin = args[1] if len(args) > 1 and args[1] is not None else 0
-    end = args[2] if len(args) > 2 and args[2] is not None else size
-    step = args[3] if len(args) > 3 else 1
-    if isinstance(size, int) and isinstance(begin, int) and isinstance(end, int):
-        begin, end, _ = slice(begin, end).indices(size)
-    return dim, begin, end, step
-
-
 def _lane_of_slice(
     node: fx.Node, sliced: fx.Node, value: Value, args: tuple[Any, ...]
 ) -> tuple[int, int] | None:
@@ -98,7 +87,7 @@ def _lane_of_slice(
     if axis is None:
         return None
     size = n.shape(sliced)[len(n.shape(sliced)) - len(value.tail) + axis]
-    _, begin, end, step = slice_bounds(size, args)
+    _, begin, end, step = n.slice_bounds(size, args)
     lane = lane_of_bounds(value.tail[axis], value.pairs, begin, end, step)
     return None if lane is None else (axis, lane)
 
@@ -203,7 +192,7 @@ def _unwritten(base: fx.Node, like: Value, args: tuple[Any, ...]) -> Value | Non
         return None
     if not n.same_shape(sizes[:-1], like.lead) or sizes[-1] != 2 * like.pairs:
         return None
-    _, _, _, step = slice_bounds(sizes[-1], args)
+    _, _, _, step = n.slice_bounds(sizes[-1], args)
     return replace(like, tail="f" if step == 2 else "h", lanes={(0,): None, (1,): None})
 
 
