@@ -25,7 +25,9 @@ def test_a_row_is_printed_and_written_for_each_variant(
         "--options", '{"select": "off", "idioms": "none"}', "--tune-seconds", "0")()  # fmt: skip
     eager, ours = json.loads(out.read_text())
     assert (eager["variant"], ours["variant"]) == ("eager", "ours")
-    assert eager["difference_to_eager"] == 0 < ours["difference_to_eager"] < 1e-4
+    # (A sample in half precision may well agree to the bit.)
+    assert eager["difference_to_eager"] == 0 <= ours["difference_to_eager"] < 1e-4
+    assert ours["compile_s"] > eager["compile_s"]
     for row in (eager, ours):
         assert row["ms"] > 0
         assert vae.line(row) in capsys.readouterr().out or row is ours
