@@ -202,6 +202,12 @@ def _pad(x: Tensor) -> Tensor:
     return ops.pad(torch.relu(x), [1, 1, 1, 1, 2, 0], "replicate", [2, 2, 2], 1, True, "triton")
 
 
+def _turned(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    last = aten.permute.default(x, [0, 3, 1, 2])
+    y = ops.group_norm(last, None, 32, weight, bias, 1e-6, True, None, None, True, BF16, lowering="triton")
+    return aten.clone.default(y, memory_format=torch.contiguous_format)
+
+
 def _group_norm_and_pad(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     padding = [1, 1, 1, 1, 2, 0]
     return ops.group_norm_pad(
@@ -224,6 +230,7 @@ CASES: dict[str, tuple[Any, ...]] = {
     "norm and rotation": (_norm_and_rotation, HEADS, HEADS, ((128,), BF16), ANGLES, ANGLES),
     "channel norm": (_channel_norm, ((1, 96, 4, 60, 104), BF16), ((96, 1, 1, 1), BF16)),
     "group norm": (_group_norm, ((1, 128, 256, 256), BF16), ((128,), BF16), ((128,), BF16)),
+    "turned": (_turned, ((1, 256, 256, 128), BF16), ((128,), BF16), ((128,), BF16)),
     "pad": (_pad, ((1, 256, 5, 32, 32), BF16)),
     "group norm and pad": (_group_norm_and_pad, ((1, 128, 5, 64, 64), BF16), ((128,), BF16), ((128,), BF16)),
 }

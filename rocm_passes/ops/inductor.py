@@ -107,7 +107,15 @@ class _Written:
             self._check(launch)
         for launch in launches:
             self._write(launch)
+        for storage in {_storage(t): None for t in _tensors(result)}:
+            self._finish(storage)
         return _map(self._box, result)
+
+    def _finish(self, storage: int) -> None:
+        """From here on an allocation is known as what its kernels have written."""
+        if storage in self._allocated and storage in self._owners:
+            box, whole = self._owners[storage]
+            self._owners[storage] = (ir.TensorBox.create(Written(box)), whole)
 
     def _fake(self, box: Any) -> Tensor:
         if not isinstance(box, ir.TensorBox):
@@ -162,6 +170,27 @@ class _Written:
         return ir.TensorBox(ir.ReinterpretView(data=storage, layout=view))
 
 
+class Written(ir.ExternKernelAlloc):
+    """An allocation under a new name, once its kernels have written it; nothing runs.
+
+    Inductor takes a tensor that a kernel writes for one that is mutated, and its choice of tiles does not see
+    the reads of those (tiling_utils.extract_normalized_read_writes looks them up by the name from before the
+    mutation): what then read our result and turned it ran at a tenth of the memory's rate.
+    """
+
+    def __init__(self, box: ir.TensorBox) -> None:
+        memory = self.realize_input(box)
+        self._memory = self.unwrap_storage_for_input(memory)
+        super().__init__(memory.get_layout(), [self._memory])
+        # The memory passes to the new name; Inductor must not hand it out once the old one is used no more.
+        V.graph.never_reuse_buffers.add(self._memory.get_name())
+
+    def codegen(self, wrapper: Any) -> None:
+        forget = f"; {wrapper.make_buffer_free(self._memory)}"
+        old, new = self._memory.get_name(), self.get_name()
+        wrapper.writeline(wrapper.codegen_exact_buffer_reuse(old, new, forget))
+
+
 class OnlyMemory(TorchDispatchMode):
     """Allocations and views pass, and allocations are noted by storage; anything that computes is refused."""
 
@@ -203,6 +232,10 @@ def _symbolic(sizes: Sequence[int]) -> list[sympy.Integer]:
 
 def _storage(t: Tensor) -> int:
     return int(t.untyped_storage()._cdata)
+
+
+def _tensors(result: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(result) if isinstance(leaf, Tensor)]
 
 
 def _map(change: Any, value: Any) -> Any:

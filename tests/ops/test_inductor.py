@@ -28,6 +28,7 @@ LAUNCHED = {
     "norm and rotation": ["rotary_heads_kernel"],
     "channel norm": ["channel_norm_kernel"],
     "group norm": ["group_norm_partials_kernel", "group_norm_combine_kernel", "group_norm_apply_kernel"],
+    "turned": ["group_norm_partials_kernel", "group_norm_combine_kernel", "group_norm_apply_kernel"],
     "pad": ["pad_kernel"],
     "group norm and pad": [
         "group_norm_partials_kernel",
@@ -75,6 +76,14 @@ def test_neighbours_are_not_copied_for_the_launch(answers: Any) -> None:
     """One allocation for each result: the output of `relu`, the norm's, and nothing else."""
     assert len(re.findall(r"empty_strided_cuda\(", answers["norm"]["call"])) == 2
     assert len(re.findall(r"empty_strided_cuda\(", answers["slice"]["call"])) == 2
+
+
+def test_what_turns_a_result_is_tiled(answers: Any) -> None:
+    """Inductor sees the layout in which our kernel wrote: its copy goes over channels and over pixels."""
+    (sizes,) = re.findall(
+        r"triton_poi_fused_\d+\.run\(buf\d+, buf\d+, (.*?), stream", answers["turned"]["call"]
+    )
+    assert sizes == "128, 65536"
 
 
 def test_a_padded_tensor_is_written_once_in_the_layout_that_was_asked_for(answers: Any) -> None:
