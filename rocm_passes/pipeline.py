@@ -23,6 +23,7 @@ from .graph import keep, provenance
 from .graph.biases import absorb_biases
 from .graph.builder import fake_mode_of
 from .graph.by_index import absorb_upsampling
+from .graph.joined import absorb_joins
 from .graph.rewriter import RewriteError, Rewriter, is_convex
 from .graph.time_slices import slice_pieces
 from .idioms import (
@@ -175,6 +176,8 @@ class Pipeline(CustomGraphPass):
             # What was replaced still reads the convolutions, until it is gone.
             _tidy(graph)
             absorb_biases(graph)
+            for norm, frames in absorb_joins(graph, fake_mode).items():
+                session.amend(norm, {"front_frames": frames})
             _launched(graph, self.options.launch)
         if in_channels_last:
             layout.settle_norms(graph, fake_mode)

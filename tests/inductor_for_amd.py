@@ -191,7 +191,15 @@ def _norm_and_rotation(q: Tensor, k: Tensor, weight: Tensor, cos: Tensor, sin: T
 
 
 def _channel_norm(x: Tensor, gamma: Tensor) -> Tensor:
-    return ops.channel_norm(x, None, gamma, None, "l2", 1e-12, 9.8, True, None, True, BF16, "triton")
+    return ops.channel_norm(x, None, gamma, None, "l2", 1e-12, 9.8, True, None, True, BF16, lowering="triton")
+
+
+def _joined(front: Tensor, x: Tensor, gamma: Tensor) -> Tensor:
+    """A video behind frames that are contiguous, as a cache's are; both norms' results are channels-last."""
+    last = aten.permute.default(x, [0, 4, 1, 2, 3])
+    y = ops.channel_norm(last, None, gamma, None, "l2", 1e-12, 9.8, True, None, True, BF16, front, "triton")
+    z = ops.group_norm(last, None, 32, None, None, 1e-6, True, None, None, True, BF16, None, front, "triton")
+    return aten.add.Tensor(y, z)
 
 
 def _group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -231,6 +239,7 @@ CASES: dict[str, tuple[Any, ...]] = {
     "channel norm": (_channel_norm, ((1, 96, 4, 60, 104), BF16), ((96, 1, 1, 1), BF16)),
     "group norm": (_group_norm, ((1, 128, 256, 256), BF16), ((128,), BF16), ((128,), BF16)),
     "turned": (_turned, ((1, 256, 256, 128), BF16), ((128,), BF16), ((128,), BF16)),
+    "joined": (_joined, ((1, 96, 2, 60, 104), BF16), ((1, 4, 60, 104, 96), BF16), ((96, 1, 1, 1), BF16)),
     "pad": (_pad, ((1, 256, 5, 32, 32), BF16)),
     "group norm and pad": (_group_norm_and_pad, ((1, 128, 5, 64, 64), BF16), ((128,), BF16), ((128,), BF16)),
 }

@@ -78,6 +78,7 @@ def read(node: fx.Node) -> Found:
         "rounds_between": last is not normed and n.dtype(normed) in n.LOW_PRECISION,
         "out_dtype": n.dtype(last),
         "pixel_index": None,
+        "front": None,
     }
     parameters |= {"silu": silu, "spatial": multiplier is not None}
     return Site(node, frozenset(nodes), (last,), arguments, COVERS, parameters)

@@ -87,6 +87,17 @@ def _drop_zero_pieces(found: Padded) -> None:
         found.back += count
 
 
+def front_frames(y: fx.Node) -> fx.Node | None:
+    """The frames behind which y stands in a joined video, zeros apart; None where there are none, or several pieces."""
+    for cat in y.users:
+        if is_joined_video(cat):
+            *before, last = n.arg(cat, 0)
+            front = [piece for piece in before if not _zero_frames(piece)]
+            if last is y and len(front) == 1 and isinstance(front[0], fx.Node):
+                return front[0]
+    return None
+
+
 def _zero_frames(node: fx.Node) -> int:
     """How many frames of zeros the node is, 0 where it isn't known to be zeros."""
     filled = n.is_call(node, aten.full.default) and node.args[1] == 0

@@ -28,7 +28,7 @@ from ..target import AMD_ARCHITECTURES
 if TYPE_CHECKING:
     from .triton.common import IsaExample
 
-KERNEL_MODULES = ("norm", "channel_norm", "group_norm", "group_norm_pad", "pad", "rotary")
+KERNEL_MODULES = ("norm", "channel_norm", "group_norm", "group_norm_pad", "pad", "frames", "rotary")
 BEGIN, END = "<!-- isa table: begin -->", "<!-- isa table: end -->"
 
 _WIDE = re.compile(r"^\s+(?:global|buffer|flat)_(?:load|store)_(?:dwordx4|b128)\b", re.MULTILINE)

@@ -7,6 +7,7 @@ y = silu?(n * scale * gamma + bias)
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -14,14 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..target import Target, needs_import, needs_triton
+from .frames import empty_joined, joined_by_copies, joined_by_kernel
 from .group_norm import with_bias
-from .operator import Lowering, Operator, Verdict
+from .operator import Lowering, Operator, Verdict, measured
 from .strides import settled
 
 SCHEMA = (
     "(Tensor x, Tensor? x_bias, Tensor? gamma, Tensor? bias, str form, float eps, float scale, bool silu, "
-    "ScalarType? round_to, bool rounds_between, ScalarType out_dtype) -> Tensor"
+    "ScalarType? round_to, bool rounds_between, ScalarType out_dtype, Tensor? front=None) -> Tensor"
 )
+
+#: Elements from which a norm that writes into a joined video is worth a kernel of its own.
+LEAST_JOINED = 2**22
 
 
 def reference(
@@ -36,6 +41,7 @@ def reference(
     round_to: torch.dtype | None,
     rounds_between: bool,
     out_dtype: torch.dtype,
+    front: Tensor | None = None,
 ) -> Tensor:
     """Plain torch, in fp32 (fp64 for fp64 input).
 
@@ -43,7 +49,9 @@ def reference(
     x_bias: added to x before the norm, unrounded; None, or the bias of the convolution that made x.
     round_to: n is rounded to this dtype before scale and gamma, or None.
     rounds_between: the graph also rounds after them; lowerings say in their notes that they do not.
-    Returns out_dtype in x's strides where x is dense, else in those of `torch.empty_like(x)`.
+    front: frames [N, C, F, H, W] of out_dtype that stand before y's in the result, or None.
+    Returns out_dtype in x's strides where x is dense, else in those of `torch.empty_like(x)`; with `front`,
+    [N, C, F + T, H, W], channels-last where x is, else contiguous.
     """
     compute = torch.float64 if x.dtype is torch.float64 else torch.float32
     wide = with_bias(x, x_bias, compute)
@@ -61,7 +69,8 @@ def reference(
         y = y + bias.to(compute).reshape(along)
     if silu:
         y = F.silu(y)
-    return torch.empty_like(settled(x), dtype=out_dtype).copy_(y)
+    x = settled(x)
+    return joined_by_copies(front, x, torch.empty_like(x, dtype=out_dtype).copy_(y))
 
 
 def fake(
@@ -76,8 +85,10 @@ def fake(
     round_to: torch.dtype | None,
     rounds_between: bool,
     out_dtype: torch.dtype,
+    front: Tensor | None = None,
 ) -> Tensor:
-    return torch.empty_like(settled(x), dtype=out_dtype)
+    x = settled(x)
+    return torch.empty_like(x, dtype=out_dtype) if front is None else empty_joined(front, x, out_dtype)
 
 
 def _triton(
@@ -92,11 +103,14 @@ def _triton(
     round_to: torch.dtype | None,
     rounds_between: bool,
     out_dtype: torch.dtype,
+    front: Tensor | None = None,
 ) -> Tensor:
     from ..kernels.triton import channel_norm
 
-    return channel_norm.channel_norm(
-        settled(x),
+    x = settled(x)
+    joined, out = (None, None) if front is None else joined_by_kernel(front, x, out_dtype)
+    y = channel_norm.channel_norm(
+        x,
         gamma,
         bias,
         form=form,
@@ -106,7 +120,9 @@ def _triton(
         round_before_weight=round_to is not None,
         out_dtype=out_dtype,
         x_bias=x_bias,
+        out=out,
     )
+    return y if joined is None else joined
 
 
 def _triton_refuses(x: Tensor, round_to: torch.dtype | None, **_: Any) -> str | None:
@@ -125,10 +141,20 @@ def _triton_note(target: Target, rounds_between: bool, **_: Any) -> str | None:
     return None
 
 
-def _triton_pays(target: Target, x: Tensor, **_: Any) -> Verdict:
-    # Alone the kernel is the faster one (docs/performance.md), but whole decodes on an H200 were not: Wan's took
-    # 161 ms with it and 159 without, Qwen-Image's 32 and 29. Inductor fuses the norm with pads, cats and biases.
-    return Verdict(False, "in whole decodes Inductor's fused code was no slower (measured on an H200)")
+def _triton_pays(target: Target, x: Tensor, joins: bool = False, **_: Any) -> Verdict:
+    """joins: the result stands behind other frames in a joined video."""
+    if not target.is_gpu:
+        return Verdict(False, "on a CPU Inductor's own code is faster")
+    if not joins:
+        # Alone the kernel is the faster one (docs/performance.md), but whole decodes on an H200 were not:
+        # Inductor fuses the norm with pads and biases.
+        return Verdict(False, "in whole decodes Inductor's fused code was no slower (measured on an H200)")
+    size = math.prod(x.shape)
+    if not isinstance(size, int):
+        return Verdict(False, "its size is not known at compile time")
+    if size < LEAST_JOINED:
+        return Verdict(False, f"below {LEAST_JOINED} elements it is left to Inductor to fuse (not measured)")
+    return Verdict(True, f"written where it is read, which spares the copy of a video ({measured(target)})")
 
 
 OPERATOR = Operator(

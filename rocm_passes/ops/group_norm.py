@@ -15,12 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..target import Target, needs_aiter, needs_import, needs_triton
+from .frames import empty_joined, joined_by_copies, joined_by_kernel
 from .operator import Lowering, Operator, Verdict, measured
 from .strides import settled
 
 SCHEMA = (
     "(Tensor x, Tensor? x_bias, int groups, Tensor? weight, Tensor? bias, float eps, bool silu, Tensor? multiplier, "
-    "Tensor? addend, bool rounds_between, ScalarType out_dtype, Tensor? pixel_index=None) -> Tensor"
+    "Tensor? addend, bool rounds_between, ScalarType out_dtype, Tensor? pixel_index=None, "
+    "Tensor? front=None) -> Tensor"
 )
 
 
@@ -37,6 +39,7 @@ def reference(
     rounds_between: bool,
     out_dtype: torch.dtype,
     pixel_index: Tensor | None = None,
+    front: Tensor | None = None,
 ) -> Tensor:
     """Plain torch, in fp32 (fp64 for fp64 input), rounded once.
 
@@ -45,7 +48,9 @@ def reference(
     their pixel of that number (nearest upsampling, not written out); None: they are broadcast.
     x_bias: added to x before the norm, unrounded; None, or the bias of the convolution that made x.
     rounds_between: the graph rounds between these steps; lowerings say in their notes that they do not.
-    Returns out_dtype in x's strides where x is dense, else in those of `torch.empty_like(x)`.
+    front: frames [N, C, F, H, W] of out_dtype that stand before y's in the result, or None.
+    Returns out_dtype in x's strides where x is dense, else in those of `torch.empty_like(x)`; with `front`,
+    [N, C, F + T, H, W], channels-last where x is, else contiguous.
     """
     compute = torch.float64 if x.dtype is torch.float64 else torch.float32
     weight, bias = (None if t is None else t.to(compute) for t in (weight, bias))
@@ -57,7 +62,8 @@ def reference(
         y = y + taken(addend, pixel_index).to(compute)
     if silu:
         y = F.silu(y)
-    return torch.empty_like(settled(x), dtype=out_dtype).copy_(y)
+    x = settled(x)
+    return joined_by_copies(front, x, torch.empty_like(x, dtype=out_dtype).copy_(y))
 
 
 def taken(given: Tensor, pixel_index: Tensor | None) -> Tensor:
@@ -85,8 +91,10 @@ def fake(
     rounds_between: bool,
     out_dtype: torch.dtype,
     pixel_index: Tensor | None = None,
+    front: Tensor | None = None,
 ) -> Tensor:
-    return torch.empty_like(settled(x), dtype=out_dtype)
+    x = settled(x)
+    return torch.empty_like(x, dtype=out_dtype) if front is None else empty_joined(front, x, out_dtype)
 
 
 def _triton(
@@ -102,11 +110,14 @@ def _triton(
     rounds_between: bool,
     out_dtype: torch.dtype,
     pixel_index: Tensor | None = None,
+    front: Tensor | None = None,
 ) -> Tensor:
     from ..kernels.triton import group_norm
 
-    return group_norm.group_norm(
-        settled(x),
+    x = settled(x)
+    joined, out = (None, None) if front is None else joined_by_kernel(front, x, out_dtype)
+    y = group_norm.group_norm(
+        x,
         groups,
         weight,
         bias,
@@ -117,7 +128,9 @@ def _triton(
         out_dtype=out_dtype,
         x_bias=x_bias,
         pixel_index=pixel_index,
+        out=out,
     )
+    return y if joined is None else joined
 
 
 def triton_note(target: Target, rounds_between: bool, **_: Any) -> str | None:
@@ -153,6 +166,7 @@ def _aiter(
     rounds_between: bool,
     out_dtype: torch.dtype,
     pixel_index: Tensor | None = None,
+    front: Tensor | None = None,
 ) -> Tensor:
     from ..kernels.aiter import group_norm
 
@@ -172,10 +186,11 @@ def _aiter_refuses(
     rounds_between: bool,
     out_dtype: torch.dtype,
     pixel_index: Tensor | None = None,
+    front: Tensor | None = None,
 ) -> str | None:
     from ..kernels.aiter import group_norm
 
-    if x_bias is not None or silu or multiplier is not None or addend is not None:
+    if any(extra is not None for extra in (x_bias, multiplier, addend, front)) or silu:
         return "aiter's GroupNorm has nothing after the norm: SiLU, multiplier or addend"
     if out_dtype is not x.dtype:
         return f"the result is {out_dtype} and x is {x.dtype}; aiter returns x's dtype"

@@ -34,18 +34,27 @@ from rocm_passes.kernels.triton.common import (
     power_of_two_divisor,
     silu,
 )
-from rocm_passes.kernels.triton.dense import DenseView, dense_view
+from rocm_passes.kernels.triton.dense import (
+    DenseView,
+    dense_view,
+    pixel_strides,
+    sample_extent,
+    takes_pixels_of,
+)
 from rocm_passes.kernels.triton.launch import launch
 
 ChannelNormForm = Literal["l2", "mean"]
 
 MAX_CHANNELS = 65536
+#: The strides that are 1, by whether the channels are innermost.
+_UNIT = {False: ("pixel_stride", "out_pixel_stride"), True: ("channel_stride", "out_channel_stride")}
 
 
 @triton.jit
 def channel_norm_kernel(
     x_ptr, x_bias_ptr, gamma_ptr, bias_ptr, out_ptr,
     pixels, blocks_per_outer, outer_stride, pixel_stride, channel_stride,
+    out_outer_stride, out_pixel_stride, out_channel_stride,
     C: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, PIXELS: tl.constexpr, RESIDENT: tl.constexpr,
     FORM: tl.constexpr, EPS: tl.constexpr, SCALE: tl.constexpr, HAS_GAMMA: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_X_BIAS: tl.constexpr, ROUND_NORM: tl.constexpr, SILU: tl.constexpr,
@@ -58,10 +67,11 @@ def channel_norm_kernel(
     pixel = (pid % blocks_per_outer) * PIXELS + tl.arange(0, PIXELS)
     outer = (pid // blocks_per_outer).to(tl.int64)
     x_ptr += outer * outer_stride
-    out_ptr += outer * outer_stride
+    out_ptr += outer * out_outer_stride
     if WIDE:
         pixel = pixel.to(tl.int64)
     offsets = pixel * pixel_stride
+    out_offsets = pixel * out_pixel_stride
     pixel_mask = (pixel < pixels)[None, :]
 
     tiles = ()
@@ -95,17 +105,18 @@ def channel_norm_kernel(
             y = _finish(tiles[k], x_bias_ptr, factor, gamma_ptr, bias_ptr, channel, dtype, C, EVEN, SCALE, HAS_GAMMA,
                         HAS_BIAS, HAS_X_BIAS, ROUND_NORM, SILU)  # fmt: skip
             inside = pixel_mask if EVEN else pixel_mask & (channel < C)[:, None]
-            ptrs = out_ptr + offsets[None, :] + channel[:, None] * channel_stride
+            ptrs = out_ptr + out_offsets[None, :] + channel[:, None] * out_channel_stride
             tl.store(ptrs, y, mask=inside)
     else:
         for k in range(CHUNKS):
             channel = _channels(k, CHUNK, WIDE)
             inside = pixel_mask if EVEN else pixel_mask & (channel < C)[:, None]
-            at = offsets[None, :] + channel[:, None] * channel_stride
-            x = tl.load(x_ptr + at, mask=inside, other=0.0)
+            ptrs = x_ptr + offsets[None, :] + channel[:, None] * channel_stride
+            x = tl.load(ptrs, mask=inside, other=0.0)
             y = _finish(x, x_bias_ptr, factor, gamma_ptr, bias_ptr, channel, dtype, C, EVEN, SCALE, HAS_GAMMA,
                         HAS_BIAS, HAS_X_BIAS, ROUND_NORM, SILU)  # fmt: skip
-            tl.store(out_ptr + at, y, mask=inside)
+            ptrs = out_ptr + out_offsets[None, :] + channel[:, None] * out_channel_stride
+            tl.store(ptrs, y, mask=inside)
 
 
 @triton.jit
@@ -182,6 +193,7 @@ def channel_norm(
     round_before_weight: bool = False,
     out_dtype: torch.dtype | None = None,
     x_bias: Tensor | None = None,
+    out: Tensor | None = None,
     tile: ChannelTile | None = None,
 ) -> Tensor:
     """Normalise over dim 1 of `x` ([N, C, *spatial], float32/float16/bfloat16), computed in fp32, rounded
@@ -191,8 +203,9 @@ def channel_norm(
     scale: sqrt(C) in Wan's spelling.
     x_bias: added to x before the norm, unrounded; the bias of the convolution that made x, like gamma.
     round_before_weight: n is rounded to x's dtype before scale and gamma (F.normalize in fp32, then cast).
-    Returns [N, C, *spatial] in x's strides (in the strides of `empty_like` where x is not dense).
-    Raises TypeError on dtypes, ValueError on shapes and on an unknown form.
+    out: written instead of a new tensor; of x's shape, its pixels at equal distances.
+    Returns `out`, or [N, C, *spatial] in x's strides (in the strides of `empty_like` where x is not dense).
+    Raises TypeError on dtypes, ValueError on shapes, on an unknown form and on the strides of `out`.
     """
     check_dtype("x", x)
     if x.dim() < 2:
@@ -204,13 +217,43 @@ def channel_norm(
         raise ValueError(f"{channels} channels; at most {MAX_CHANNELS} are taken")
     gamma, bias = _per_channel("gamma", gamma, channels), _per_channel("bias", bias, channels)
     x_bias = _per_channel("x_bias", x_bias, channels)
+    if out is not None:
+        x = takes_pixels_of(x, out)
     if x.numel() == 0:
-        return torch.empty_like(x, dtype=out_dtype or x.dtype)
+        return torch.empty_like(x, dtype=out_dtype or x.dtype) if out is None else out
     view = dense_view(x)
-    out = torch.empty_like(view.tensor, dtype=out_dtype or x.dtype)
+    places = _places(view) if out is None else _places_in(view, out)
+    if out is None:
+        out = torch.empty_like(view.tensor, dtype=out_dtype or x.dtype)
     check_dtype("out", out)
-    _launch(view, x_bias, gamma, bias, out, form, eps, scale, silu, round_before_weight, tile)
+    _launch(view, x_bias, gamma, bias, out, places, form, eps, scale, silu, round_before_weight, tile)
     return out
+
+
+@dataclass(frozen=True)
+class _Places:
+    """[outer, pixels] of x, and the strides of x and of the result along (outer, pixels, channels)."""
+
+    outer: int
+    pixels: int
+    of_x: tuple[int, int, int]
+    of_out: tuple[int, int, int]
+
+
+def _places(view: DenseView) -> _Places:
+    """The result lies as x does."""
+    if view.inner == 1:
+        # With the channels innermost, all pixels are one run of stride C.
+        strides = (0, view.channels, 1)
+        return _Places(1, view.outer, strides, strides)
+    strides = (view.channels * view.inner, 1, view.inner)
+    return _Places(view.outer, view.inner, strides, strides)
+
+
+def _places_in(view: DenseView, out: Tensor) -> _Places:
+    """The result lies elsewhere: sample by sample, both in the order of their dims."""
+    x = view.tensor
+    return _Places(x.shape[0], x.numel() // (x.shape[0] * x.shape[1]), pixel_strides(x), pixel_strides(out))
 
 
 def _launch(
@@ -219,6 +262,7 @@ def _launch(
     gamma: Tensor | None,
     bias: Tensor | None,
     out: Tensor,
+    places: _Places,
     form: ChannelNormForm,
     eps: float,
     scale: float,
@@ -226,25 +270,21 @@ def _launch(
     round_before_weight: bool,
     tile: ChannelTile | None,
 ) -> None:
-    channels_last = view.inner == 1
-    tile = tile or choose_tile(view.channels, channels_last)
-    # With the channels innermost, all pixels are one run of stride C.
-    outer, pixels = (1, view.outer) if channels_last else (view.outer, view.inner)
-    pixel_stride = view.channels if channels_last else 1
-    blocks = cdiv(pixels, tile.pixels)
+    tile = tile or choose_tile(view.channels, channels_last=view.inner == 1)
+    blocks = cdiv(places.pixels, tile.pixels)
+    extent = max(view.tensor.numel(), sample_extent(out))
     launch(
         channel_norm_kernel,
-        (outer * blocks,),
+        (places.outer * blocks,),
         view.tensor,
         view.tensor if x_bias is None else x_bias,
         view.tensor if gamma is None else gamma,
         view.tensor if bias is None else bias,
         out,
-        pixels,
+        places.pixels,
         blocks,
-        view.channels * view.inner,
-        pixel_stride,
-        view.inner,
+        *places.of_x,
+        *places.of_out,
         C=view.channels,
         CHUNK=tile.chunk,
         CHUNKS=cdiv(view.channels, tile.chunk),
@@ -258,7 +298,7 @@ def _launch(
         HAS_X_BIAS=x_bias is not None,
         ROUND_NORM=round_before_weight,
         SILU=silu,
-        WIDE=view.tensor.numel() + tile.pixels * view.channels > INT32_MAX,
+        WIDE=extent + tile.pixels * view.channels > INT32_MAX,
         num_warps=tile.num_warps,
     )
 
@@ -306,7 +346,7 @@ def isa_examples() -> list[IsaExample]:
                             "SILU": True,
                             "WIDE": False,
                             # A launch specialises an integer argument of 1.
-                            ("channel_stride" if channels_last else "pixel_stride"): 1,
+                            **dict.fromkeys(_UNIT[channels_last], 1),
                         },
                         tile.num_warps,
                     )

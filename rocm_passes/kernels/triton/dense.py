@@ -33,6 +33,40 @@ def dense_view(x: Tensor) -> DenseView:
     return DenseView(x, outer, x.shape[1], inner, _batch_outermost(x))
 
 
+def counts_pixels(t: Tensor) -> bool:
+    """Do the pixels of t [N, C, *spatial] lie at equal distances, in the order of its dims?"""
+    step = None
+    for size, stride in reversed(list(zip(t.shape[2:], t.stride()[2:], strict=True))):
+        if size > 1:
+            if step is not None and stride != step:
+                return False
+            step = stride * size
+    return True
+
+
+def pixel_strides(t: Tensor) -> tuple[int, int, int]:
+    """(sample, pixel, channel) strides of a tensor that counts pixels."""
+    steps = [stride for size, stride in zip(t.shape[2:], t.stride()[2:], strict=True) if size > 1]
+    return t.stride(0), steps[-1] if steps else 1, t.stride(1)
+
+
+def takes_pixels_of(x: Tensor, out: Tensor) -> Tensor:
+    """x, copied where its pixels are not in an order that both can be counted in.
+
+    Raises ValueError on an `out` of another shape, or whose pixels do not lie at equal distances.
+    """
+    if out.shape != x.shape:
+        raise ValueError(f"out has shape {tuple(out.shape)} and x {tuple(x.shape)}; one shape is needed")
+    if not counts_pixels(out):
+        raise ValueError(f"out has strides {out.stride()}; its pixels must lie at equal distances")
+    return x if counts_pixels(x) else x.contiguous()
+
+
+def sample_extent(t: Tensor) -> int:
+    """How many elements of memory a sample of t [N, C, *spatial] spans, gaps included."""
+    return 1 + sum((size - 1) * stride for size, stride in zip(t.shape[1:], t.stride()[1:], strict=True))
+
+
 def _is_dense(x: Tensor) -> bool:
     """The elements of x fill a run of memory with no gap and no overlap."""
     expected = 1

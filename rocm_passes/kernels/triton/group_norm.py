@@ -25,14 +25,20 @@ from rocm_passes.kernels.triton.common import (
     power_of_two_above,
     power_of_two_divisor,
 )
-from rocm_passes.kernels.triton.dense import DenseView, dense_view
+from rocm_passes.kernels.triton.dense import (
+    DenseView,
+    dense_view,
+    pixel_strides,
+    sample_extent,
+    takes_pixels_of,
+)
 from rocm_passes.kernels.triton.group_norm_kernel import (
     group_norm_apply_kernel,
     group_norm_combine_kernel,
     group_norm_partials_kernel,
 )
 from rocm_passes.kernels.triton.launch import launch
-from rocm_passes.kernels.triton.pixel_index import given_by_index, in_memory_order, pixel_strides
+from rocm_passes.kernels.triton.pixel_index import given_by_index, in_memory_order
 
 # Programs that the statistics are spread over: a few waves on any card. More partials than this take longer
 # to combine than they save (GroupNorm + SiLU of 128 x 1024 x 1024 on an H200: 1.67 of the floor with 512,
@@ -79,6 +85,7 @@ def group_norm(
     out_dtype: torch.dtype | None = None,
     x_bias: Tensor | None = None,
     pixel_index: Tensor | None = None,
+    out: Tensor | None = None,
     tile: GroupTile | None = None,
 ) -> Tensor:
     """GroupNorm of `x` ([N, C, *spatial], float32/float16/bfloat16) in fp32, rounded once.
@@ -87,8 +94,9 @@ def group_norm(
     convolution that made x. multiplier, addend: any float dtype, broadcastable to x (copied where they do not lie
     in memory as x does). pixel_index: [*spatial], int32 or int64: multiplier and addend are of one shape
     [N, C, *other], and for each of x's pixels it has the number of theirs, from 0 to their count (unchecked).
-    Returns `out_dtype` (x's by default) in x's strides.
-    Raises TypeError on dtypes, ValueError on shapes.
+    out: written instead of a new tensor; of x's shape, its pixels at equal distances.
+    Returns `out`, or `out_dtype` (x's by default) in x's strides.
+    Raises TypeError on dtypes, ValueError on shapes and on the strides of `out`.
     """
     check_dtype("x", x)
     if x.dim() < 2:
@@ -98,12 +106,15 @@ def group_norm(
         raise ValueError(f"{channels} channels do not divide into {groups} groups")
     weight, bias = per_channel("weight", weight, channels), per_channel("bias", bias, channels)
     x_bias = per_channel("x_bias", x_bias, channels)
+    if out is not None:
+        x = takes_pixels_of(x, out)
     if x.numel() == 0:
-        return torch.empty_like(x, dtype=out_dtype or x.dtype)
+        return torch.empty_like(x, dtype=out_dtype or x.dtype) if out is None else out
     view = dense_view(x)
     if not is_native(view):
         # Some other order of dims: normalise a contiguous copy, and lay the result out as x is.
-        out = torch.empty_like(view.tensor, dtype=out_dtype or x.dtype)
+        if out is None:
+            out = torch.empty_like(view.tensor, dtype=out_dtype or x.dtype)
         return out.copy_(
             group_norm(
                 x.contiguous(), groups, weight, bias, eps,
@@ -116,9 +127,15 @@ def group_norm(
     else:
         multiplier, addend = given_by_index(multiplier, addend, x)
         pixel_index = in_memory_order(pixel_index, view)
-    out = torch.empty_like(view.tensor, dtype=out_dtype or x.dtype)
+    if out is None:
+        out = torch.empty_like(view.tensor, dtype=out_dtype or x.dtype)
+        out_strides = _strides(view)
+    else:
+        out_strides = pixel_strides(out)
     check_dtype("out", out)
-    _launch(view, x_bias, groups, weight, bias, eps, silu, multiplier, addend, pixel_index, out, tile)
+    _launch(
+        view, x_bias, groups, weight, bias, eps, silu, multiplier, addend, pixel_index, out, out_strides, tile
+    )
     return out
 
 
@@ -134,6 +151,7 @@ def _launch(
     addend: Tensor | None,
     pixel_index: Tensor | None,
     out: Tensor,
+    out_strides: tuple[int, int, int],
     tile: GroupTile | None,
 ) -> None:
     x, channels = view.tensor, view.channels
@@ -145,7 +163,7 @@ def _launch(
 
     given = addend if multiplier is None else multiplier
     given_strides = (0, 0, 0) if given is None or pixel_index is None else pixel_strides(given)
-    largest = max(t.numel() for t in (x, given) if t is not None) // samples
+    largest = max(*(t.numel() // samples for t in (x, given) if t is not None), sample_extent(out))
 
     statistics = group_statistics(view, x_bias, groups, eps, tile)
     launch(
@@ -153,6 +171,7 @@ def _launch(
         x, x if x_bias is None else x_bias, *statistics.unbind(),
         *(x if t is None else t for t in (weight, bias, multiplier, addend, pixel_index)),
         out, pixels, pixel_blocks, channel_blocks, *_strides(view), *given_strides,
+        *out_strides,
         C=channels, GROUPS=groups, CHANNELS=tile.channels, PIXELS=tile.pixels,
         HAS_X_BIAS=x_bias is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
         HAS_MULTIPLIER=multiplier is not None, HAS_ADDEND=addend is not None,
@@ -240,6 +259,7 @@ def isa_examples() -> list[IsaExample]:
         tile = choose_tile(1, channels, pixels, channels_last)
         layout = "channels-last" if channels_last else "contiguous"
         unit = {("channel_stride" if channels_last else "pixel_stride"): 1}
+        out_unit = {f"out_{name}": 1 for name in unit}
         shape = {
             "C": channels,
             "CHANNELS": tile.channels,
@@ -265,14 +285,14 @@ def isa_examples() -> list[IsaExample]:
                 group_norm_apply_kernel,
                 f"group norm + SiLU, C 128, {layout}, bf16",
                 pointers,
-                shape | flags | {"GROUPS": groups},
+                shape | flags | out_unit | {"GROUPS": groups},
                 tile.num_warps,
             ),
             isa_example(
                 group_norm_apply_kernel,
                 f"group norm * y + b + SiLU, by index, C 128, {layout}, bf16",
                 pointers | {"pixel_index_ptr": "*i32"},
-                shape | flags | by_index | {"GROUPS": groups, "given_channel_stride": 1},
+                shape | flags | by_index | out_unit | {"GROUPS": groups, "given_channel_stride": 1},
                 tile.num_warps,
             ),
         ]

@@ -116,6 +116,7 @@ def group_norm_apply_kernel(
     x_ptr, x_bias_ptr, shift_ptr, drift_ptr, rstd_ptr, weight_ptr, bias_ptr, multiplier_ptr, addend_ptr,
     pixel_index_ptr, out_ptr, pixels, pixel_blocks, channel_blocks, sample_stride, pixel_stride, channel_stride,
     given_sample_stride, given_pixel_stride, given_channel_stride,
+    out_sample_stride, out_pixel_stride, out_channel_stride,
     C: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
     HAS_X_BIAS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MULTIPLIER: tl.constexpr,
     HAS_ADDEND: tl.constexpr, HAS_PIXEL_INDEX: tl.constexpr, SILU: tl.constexpr, WIDE: tl.constexpr,
@@ -172,4 +173,5 @@ def group_norm_apply_kernel(
         y += tl.load(addend_ptr + given_base + given_at, mask=inside, other=0.0).to(tl.float32)
     if SILU:
         y = silu(y, dtype == tl.float32)
-    tl.store(out_ptr + base + at, y.to(dtype), mask=inside)
+    out_at = channel[:, None] * out_channel_stride + pixel[None, :] * out_pixel_stride
+    tl.store(out_ptr + sample.to(tl.int64) * out_sample_stride + out_at, y.to(dtype), mask=inside)

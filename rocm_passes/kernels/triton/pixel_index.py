@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from rocm_passes.kernels.triton.common import TRITON_TYPE
-from rocm_passes.kernels.triton.dense import DenseView
+from rocm_passes.kernels.triton.dense import DenseView, counts_pixels
 
 
 def given_by_index(
@@ -26,26 +26,9 @@ def given_by_index(
         raise ValueError("multiplier and addend, by pixel_index, are not of one shape")
     found = {n: t if t.dtype in TRITON_TYPE else t.float() for n, t in both.items()}
     strides = {t.stride() for t in found.values()}
-    if len(strides) > 1 or not all(_counts_pixels(t) for t in found.values()):
+    if len(strides) > 1 or not all(counts_pixels(t) for t in found.values()):
         found = {n: t.contiguous() for n, t in found.items()}
     return found.get("multiplier"), found.get("addend")
-
-
-def _counts_pixels(t: Tensor) -> bool:
-    """Do the pixels of t [N, C, *spatial] lie at equal distances, in the order of its dims?"""
-    step = None
-    for size, stride in reversed(list(zip(t.shape[2:], t.stride()[2:], strict=True))):
-        if size > 1:
-            if step is not None and stride != step:
-                return False
-            step = stride * size
-    return True
-
-
-def pixel_strides(t: Tensor) -> tuple[int, int, int]:
-    """(sample, pixel, channel) strides of a tensor that counts pixels."""
-    steps = [stride for size, stride in zip(t.shape[2:], t.stride()[2:], strict=True) if size > 1]
-    return t.stride(0), steps[-1] if steps else 1, t.stride(1)
 
 
 def in_memory_order(pixel_index: Tensor, view: DenseView) -> Tensor:
