@@ -197,8 +197,12 @@ def _channel_norm(x: Tensor, gamma: Tensor) -> Tensor:
 def _joined(front: Tensor, x: Tensor, gamma: Tensor) -> Tensor:
     """A video behind frames that are contiguous, as a cache's are; both norms' results are channels-last."""
     last = aten.permute.default(x, [0, 4, 1, 2, 3])
-    y = ops.channel_norm(last, None, gamma, None, "l2", 1e-12, 9.8, True, None, True, BF16, front, "triton")
-    z = ops.group_norm(last, None, 32, None, None, 1e-6, True, None, None, True, BF16, None, front, "triton")
+    y = ops.channel_norm(
+        last, None, gamma, None, "l2", 1e-12, 9.8, True, None, True, BF16, front, 0, "triton"
+    )
+    z = ops.group_norm(
+        last, None, 32, None, None, 1e-6, True, None, None, True, BF16, None, front, 0, "triton"
+    )
     return aten.add.Tensor(y, z)
 
 

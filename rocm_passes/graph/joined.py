@@ -23,7 +23,7 @@ from ..ops import channel_norm, group_norm
 from . import nodes as n
 from .builder import Builder
 from .nodes import aten, prims
-from .time_slices import TIME, is_joined_video
+from .time_slices import TIME, is_first_frame, is_joined_video
 
 OPERATORS = {o.overload: o for o in (channel_norm.OPERATOR, group_norm.OPERATOR)}
 #: [N, C, T, H, W] to [N, T, H, W, C] and back, as conv3d's lowerings spell a channels-last cat.
@@ -32,11 +32,16 @@ CHANNELS_BEHIND, CHANNELS_FIRST = [0, 2, 3, 4, 1], [0, 4, 1, 2, 3]
 
 @dataclass(frozen=True)
 class Join:
-    """`front` and then `norm`'s frames; `video`: the node that stands for them."""
+    """`front`, or the norm's own first frame so many times, and then its frames: `video` in the graph."""
 
-    front: fx.Node
+    front: fx.Node | None
+    repeat_first: int
     norm: fx.Node
     video: fx.Node
+
+    @property
+    def frames(self) -> int:
+        return int(n.shape(self.video)[TIME] - n.shape(self.norm)[TIME])
 
 
 def absorb_joins(graph: fx.Graph, fake_mode: FakeTensorMode) -> dict[fx.Node, int]:
@@ -49,15 +54,19 @@ def absorb_joins(graph: fx.Graph, fake_mode: FakeTensorMode) -> dict[fx.Node, in
             joins.setdefault(join.norm, []).append(join)
     found = {}
     for norm, of_norm in joins.items():
-        # Into one video it can be written; in front of it can stand what is there before it is.
-        if len(of_norm) == 1 and _is_free(norm) and order[of_norm[0].front] < order[norm]:
-            found[norm] = n.shape(of_norm[0].front)[TIME]
-            _absorb(of_norm[0], fake_mode)
+        join, *others = of_norm
+        # It can be written into one video, behind what is there before it is.
+        is_there = join.front is None or order[join.front] < order[norm]
+        if is_there and not others and _is_free(norm):
+            found[norm] = join.frames
+            _absorb(join, fake_mode)
+    if found:
+        graph.eliminate_dead_code()
     return found
 
 
 def _read(cat: fx.Node) -> Join | None:
-    """A cat in time of two tensors, the second a norm of ours."""
+    """A cat in time that ends with a norm of ours, in either spelling."""
     video: fx.Node | None = cat
     if is_joined_video(cat):
         pieces = list(n.arg(cat, 0))
@@ -68,15 +77,23 @@ def _read(cat: fx.Node) -> Join | None:
             return None
     else:
         return None
-    if len(pieces) != 2 or video is None or not n.is_call(pieces[1], *OPERATORS):
+    *before, norm = [_through_layout(piece) for piece in pieces]
+    if video is None or not n.is_call(norm, *OPERATORS):
         return None
-    front = pieces[0]
-    while n.is_call(front, prims.inductor_force_stride_order.default):
-        # The kernel reads it as it comes.
-        front = front.args[0]
-    if not isinstance(front, fx.Node) or not all(isinstance(s, int) for s in n.shape(video)):
+    if not all(isinstance(size, int) for size in n.shape(video)):
         return None
-    return Join(front, pieces[1], video)
+    if before and all(is_first_frame(piece, norm) for piece in before):
+        return Join(None, len(before), norm, video)
+    if len(before) == 1 and isinstance(before[0], fx.Node):
+        return Join(before[0], 0, norm, video)
+    return None
+
+
+def _through_layout(node: object) -> object:
+    """Our kernels read a tensor as it comes, and write channels-last where it was asked for."""
+    while n.is_call(node, prims.inductor_force_stride_order.default):
+        node = node.args[0]
+    return node
 
 
 def _permutes(node: object, dims: list[int]) -> bool:
@@ -85,20 +102,18 @@ def _permutes(node: object, dims: list[int]) -> bool:
 
 def _is_free(norm: fx.Node) -> bool:
     """Written by our kernel, and not behind other frames already."""
-    at = OPERATORS[norm.target].parameters.index("front")
-    return bool(norm.args[-1] == "triton" and norm.args[at] is None)
+    given = dict(zip(OPERATORS[norm.target].parameters, norm.args, strict=False))
+    return bool(norm.args[-1] == "triton" and given["front"] is None and given["repeat_first"] == 0)
 
 
 def _absorb(join: Join, fake_mode: FakeTensorMode) -> None:
     graph, norm = join.norm.graph, join.norm
     operator = OPERATORS[norm.target]
-    arguments = dict(zip((*operator.parameters, "lowering"), norm.args, strict=True)) | {"front": join.front}
+    arguments = dict(zip((*operator.parameters, "lowering"), norm.args, strict=True))
+    arguments |= {"front": join.front, "repeat_first": join.repeat_first}
     with graph.inserting_before(norm):
         b = Builder(graph, fake_mode, norm)
         joined = b(operator.overload, *arguments.values())
-        alone = b(aten.slice.Tensor, joined, TIME, n.shape(join.front)[TIME], n.shape(join.video)[TIME])
+        alone = b(aten.slice.Tensor, joined, TIME, join.frames, n.shape(join.video)[TIME])
     join.video.replace_all_uses_with(joined)
     norm.replace_all_uses_with(alone)
-    for node in (join.video, *join.video.all_input_nodes, norm):
-        if not node.users:
-            graph.erase_node(node)

@@ -37,6 +37,14 @@ def is_joined_video(node: fx.Node) -> bool:
     return len(n.shape(node)) == 5 and n.joined_dim(node) == TIME
 
 
+def is_first_frame(node: object, video: fx.Node) -> bool:
+    """video[:, :, :1]"""
+    if not n.is_call(node, aten.slice.Tensor) or node.args[0] is not video:
+        return False
+    dim, first, behind, _ = n.slice_bounds(n.shape(video)[TIME], node.args[1:])
+    return n.normalised_dim(dim, 5) == TIME and (first, behind) == (0, 1)
+
+
 def _redirected(user: fx.Node, cat: fx.Node, graph: fx.Graph, fake_mode: FakeTensorMode) -> bool:
     if not n.is_call(user, aten.slice.Tensor):
         return False

@@ -29,7 +29,7 @@ from ..graph.rewriter import escapes
 from ..ops import channel_norm as op
 from .group_norm import final_cast, silu_after
 from .idiom import Context, Found, Idiom, NearMiss, Site
-from .padding import front_frames
+from .padding import stands_behind_frames
 
 NAME = "channel_norm"
 COVERS = {"channel_norm": 1}
@@ -219,7 +219,7 @@ def _found(norm: ChannelNorm) -> Found:
         reason = f"an inner value ({outside.name}) is used outside the norm"
         return NearMiss(norm.anchor, reason, COVERS, parameters)
     low = n.dtype(before_silu) in n.LOW_PRECISION
-    parameters["joins"] = joins = front_frames(last) is not None
+    parameters["joins"] = joins = stands_behind_frames(last)
     arguments = {
         "x": x,
         "x_bias": None,
@@ -234,6 +234,7 @@ def _found(norm: ChannelNorm) -> Found:
         "rounds_between": n.dtype(norm.given) in n.LOW_PRECISION or norm.roundings > 0 or (silu and low),
         "out_dtype": n.dtype(last),
         "front": None,
+        "repeat_first": 0,
         "joins": joins,
     }
     return Site(norm.anchor, frozenset(norm.nodes), (last,), arguments, COVERS, parameters)

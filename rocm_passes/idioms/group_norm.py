@@ -79,6 +79,7 @@ def read(node: fx.Node) -> Found:
         "out_dtype": n.dtype(last),
         "pixel_index": None,
         "front": None,
+        "repeat_first": 0,
     }
     parameters |= {"silu": silu, "spatial": multiplier is not None}
     return Site(node, frozenset(nodes), (last,), arguments, COVERS, parameters)

@@ -44,7 +44,9 @@ def _found(norm: Site, padded: fx.Node, channels_last: bool) -> Found:
     covers = {**norm.covers, **pad.covers(padded)}
     arguments = dict(norm.arguments)
     parameters = {**norm.parameters, "mode": pad.MODES[padded.target], "padding": pad.padding(padded)}
-    for name in ("multiplier", "addend", "pixel_index", "front"):
+    for name in ("front", "repeat_first"):
+        del arguments[name]
+    for name in ("multiplier", "addend", "pixel_index"):
         if arguments.pop(name) is not None:
             return NearMiss(norm.anchor, f"the norm has a {name}, as SpatialNorm3D has", covers, parameters)
     parameters["channels_last"] = pad.into_channels_last(padded, channels_last)

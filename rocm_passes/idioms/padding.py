@@ -13,7 +13,7 @@ from torch import fx
 
 from ..graph import nodes as n
 from ..graph.nodes import aten
-from ..graph.time_slices import is_joined_video
+from ..graph.time_slices import is_first_frame, is_joined_video
 
 
 @dataclass
@@ -87,15 +87,15 @@ def _drop_zero_pieces(found: Padded) -> None:
         found.back += count
 
 
-def front_frames(y: fx.Node) -> fx.Node | None:
-    """The frames behind which y stands in a joined video, zeros apart; None where there are none, or several pieces."""
+def stands_behind_frames(y: fx.Node) -> bool:
+    """Is y the last piece of a joined video, behind one other or its own first frames, zeros apart?"""
     for cat in y.users:
         if is_joined_video(cat):
             *before, last = n.arg(cat, 0)
             front = [piece for piece in before if not _zero_frames(piece)]
-            if last is y and len(front) == 1 and isinstance(front[0], fx.Node):
-                return front[0]
-    return None
+            if last is y and front and (len(front) == 1 or all(is_first_frame(p, y) for p in front)):
+                return True
+    return False
 
 
 def _zero_frames(node: fx.Node) -> int:

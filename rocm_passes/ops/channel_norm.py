@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..target import Target, needs_import, needs_triton
+from . import frames
 from .frames import empty_joined, joined_by_copies, joined_by_kernel
 from .group_norm import with_bias
 from .operator import Lowering, Operator, Verdict, measured
@@ -22,7 +23,7 @@ from .strides import settled
 
 SCHEMA = (
     "(Tensor x, Tensor? x_bias, Tensor? gamma, Tensor? bias, str form, float eps, float scale, bool silu, "
-    "ScalarType? round_to, bool rounds_between, ScalarType out_dtype, Tensor? front=None) -> Tensor"
+    "ScalarType? round_to, bool rounds_between, ScalarType out_dtype, " + frames.SCHEMA + ") -> Tensor"
 )
 
 #: Elements from which a norm that writes into a joined video is worth a kernel of its own.
@@ -42,6 +43,7 @@ def reference(
     rounds_between: bool,
     out_dtype: torch.dtype,
     front: Tensor | None = None,
+    repeat_first: int = 0,
 ) -> Tensor:
     """Plain torch, in fp32 (fp64 for fp64 input).
 
@@ -49,8 +51,9 @@ def reference(
     x_bias: added to x before the norm, unrounded; None, or the bias of the convolution that made x.
     round_to: n is rounded to this dtype before scale and gamma, or None.
     rounds_between: the graph also rounds after them; lowerings say in their notes that they do not.
-    front: frames [N, C, F, H, W] of out_dtype that stand before y's in the result, or None.
-    Returns out_dtype in x's strides where x is dense, else in those of `torch.empty_like(x)`; with `front`,
+    front: frames [N, C, F, H, W] of out_dtype that stand before y's in the result, or None. repeat_first: how
+    often y's first frame stands there instead.
+    Returns out_dtype in x's strides where x is dense, else in those of `torch.empty_like(x)`; with frames in front,
     [N, C, F + T, H, W], channels-last where x is, else contiguous.
     """
     compute = torch.float64 if x.dtype is torch.float64 else torch.float32
@@ -70,7 +73,7 @@ def reference(
     if silu:
         y = F.silu(y)
     x = settled(x)
-    return joined_by_copies(front, x, torch.empty_like(x, dtype=out_dtype).copy_(y))
+    return joined_by_copies(front, repeat_first, x, y.to(out_dtype))
 
 
 def fake(
@@ -86,9 +89,9 @@ def fake(
     rounds_between: bool,
     out_dtype: torch.dtype,
     front: Tensor | None = None,
+    repeat_first: int = 0,
 ) -> Tensor:
-    x = settled(x)
-    return torch.empty_like(x, dtype=out_dtype) if front is None else empty_joined(front, x, out_dtype)
+    return empty_joined(front, repeat_first, settled(x), out_dtype)
 
 
 def _triton(
@@ -104,25 +107,28 @@ def _triton(
     rounds_between: bool,
     out_dtype: torch.dtype,
     front: Tensor | None = None,
+    repeat_first: int = 0,
 ) -> Tensor:
     from ..kernels.triton import channel_norm
 
     x = settled(x)
-    joined, out = (None, None) if front is None else joined_by_kernel(front, x, out_dtype)
-    y = channel_norm.channel_norm(
-        x,
-        gamma,
-        bias,
-        form=form,
-        eps=eps,
-        scale=scale,
-        silu=silu,
-        round_before_weight=round_to is not None,
-        out_dtype=out_dtype,
-        x_bias=x_bias,
-        out=out,
-    )
-    return y if joined is None else joined
+
+    def compute(out: Tensor | None) -> Tensor:
+        return channel_norm.channel_norm(
+            x,
+            gamma,
+            bias,
+            form=form,
+            eps=eps,
+            scale=scale,
+            silu=silu,
+            round_before_weight=round_to is not None,
+            out_dtype=out_dtype,
+            x_bias=x_bias,
+            out=out,
+        )
+
+    return joined_by_kernel(front, repeat_first, x, out_dtype, compute)
 
 
 def _triton_refuses(x: Tensor, round_to: torch.dtype | None, **_: Any) -> str | None:

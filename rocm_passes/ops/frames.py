@@ -1,43 +1,68 @@
-"""Frames in front of an operator's result: a causal convolution reads the last ones of the chunk before.
+"""Frames in front of an operator's result, as a causal convolution reads them.
 
-An operator that is given them returns the whole video, [N, C, F + T, H, W], and writes its own T frames where
-they belong: the cat that would copy them is gone.
+They are the last ones of the chunk before (`front`), or the result's own first frame, several times
+(`repeat_first`). An operator that is told of them returns the whole video, [N, C, F + T, H, W], and writes its own
+T frames where they belong: the cat that would copy them is gone.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 TIME = 2
 
+#: What an operator's schema has of them, and its defaults: no frames.
+SCHEMA = "Tensor? front=None, int repeat_first=0"
 
-def empty_joined(front: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Memory for front's frames and x's, [N, C, F + T, H, W], contiguous or, where x is, channels-last."""
+
+def has_front(front: Tensor | None, repeat_first: int) -> bool:
+    return front is not None or repeat_first > 0
+
+
+def empty_joined(front: Tensor | None, repeat_first: int, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Memory for the frames in front and x's, [N, C, F + T, H, W], contiguous or, where x is, channels-last.
+
+    Memory like x's alone where there are none in front.
+    """
+    if not has_front(front, repeat_first):
+        return torch.empty_like(x, dtype=dtype)
     shape = [*x.shape]
-    shape[TIME] = shape[TIME] + front.shape[TIME]
+    shape[TIME] = shape[TIME] + (repeat_first if front is None else front.shape[TIME])
     last = x.shape[1] != 1 and x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last_3d)
     layout = torch.channels_last_3d if last else torch.contiguous_format
     return torch.empty(shape, dtype=dtype, device=x.device, memory_format=layout)
 
 
-def split(joined: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-    """The first frames of a joined video, and the others."""
-    return joined.narrow(TIME, 0, frames), joined.narrow(TIME, frames, joined.shape[TIME] - frames)
+def joined_by_copies(front: Tensor | None, repeat_first: int, x: Tensor, y: Tensor) -> Tensor:
+    """In plain torch: y, of x's shape, behind its frames, laid out as `empty_joined` has it."""
+    joined = empty_joined(front, repeat_first, x, y.dtype)
+    if has_front(front, repeat_first):
+        first = y.narrow(TIME, 0, 1)
+        y = torch.cat([first] * repeat_first + [y] if front is None else [front, y], TIME)
+    return joined.copy_(y)
 
 
-def joined_by_copies(front: Tensor | None, x: Tensor, y: Tensor) -> Tensor:
-    """In plain torch: y behind front's frames, laid out as `empty_joined` has it for x."""
-    if front is None:
-        return y
-    return empty_joined(front, x, y.dtype).copy_(torch.cat([front, y], TIME))
+def joined_by_kernel(
+    front: Tensor | None,
+    repeat_first: int,
+    x: Tensor,
+    dtype: torch.dtype,
+    compute: Callable[[Tensor | None], Tensor],
+) -> Tensor:
+    """The same where `compute(out)` is the operator's kernel: it writes into `out`, of x's shape, and returns it.
 
-
-def joined_by_kernel(front: Tensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The joined video with front's frames in it, and the view of it in which a kernel writes the others."""
+    Where nothing stands in front, `out` is None and the kernel allocates its result.
+    """
+    if not has_front(front, repeat_first):
+        return compute(None)
     from ..kernels.triton.frames import copy_frames
 
-    joined = empty_joined(front, x, dtype)
-    first, rest = split(joined, front.shape[TIME])
-    copy_frames(front, first)
-    return joined, rest
+    joined = empty_joined(front, repeat_first, x, dtype)
+    count = joined.shape[TIME] - x.shape[TIME]
+    first, rest = joined.narrow(TIME, 0, count), joined.narrow(TIME, count, x.shape[TIME])
+    compute(rest)
+    copy_frames(rest.narrow(TIME, 0, 1).expand_as(first) if front is None else front, first)
+    return joined

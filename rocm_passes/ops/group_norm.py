@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..target import Target, needs_aiter, needs_import, needs_triton
+from . import frames
 from .frames import empty_joined, joined_by_copies, joined_by_kernel
 from .operator import Lowering, Operator, Verdict, measured
 from .strides import settled
@@ -22,7 +23,8 @@ from .strides import settled
 SCHEMA = (
     "(Tensor x, Tensor? x_bias, int groups, Tensor? weight, Tensor? bias, float eps, bool silu, Tensor? multiplier, "
     "Tensor? addend, bool rounds_between, ScalarType out_dtype, Tensor? pixel_index=None, "
-    "Tensor? front=None) -> Tensor"
+    + frames.SCHEMA
+    + ") -> Tensor"
 )
 
 
@@ -40,6 +42,7 @@ def reference(
     out_dtype: torch.dtype,
     pixel_index: Tensor | None = None,
     front: Tensor | None = None,
+    repeat_first: int = 0,
 ) -> Tensor:
     """Plain torch, in fp32 (fp64 for fp64 input), rounded once.
 
@@ -48,8 +51,9 @@ def reference(
     their pixel of that number (nearest upsampling, not written out); None: they are broadcast.
     x_bias: added to x before the norm, unrounded; None, or the bias of the convolution that made x.
     rounds_between: the graph rounds between these steps; lowerings say in their notes that they do not.
-    front: frames [N, C, F, H, W] of out_dtype that stand before y's in the result, or None.
-    Returns out_dtype in x's strides where x is dense, else in those of `torch.empty_like(x)`; with `front`,
+    front: frames [N, C, F, H, W] of out_dtype that stand before y's in the result, or None. repeat_first: how
+    often y's first frame stands there instead.
+    Returns out_dtype in x's strides where x is dense, else in those of `torch.empty_like(x)`; with frames in front,
     [N, C, F + T, H, W], channels-last where x is, else contiguous.
     """
     compute = torch.float64 if x.dtype is torch.float64 else torch.float32
@@ -63,7 +67,7 @@ def reference(
     if silu:
         y = F.silu(y)
     x = settled(x)
-    return joined_by_copies(front, x, torch.empty_like(x, dtype=out_dtype).copy_(y))
+    return joined_by_copies(front, repeat_first, x, y.to(out_dtype))
 
 
 def taken(given: Tensor, pixel_index: Tensor | None) -> Tensor:
@@ -92,9 +96,9 @@ def fake(
     out_dtype: torch.dtype,
     pixel_index: Tensor | None = None,
     front: Tensor | None = None,
+    repeat_first: int = 0,
 ) -> Tensor:
-    x = settled(x)
-    return torch.empty_like(x, dtype=out_dtype) if front is None else empty_joined(front, x, out_dtype)
+    return empty_joined(front, repeat_first, settled(x), out_dtype)
 
 
 def _triton(
@@ -111,26 +115,29 @@ def _triton(
     out_dtype: torch.dtype,
     pixel_index: Tensor | None = None,
     front: Tensor | None = None,
+    repeat_first: int = 0,
 ) -> Tensor:
     from ..kernels.triton import group_norm
 
     x = settled(x)
-    joined, out = (None, None) if front is None else joined_by_kernel(front, x, out_dtype)
-    y = group_norm.group_norm(
-        x,
-        groups,
-        weight,
-        bias,
-        eps,
-        silu=silu,
-        multiplier=multiplier,
-        addend=addend,
-        out_dtype=out_dtype,
-        x_bias=x_bias,
-        pixel_index=pixel_index,
-        out=out,
-    )
-    return y if joined is None else joined
+
+    def compute(out: Tensor | None) -> Tensor:
+        return group_norm.group_norm(
+            x,
+            groups,
+            weight,
+            bias,
+            eps,
+            silu=silu,
+            multiplier=multiplier,
+            addend=addend,
+            out_dtype=out_dtype,
+            x_bias=x_bias,
+            pixel_index=pixel_index,
+            out=out,
+        )
+
+    return joined_by_kernel(front, repeat_first, x, out_dtype, compute)
 
 
 def triton_note(target: Target, rounds_between: bool, **_: Any) -> str | None:
@@ -167,6 +174,7 @@ def _aiter(
     out_dtype: torch.dtype,
     pixel_index: Tensor | None = None,
     front: Tensor | None = None,
+    repeat_first: int = 0,
 ) -> Tensor:
     from ..kernels.aiter import group_norm
 
@@ -187,11 +195,14 @@ def _aiter_refuses(
     out_dtype: torch.dtype,
     pixel_index: Tensor | None = None,
     front: Tensor | None = None,
+    repeat_first: int = 0,
 ) -> str | None:
     from ..kernels.aiter import group_norm
 
-    if any(extra is not None for extra in (x_bias, multiplier, addend, front)) or silu:
+    if any(extra is not None for extra in (x_bias, multiplier, addend)) or silu:
         return "aiter's GroupNorm has nothing after the norm: SiLU, multiplier or addend"
+    if frames.has_front(front, repeat_first):
+        return "aiter's GroupNorm writes a tensor of its own, not behind other frames"
     if out_dtype is not x.dtype:
         return f"the result is {out_dtype} and x is {x.dtype}; aiter returns x's dtype"
     return group_norm.refusal(x, groups, weight, bias, eps)

@@ -21,13 +21,13 @@ C = 8
 
 def channel(c: Tensor, lowering: str = "triton") -> Tensor:
     op = torch.ops.rocm_passes.channel_norm
-    made: Tensor = op(c, None, None, None, "l2", 1e-12, 1.0, True, None, False, c.dtype, None, lowering)
+    made: Tensor = op(c, None, None, None, "l2", 1e-12, 1.0, True, None, False, c.dtype, lowering=lowering)
     return made
 
 
 def group(c: Tensor, lowering: str = "triton") -> Tensor:
     op = torch.ops.rocm_passes.group_norm
-    made: Tensor = op(c, None, 4, None, None, 1e-6, True, None, None, False, c.dtype, None, None, lowering)
+    made: Tensor = op(c, None, 4, None, None, 1e-6, True, None, None, False, c.dtype, lowering=lowering)
     return made
 
 

@@ -30,12 +30,12 @@ LAUNCHED = {
     "group norm": ["group_norm_partials_kernel", "group_norm_combine_kernel", "group_norm_apply_kernel"],
     "turned": ["group_norm_partials_kernel", "group_norm_combine_kernel", "group_norm_apply_kernel"],
     "joined": [
-        "copy_frames_kernel",
         "channel_norm_kernel",
         "copy_frames_kernel",
         "group_norm_partials_kernel",
         "group_norm_combine_kernel",
         "group_norm_apply_kernel",
+        "copy_frames_kernel",
     ],
     "pad": ["pad_kernel"],
     "group norm and pad": [

@@ -207,6 +207,21 @@ def test_rule_of_the_chain(changes: dict[str, Any], shape: tuple[int, ...], expe
     assert pays(fused_norm.OPERATOR, H200, **chain(x, **given))[0] is expected
 
 
+@pytest.mark.parametrize(
+    ("shape", "joins", "expected", "reason"),
+    [
+        ((1, 96, 4, 480, 832), True, True, "written where it is read"),
+        ((1, 96, 4, 480, 832), False, False, "in whole decodes Inductor's fused code was no slower"),
+        ((1, 96, 1, 60, 104), True, False, "below 4194304 elements"),
+    ],
+)
+def test_rule_of_the_channel_norm(shape: tuple[int, ...], joins: bool, expected: bool, reason: str) -> None:
+    verdict = pays(channel_norm.OPERATOR, H200, x=on_meta(*shape), joins=joins)
+    assert verdict[0] is expected
+    assert reason in verdict[1]
+    assert pays(channel_norm.OPERATOR, CPU, x=on_meta(*shape), joins=joins)[0] is False
+
+
 def test_rules_say_where_they_come_from() -> None:
     x = on_meta(32760, 5120)
     assert "not measured on this machine" in pays(fused_norm.OPERATOR, MI300, **chain(x, branch=x))[1]
