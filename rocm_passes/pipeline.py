@@ -162,6 +162,7 @@ class Pipeline(CustomGraphPass):
         # On a GPU every conv3d that reads joined videos is rewritten, by rule or by measurement.
         if self.target.is_gpu and self.may_rewrite(conv3d.IDIOM):
             slice_pieces(graph, fake_mode)
+            layout.sort_channels(graph, Context(self.options, target=self.target), fake_mode)
         session = _Session(self, graph, ledger)
         for idiom in self.idioms:
             session.decide(idiom)

@@ -19,6 +19,7 @@ from torch import fx
 from torch._inductor import inductor_prims
 
 from ..graph import nodes as n
+from ..graph.depth_to_space import SORTED_BY
 from ..graph.nodes import aten
 from ..ops.conv3d.write import channels_last_strides
 from ..ops.operator import Lowering, Verdict
@@ -45,7 +46,8 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
                 "groups",
             )
             arguments = dict(zip(names, node.args, strict=True))
-            yield Site(node, frozenset({node}), (node,), arguments, {})
+            parameters = {"channels_sorted_by": node.meta[SORTED_BY]} if SORTED_BY in node.meta else {}
+            yield Site(node, frozenset({node}), (node,), arguments, {}, parameters)
 
 
 def write_channels_last(b: Any, x: Any, weight: Any, **rest: Any) -> Any:

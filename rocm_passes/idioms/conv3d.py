@@ -26,6 +26,7 @@ import torch
 from torch import fx
 
 from ..graph import nodes as n
+from ..graph.depth_to_space import SORTED_BY
 from ..graph.nodes import aten
 from ..ops import conv3d as op
 from ..ops.operator import Lowering
@@ -64,6 +65,8 @@ def _found(node: fx.Node, context: Context, channels_last: bool) -> Found:
         "bias": bias is not None,
         "channels_last": channels_last,
     }
+    if SORTED_BY in node.meta:
+        parameters["channels_sorted_by"] = node.meta[SORTED_BY]
     reason = refusal(node)
     if reason is not None:
         return NearMiss(node, reason, COVERS, parameters)

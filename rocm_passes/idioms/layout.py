@@ -11,6 +11,7 @@ from torch import fx
 from torch._inductor import inductor_prims
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ..graph import depth_to_space
 from ..graph import nodes as n
 from ..graph.builder import Builder
 from ..graph.nodes import aten
@@ -31,6 +32,13 @@ def channels_last(graph: fx.Graph, context: Context) -> bool:
         return False
     convolutions = [node for node in n.calls(graph, aten.convolution.default) if mixes_pixels(node)]
     return bool(convolutions) and len(graph.nodes) < NODES_PER_CONVOLUTION * len(convolutions)
+
+
+def sort_channels(graph: fx.Graph, context: Context, fake_mode: FakeTensorMode) -> int:
+    """Sort what a depth-to-space shuffles, where the convolution in front runs channels-last. Returns how many."""
+    if not channels_last(graph, context):
+        return 0
+    return depth_to_space.sort_channels(graph, fake_mode, suits)
 
 
 #: Operators of ours that work in whatever layout they are given, and give it on.
