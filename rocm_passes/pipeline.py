@@ -7,7 +7,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -208,7 +208,7 @@ class _Session:
         self.ledger = ledger
         self.decided: list[tuple[Idiom, Site, Choice]] = []
         self._order = {node: i for i, node in enumerate(graph.nodes)}
-        self._taken: set[fx.Node] = set()
+        self._taken: dict[fx.Node, tuple[Idiom, Site]] = {}
         self._considered: dict[fx.Node, list[str]] = {}
         self.context = Context(self.options, target=self.target)
         self._fuel = self.options.fuel
@@ -218,12 +218,13 @@ class _Session:
         """Find the idiom's sites and choose for each; nothing is changed yet."""
         try:
             for found in idiom.find(self.graph, self.context):
-                if found.anchor in self._taken or (isinstance(found, Site) and found.nodes & self._taken):
-                    continue
                 if isinstance(found, NearMiss):
-                    self._say_refused(idiom, found, found.reason)
-                else:
+                    if found.anchor not in self._taken:
+                        self._say_refused(idiom, found, found.reason)
+                elif self._taken.keys().isdisjoint((found.anchor, *found.nodes)):
                     self._decide_site(idiom, found)
+                elif not found.nodes <= self._taken.keys():
+                    self._say_cut(idiom, found)
         except Exception as error:
             # A matcher's bug must never break a user's compile: the graph is still untouched.
             log.exception("rocm_passes: looking for %s failed; its sites are left to Inductor", idiom.name)
@@ -245,23 +246,41 @@ class _Session:
             else:
                 self._fuel -= 1
         if choice.outcome == "rewritten":
-            self._taken |= site.nodes
+            self._taken |= dict.fromkeys(site.nodes, (idiom, site))
         elif idiom.fuses:
-            self._consider(idiom, site, choice.reason)
+            self._note(idiom, site.nodes, choice.reason)
             return
         self.decided.append((idiom, site, choice))
 
     def _say_refused(self, idiom: Idiom, miss: NearMiss, reason: str, site: Site | None = None) -> None:
         if idiom.fuses:
-            nodes = site.nodes if site is not None else frozenset({miss.anchor})
-            for node in nodes:
-                self._considered.setdefault(node, []).append(f"{idiom.name}: {reason}")
+            self._note(idiom, site.nodes if site is not None else (miss.anchor,), reason)
             return
         self._record(idiom, miss, Choice("refused", reason), site)
 
-    def _consider(self, idiom: Idiom, site: Site, reason: str) -> None:
-        """Note a larger fusion that was not taken on the smaller idioms inside it."""
-        for node in site.nodes:
+    def _say_cut(self, idiom: Idiom, site: Site) -> None:
+        """Say of a site that an earlier one has taken a part of it. (One wholly inside is covered by that one.)
+
+        What the earlier site covers where this one has its anchor is counted there, and not here again.
+        """
+        left = site.nodes - self._taken.keys()
+        counted = site.anchor in self._taken
+        taken = site.anchor if counted else min(site.nodes - left, key=self._order.__getitem__)
+        by, earlier = self._taken[taken]
+        reason = f"{by.name}'s site has taken a part of it"
+        if idiom.fuses:
+            # Not on the site that was taken: it has not given way to anything.
+            self._note(idiom, left, reason)
+            return
+        already = earlier.covers if counted else {}
+        covers = {name: count for name, count in site.covers.items() if name not in already}
+        parameters = {**site.parameters, "taken_at": provenance.location(earlier.anchor)}
+        cut = replace(site, covers=covers, parameters=parameters)
+        self._record(idiom, cut, Choice("refused", reason), cut)
+
+    def _note(self, idiom: Idiom, nodes: Iterable[fx.Node], reason: str) -> None:
+        """Note a larger fusion that was not taken on the smaller idioms that have one of these nodes."""
+        for node in nodes:
             self._considered.setdefault(node, []).append(f"{idiom.name}: {reason}")
 
     def carry_out(self, rewriter: Rewriter, idiom: Idiom, site: Site, choice: Choice) -> None:
