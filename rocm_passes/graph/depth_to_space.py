@@ -3,15 +3,17 @@
 An upsampler's convolution makes S pixels of each, as channels (c, s); a depth-to-space (pixel shuffle) sorts them into
 place. Channels-last in memory, the C channels of a pixel then lie S apart, and what reads the shuffled video, which
 Inductor does not write out, gathers them one by one. Sorted as (s, c) they are one run. The weight's rows and the bias
-are sorted instead; every element is computed as before.
+are sorted instead; every element is computed as before. A result that several read is then written out once,
+channels-last: Inductor would have each of them go through the shuffle.
 
 Before (LTX-Video's upsampler)                  After
     y = convolution(x, w, bias)                     v = view(w, [C, S, ...]) -> permute -> view(w's shape)
     z = view(y, [N, C, 2, 2, 2, T, H, W])           y = convolution(x, v, bias, sorted alike)
     u = permute(z, [0, 1, 5, 2, 6, 3, 7, 4])        z = permute(view(y, [N, 2, 2, 2, C, T, H, W]), ...)
-                                                    u = permute(z, [0, 1, 5, 2, 6, 3, 7, 4])
+    r = slice(view(u))                              u = permute(z, [0, 1, 5, 2, 6, 3, 7, 4])
+    norm(r), r + ...                                r = channels_last(slice(view(u)))
 
-On an H200, LTX-Video's decoder read its last upsampler three times at a third of the memory's rate.
+On an H200 three kernels of LTX-Video's decoder read its last upsampler so, at a third of the memory's rate.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ import math
 from collections.abc import Callable
 
 from torch import fx
+from torch._inductor import inductor_prims
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ..ops.conv3d.write import channels_last_strides
 from . import nodes as n
 from .builder import Builder
 from .nodes import aten
@@ -33,6 +37,7 @@ SORTED_BY = "rocm_passes_channels_sorted_by"
 
 _WEIGHT, _BIAS, _TRANSPOSED, _GROUPS = 1, 2, 6, 8
 _VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
+_MOVES = (*_VIEWS, aten.permute.default, aten.clone.default, aten.slice.Tensor)
 
 
 def sort_channels(
@@ -95,5 +100,27 @@ def _sort(convolution: fx.Node, split: fx.Node, fake_mode: FakeTensorMode) -> No
         behind = range(2 + count, 2 + count + len(spatial))
         placed = b(aten.permute.default, apart, [0, 1 + count, *range(1, 1 + count), *behind])
     split.replace_all_uses_with(placed)
+    result = _last_of_the_moves(placed)
+    if (
+        len(result.users) > 1
+        and n.shape(result)[:2] == (batch, run)
+        and len(n.shape(result)) == 2 + len(spatial)
+    ):
+        _write_out(result, fake_mode)
     graph.erase_node(split)
     graph.erase_node(convolution)
+
+
+def _last_of_the_moves(node: fx.Node) -> fx.Node:
+    """Past what only moves elements, as far as each is alone in reading the one before."""
+    while n.is_call(n.only_user(node), *_MOVES):
+        (node,) = node.users
+    return node
+
+
+def _write_out(result: fx.Node, fake_mode: FakeTensorMode) -> None:
+    graph = result.graph
+    with graph.inserting_after(result):
+        b = Builder(graph, fake_mode, result)
+        written = b(inductor_prims.force_stride_order, result, channels_last_strides(n.shape(result)))
+    result.replace_all_uses_with(written, delete_user_cb=lambda user: user is not written)

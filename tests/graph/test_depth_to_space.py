@@ -70,6 +70,18 @@ def test_sorted(function: Callable[..., Any], shapes: tuple[tuple[int, ...], ...
     assert [node.op for node in convolution.all_input_nodes].count("placeholder") == 1
 
 
+def test_what_several_read_is_written_out_once() -> None:
+    def function(x: Tensor, w: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        y = ltx(x, w, bias)
+        return y.sin(), y.cos()
+
+    force = torch.ops.prims.inductor_force_stride_order.default
+    (written,) = run(function, VIDEO)[1].find_nodes(op="call_function", target=force)
+    assert written.args[1] == [C * 7 * 10 * 12, 1, C * 10 * 12, C * 12, C]
+    assert len(written.users) == 2
+    assert run(ltx, VIDEO)[1].find_nodes(op="call_function", target=force) == []
+
+
 def read_twice(x: Tensor, w: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     y = F.conv3d(x, w, bias, padding=1)
     return upsampled(y), y.sin()

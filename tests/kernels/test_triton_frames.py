@@ -22,15 +22,17 @@ FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last_3d}
 
 
-def joined(shape: tuple[int, ...], frames: int, layout: str, dtype: torch.dtype) -> Tensor:
-    """A video with so many more frames, poisoned."""
-    n, c, t, h, w = shape
-    whole = torch.empty((n, c, t + frames, h, w), dtype=dtype, memory_format=LAYOUTS[layout])
-    return whole.fill_(float("nan"))
+def joined(x: Tensor, frames: int, layout: str) -> Tensor:
+    """A video like x with so many more frames, poisoned."""
+    n, c, t, h, w = x.shape
+    made = torch.empty(
+        (n, c, t + frames, h, w), dtype=x.dtype, device=x.device, memory_format=LAYOUTS[layout]
+    )
+    return made.fill_(float("nan"))
 
 
 def check_copy(x: Tensor, frames: int, layout: str, tile: FrameTile | None = None) -> None:
-    whole = joined(tuple(x.shape), frames, layout, x.dtype)
+    whole = joined(x, frames, layout)
     copy_frames(x, whole[:, :, : x.shape[2]], tile)
     assert torch.equal(whole[:, :, : x.shape[2]], x)
     assert whole[:, :, x.shape[2] :].isnan().all(), "it wrote outside its frames"
@@ -105,9 +107,9 @@ NORMS: dict[str, Callable[..., Tensor]] = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [FP32, BF16])
 def test_norms_write_where_they_are_told(dtype: torch.dtype, layout: str, order: str, norm: str) -> None:
-    """By the interpreter, to the bit what the kernel returns by itself; two samples, so that there is a gap."""
+    """What the kernel returns by itself; two samples, so that there is a gap between them."""
     x = video((2, 6, 3, 4, 5), order, dtype)
-    whole = joined((2, 6, 3, 4, 5), 2, layout, dtype)
+    whole = joined(x, 2, layout)
     out = whole[:, :, 2:]
     assert NORMS[norm](x, out=out) is out
     torch.testing.assert_close(out, NORMS[norm](x), rtol=2e-6 if dtype is FP32 else 0, atol=1e-6)
