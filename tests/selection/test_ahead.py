@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections import Counter
 from pathlib import Path
 from unittest import mock
 
@@ -19,6 +21,7 @@ from rocm_passes.selection import ahead, tuning
 from rocm_passes.selection.store import Measured, store
 from rocm_passes.target import Target
 from tests.ops.test_conv3d_lowerings import call
+from tests.rewriting import Rewritten, _recording
 
 ABLE = [low for low in LOWERINGS if low.name in ("taps", "direct", "unfold")]
 MI300 = Target("amd", "gfx942", "MI300X", "2.11.0+rocm7", "3.6")
@@ -64,6 +67,53 @@ def test_the_passes_run_and_the_result_is_eager_s(monkeypatch: pytest.MonkeyPatc
     assert {"taps", "direct", "unfold"} <= set(noted_call.able)
     entries = [e for g in rocm_passes.history()[before:] for e in g.entries if e.idiom == "conv3d"]
     assert [e.outcome for e in entries] == ["kept" if grad else "rewritten"]
+
+
+class Rotation(nn.Module):
+    """As Qwen-Image has it: a complex table, indexed in the graph."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("table", torch.polar(torch.ones(9, 4), torch.randn(9, 4)))
+
+    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
+        z = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+        return torch.view_as_real(z * self.table[positions].unsqueeze(1)).flatten(3)  # type: ignore[index]
+
+
+def complex_calls(options: dict[str, object]) -> list[object]:
+    """Those of the graph that the passes get."""
+    torch.manual_seed(0)
+    torch._dynamo.reset()
+    module, seen = Rotation(), Rewritten()
+    inputs = (torch.randn(1, 5, 2, 8), torch.tensor([3, 0, 8, 1, 4]))
+    noting = torch.compile(module, backend=functools.partial(_recording, seen, options=options))
+    with ahead.noting(), torch.no_grad():
+        result = noting(*inputs)
+    torch.testing.assert_close(result, module(*inputs), rtol=0, atol=0)
+    (graph,) = seen.before
+    calls = [node for node in graph.nodes if node.op == "call_function"]
+    return [node.target for node in calls if node.meta["val"].is_complex()]
+
+
+def test_complex_tables_are_real_in_the_graph_that_the_passes_get() -> None:
+    aten = torch.ops.aten
+    assert Counter(complex_calls({})) == {aten.view_as_complex.default: 2, aten.mul.Tensor: 1}
+
+
+@pytest.mark.parametrize("options", [{"select": "off"}, {"idioms": "-rotary"}], ids=str)
+def test_complex_tables_stay_where_no_rotation_may_be_rewritten(options: dict[str, object]) -> None:
+    assert torch.ops.aten.index.Tensor in complex_calls(options)
+
+
+def test_a_user_s_own_pass_runs_before_the_tables_are_real() -> None:
+    met: list[object] = []
+
+    def theirs(graph: torch.fx.Graph) -> None:
+        met.extend(node.target for node in graph.nodes if node.op == "call_function")
+
+    complex_calls({"joint_custom_pre_pass": theirs})
+    assert torch.ops.aten.index.Tensor in met
 
 
 def test_afterwards_it_is_compiled_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:
