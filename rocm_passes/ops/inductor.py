@@ -33,6 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..kernels.triton.launch import Launch, written_down
 from ..target import triton_is_interpreted
+from .computed import COMPUTED
 from .operator import OPERATORS, Operator
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,14 @@ def register() -> None:
                 lower = functools.wraps(operator.reference)(functools.partial(_lower, operator))
                 register_lowering(operator.overload, type_promotion_kind=None)(lower)
                 _registered.add(operator.name)
+        if COMPUTED.name not in _registered:
+            register_lowering(COMPUTED.overload, type_promotion_kind=None)(_computed)
+            _registered.add(COMPUTED.name)
+
+
+def _computed(x: ir.TensorBox, lowering: str = "") -> ir.TensorBox:
+    x.realize()
+    return x
 
 
 def _lower(operator: Operator, *args: Any, **kwargs: Any) -> Any:

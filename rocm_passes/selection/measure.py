@@ -17,6 +17,7 @@ from torch._inductor import inductor_prims
 from torch.utils._python_dispatch import _disable_current_modes
 
 from ..graph.builder import Eager
+from ..ops.computed import COMPUTED
 from ..ops.operator import Lowering
 from . import rounds
 from .store import Measured
@@ -45,6 +46,8 @@ class Meter(Eager):
         self.held = 0
         # Held, so that no later tensor takes their address.
         self._outputs: dict[int, torch.Tensor] = {}
+        self._parts: dict[int, torch.Tensor] = {}
+        self._beside_parts = 0
         self._fused = False
 
     def __call__(self, target: Any, *args: Any, **kwargs: Any) -> Any:
@@ -52,6 +55,8 @@ class Meter(Eager):
             return self._timed(target, args, kwargs)
         if target is inductor_prims.force_stride_order:
             return self._in_layout(*args)
+        if target is COMPUTED.overload:
+            return self._computed(args[0])
         if target in (aten.cat.default, aten.constant_pad_nd.default):
             return self._joined(target, args, kwargs)
         result = target(*args, **kwargs)
@@ -68,8 +73,13 @@ class Meter(Eager):
         if self._fused:
             # The fused kernel behind the convolutions writes the result once.
             self.moved += _bytes(result)
-        held = self.held + sum(map(_bytes, self._outputs.values())) - _bytes(result)
+        if self._parts:
+            # The result is there from the first part on: none of the outputs becomes it.
+            held = self.held + self._beside_parts
+        else:
+            held = self.held + sum(map(_bytes, self._outputs.values())) - _bytes(result)
         self._outputs.clear()
+        self._parts.clear()
         return max(0, held, self.workspace + held) // 2**20
 
     def _timed(self, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
@@ -93,9 +103,23 @@ class Meter(Eager):
             return x
         return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
 
+    def _computed(self, x: torch.Tensor) -> torch.Tensor:
+        """A part is written in its place in the result, and what it was computed from is let go of."""
+        self._read((x,))
+        self._fused = True
+        self._beside_parts = max(self._beside_parts, sum(map(_bytes, self._outputs.values())))
+        self._outputs.clear()
+        self._parts[x.untyped_storage().data_ptr()] = x
+        return x
+
     def _joined(self, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
         result: torch.Tensor = target(*args, **kwargs)
         parts = args[0] if isinstance(args[0], (list, tuple)) else [args[0]]
+        if all(p.untyped_storage().data_ptr() in self._parts for p in parts):
+            # A sum fuses with a residual addition behind it. Joined parts do not: the addition reads and writes the
+            # whole once more. Behind half of a decoder's convolutions stands one, so half of that is counted.
+            self.moved += _bytes(result)
+            return result
         if any(p.untyped_storage().data_ptr() in self._outputs for p in parts):
             self._read((parts,))
             self._fused = True

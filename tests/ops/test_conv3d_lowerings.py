@@ -11,9 +11,10 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rocm_passes.graph.builder import Eager
+from rocm_passes.ops.computed import COMPUTED
 from rocm_passes.ops.conv3d import LOWERINGS, live_taps
 from rocm_passes.ops.conv3d.frames import TimeAxis
-from rocm_passes.ops.conv3d.write import TILE_FRAMES, channels_last_strides
+from rocm_passes.ops.conv3d.write import TILE_FRAMES, channels_last_strides, tiles_of_taps
 from rocm_passes.target import Target
 
 BY_NAME = {low.name: low for low in LOWERINGS}
@@ -136,6 +137,59 @@ def test_taps_are_those_that_see_a_frame(**sizes: int) -> None:
             assert t.start == reads[t.first] - axis.front
 
 
+@settings(max_examples=300, deadline=None)
+@given(
+    frames=st.integers(1, 12), front=st.integers(0, 4), back=st.integers(0, 4), kernel=st.integers(1, 4),
+    stride=st.integers(1, 3), dilation=st.integers(1, 3),
+)  # fmt: skip
+def test_tiles_of_taps_read_what_the_taps_read(**sizes: int) -> None:
+    axis = TimeAxis(**sizes)
+    assume(axis.out > 0)
+
+    def reads(taps: Any, first: int) -> set[tuple[int, int, int]]:
+        """Tap, output, frame read for it."""
+        return {
+            (t.index, first + t.first + i, t.start + i * axis.stride) for t in taps for i in range(t.count)
+        }
+
+    found: set[tuple[int, int, int]] = set()
+    first = 0
+    for taps, count in tiles_of_taps(axis):
+        assert all(t.first >= 0 and t.count > 0 and t.first + t.count <= count for t in taps)
+        found |= reads(taps, first)
+        first += count
+    assert first == axis.out
+    assert found == reads(axis.taps(), 0)
+
+
+@pytest.mark.parametrize(
+    ("out", "tiles"), [(1, [1]), (2, [1, 1]), (3, [2, 1]), (4, [2, 2]), (5, [4, 1]), (9, [4, 4, 1])]
+)
+def test_half_of_a_few_frames_is_a_tile_of_taps(out: int, tiles: list[int]) -> None:
+    axis = TimeAxis(frames=out, front=2, back=0, kernel=3, stride=1, dilation=1)
+    assert [count for _, count in tiles_of_taps(axis)] == tiles
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("frames", [(2, 4), (2, 9)])
+def test_tiled_taps_are_the_sum_in_the_layout_of_the_call(
+    frames: tuple[int, ...], channels_last: bool, batch: int
+) -> None:
+    c = call(frames, batch=batch, channels_last=channels_last)
+    got = BY_NAME["taps_tiled"].write(Eager(), **c)
+    torch.testing.assert_close(got, plain(c), rtol=1e-12, atol=1e-12)
+    layout = torch.channels_last_3d if channels_last else torch.contiguous_format
+    assert got.is_contiguous(memory_format=layout)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_a_tile_is_computed_before_the_next_is_convolved(channels_last: bool) -> None:
+    noted = _Counting()
+    BY_NAME["taps_tiled"].write(noted, **call((2, 4), channels_last=channels_last))
+    assert noted.steps == ["convolution"] * 3 + ["computed"] + ["convolution"] * 3 + ["computed", "cat"]
+
+
 @pytest.mark.parametrize("frames", [1, 2, 3, 7])
 def test_chunks_with_a_cache_equal_the_whole(frames: int) -> None:
     """A causal convolution over frames at once, and frame by frame with the last two frames cached."""
@@ -169,7 +223,7 @@ def test_taps_leave_out_zero_frames() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("name", ["taps", "direct", "unfold", "tiled"])
+@pytest.mark.parametrize("name", ["taps", "taps_tiled", "direct", "unfold", "tiled"])
 def test_low_precision_is_as_exact_as_the_original(name: str, dtype: torch.dtype) -> None:
     from tests.accuracy import assert_no_worse
 
@@ -181,7 +235,7 @@ def test_low_precision_is_as_exact_as_the_original(name: str, dtype: torch.dtype
 
 def test_the_compute_dtype_is_used_and_the_result_keeps_its_own() -> None:
     c = call((4,), compute=torch.bfloat16, dtype=torch.float32)
-    for name in ("direct", "taps", "unfold"):
+    for name in ("direct", "taps", "taps_tiled", "unfold"):
         counted = _Counting()
         got = BY_NAME[name].write(counted, **c)
         assert got.dtype is torch.float32
@@ -201,6 +255,9 @@ REFUSALS = [
     ("conv2d", call((1,), zeros=(2, 0), kernel=(1, 3, 3)), "some output frames see zeros alone"),
     ("taps", call((3,), kernel=(1, 3, 3)), "kT=1: there is one tap"),
     ("taps", call((1,), zeros=(0, 4), stride=(4, 1, 1), kernel=(1, 3, 3)), "kT=1: there is one tap"),
+    ("taps_tiled", call((3,), kernel=(1, 3, 3)), "kT=1: there is one tap"),
+    ("taps_tiled", call((3,)), "1 output frame is one tile"),
+    ("taps_tiled", call((1,), zeros=(4, 0)), "no temporal tap of some tile sees a frame that is not zero"),
     ("unfold", call((3,), kernel=(1, 3, 3)), "kT=1: there is one tap, so nothing to unfold"),
     ("matmul", call((3,)), "the kernel is not as large as the stride: inputs are read more than once"),
     ("matmul", call((3,), kernel=(1, 1, 1), groups=2, out=4, padding=(0, 0)), "groups=2"),
@@ -243,20 +300,36 @@ def test_rules_where_nothing_is_measured(target: Target, c: dict[str, Any], expe
     assert first == expected
 
 
-def test_rounding_between_taps_is_noted() -> None:
-    note = BY_NAME["taps"].note
+@pytest.mark.parametrize(("name", "call_of"), [("tiled", "call"), ("taps_tiled", "call per tap")])
+@pytest.mark.parametrize("target", [CPU, AMD, NVIDIA])
+def test_tiles_are_never_taken_by_rule(target: Target, name: str, call_of: str) -> None:
+    c = call((9,), channels=96, out=96, channels_last=True, dtype=torch.bfloat16)
+    assert BY_NAME[name].refuses(**c) is None
+    reason = f"one {call_of} is faster; tiles bound the peak memory"
+    assert BY_NAME[name].pays(target, **c) == (False, reason)
+
+
+@pytest.mark.parametrize("name", ["taps", "taps_tiled"])
+def test_rounding_between_taps_is_noted(name: str) -> None:
+    note = BY_NAME[name].note
     assert "rounded to bfloat16" in note(target=AMD, **call((3,), dtype=torch.bfloat16))
     assert note(target=AMD, **call((3,), dtype=torch.float32)) is None
 
 
+STEPS = (torch.ops.aten.convolution.default, torch.ops.aten.cat.default, COMPUTED.overload)
+
+
 class _Counting(Eager):
-    """Notes the rank and dtype of each convolution's input."""
+    """Notes the rank and dtype of each convolution's input, and the order of what makes memory."""
 
     def __init__(self) -> None:
         self.convolutions: list[int] = []
         self.dtypes: list[torch.dtype] = []
+        self.steps: list[str] = []
 
     def __call__(self, target: Any, *args: Any, **kwargs: Any) -> Any:
+        if target in STEPS and not (target is torch.ops.aten.cat.default and not self.steps):
+            self.steps.append(target._opname)
         if target is torch.ops.aten.convolution.default:
             self.convolutions.append(args[0].ndim)
             self.dtypes.append(args[0].dtype)

@@ -74,6 +74,34 @@ def test_extra_memory_is_what_is_held_beside_the_result() -> None:
         assert meter.finish(low.write(meter, **c)) == expected
 
 
+def test_tiles_hold_one_tile_s_taps_beside_the_result() -> None:
+    """Four output frames of two megabytes: taps hold three times four less the result, tiles three times two."""
+    c = call((6,), channels=4, out=4, size=(512, 512), dtype=torch.float16)
+    mib, moved = {}, {}
+    for name in ("taps", "taps_tiled"):
+        meter = measuring.Meter()
+        low = next(low for low in LOWERINGS if low.name == name)
+        assert low.write is not None
+        mib[name] = meter.finish(low.write(meter, **{**c, "bias": None}))
+        moved[name] = meter.moved
+    assert mib == {"taps": 2 * 8, "taps_tiled": 3 * 4}
+    # The outputs are read, the result is written; of tiles, half a residual addition's passes are counted, too.
+    assert moved == {"taps": (3 + 1) * 8 * 2**20, "taps_tiled": (3 + 1 + 1) * 8 * 2**20}
+
+
+def test_a_tile_of_one_tap_alone_is_read_and_written() -> None:
+    """In float32 without a bias there is nothing to add or round: the output is copied to its place."""
+    c = call((2,), zeros=(0, 2), channels=4, out=4, size=(512, 512), dtype=torch.float32)
+    meter = measuring.Meter()
+    low = next(low for low in LOWERINGS if low.name == "taps_tiled")
+    assert low.write is not None
+    mib = meter.finish(low.write(meter, **{**c, "bias": None}))
+    assert len(meter.work) == 2 + 1
+    assert mib == 2 * 4
+    # Of four megabytes each: three outputs read, two frames written, and half an addition's passes over them.
+    assert meter.moved == (3 + 2 + 2) * 4 * 2**20
+
+
 def test_a_lowering_that_raises_is_one_less() -> None:
     found = measuring.measure([failing(RuntimeError("miopenStatusUnknownError\nmore")), ABLE[0]], SMALL)
     assert found.skipped == {"failing": "RuntimeError: miopenStatusUnknownError"}

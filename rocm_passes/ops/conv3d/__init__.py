@@ -12,10 +12,12 @@ from .frames import axis_of, out_size
 from .write import (
     LOW_PRECISION,
     TILE_FRAMES,
+    tiles_of_taps,
     write_conv2d,
     write_direct,
     write_matmul,
     write_taps,
+    write_taps_tiled,
     write_tiled,
     write_unfold,
 )
@@ -88,6 +90,18 @@ def _refuses_taps(**call: Any) -> str | None:
     if live is None:
         return "the number of frames is symbolic"
     return "no temporal tap sees a frame that is not zero" if live == 0 else None
+
+
+def _refuses_taps_tiled(**call: Any) -> str | None:
+    reason = _refuses_taps(**call)
+    if reason is not None:
+        return reason
+    axis = axis_of(call["x"], call["weight"], call["zeros"], call["stride"], call["dilation"])
+    if axis.out == 1:
+        return "1 output frame is one tile"
+    if not all(taps for taps, _ in tiles_of_taps(axis)):
+        return "no temporal tap of some tile sees a frame that is not zero"
+    return None
 
 
 def _refuses_unfold(**call: Any) -> str | None:
@@ -195,6 +209,10 @@ def _unfold_pays(target: Target, **call: Any) -> Verdict:
     return Verdict(False, "the sum over taps does the same work without the unfolded copy")
 
 
+def _taps_tiled_pay(target: Target, **call: Any) -> Verdict:
+    return Verdict(False, "one call per tap is faster; tiles bound the peak memory")
+
+
 def _tiled_pays(target: Target, **call: Any) -> Verdict:
     return Verdict(False, "one call is faster; tiles bound the peak memory")
 
@@ -216,6 +234,13 @@ LOWERINGS = (
         "conv2d", refuses=_refuses_conv2d, note=_compute_note, pays=_conv2d_pays, write=_writes(write_conv2d)
     ),
     Lowering("taps", refuses=_refuses_taps, note=_both_notes, pays=_taps_pay, write=_writes(write_taps)),
+    Lowering(
+        "taps_tiled",
+        refuses=_refuses_taps_tiled,
+        note=_both_notes,
+        pays=_taps_tiled_pay,
+        write=_writes(write_taps_tiled),
+    ),
     Lowering("direct", note=_compute_note, pays=_direct_pays, write=_writes(write_direct)),
     Lowering(
         "unfold", refuses=_refuses_unfold, note=_compute_note, pays=_unfold_pays, write=_writes(write_unfold)

@@ -29,6 +29,13 @@ class Tap:
     count: Any
     start: int
 
+    def within(self, first: int, count: int, stride: int) -> list[Tap]:
+        """The tap for the outputs [first, first + count) alone, counted from `first`; none that it feeds, no tap."""
+        begin = max(self.first, first)
+        end = min(self.first + self.count, first + count)
+        start = self.start + (begin - self.first) * stride
+        return [Tap(self.index, begin - first, end - begin, start)] if begin < end else []
+
 
 @dataclass(frozen=True)
 class TimeAxis:

@@ -19,12 +19,13 @@ from typing import Any, Protocol
 import torch
 from torch._inductor import inductor_prims
 
-from .frames import TimeAxis, axis_of, frames_of
+from ..computed import COMPUTED
+from .frames import Tap, TimeAxis, axis_of, frames_of
 
 aten = torch.ops.aten
 convert = torch.ops.prims.convert_element_type.default
 LOW_PRECISION = (torch.float16, torch.bfloat16)
-#: Output frames of one tile of `tiled`: enough to fill a GPU, few enough to bound workspaces.
+#: Output frames of one tile of `tiled` and `taps_tiled`: enough to fill a GPU, few enough to bound workspaces.
 TILE_FRAMES = 4
 
 
@@ -190,24 +191,58 @@ def write_taps(b: Writer, **call: Any) -> Any:
     Partial sums are added in fp32. Source: numz/ComfyUI-SeedVR2_VideoUpscaler#634.
     """
     c = Call(b, **call)
+    return c.finished(_sum_of_taps(c, c.video(zeros=False), c.kernel(), c.axis.taps(), c.axis.out))
+
+
+def write_taps_tiled(b: Writer, **call: Any) -> Any:
+    """The sum over taps for a few output frames at a time: one tile's taps are alive, not those of all frames.
+
+    Each sum is written where it belongs in the result before the next tile is convolved.
+    """
+    c = Call(b, **call)
     x, kernel = c.video(zeros=False), c.kernel()
     parts = []
-    for tap in c.axis.taps():
+    for taps, count in tiles_of_taps(c.axis):
+        part = c.finished(_sum_of_taps(c, x, kernel, taps, count, behind=c.channels_last))
+        parts.append(b(COMPUTED.overload, part))
+    y = b(aten.cat.default, parts, 1 if c.channels_last else 2)
+    return c._channels_first(y) if c.channels_last else y
+
+
+def tiles_of_taps(axis: TimeAxis) -> list[tuple[list[Tap], int]]:
+    """The tiles of `taps_tiled`: the taps of each, with outputs counted from its first, and how many it has."""
+    size = TILE_FRAMES if axis.out > TILE_FRAMES else -(-axis.out // 2)
+    tiles = []
+    for first in range(0, axis.out, size):
+        count = min(size, axis.out - first)
+        tiles.append(([t for tap in axis.taps() for t in tap.within(first, count, axis.stride)], count))
+    return tiles
+
+
+def _sum_of_taps(c: Call, x: Any, kernel: Any, taps: Sequence[Tap], out: Any, behind: bool = False) -> Any:
+    """[N, O, out, H', W'], or with the channels behind; in fp32 where the taps are of low precision."""
+    b = c.b
+    parts = []
+    for tap in taps:
         frames = c.frames(c.window(x, tap.start, tap.count))
         y = c.convolve2d(frames, b(aten.select.int, kernel, 2, tap.index), None)
-        if y_dtype(b, y) in LOW_PRECISION:
-            y = b(convert, y, torch.float32)
         video = c.unframed(y, tap.count)
-        behind = c.axis.out - tap.first - tap.count
-        if tap.first or not _same(behind, 0):
-            video = b(aten.constant_pad_nd.default, video, [0, 0, 0, 0, tap.first, behind], 0.0)
+        if behind:
+            video = c._channels_behind(video)
+        if y_dtype(b, y) in LOW_PRECISION:
+            video = b(convert, video, torch.float32)
+        after = out - tap.first - tap.count
+        if tap.first or not _same(after, 0):
+            pads = [0, 0, 0, 0] + ([0, 0] if behind else []) + [tap.first, after]
+            video = b(aten.constant_pad_nd.default, video, pads, 0.0)
         parts.append(video)
     total = parts[0]
     for part in parts[1:]:
         total = b(aten.add.Tensor, total, part)
     if c.bias is not None:
-        total = b(aten.add.Tensor, total, b(aten.reshape.default, c.cast(c.bias), [1, -1, 1, 1, 1]))
-    return c.finished(total)
+        bias = c.cast(c.bias)
+        total = b(aten.add.Tensor, total, bias if behind else b(aten.reshape.default, bias, [1, -1, 1, 1, 1]))
+    return total
 
 
 def write_conv2d(b: Writer, **call: Any) -> Any:
