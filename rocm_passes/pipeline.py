@@ -182,6 +182,7 @@ class Pipeline(CustomGraphPass):
             _launched(graph, self.options.launch)
         if in_channels_last:
             layout.settle_norms(graph, fake_mode)
+            layout.share_layouts(graph)
         return rewriter.count > 0
 
 

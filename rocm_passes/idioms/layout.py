@@ -6,6 +6,8 @@ code, norms, upsampling and cats take on the layout of the convolutions round th
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 from torch._inductor import inductor_prims
@@ -41,6 +43,7 @@ def sort_channels(graph: fx.Graph, context: Context, fake_mode: FakeTensorMode) 
     return depth_to_space.sort_channels(graph, fake_mode, suits)
 
 
+FORCE = n.prims.inductor_force_stride_order.default
 #: Operators of ours that work in whatever layout they are given, and give it on.
 FOLLOWING = ("channel_norm", "group_norm")
 #: Those that read any layout and write the one in their last argument but one: a turn is theirs to spare.
@@ -75,6 +78,29 @@ def settle_norms(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
 def _gains(node: fx.Node) -> bool:
     """Does it write channels-last what could be made so? The graph's inputs lie as they do."""
     return bool(node.args[-2]) and n.argument(node).op != "placeholder"
+
+
+def share_layouts(graph: fx.Graph) -> int:
+    """Let all that read a tensor read it where it was asked for in a layout. Returns how many were redirected.
+
+    Each request is a copy of its own to Inductor, of what is pointwise so far, and who did not ask computes it once
+    more from what it was computed from, which stays in memory for that long: a convolution's result before its bias.
+    """
+    redirected = 0
+    first: dict[tuple[fx.Node, tuple[Any, ...]], fx.Node] = {}
+    for node in graph.find_nodes(op="call_function", target=FORCE):
+        x, strides = n.argument(node), tuple(n.arg(node, 1))
+        is_so = n.is_call(x, FORCE) and tuple(n.arg(x, 1)) == strides
+        alike = x if is_so else first.setdefault((x, strides), node)
+        if alike is not node:
+            redirected += len(node.users)
+            node.replace_all_uses_with(alike)
+            graph.erase_node(node)
+        elif x.op != "placeholder" and list(strides) == channels_last_strides(n.shape(x)):
+            readers = {user for user in x.users if user is not node and user.op != "output"}
+            redirected += len(readers)
+            x.replace_all_uses_with(node, delete_user_cb=readers.__contains__)
+    return redirected
 
 
 def mixes_pixels(node: fx.Node) -> bool:
