@@ -159,16 +159,16 @@ Meta = tuple[tuple[int, ...], torch.dtype]
 
 
 def _norm(x: Tensor, weight: Tensor) -> Tensor:
-    return ops.rms_norm(torch.relu(x), weight, None, 1e-6, 0.0, None, BF16, "triton") + 1
+    return ops.rms_norm(torch.relu(x), weight, None, None, 1e-6, 0.0, None, None, BF16, "triton") + 1
 
 
 def _by_a_library(x: Tensor, weight: Tensor) -> Tensor:
-    return ops.rms_norm(x, weight, None, 1e-6, 0.0, None, BF16, "aiter")
+    return ops.rms_norm(x, weight, None, None, 1e-6, 0.0, None, None, BF16, "aiter")
 
 
 def _slice_of_a_projection(x: Tensor, weight: Tensor) -> Tensor:
     return ops.rms_norm(
-        aten.slice.Tensor(x * 2, 2, 1024, 2048), weight, None, 1e-6, 0.0, None, BF16, "triton"
+        aten.slice.Tensor(x * 2, 2, 1024, 2048), weight, None, None, 1e-6, 0.0, None, None, BF16, "triton"
     )
 
 

@@ -6,11 +6,13 @@ y = f * rstd                        (or x * rstd: the spelling of diffusers)
 y = y.to(T)                         (or not)
 y = y * weight                      (either order; weight, weight.float() or 1 + weight; or none)
 y = y.to(T)                         (or not)
+y = y + bias                        (or not: read by `with_bias`, for the idiom that has a place for it)
+y = y.to(T)                         (or not)
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -26,7 +28,8 @@ class RMS:
 
     x: before any widening cast. eps: a float, or a 0-d tensor node. weight: a vector of the last dim, before
     widening casts, or None; weight_offset: 1.0 for Gemma's (1 + weight). round_to: the dtype that the
-    normalised value is rounded to before the weight, or None. result: the last node; nodes: all of them.
+    normalised value is rounded to before the weight, or None. bias: as the weight; round_product: the dtype that
+    the value is rounded to before the bias, or None. result: the last node; nodes: all of them.
     """
 
     anchor: fx.Node
@@ -38,6 +41,8 @@ class RMS:
     weight_offset: float = 0.0
     weight_first: bool = False
     round_to: torch.dtype | None = None
+    bias: fx.Node | None = None
+    round_product: torch.dtype | None = None
     compute_dtype: torch.dtype = torch.float32
     nodes: set[fx.Node] = field(default_factory=set)
 
@@ -57,6 +62,8 @@ class RMS:
             "weight": n.dtype(self.weight) if self.weight is not None else None,
             "weight_offset": self.weight_offset,
             "rounds_before_weight": self.round_to,
+            "bias": n.dtype(self.bias) if self.bias is not None else None,
+            "rounds_before_bias": self.round_product,
             "computes_in": self.compute_dtype,
             "x_dtype": n.dtype(self.x),
             "out_dtype": self.out_dtype,
@@ -117,6 +124,29 @@ def read(rsqrt: fx.Node) -> RMS | str | None:
     _walk_tail(rms)
     rms.nodes |= _casts_of(x, rms.nodes)
     rms.spelling = _spelling(rms, mean, product, x)
+    return rms
+
+
+def with_bias(rms: RMS) -> RMS:
+    """The norm with the vector that alone is added to its result and, behind it, a rounding; or as it is."""
+    add = n.only_user(rms.result)
+    if not n.is_call(add, aten.add.Tensor) or not n.alpha_is_one(add):
+        return rms
+    normed, dims = rms.result, n.shape(rms.result)
+    for found, other in n.operands(add):
+        # A tensor of the result's own shape is a residual, were it of one row.
+        if found is not normed or not n.is_vector_of(other, rms.size) or n.same_shape(n.shape(other), dims):
+            continue
+        if n.dtype(other) not in n.FLOATING or len(n.shape(add)) != len(dims):
+            continue
+        bias = n.through_widening(other)
+        extended = replace(rms, bias=bias, nodes=rms.nodes | _casts_between(other, bias))
+        extended.round_product = n.dtype(normed) if n.dtype(normed) in n.LOW_PRECISION else None
+        _advance(extended, add)
+        final = _sole_cast(add)
+        if final is not None and not n.is_widening(final):
+            _advance(extended, final)
+        return extended
     return rms
 
 

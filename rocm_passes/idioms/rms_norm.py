@@ -1,11 +1,11 @@
 """RMSNorm over the last dimension, alone.
 
-Formula: y = x * rsqrt(mean(x^2, -1) + eps) * weight, in the spellings of torch.nn.RMSNorm, diffusers, Llama,
-T5, Mochi, Gemma (1 + weight) and without a weight. graph/norms.py reads them.
+Formula: y = x * rsqrt(mean(x^2, -1) + eps) * weight + bias, in the spellings of torch.nn.RMSNorm, diffusers,
+Llama, T5, Mochi, Gemma (1 + weight), without a weight and without a bias. graph/norms.py reads them.
 
 Before (diffusers' RMSNorm in bf16)             After
-    f   = convert(x, f32)                           y = rocm_passes.rms_norm(x, w, None, 1e-6, 0.0,
-    v   = mean(pow(f, 2), [-1], True)                       bf16, bf16, "aiter")
+    f   = convert(x, f32)                           y = rocm_passes.rms_norm(x, w, None, None, 1e-6, 0.0,
+    v   = mean(pow(f, 2), [-1], True)                       bf16, None, bf16, "aiter")
     r   = rsqrt(v + 1e-6)
     y   = convert(x * r, bf16) * w
 
@@ -46,15 +46,18 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
 def _found(anchor: fx.Node, read: norms.RMS | str) -> Found:
     if isinstance(read, str):
         return NearMiss(anchor, read, COVERS)
+    read = norms.with_bias(read)
     reason = refusal(read)
     if reason is not None:
         return NearMiss(anchor, reason, COVERS, read.parameters())
     arguments = {
         "x": read.x,
         "weight": read.weight,
+        "bias": read.bias,
         **read.eps_arguments(),
         "weight_offset": read.weight_offset,
         "round_to": read.round_to,
+        "round_product": read.round_product,
         "out_dtype": read.out_dtype,
     }
     return Site(anchor, frozenset(read.nodes), (read.result,), arguments, COVERS, read.parameters())

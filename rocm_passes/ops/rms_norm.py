@@ -1,4 +1,4 @@
-"""RMSNorm over the last dimension: y = x * rsqrt(mean(x^2) + eps) * (offset + weight).
+"""RMSNorm over the last dimension: y = x * rsqrt(mean(x^2) + eps) * (offset + weight) + bias.
 
 Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019, arXiv:1910.07467.
 """
@@ -14,25 +14,28 @@ from ..target import Target, needs_aiter, needs_import, needs_triton
 from .operator import Lowering, Operator, Verdict
 
 SCHEMA = (
-    "(Tensor x, Tensor? weight, Tensor? eps_tensor, float eps, float weight_offset, ScalarType? round_to, "
-    "ScalarType out_dtype) -> Tensor"
+    "(Tensor x, Tensor? weight, Tensor? bias, Tensor? eps_tensor, float eps, float weight_offset, "
+    "ScalarType? round_to, ScalarType? round_product, ScalarType out_dtype) -> Tensor"
 )
 
 
 def reference(
     x: Tensor,
     weight: Tensor | None,
+    bias: Tensor | None,
     eps_tensor: Tensor | None,
     eps: float,
     weight_offset: float,
     round_to: torch.dtype | None,
+    round_product: torch.dtype | None,
     out_dtype: torch.dtype,
 ) -> Tensor:
     """Plain torch, in fp32 (fp64 for fp64 input).
 
-    x: [..., D], any float dtype and strides. weight: [D] or broadcast to it, any float dtype, or None.
+    x: [..., D], any float dtype and strides. weight, bias: [D] or broadcast to it, any float dtype, or None.
     eps_tensor: 0-d; takes eps's place (dynamic shapes make module constants into tensors).
     round_to: the normalised value is rounded to this dtype before the weight (diffusers' RMSNorm), or None.
+    round_product: the value is rounded to this dtype before the bias, or None.
     Returns [..., D] of out_dtype, contiguous.
     """
     compute = torch.float64 if x.dtype is torch.float64 else torch.float32
@@ -42,6 +45,9 @@ def reference(
         y = y.to(round_to).to(compute)
     if weight is not None:
         y = y * (weight.to(compute).reshape(-1) + weight_offset)
+    if bias is not None:
+        y = y if round_product is None else y.to(round_product).to(compute)
+        y = y + bias.to(compute).reshape(-1)
     return y.to(out_dtype).contiguous()
 
 
@@ -52,10 +58,12 @@ def epsilon(eps_tensor: Tensor | None, eps: float) -> float:
 def fake(
     x: Tensor,
     weight: Tensor | None,
+    bias: Tensor | None,
     eps_tensor: Tensor | None,
     eps: float,
     weight_offset: float,
     round_to: torch.dtype | None,
+    round_product: torch.dtype | None,
     out_dtype: torch.dtype,
 ) -> Tensor:
     return torch.empty(x.shape, dtype=out_dtype, device=x.device)
@@ -64,10 +72,12 @@ def fake(
 def _triton(
     x: Tensor,
     weight: Tensor | None,
+    bias: Tensor | None,
     eps_tensor: Tensor | None,
     eps: float,
     weight_offset: float,
     round_to: torch.dtype | None,
+    round_product: torch.dtype | None,
     out_dtype: torch.dtype,
 ) -> Tensor:
     from ..kernels.triton import norm
@@ -76,6 +86,7 @@ def _triton(
         x,
         None if weight is None else weight.reshape(-1),
         epsilon(eps_tensor, eps),
+        bias=None if bias is None else bias.reshape(-1),
         weight_offset=weight_offset,
         round_before_weight=round_to is not None,
         out_dtype=out_dtype,
@@ -94,6 +105,12 @@ def _triton_refuses(
     return None
 
 
+def _triton_note(target: Target, round_product: torch.dtype | None, **_: Any) -> str | None:
+    if round_product is not None:
+        return "weight and bias are applied in fp32 and rounded once, where the graph rounds each"
+    return None
+
+
 def _triton_pays(target: Target, x: Tensor, **_: Any) -> Verdict:
     # Measured on an H200 (docs/performance.md): Inductor's own kernel is within 1.15x of the memory floor.
     return Verdict(False, "Inductor fuses a plain RMSNorm with its neighbours at least as fast")
@@ -102,10 +119,12 @@ def _triton_pays(target: Target, x: Tensor, **_: Any) -> Verdict:
 def _aiter(
     x: Tensor,
     weight: Tensor | None,
+    bias: Tensor | None,
     eps_tensor: Tensor | None,
     eps: float,
     weight_offset: float,
     round_to: torch.dtype | None,
+    round_product: torch.dtype | None,
     out_dtype: torch.dtype,
 ) -> Tensor:
     from ..kernels.aiter import rms_norm
@@ -119,16 +138,20 @@ def _aiter(
 def _aiter_refuses(
     x: Tensor,
     weight: Tensor | None,
+    bias: Tensor | None,
     eps_tensor: Tensor | None,
     eps: float,
     weight_offset: float,
     round_to: torch.dtype | None,
+    round_product: torch.dtype | None,
     out_dtype: torch.dtype,
 ) -> str | None:
     from ..kernels.aiter import rms_norm
 
     if weight is None:
         return "the norm has no weight, and aiter's needs one"
+    if bias is not None:
+        return "aiter's rms_norm has no bias"
     if weight_offset:
         return "aiter's rms_norm has no (1 + weight) form"
     if out_dtype is not x.dtype:
@@ -177,6 +200,7 @@ OPERATOR = Operator(
             "triton",
             requires=(needs_triton, needs_import("rocm_passes.kernels.triton.norm")),
             refuses=_triton_refuses,
+            note=_triton_note,
             pays=_triton_pays,
             run=_triton,
             launches=True,

@@ -12,12 +12,16 @@ from torch import Tensor, nn
 from rocm_passes.graph import norms
 from rocm_passes.idioms import rms_norm
 from rocm_passes.idioms.idiom import Context, NearMiss, Site
+from rocm_passes.ops import rms_norm as op
 from rocm_passes.options import Options
+from rocm_passes.target import Target
 from tests.accuracy import assert_no_worse
+from tests.on_the_gpu import where_kernels_run
 from tests.rewriting import Rewritten, rewrite
 
 BF16, F16, F32 = torch.bfloat16, torch.float16, torch.float32
 D = 48
+CPU = Target("cpu", "", "CPU", torch.__version__, None)
 
 
 def torch_norm(x: Tensor, w: Tensor) -> Tensor:
@@ -205,6 +209,169 @@ def test_location_and_module_are_the_users() -> None:
     assert site.module == "blocks.0"
 
 
+def biased(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """diffusers' RMSNorm with bias=True: in bf16, it rounds before the weight, before the bias and behind it."""
+    return diffusers(x, w) + b
+
+
+def biased_in_float32(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    f = x.float()
+    y = f * torch.rsqrt(f.pow(2).mean(-1, keepdim=True) + 1e-6) * w.float() + b.float()
+    return y.to(x.dtype)
+
+
+def bias_first(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return b + torch_norm(x, w)
+
+
+def bias_without_weight(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return no_weight(x, w) + b
+
+
+def biased_gemma(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return gemma(x, w) + b
+
+
+#: And what of each is the norm without its bias.
+BIASED = {
+    biased: diffusers,
+    biased_in_float32: torch_norm,
+    bias_first: torch_norm,
+    bias_without_weight: no_weight,
+    biased_gemma: gemma,
+}
+Biased = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+
+def with_tables(dtype: torch.dtype, table_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """x, weight, bias"""
+    x, tables = draw(2, 7, D, dtype=dtype), (draw(D, dtype=table_dtype or dtype, seed=i) for i in (1, 2))
+    return x, *tables  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("spelling", BIASED, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("dtype", [BF16, F16, F32])
+def test_every_spelling_with_a_bias(spelling: Biased, dtype: torch.dtype) -> None:
+    x, w, b = with_tables(dtype)
+    seen = rewrite(spelling, x, w, b)
+    site = seen.only()
+    assert (site.idiom, site.outcome, dict(site.covers)) == ("rms_norm", "rewritten", {"rms_norm": 1})
+    assert torch.ops.aten.add.Tensor not in seen.targets()
+    assert site.parameters["bias"] is dtype
+    assert site.parameters["weight"] is (None if spelling is bias_without_weight else dtype)
+    rounds = dtype is not F32 and spelling is not biased_in_float32
+    assert site.parameters["rounds_before_bias"] is (dtype if rounds else None)
+    assert_no_worse(seen.result, spelling(x, w, b), exact(BIASED[spelling], x, w) + b.double())
+
+
+def test_rounding_before_the_bias_is_reproduced() -> None:
+    """Bit for bit: three roundings."""
+    x, w, b = with_tables(BF16)
+    assert torch.equal(rewrite(biased, x, w, b).result, biased(x, w, b))
+    assert not torch.equal(biased(x, w, b), biased_in_float32(x, w, b))
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16, F32])
+@pytest.mark.parametrize("weighted", [True, False])
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("rounds", [True, False])
+def test_the_kernel_adds_the_bias(dtype: torch.dtype, weighted: bool, offset: float, rounds: bool) -> None:
+    kernel = op.OPERATOR.lowering("triton")
+    assert kernel is not None and kernel.run is not None
+    x, w, b = with_tables(dtype)
+    round_to = dtype if rounds else None
+    call = (x, w if weighted else None, b.view(1, 1, D), None, 1e-6, offset, round_to, round_to, dtype)
+    wide = [v.double() if isinstance(v, Tensor) else v for v in call[:6]]
+    ours = where_kernels_run(kernel.run)(*call)
+    assert ours.is_contiguous()
+    assert_no_worse(ours, op.reference(*call), op.reference(*wide, None, None, torch.float64), units=2.0)
+
+
+def test_the_kernel_s_one_rounding_is_noted() -> None:
+    kernel = op.OPERATOR.lowering("triton")
+    assert kernel is not None
+    assert "rounded once" in (kernel.note(CPU, round_product=BF16) or "")
+    assert kernel.note(CPU, round_product=None) is None
+
+
+def test_aiter_refuses_a_bias() -> None:
+    aiter = op.OPERATOR.lowering("aiter")
+    assert aiter is not None
+    x, w, b = with_tables(BF16)
+    call = dict(zip(op.OPERATOR.parameters, (x, w, b, None, 1e-6, 0.0, None, BF16, BF16), strict=True))
+    assert aiter.refuses(**call) == "aiter's rms_norm has no bias"
+    assert "bias" not in (aiter.refuses(**{**call, "bias": None}) or "")
+
+
+def test_broadcast_bias() -> None:
+    x, w, b = with_tables(BF16)
+    seen = rewrite(biased, x, w, b.view(1, 1, D))
+    assert seen.only().parameters["bias"] is BF16
+    assert torch.equal(seen.result, biased(x, w, b))
+
+
+def test_a_float32_bias_gives_float32() -> None:
+    x, w, b = with_tables(BF16)
+    seen = rewrite(biased, x, w, b.float())
+    site = seen.only()
+    assert (site.parameters["bias"], site.parameters["out_dtype"]) == (F32, F32)
+    assert torch.equal(seen.result, biased(x, w, b.float()))
+
+
+NO_BIAS: dict[str, tuple[Biased, tuple[int, ...], torch.dtype]] = {
+    "a residual of one row": (biased, (1, 1, D), BF16),
+    "a tensor of every row": (biased, (2, 7, D), BF16),
+    "one value of each row": (biased, (7, 1), BF16),
+    "more dimensions": (biased, (1, 1, 1, D), BF16),
+    "a widening before it": (lambda x, w, b: diffusers(x, w).float() + b, (D,), F32),
+    "a factor": (lambda x, w, b: torch.add(diffusers(x, w), b, alpha=2), (D,), BF16),
+    "integers": (lambda x, w, b: diffusers(x, w) + b.to(torch.int32), (D,), BF16),
+    "subtracted": (lambda x, w, b: diffusers(x, w) - b, (D,), BF16),
+    "another use": (lambda x, w, b: (lambda y: y + b + y.cos())(diffusers(x, w)), (D,), BF16),
+}
+
+
+@pytest.mark.parametrize("what", NO_BIAS)
+def test_what_is_no_bias_stays_outside(what: str) -> None:
+    fn, shape, dtype = NO_BIAS[what]
+    x = draw(*(shape if what == "a residual of one row" else (2, 7, D)), dtype=BF16)
+    w, b = draw(D, dtype=BF16, seed=1), draw(*shape, dtype=dtype, seed=2)
+    seen = rewrite(fn, x, w, b, options={"idioms": "rms_norm"})
+    site = seen.only()
+    assert (site.outcome, site.parameters["bias"], site.parameters["rounds_before_bias"]) == (
+        "rewritten",
+        None,
+        None,
+    )
+    torch.testing.assert_close(seen.result, fn(x, w, b), rtol=2e-2, atol=2e-2)
+
+
+def test_a_widening_after_the_bias_is_no_part_of_it() -> None:
+    def widened(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return biased(x, w, b).float() * 1.001
+
+    x, w, b = with_tables(BF16)
+    seen = rewrite(widened, x, w, b)
+    assert (seen.only().parameters["bias"], seen.only().parameters["out_dtype"]) == (BF16, BF16)
+    torch.testing.assert_close(seen.result, widened(x, w, b))
+
+
+def test_a_fusion_leaves_the_bias_outside_and_the_norm_counts_once() -> None:
+    def residual(x: Tensor, y: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        total = x + y
+        return biased(total, w, b), total
+
+    x, w, b = with_tables(BF16)
+    seen = rewrite(residual, x, x * 0.5, w, b)
+    by_idiom = {e.idiom: e for e in seen.sites}
+    fusion, norm = by_idiom["residual_norm"], by_idiom["rms_norm"]
+    assert (fusion.outcome, dict(fusion.covers)) == ("rewritten", {"rms_norm": 1})
+    assert (norm.outcome, dict(norm.covers)) == ("refused", {})
+    assert norm.reason == "residual_norm's site has taken a part of it"
+    for ours, theirs in zip(seen.result, residual(x, x * 0.5, w, b), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=2e-2, atol=2e-2)
+
+
 def near_miss(fn: Callable[..., object], *args: Tensor, grad: bool = False) -> str:
     """The reason of the only site, refused; and the result is the eager one."""
     seen = rewrite(fn, *args, grad=grad)
@@ -342,6 +509,20 @@ def test_the_fused_operator_of_gpu_builds(eps: float | None, expected: float) ->
     assert found.arguments["eps"] == expected
     assert found.arguments["round_to"] is None
     assert found.outputs[0].target is __import__("operator").getitem
+
+
+def test_the_fused_operator_with_a_bias() -> None:
+    graph = fused_graph(BF16, 1e-6)
+    (y,) = graph.output_node().args[0]
+    w = next(m for m in graph.nodes if m.name == "w")
+    with graph.inserting_before(graph.output_node()):
+        total = graph.call_function(torch.ops.aten.add.Tensor, (y, w))
+    total.meta["val"] = y.meta["val"] + w.meta["val"]
+    graph.output_node().args = ((total,),)
+    (found,) = rms_norm.find(graph, Context(Options()))
+    assert isinstance(found, Site)
+    assert (found.outputs, found.arguments["bias"], found.arguments["round_product"]) == ((total,), w, BF16)
+    assert {y, total} < found.nodes
 
 
 def test_the_fused_operator_with_its_rsqrt_used() -> None:
