@@ -84,7 +84,7 @@ def test_tiles_hold_one_tile_s_taps_beside_the_result() -> None:
         assert low.write is not None
         mib[name] = meter.finish(low.write(meter, **{**c, "bias": None}))
         moved[name] = meter.moved
-    assert mib == {"taps": 2 * 8, "taps_tiled": 3 * 4}
+    assert mib == {"taps": 2 * 8, "taps_tiled": 3 * 2}
     # The outputs are read, the result is written; of tiles, half a residual addition's passes are counted, too.
     assert moved == {"taps": (3 + 1) * 8 * 2**20, "taps_tiled": (3 + 1 + 1) * 8 * 2**20}
 

@@ -211,7 +211,7 @@ def write_taps_tiled(b: Writer, **call: Any) -> Any:
 
 def tiles_of_taps(axis: TimeAxis) -> list[tuple[list[Tap], int]]:
     """The tiles of `taps_tiled`: the taps of each, with outputs counted from its first, and how many it has."""
-    size = TILE_FRAMES if axis.out > TILE_FRAMES else -(-axis.out // 2)
+    size = TILE_FRAMES if axis.out > TILE_FRAMES else 1
     tiles = []
     for first in range(0, axis.out, size):
         count = min(size, axis.out - first)
