@@ -168,7 +168,10 @@ class Options:
         "", _path, "file of measured choices; default: rocm-passes/choices.json in the user's cache folder"
     )
     conv_memory_mib: int | None = option(
-        None, _optional_count, "choose no convolution measured to need more MiB than this beside its tensors"
+        None,
+        _optional_count,
+        "choose no convolution measured to need more MiB than this beside its tensors (0: no bound; "
+        "default: 512, or three quarters of its tensors where that is more)",
     )
     launch: str = option(
         "inductor",

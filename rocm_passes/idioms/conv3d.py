@@ -113,7 +113,8 @@ def measured(
     live = op.live_taps(**values)
     if live is None or names & {"matmul", "conv2d"} or op.flops(**values) < WORTH_MEASURING:
         return None
-    return tuning.pick(op.key(**values), able, values, target, options)
+    usual = op.usual_memory_mib(**values)
+    return tuning.pick(op.key(**values), able, values, target, options, usual_mib=usual)
 
 
 IDIOM = Idiom(NAME, find, op.LOWERINGS, measured=measured)

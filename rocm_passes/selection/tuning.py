@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import runpy
 import sys
@@ -78,10 +79,12 @@ def pick(
     target: Target,
     options: Options,
     timer: Timer | None = None,
+    usual_mib: float = math.inf,
 ) -> tuple[Lowering, str] | None:
     """The fastest of the lowerings within the memory bound, and the reason in words; None if unknown.
 
-    Measures what the store lacks while the budget lasts. Within the noise the least memory wins.
+    Measures what the store lacks while the budget lasts. Within the noise the least memory wins. usual_mib: the bound
+    where the user has given none; where nothing keeps to it, the least memory wins.
     """
     kept = store(options.choices)
     where = machine(target)
@@ -94,18 +97,26 @@ def pick(
             found = _measured(key, able, values, options, kept, where, timer or measuring.measure) or found
     if found is None:
         return None
-    return _best(able, found, options)
+    return _best(able, found, options, usual_mib)
 
 
-def _best(able: Sequence[Lowering], found: Measured, options: Options) -> tuple[Lowering, str] | None:
-    bound = options.conv_memory_mib or None
-    known = [low for low in able if low.name in found.ms and (not bound or found.mib[low.name] <= bound)]
+def _best(
+    able: Sequence[Lowering], found: Measured, options: Options, usual_mib: float
+) -> tuple[Lowering, str] | None:
+    measured = [low for low in able if low.name in found.ms]
+    given = options.conv_memory_mib
+    bound = usual_mib if given is None else given or math.inf
+    known = [low for low in measured if found.mib[low.name] <= bound]
+    if not known and given is None:
+        known = sorted(measured, key=lambda low: found.mib[low.name])[:1]
     if not known:
         return None
     fastest = min(found.ms[low.name] for low in known)
     alike = [low for low in known if found.ms[low.name] <= fastest * (1 + NOISE)]
     best = min(alike, key=lambda low: found.mib[low.name])
     others = [f"{low.name} {found.ms[low.name]:.3g} ms" for low in known if low is not best]
+    others += [f"{low.name} {found.ms[low.name]:.3g} ms, which needs {found.mib[low.name]} MiB"
+               for low in measured if low not in known]  # fmt: skip
     reason = f"measured on this machine: {found.ms[best.name]:.3g} ms" + (
         f" against {', '.join(others)}" if others else ""
     )

@@ -11,6 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rocm_passes.graph.builder import Eager
+from rocm_passes.ops import conv3d
 from rocm_passes.ops.computed import COMPUTED
 from rocm_passes.ops.conv3d import LOWERINGS, live_taps
 from rocm_passes.ops.conv3d.frames import TimeAxis
@@ -334,3 +335,15 @@ class _Counting(Eager):
             self.convolutions.append(args[0].ndim)
             self.dtypes.append(args[0].dtype)
         return super().__call__(target, *args, **kwargs)
+
+
+def test_the_usual_memory_bound() -> None:
+    """Half a gigabyte, or three quarters of input and result: 6 + 4 frames of Wan's last block in 720p."""
+    small = call((2, 4))
+    assert conv3d.usual_memory_mib(**small) == 512
+    with torch.device("meta"):
+        pieces = tuple(torch.empty(1, 96, t, 720, 1280, dtype=torch.bfloat16) for t in (2, 4))
+        weight = torch.empty(96, 96, 3, 3, 3, dtype=torch.bfloat16)
+    large = {**call((2, 4)), "x": pieces, "weight": weight}
+    assert conv3d.usual_memory_mib(**large) == 0.75 * 10 * 96 * 720 * 1280 * 2 / 2**20
+    assert conv3d.flops(**large) == 2 * 4 * 720 * 1280 * 96 * 96 * 27

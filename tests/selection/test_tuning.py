@@ -79,6 +79,29 @@ def test_the_memory_bound_holds(tmp_path: Path) -> None:
     assert pick(clock, tmp_path / "c.json", conv_memory_mib=5) is None
 
 
+@pytest.mark.parametrize(
+    ("usual", "options", "expected"),
+    [
+        (50.0, {}, "direct"),
+        (5.0, {}, "direct"),
+        (50.0, {"conv_memory_mib": 0}, "taps"),
+        (50.0, {"conv_memory_mib": 200}, "taps"),
+        (5.0, {"conv_memory_mib": 50}, "direct"),
+    ],
+)
+def test_the_usual_bound_holds_where_the_user_has_given_none(
+    tmp_path: Path, usual: float, options: dict[str, Any], expected: str
+) -> None:
+    """And where nothing keeps to it, the least memory is taken; 0 lifts it."""
+    chosen = Options(choices=str(tmp_path / "c.json"), **options)
+    clock = Clock(taps=2.0, direct=3.0, unfold=2.5)
+    found = tuning.pick(KEY, ABLE, {}, MI300, chosen, clock, usual)
+    assert found is not None
+    assert found[0].name == expected
+    if expected == "direct":
+        assert "taps 2 ms, which needs 100 MiB" in found[1]
+
+
 def test_nothing_is_measured_twice_nor_by_the_next_process(tmp_path: Path) -> None:
     path = tmp_path / "c.json"
     first = Clock(taps=2.0, direct=3.0, unfold=2.5)
