@@ -15,6 +15,7 @@ KERNELS = (
     "group_norm",
     "group_norm_pad",
     "pad",
+    "copy_frames",
     "rotary",
     "rotary_pair",
     "qk_norm_rotary",
