@@ -8,7 +8,8 @@ Before (Wan in bf16)                            After
 
 or, in LTX-2, x / sqrt(mean(pow(x, 2), [1], True) + eps).
 
-When it pays: on any large activation: one pass over memory for Inductor's two, in x's own layout.
+When it pays: where the result stands behind cached frames in a video that a convolution reads: the kernel writes it
+there (graph/joined.py). Elsewhere Inductor's code, fused with what is around it, was no slower.
 
 Refused: fp64; an inner value used outside. A norm over dim 1 of a tensor of fewer than four dims is none of
 this idiom's.
