@@ -173,13 +173,15 @@ class Pipeline(CustomGraphPass):
         for norm, moved in absorb_upsampling(graph, fake_mode).items():
             pixels = {"pixels": math.prod(norm.meta["val"].shape[2:]), "source_pixels": moved.source_pixels()}
             session.amend(norm, pixels)
-        if self.target.is_gpu and rewriter.count:
+        if rewriter.count:
             # What was replaced still reads the convolutions, until it is gone.
             _tidy(graph)
-            absorb_biases(graph)
+            if self.target.is_gpu:
+                absorb_biases(graph)
             for norm, frames in absorb_joins(graph, fake_mode).items():
                 session.amend(norm, {"front_frames": frames})
-            _launched(graph, self.options.launch)
+            if self.target.is_gpu:
+                _launched(graph, self.options.launch)
         if in_channels_last:
             layout.settle_norms(graph, fake_mode)
             layout.share_layouts(graph)
