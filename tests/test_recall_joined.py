@@ -13,9 +13,9 @@ from tests.without_codegen import without_codegen
 from tests.zoo import case
 
 #: By model: the norm's idiom, the latent, and in each graph of its decode how many norms stand behind how many frames.
-#: CogVideoX: all of them, behind the first frame twice, then behind two cached ones. Wan: nothing but zeros stands before
-#: the first chunk, one cached frame before the second, two before all others. Where the second has one frame itself,
-#: the new cache is the same cat once more: a norm that goes into two is left alone.
+#: CogVideoX: all of them, behind the first frame twice, then behind two cached ones. Wan: nothing but zeros stands
+#: before the first chunk, one cached frame before the second, two before all others. Where the second has one frame
+#: itself, the new cache is the same cat once more: a norm that goes into two is left alone.
 DECODES: dict[str, tuple[str, tuple[int, ...], list[dict[int, int]]]] = {
     "vae_cogvideox": ("group_norm", (1, 4, 5, 4, 4), [{2: 21}, {2: 21}]),
     "vae_wan": ("channel_norm", (1, 4, 3, 4, 4), [{}, {1: 8}, {2: 21}]),
@@ -23,7 +23,9 @@ DECODES: dict[str, tuple[str, tuple[int, ...], list[dict[int, int]]]] = {
 
 
 @pytest.mark.parametrize("name", DECODES)
-def test_norms_stand_behind_their_frames(name: str) -> None:
+def test_norms_stand_behind_their_frames(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The operators' references run: Triton's interpreter truncates to bfloat16, which adds up over a decode.
+    monkeypatch.setattr("rocm_passes.ops.operator.triton_is_interpreted", lambda: False)
     idiom, shape, expected = DECODES[name]
     zoo = case(name)
     model: Any = zoo.build(torch.bfloat16)
