@@ -65,15 +65,18 @@ def _compiled(
 ) -> Callable[..., Any]:
     if not pipeline.idioms:
         return _inductor(gm, example_inputs, patch)
-    if ahead.active():
-        return ahead.run_passes(gm, example_inputs, pipeline, patch, keep.keep_table(pipeline.keep))
-    patch["post_grad_custom_pre_pass"] = _after(patch, "post_grad_custom_pre_pass", pipeline)
+    table = None
     if pipeline.may_rewrite(rotary.IDIOM):
         patch["joint_custom_pre_pass"] = _after(patch, "joint_custom_pre_pass", TablesInReal(pipeline.uuid))
-    if not pipeline.keep:
-        return _inductor(gm, example_inputs, patch)
-    patch["joint_custom_pre_pass"] = _after(patch, "joint_custom_pre_pass", DecomposeForTraining(pipeline))
-    return _inductor(gm, example_inputs, patch, keep.keep_table(pipeline.keep))
+    if pipeline.keep:
+        table = keep.keep_table(pipeline.keep)
+        patch["joint_custom_pre_pass"] = _after(
+            patch, "joint_custom_pre_pass", DecomposeForTraining(pipeline)
+        )
+    if ahead.active():
+        return ahead.run_passes(gm, example_inputs, pipeline, patch, table)
+    patch["post_grad_custom_pre_pass"] = _after(patch, "post_grad_custom_pre_pass", pipeline)
+    return _inductor(gm, example_inputs, patch, table)
 
 
 def _inductor(

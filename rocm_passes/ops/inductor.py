@@ -89,7 +89,7 @@ def _lower(operator: Operator, *args: Any, **kwargs: Any) -> Any:
             raise NotLaunchable(f"lowering {name!r} calls a library")
         if V.current_node.meta.get(LAUNCHED_BY) == "python":
             raise NotLaunchable("launch='python'")
-        return _Written(values).by(lowering.run)
+        return _Call(values).by(lowering.run)
     except NotLaunchable as reason:
         log.debug("%s: an opaque call: %s", operator.overload, reason)
     except Exception:
@@ -98,7 +98,7 @@ def _lower(operator: Operator, *args: Any, **kwargs: Any) -> Any:
     return fallback_handler(operator.overload, add_to_fallback_set=False)(*args, **kwargs)
 
 
-class _Written:
+class _Call:
     """One call: Inductor's tensors beside the fake ones that the kernel's Python sees."""
 
     def __init__(self, values: Sequence[Any]) -> None:

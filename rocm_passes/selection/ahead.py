@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import fx
@@ -24,9 +24,6 @@ from torch.utils import _pytree as pytree
 
 from ..ops.operator import Lowering
 from .measure import real_tensors
-
-if TYPE_CHECKING:
-    from ..pipeline import Pipeline
 
 
 @dataclass(frozen=True)
@@ -108,20 +105,11 @@ def note(key: str, able: Sequence[Lowering], values: Mapping[str, Any]) -> bool:
 def run_passes(
     gm: fx.GraphModule,
     example_inputs: Sequence[Any],
-    pipeline: Pipeline,
+    pipeline: Callable[[fx.Graph], None],
     patch: Mapping[str, Any],
     decompositions: Any = None,
 ) -> Callable[..., Any]:
     """The backend's work up to its passes, on the graphs that Inductor would get; the result runs in eager."""
-    # Not above: the backend and its idioms import this module.
-    from ..backend import _after
-    from ..graph.real_tables import TablesInReal
-    from ..idioms import rotary
-
-    patch = {**patch, "force_disable_caches": True}
-    if pipeline.may_rewrite(rotary.IDIOM):
-        # Rotations by complex tables are then the calls that a compile makes of them, and nothing warns of them.
-        patch["joint_custom_pre_pass"] = _after(patch, "joint_custom_pre_pass", TablesInReal(pipeline.uuid))
 
     def instead_of_inductor(graph_module: fx.GraphModule, inputs: Sequence[Any], **_: Any) -> Any:
         pipeline(graph_module.graph)
@@ -131,7 +119,7 @@ def run_passes(
         gm,
         list(example_inputs),
         inner_compile=instead_of_inductor,
-        config_patches=patch,
+        config_patches={**patch, "force_disable_caches": True},
         decompositions=decompositions,
     )
     forward: Callable[..., Any] = gm.forward

@@ -138,14 +138,21 @@ def test_pieces_of_several_tensors_are_written_out() -> None:
     written_out(run(fn, *arguments(), draw(1, ZQ, 1, 6, 10, seed=4)))
 
 
+@pytest.mark.skipif(
+    torch.__version__.startswith("2.11."),
+    reason="torch 2.11 drops the rounding before our passes see the graph",
+)
 def test_a_cast_behind_the_upsampling_is_written_out() -> None:
     """Rounded where it is read; by index, the norm would read what is not rounded."""
+    # In quarters the convolutions are exact in any order of summation, and round to the same.
+    x, *others = arguments()
+    quarters = [(t * 4).round() / 4 for t in others]
 
     def fn(x: Tensor, z: Tensor, wy: Tensor, wb: Tensor) -> Tensor:
         y, b = (whole(F.conv3d(z, w)).to(BF16).to(x.dtype) for w in (wy, wb))
         return F.silu(F.group_norm(x, 2, eps=1e-6) * y + b)
 
-    r = run(fn, *arguments())
+    r = run(fn, x, *quarters)
     written_out(r)
     assert norm_of(r)["multiplier"].meta["val"].dtype is BF16
 
