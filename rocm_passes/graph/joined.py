@@ -20,14 +20,14 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..ops import channel_norm, group_norm
+from ..ops.conv3d.write import CHANNELS_BEHIND, CHANNELS_FIRST
+from ..ops.frames import TIME
 from . import nodes as n
 from .builder import Builder
 from .nodes import aten, prims
-from .time_slices import TIME, is_first_frame, is_joined_video
+from .time_slices import is_first_frame, is_joined_video
 
 OPERATORS = {o.overload: o for o in (channel_norm.OPERATOR, group_norm.OPERATOR)}
-#: [N, C, T, H, W] to [N, T, H, W, C] and back, as conv3d's lowerings spell a channels-last cat.
-CHANNELS_BEHIND, CHANNELS_FIRST = [0, 2, 3, 4, 1], [0, 4, 1, 2, 3]
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,10 @@ from collections.abc import Sequence
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from ..ops.frames import TIME
 from . import nodes as n
 from .builder import Builder
 from .nodes import aten
-
-TIME = 2
 
 
 def slice_pieces(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:

@@ -88,14 +88,15 @@ def _drop_zero_pieces(found: Padded) -> None:
 
 
 def stands_behind_frames(y: fx.Node) -> bool:
-    """Is y the last piece of a joined video, behind one other or its own first frames, zeros apart?"""
-    for cat in y.users:
-        if is_joined_video(cat):
-            *before, last = n.arg(cat, 0)
-            front = [piece for piece in before if not _zero_frames(piece)]
-            if last is y and front and (len(front) == 1 or all(is_first_frame(p, y) for p in front)):
-                return True
-    return False
+    """Is y the last piece of one joined video, behind one other or its own first frames, zeros apart?
+
+    (Of two videos, it could be written into neither.)
+    """
+    cats = [user for user in y.users if is_joined_video(user) and n.arg(user, 0)[-1] is y]
+    if len(cats) != 1:
+        return False
+    front = [piece for piece in n.arg(cats[0], 0)[:-1] if not _zero_frames(piece)]
+    return len(front) == 1 or (bool(front) and all(is_first_frame(piece, y) for piece in front))
 
 
 def _zero_frames(node: fx.Node) -> int:

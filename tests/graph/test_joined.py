@@ -12,23 +12,13 @@ from torch._inductor import inductor_prims
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from rocm_passes.graph.joined import CHANNELS_BEHIND, CHANNELS_FIRST, OPERATORS, absorb_joins
+from rocm_passes.graph.joined import OPERATORS, absorb_joins
+from rocm_passes.idioms.padding import stands_behind_frames
+from rocm_passes.ops.conv3d.write import CHANNELS_BEHIND, CHANNELS_FIRST
+from tests.graph.test_biases import channel, group
 
 aten = torch.ops.aten
 FRONT, X = (1, 4, 2, 3, 3), (1, 4, 5, 3, 3)
-LAST = [180, 1, 36, 12, 4]
-
-
-def channel(x: Tensor, lowering: str = "triton") -> Tensor:
-    op = torch.ops.rocm_passes.channel_norm
-    made: Tensor = op(x, None, None, None, "l2", 1e-12, 2.0, True, None, False, x.dtype, lowering=lowering)
-    return made
-
-
-def group(x: Tensor, lowering: str = "triton") -> Tensor:
-    op = torch.ops.rocm_passes.group_norm
-    made: Tensor = op(x, None, 2, None, None, 1e-6, True, None, None, False, x.dtype, lowering=lowering)
-    return made
 
 
 def joined(*pieces: Tensor) -> Tensor:
@@ -141,6 +131,43 @@ def test_left_alone(function: Callable[..., Any]) -> None:
     found, graph = run(function)
     assert found == {}
     assert count(graph, aten.cat.default) >= 1
+
+
+def behind_zeros(front: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    return (joined(torch.zeros_like(front), channel(x)).sin(),)
+
+
+def behind_zeros_and_frames(front: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    return (joined(torch.zeros_like(front), front, channel(x)).sin(),)
+
+
+def behind_frames(front: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    return (joined(front, channel(x)).sin(),)
+
+
+def behind_its_own(front: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    y = channel(x)
+    return (joined(y[:, :, :1], y[:, :, :1], y).sin(),)
+
+
+@pytest.mark.parametrize(
+    ("function", "expected"),
+    [
+        (behind_frames, True),
+        (behind_zeros_and_frames, True),
+        (behind_its_own, True),
+        (behind_zeros, False),
+        (into_two, False),
+        (of_another, False),
+        (behind, False),
+    ],
+)
+def test_the_rule_counts_on_no_more_than_the_pass_does(function: Callable[..., Any], expected: bool) -> None:
+    """Zeros become the convolution's own; of two videos the norm could be written into neither."""
+    with FakeTensorMode():
+        gm = make_fx(function)(*(torch.empty(s, dtype=torch.float64) for s in (FRONT, X)))
+    (norm,) = [node for node in gm.graph.nodes if node.target in OPERATORS]
+    assert stands_behind_frames(norm) is expected
 
 
 def test_behind_frames_already() -> None:

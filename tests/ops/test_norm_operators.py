@@ -177,6 +177,13 @@ def test_channel_norm_refuses_another_rounding_and_too_many_channels() -> None:
     assert "at most 65536" in refuses(channel_norm.OPERATOR, call)
 
 
+@pytest.mark.parametrize("given", [{"front": draw(1, 4, 1, 2, 2)}, {"repeat_first": 1}])
+def test_aiters_group_norm_refuses_frames_in_front(given: dict[str, Any]) -> None:
+    call = dict.fromkeys(group_norm.OPERATOR.parameters) | {"silu": False, "repeat_first": 0}
+    call |= {"x": draw(1, 4, 2, 2, 2), "groups": 2, **given}
+    assert "not behind other frames" in group_norm.OPERATOR.lowering("aiter").refuses(**call)
+
+
 def pays(operator: Any, target: Target, **arguments: Any) -> tuple[bool, str]:
     verdict = operator.lowering("triton").pays(target, **arguments)
     return verdict.pays, verdict.reason

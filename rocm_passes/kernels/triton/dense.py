@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,21 +34,28 @@ def dense_view(x: Tensor) -> DenseView:
     return DenseView(x, outer, x.shape[1], inner, _batch_outermost(x))
 
 
-def counts_pixels(t: Tensor) -> bool:
-    """Do the pixels of t [N, C, *spatial] lie at equal distances, in the order of its dims?"""
-    step = None
-    for size, stride in reversed(list(zip(t.shape[2:], t.stride()[2:], strict=True))):
+def pixel_distance(sizes: Sequence[int], strides: Sequence[int]) -> int | None:
+    """How far apart neighbouring pixels of such dims lie, in their order; None where that is not one distance."""
+    distance = step = None
+    for size, stride in reversed(list(zip(sizes, strides, strict=True))):
         if size > 1:
             if step is not None and stride != step:
-                return False
+                return None
+            distance = stride if distance is None else distance
             step = stride * size
-    return True
+    return 1 if distance is None else distance
+
+
+def counts_pixels(t: Tensor) -> bool:
+    """Do the pixels of t [N, C, *spatial] lie at equal distances, in the order of its dims?"""
+    return pixel_distance(t.shape[2:], t.stride()[2:]) is not None
 
 
 def pixel_strides(t: Tensor) -> tuple[int, int, int]:
     """(sample, pixel, channel) strides of a tensor that counts pixels."""
-    steps = [stride for size, stride in zip(t.shape[2:], t.stride()[2:], strict=True) if size > 1]
-    return t.stride(0), steps[-1] if steps else 1, t.stride(1)
+    distance = pixel_distance(t.shape[2:], t.stride()[2:])
+    assert distance is not None
+    return t.stride(0), distance, t.stride(1)
 
 
 def takes_pixels_of(x: Tensor, out: Tensor) -> Tensor:

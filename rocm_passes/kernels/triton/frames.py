@@ -22,7 +22,7 @@ from rocm_passes.kernels.triton.common import (
     power_of_two_above,
     power_of_two_divisor,
 )
-from rocm_passes.kernels.triton.dense import sample_extent
+from rocm_passes.kernels.triton.dense import pixel_distance, sample_extent
 from rocm_passes.kernels.triton.launch import launch
 
 _TILE_BYTES = 16384
@@ -125,10 +125,7 @@ def copy_frames(x: Tensor, out: Tensor, tile: FrameTile | None = None) -> None:
 
 def _pixel_stride(video: Tensor) -> int | None:
     """The distance of neighbouring pixels of a frame, or None where there is no one distance."""
-    (height, width), (row, column) = video.shape[3:], video.stride()[3:]
-    if width == 1:
-        return row if height > 1 else 1
-    return column if height == 1 or row == width * column else None
+    return pixel_distance(video.shape[3:], video.stride()[3:])
 
 
 def _strides(video: Tensor) -> tuple[int, int, int, int]:

@@ -27,6 +27,8 @@ convert = torch.ops.prims.convert_element_type.default
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 #: Output frames of one tile of `tiled` and `taps_tiled`: enough to fill a GPU, few enough to bound workspaces.
 TILE_FRAMES = 4
+#: [N, C, T, H, W] to [N, T, H, W, C] and back, as a channels-last cat is spelled.
+CHANNELS_BEHIND, CHANNELS_FIRST = [0, 2, 3, 4, 1], [0, 4, 1, 2, 3]
 
 
 class Writer(Protocol):
@@ -101,10 +103,10 @@ class Call:
     # Spelled over [N, T, H, W, C], a copy into a channels-last tensor is one loop over memory. Over [N, C, T, H, W]
     # Inductor goes through it by channels: 1.5 ms for a cat in CogVideoX's decoder that should take 0.4 (H200).
     def _channels_behind(self, x: Any) -> Any:
-        return self.b(aten.permute.default, x, [0, 2, 3, 4, 1])
+        return self.b(aten.permute.default, x, CHANNELS_BEHIND)
 
     def _channels_first(self, x: Any) -> Any:
-        return self.b(aten.permute.default, x, [0, 4, 1, 2, 3])
+        return self.b(aten.permute.default, x, CHANNELS_FIRST)
 
     def _zero_frames(self, count: int) -> Any:
         like = self.b.value(self.pieces[0])
