@@ -22,7 +22,7 @@ ENVIRONMENT_PREFIX = "ROCM_PASSES_"
 SELECT = ("auto", "always", "off")
 NUMERICS = ("default", "strict", "fast")
 LAYOUTS = ("auto", "channels_last", "as_is")
-CONV_DTYPES = ("", "bf16")
+CONV_DTYPES = ("", "bf16", "fp16")
 LAUNCHES = ("inductor", "python")
 
 
@@ -152,7 +152,8 @@ class Options:
     conv_dtype: str = option(
         "",
         _choice(*CONV_DTYPES),
-        "'bf16': compute the float32 convolutions in bfloat16 (less exact; not for strict numerics)",
+        "'bf16' or 'fp16': compute the float32 3-D convolutions in bfloat16, or in float16 scaled into its range "
+        "(less exact, as the ledger says; not for strict numerics)",
     )
     conv_search: str = option(
         "off",
@@ -171,7 +172,7 @@ class Options:
         None,
         _optional_count,
         "choose no convolution measured to need more MiB than this beside its tensors (0: no bound; "
-        "default: 512, or three quarters of its tensors where that is more)",
+        "default: for the graph's largest 512, or three quarters of its tensors where that is more)",
     )
     launch: str = option(
         "inductor",

@@ -20,6 +20,7 @@ Refused: an empty result (eager raises there); symbolic weight sizes.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -40,14 +41,21 @@ NAME = "conv3d"
 COVERS = {"conv3d": 1}
 #: Below this many floating-point operations (some tens of microseconds) lowerings differ by noise.
 WORTH_MEASURING = 1e9
-COMPUTE_DTYPES = {"": None, "bf16": torch.bfloat16}
+COMPUTE_DTYPES = {"": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
     last = layout.channels_last(graph, context)
-    for node in n.calls(graph, aten.convolution.default):
-        if len(n.shape(node.args[0])) == 5 and not node.args[6]:
-            yield _found(node, context, last and layout.suits(node))
+    found = [
+        _found(node, context, last and layout.suits(node))
+        for node in n.calls(graph, aten.convolution.default)
+        if len(n.shape(node.args[0])) == 5 and not node.args[6]
+    ]
+    largest = max((op.tensors_mib(**f.values()) for f in found if isinstance(f, Site)), default=0.0)
+    for each in found:
+        if isinstance(each, Site):
+            each = replace(each, arguments={**each.arguments, "largest_mib": largest})
+        yield each
 
 
 def _found(node: fx.Node, context: Context, channels_last: bool) -> Found:

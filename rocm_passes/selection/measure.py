@@ -27,7 +27,7 @@ aten = torch.ops.aten
 #: The library's own work: run and timed.
 TIMED = frozenset({aten.convolution.default, aten.mm.default, aten.addmm.default})
 #: Code that Inductor fuses behind the convolutions: each reads what they wrote.
-FUSED = frozenset({torch.ops.prims.convert_element_type.default, aten.add.Tensor})
+FUSED = frozenset({torch.ops.prims.convert_element_type.default, aten.add.Tensor, aten.mul.Tensor})
 #: A copy rate to assume where it isn't measured (tests on a CPU), bytes a second.
 NOMINAL_RATE = 1e12
 

@@ -28,8 +28,8 @@ from .store import Measured, Store, default_path, load, store, update
 
 log = logging.getLogger(__name__)
 
-#: A lowering must be this much faster than another to be called faster.
-NOISE = 0.03
+#: A lowering must be this much faster than another to be called faster: with the noise of measuring within 3 %.
+NOISE = 0.02
 #: A first call that takes longer than this share of the budget is not repeated: a library was searching.
 SHARE = 0.25
 

@@ -346,4 +346,9 @@ def test_the_usual_memory_bound() -> None:
         weight = torch.empty(96, 96, 3, 3, 3, dtype=torch.bfloat16)
     large = {**call((2, 4)), "x": pieces, "weight": weight}
     assert conv3d.usual_memory_mib(**large) == 0.75 * 10 * 96 * 720 * 1280 * 2 / 2**20
+    # A smaller call beside it: together with its own tensors as much as the large one with its.
+    mib = conv3d.tensors_mib(**small)
+    bound = conv3d.usual_memory_mib(**small, largest_mib=conv3d.tensors_mib(**large))
+    assert mib + bound == pytest.approx(1.75 * conv3d.tensors_mib(**large))
+    assert conv3d.usual_memory_mib(**small, largest_mib=100) == 512
     assert conv3d.flops(**large) == 2 * 4 * 720 * 1280 * 96 * 96 * 27

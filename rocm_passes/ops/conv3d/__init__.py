@@ -23,7 +23,7 @@ from .write import (
     write_unfold,
 )
 
-__all__ = ["LOWERINGS", "flops", "key", "live_taps", "out_size"]
+__all__ = ["LOWERINGS", "flops", "key", "live_taps", "out_size", "tensors_mib", "usual_memory_mib"]
 
 
 def live_taps(**call: Any) -> int | None:
@@ -32,19 +32,32 @@ def live_taps(**call: Any) -> int | None:
     return len(axis.taps()) if isinstance(axis.frames, int) else None
 
 
-#: A lowering may need as much memory beside its tensors as this, or this share of them, whichever is more.
+#: The largest call of a graph may need as much memory beside its tensors as this, or this share of them.
 USUAL_MIB, USUAL_SHARE = 512, 0.75
 
 
+def tensors_mib(**call: Any) -> float:
+    """Input and result together, of a call with numbers for sizes; 0 where one is symbolic."""
+    of_input = sum(math.prod(piece.shape) for piece in call["x"])
+    elements = of_input + _result_elements(**call)
+    return elements * call["x"][0].itemsize / 2**20 if isinstance(elements, int) else 0.0
+
+
 def usual_memory_mib(**call: Any) -> float:
-    """The memory bound where the user has given none.
+    """The memory bound where the user has given none. largest_mib: input and result of the graph's largest call.
 
     A sum over three taps holds three results at once, as much as input and result of Wan's last block together; with
-    the bound its decode took no longer and 0.5 GiB less (H200).
+    the bound its decode took no longer and 0.5 GiB less (H200). A smaller call may need so much more: with its tensors
+    it then takes as much as the largest one may.
     """
-    of_input = sum(math.prod(piece.shape) for piece in call["x"])
-    mib: float = (of_input + _result_elements(**call)) * call["x"][0].itemsize / 2**20
-    return max(USUAL_MIB, USUAL_SHARE * mib)
+    own = tensors_mib(**call)
+    bound: float = max(USUAL_MIB, (1 + USUAL_SHARE) * max(own, call.get("largest_mib", 0.0)) - own)
+    return bound
+
+
+#: Root mean square error of a convolution of normally distributed values in that dtype, over the rms of its result:
+#: the values, the weight and the result (of each tap) are rounded, sums are kept in float32.
+COMPUTE_ERRORS = {torch.bfloat16: 2.8e-3, torch.float16: 3.4e-4}
 
 
 def flops(**call: Any) -> float:
@@ -53,7 +66,7 @@ def flops(**call: Any) -> float:
     return float(2 * _result_elements(**call) * math.prod(weight.shape[1:]))
 
 
-def _result_elements(**call: Any) -> int:
+def _result_elements(**call: Any) -> Any:
     x, weight = call["x"][0], call["weight"]
     axis = axis_of(call["x"], weight, call["zeros"], call["stride"], call["dilation"])
     sizes = [
@@ -67,7 +80,7 @@ def _result_elements(**call: Any) -> int:
             strict=True,
         )
     ]
-    return int(math.prod((x.shape[0], weight.shape[0], axis.out, *sizes)))
+    return math.prod((x.shape[0], weight.shape[0], axis.out, *sizes))
 
 
 def key(**call: Any) -> str:
@@ -162,7 +175,13 @@ def _taps_note(target: Target, **call: Any) -> str | None:
 
 def _compute_note(target: Target, **call: Any) -> str | None:
     compute = call.get("compute")
-    return f"convolved in {str(compute).removeprefix('torch.')} (conv_dtype)" if compute else None
+    if not compute:
+        return None
+    scaled = ", scaled into its range" if compute is torch.float16 else ""
+    return (
+        f"convolved in {str(compute).removeprefix('torch.')}{scaled} (conv_dtype): an error of about "
+        f"{COMPUTE_ERRORS[compute]:.2%} of the result's rms"
+    )
 
 
 def _both_notes(target: Target, **call: Any) -> str | None:
@@ -239,9 +258,9 @@ def _tiled_pays(target: Target, **call: Any) -> Verdict:
 
 
 def _writes(write: Any) -> Any:
-    """`absorbed` is for the rules: what was absorbed shows in the pieces and the padding."""
+    """`absorbed` and `largest_mib` are for choosing: what was absorbed shows in the pieces and the padding."""
 
-    def written(b: Any, *, absorbed: bool = False, **call: Any) -> Any:
+    def written(b: Any, *, absorbed: bool = False, largest_mib: float = 0.0, **call: Any) -> Any:
         return write(b, **call)
 
     return written

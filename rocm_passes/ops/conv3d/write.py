@@ -6,7 +6,7 @@ A call, as every lowering takes it:
     weight        [O, C/groups, kT, kH, kW]; bias [O] or None
     stride, dilation  as of torch.nn.functional.conv3d, 3-tuples; padding: (H, W), zeros on both sides; groups
     channels_last whether x, the weight and the result are channels-last in memory
-    compute       dtype to convolve in, or None for x's own
+    compute       dtype to convolve in, or None for x's own (float32 in float16: scaled into its range, fp16_range.py)
 and gives [N, O, T', H', W'] in x's dtype. The weight is only viewed or re-ordered inside the graph: nothing
 is kept outside it that a later change of the weight (a LoRA merge, a cast) could leave stale.
 """
@@ -20,6 +20,7 @@ import torch
 from torch._inductor import inductor_prims
 
 from ..computed import COMPUTED
+from .fp16_range import Ranges
 from .frames import Tap, TimeAxis, axis_of, frames_of
 
 aten = torch.ops.aten
@@ -70,12 +71,18 @@ class Call:
         self.batch = b.value(self.pieces[0]).shape[0]
         values = [b.value(p) for p in self.pieces]
         self.axis: TimeAxis = axis_of(values, b.value(weight), self.zeros, self.stride, self.dilation)
+        self._ranges: Ranges | None = None
+        self._bias_behind: Any = None
+        if self.dtype is torch.float32 and self.compute is torch.float16:
+            self._ranges = Ranges(b, self.pieces, weight)
+            # The bias does not share their scale: it is added in float32 by `finished`.
+            self.bias, self._bias_behind = None, bias
 
     def video(self, zeros: bool = True) -> Any:
         """The pieces as one tensor in the call's layout, with their zero frames where asked."""
         front, back = self.zeros if zeros else (0, 0)
         x = self._joined(front, back) if len(self.pieces) > 1 else self._padded(self.pieces[0], front, back)
-        return self.laid_out(self.cast(x))
+        return self.laid_out(self.cast(self._ranges.input(x) if self._ranges else x))
 
     def _joined(self, front: int, back: int) -> Any:
         # The largest piece is left for Inductor to compute in place inside the joined buffer. The small ones, often
@@ -123,7 +130,11 @@ class Call:
         return x if self.b.value(x).dtype is self.compute else self.b(convert, x, self.compute)
 
     def kernel(self) -> Any:
-        return self.laid_out(self.cast(self.weight))
+        return self.laid_out(self.kernel_as_is())
+
+    def kernel_as_is(self) -> Any:
+        """The weight in the compute dtype, in its own layout."""
+        return self.cast(self._ranges.weight(self.weight) if self._ranges else self.weight)
 
     def frames(self, x: Any) -> Any:
         """[N, C, T, H, W] to [N*T, C, H, W]: a view in either layout where N is 1."""
@@ -174,9 +185,17 @@ class Call:
             self.groups,
         )
 
-    def finished(self, y: Any) -> Any:
-        """The result in x's dtype."""
-        return y if self.b.value(y).dtype is self.dtype else self.b(convert, y, self.dtype)
+    def finished(self, y: Any, behind: bool = False) -> Any:
+        """The result in x's dtype. behind: its channels are the last dim."""
+        if self.b.value(y).dtype is not self.dtype:
+            y = self.b(convert, y, self.dtype)
+        if self._ranges is not None:
+            y = self._ranges.back(y)
+        return y if self._bias_behind is None else self.plus_bias(y, self._bias_behind, behind)
+
+    def plus_bias(self, y: Any, bias: Any, behind: bool) -> Any:
+        bias = bias if behind else self.b(aten.reshape.default, bias, [1, -1, 1, 1, 1])
+        return self.b(aten.add.Tensor, y, bias)
 
 
 def write_direct(b: Writer, **call: Any) -> Any:
@@ -205,7 +224,8 @@ def write_taps_tiled(b: Writer, **call: Any) -> Any:
     x, kernel = c.video(zeros=False), c.kernel()
     parts = []
     for taps, count in tiles_of_taps(c.axis):
-        part = c.finished(_sum_of_taps(c, x, kernel, taps, count, behind=c.channels_last))
+        part = _sum_of_taps(c, x, kernel, taps, count, behind=c.channels_last)
+        part = c.finished(part, behind=c.channels_last)
         parts.append(b(COMPUTED.overload, part))
     y = b(aten.cat.default, parts, 1 if c.channels_last else 2)
     return c._channels_first(y) if c.channels_last else y
@@ -241,10 +261,7 @@ def _sum_of_taps(c: Call, x: Any, kernel: Any, taps: Sequence[Tap], out: Any, be
     total = parts[0]
     for part in parts[1:]:
         total = b(aten.add.Tensor, total, part)
-    if c.bias is not None:
-        bias = c.cast(c.bias)
-        total = b(aten.add.Tensor, total, bias if behind else b(aten.reshape.default, bias, [1, -1, 1, 1, 1]))
-    return total
+    return total if c.bias is None else c.plus_bias(total, c.cast(c.bias), behind)
 
 
 def write_conv2d(b: Writer, **call: Any) -> Any:
@@ -270,7 +287,7 @@ def write_unfold(b: Writer, **call: Any) -> Any:
     stacked = b(aten.cat.default, [b(aten.unsqueeze.default, w, 2) for w in windows], 2)
     t, channels, _, h, w = b.value(stacked).shape
     frames = c.laid_out(b(aten.reshape.default, stacked, [t, channels * kt, h, w]))
-    kernel = b(aten.reshape.default, c.cast(c.weight), [o, per_group * kt, kh, kw])
+    kernel = b(aten.reshape.default, c.kernel_as_is(), [o, per_group * kt, kh, kw])
     return c.finished(c.unframed(c.convolve2d(frames, kernel, c.bias), count))
 
 
@@ -290,7 +307,7 @@ def write_matmul(b: Writer, **call: Any) -> Any:
     else:
         x = b(aten.permute.default, x, [0, 2, 3, 4, 1])
     rows = b(aten.reshape.default, x, [-1, channels * kernel[0] * kernel[1] * kernel[2]])
-    matrix = b(aten.reshape.default, c.cast(c.weight), [o, -1])
+    matrix = b(aten.reshape.default, c.kernel_as_is(), [o, -1])
     matrix = b(aten.permute.default, matrix, [1, 0])
     if c.bias is None:
         y = b(aten.mm.default, rows, matrix)
