@@ -8,26 +8,32 @@ Before (Wan in bf16)                            After
 
 or, in LTX-2, x / sqrt(mean(pow(x, 2), [1], True) + eps).
 
+Under dynamic=True a module's own numbers, sqrt(C) and a bias of 0.0 among them, are 0-d tensors that lie on the CPU:
+those are multiplied into gamma, and added to the bias, in front of the norm.
+
 When it pays: where the result stands behind cached frames in a video that a convolution reads: the kernel writes it
 there (graph/joined.py). Elsewhere Inductor's code, fused with what is around it, was no slower.
 
-Refused: fp64; an inner value used outside. A norm over dim 1 of a tensor of fewer than four dims is none of
-this idiom's.
+Refused: fp64; an inner value used outside; an eps that is such a tensor. A norm over dim 1 of a tensor of fewer than
+four dims is none of this idiom's.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx
 
 from ..graph import nodes as n
-from ..graph.nodes import aten
+from ..graph.nodes import aten, prims
 from ..graph.norms import dying_casts
 from ..graph.rewriter import escapes
 from ..ops import channel_norm as op
+from ..ops.operator import Lowering
 from .group_norm import final_cast, silu_after
 from .idiom import Context, Found, Idiom, NearMiss, Site
 from .padding import stands_behind_frames
@@ -38,18 +44,23 @@ COVERS = {"channel_norm": 1}
 
 @dataclass
 class ChannelNorm:
-    """given: x as the norm computes with it. last: the last node so far; nodes: all of them."""
+    """given: x as the norm computes with it. last: the last node so far; nodes: all of them.
+
+    times, plus: 0-d tensors, by which it is multiplied before the bias, and which is added to it.
+    """
 
     anchor: fx.Node
     given: fx.Node
     form: str
-    eps: float
+    eps: float | fx.Node
     last: fx.Node
     nodes: set[fx.Node] = field(default_factory=set)
     round_to: torch.dtype | None = None
     scale: float = 1.0
     gamma: fx.Node | None = None
     bias: fx.Node | None = None
+    times: fx.Node | None = None
+    plus: fx.Node | None = None
     roundings: int = 0
 
 
@@ -74,16 +85,18 @@ def read(div: fx.Node) -> ChannelNorm | None:
         return None
     source, form, eps = length
     norm = ChannelNorm(div, given, form, eps, div, nodes)
+    norm.roundings = int(n.dtype(divisor) in n.LOW_PRECISION)
     nodes |= dying_casts(given, nodes) | dying_casts(source, nodes)
     _tail(norm)
     return norm
 
 
 def _l2(divisor: object, nodes: set[fx.Node]) -> tuple[fx.Node, str, float] | None:
-    """clamp_min(sqrt(sum(x^2, 1)), eps)"""
+    """clamp_min(sqrt(sum(x^2, 1)), eps), the length perhaps rounded to a 16-bit x's dtype."""
     if not n.is_call(divisor, aten.clamp_min.default) or not n.is_scalar(divisor.args[1]):
         return None
-    root = n.arg(divisor, 0)
+    length = n.argument(divisor)
+    root = n.argument(length) if n.is_cast(length) and not n.is_widening(length) else length
     inside = _under_root(root)
     if not n.is_call(inside, aten.sum.dim_IntList) or not _over_channels(inside):
         return None
@@ -91,24 +104,26 @@ def _l2(divisor: object, nodes: set[fx.Node]) -> tuple[fx.Node, str, float] | No
     source = _squared(square)
     if source is None:
         return None
-    nodes |= {divisor, root, inside, square}
+    nodes |= {divisor, length, root, inside, square}
     return source, "l2", float(n.arg(divisor, 1))
 
 
-def _mean(divisor: object, nodes: set[fx.Node]) -> tuple[fx.Node, str, float] | None:
+def _mean(divisor: object, nodes: set[fx.Node]) -> tuple[fx.Node, str, float | fx.Node] | None:
     """sqrt(mean(x^2, 1) + eps)"""
     total = _under_root(divisor)
     if not (n.is_call(total, aten.add.Tensor, aten.add.Scalar) and n.alpha_is_one(total)):
         return None
     for mean, eps in n.operands(total):
-        if not (n.is_call(mean, aten.mean.dim) and n.is_scalar(eps) and _over_channels(mean)):
+        if not (n.is_call(mean, aten.mean.dim) and _over_channels(mean)):
+            continue
+        if not (n.is_scalar(eps) or _is_number(eps)):
             continue
         square = n.arg(mean, 0)
         source = _squared(square)
         if source is not None:
             assert isinstance(divisor, fx.Node)
             nodes |= {divisor, total, mean, square}
-            return source, "mean", float(eps)
+            return source, "mean", eps if isinstance(eps, fx.Node) else float(eps)
     return None
 
 
@@ -155,6 +170,8 @@ def _multiply(norm: ChannelNorm) -> bool:
     other = next((o for v, o in n.operands(step) if v is norm.last), None)
     if n.is_scalar(other):
         norm.scale *= float(other)  # type: ignore[arg-type]
+    elif norm.times is None and _is_number(other):
+        norm.times = other
     elif norm.gamma is None and _per_channel(other, norm):
         norm.gamma = n.through_widening(other)
     else:
@@ -169,11 +186,18 @@ def _add(norm: ChannelNorm) -> None:
     if not (n.is_call(step, aten.add.Tensor, aten.add.Scalar) and n.alpha_is_one(step)):
         return
     other = next((o for v, o in n.operands(step) if v is norm.last), None)
-    if n.is_scalar(other) and other == 0:
-        _advance(norm, step)
+    if _is_number(other):
+        norm.plus = other
     elif _per_channel(other, norm):
         norm.bias = n.through_widening(other)
-        _advance(norm, step)
+    elif not (n.is_scalar(other) and other == 0):
+        return
+    _advance(norm, step)
+
+
+def _is_number(node: object) -> TypeGuard[fx.Node]:
+    """A 0-d floating tensor, of whatever device and value."""
+    return n.shape(node) == () and n.dtype(node) in (*n.FLOATING, torch.float64)
 
 
 def _per_channel(node: object, norm: ChannelNorm) -> bool:
@@ -196,10 +220,10 @@ def _found(norm: ChannelNorm) -> Found:
     x = n.through_widening(norm.given)
     parameters = {
         "form": norm.form,
-        "eps": norm.eps,
-        "scale": norm.scale,
+        "eps": _said(norm.eps),
+        "scale": norm.scale if norm.times is None else _said(norm.times),
         "gamma": n.dtype(norm.gamma),
-        "bias": n.dtype(norm.bias),
+        "bias": n.dtype(norm.bias) if norm.plus is None else _said(norm.plus),
         "computes_in": n.dtype(norm.given),
         "x_dtype": n.dtype(x),
         "channels": n.shape(x)[1],
@@ -215,6 +239,11 @@ def _found(norm: ChannelNorm) -> Found:
     ):
         reason = f"it computes in {n.dtype(norm.given)} and gives {n.dtype(last)}"
         return NearMiss(norm.anchor, reason, COVERS, parameters)
+    if isinstance(norm.eps, fx.Node):
+        reason = (
+            "its eps is a tensor, as a module's own number is with dynamic shapes; the kernel must know it"
+        )
+        return NearMiss(norm.anchor, reason, COVERS, parameters)
     outside = escapes(frozenset(norm.nodes), (last,))
     if outside is not None:
         reason = f"an inner value ({outside.name}) is used outside the norm"
@@ -229,6 +258,8 @@ def _found(norm: ChannelNorm) -> Found:
         "form": norm.form,
         "eps": norm.eps,
         "scale": norm.scale,
+        "times": norm.times,
+        "plus": norm.plus,
         "silu": silu,
         "round_to": norm.round_to if norm.last is not norm.anchor else None,
         # In low precision LTX-2 rounds the square, the mean and the root as well.
@@ -241,4 +272,27 @@ def _found(norm: ChannelNorm) -> Found:
     return Site(norm.anchor, frozenset(norm.nodes), (last,), arguments, COVERS, parameters)
 
 
-IDIOM = Idiom(NAME, find, op.OPERATOR.lowerings, op.OPERATOR, keeps=("silu",))
+def _said(number: float | fx.Node) -> float | str:
+    return f"tensor {number.name}" if isinstance(number, fx.Node) else number
+
+
+def _write(lowering: Lowering, b: Any, *, times: Any, plus: Any, **arguments: Any) -> Any:
+    """The operator, with the 0-d tensors in gamma and bias: in fp32, on x's device, one element where there is none."""
+    device = b.value(arguments["x"]).device
+    for name, number, compute, neutral in (
+        ("gamma", times, aten.mul.Tensor, 1.0),
+        ("bias", plus, aten.add.Tensor, 0.0),
+    ):
+        if number is None:
+            continue
+        given = arguments[name]
+        if given is None:
+            given = b(aten.full.default, [1], neutral, dtype=torch.float32, device=device)
+        elif b.value(given).dtype is not torch.float32:
+            given = b(prims.convert_element_type.default, given, torch.float32)
+        arguments[name] = b(compute, given, number)
+    return op.OPERATOR.call(b, lowering, arguments)
+
+
+LOWERINGS = tuple(replace(lowering, write=partial(_write, lowering)) for lowering in op.OPERATOR.lowerings)
+IDIOM = Idiom(NAME, find, LOWERINGS, op.OPERATOR, keeps=("silu",))
