@@ -90,8 +90,10 @@ def _lowerings(source: str, value: object) -> tuple[tuple[str, str], ...]:
 
 
 def _optional_count(source: str, value: object) -> int | None:
-    if value is None or value == "":
-        return None
+    return None if value is None or value == "" else _count(source, value)
+
+
+def _count(source: str, value: object) -> int:
     try:
         count = int(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else -1
     except ValueError:
@@ -154,6 +156,12 @@ class Options:
         _choice(*CONV_DTYPES),
         "'bf16' or 'fp16': compute the float32 3-D convolutions in bfloat16, or in float16 scaled into its range "
         "(less exact, as the ledger says; not for strict numerics)",
+    )
+    conv_frames_bucket: int = option(
+        0,
+        _count,
+        "compute a 3-D convolution's frames up to a multiple of this, so that chunks of neighbouring lengths share one "
+        "tuned convolution; 0: as many as there are",
     )
     conv_search: str = option(
         "off",

@@ -91,7 +91,15 @@ def _found(node: fx.Node, context: Context, channels_last: bool) -> Found:
         "compute": _compute_dtype(node, context),
         "absorbed": read.absorbed,
     }
-    return Site(node, frozenset({node, *read.nodes}), (node,), arguments, COVERS, parameters)
+    site = Site(node, frozenset({node, *read.nodes}), (node,), arguments, COVERS, parameters)
+    extra = op.extra_frames(context.options.conv_frames_bucket, **site.values())
+    if not extra:
+        return site
+    return replace(
+        site,
+        arguments={**arguments, "extra_frames": extra},
+        parameters={**parameters, "extra_frames": extra},
+    )
 
 
 def refusal(node: fx.Node) -> str | None:

@@ -173,7 +173,8 @@ def test_nothing_changes_on_a_cpu_where_nothing_can_be_won() -> None:
 def test_a_symbolic_number_of_frames_takes_what_needs_no_number() -> None:
     x = video(3)
     torch._dynamo.mark_dynamic(x, 2)
-    r = rewrite(causal, x, options={"select": "always"})
+    r = rewrite(causal, x, options={"select": "always", "conv_frames_bucket": 4})
+    assert "extra_frames" not in conv3d(r).parameters
     assert any(isinstance(n.meta.get("val"), torch.SymInt) for n in r.after[0].find_nodes(op="placeholder"))
     assert conv3d(r).lowering == "direct"
     torch.testing.assert_close(r.result, causal(video(3)))
@@ -234,3 +235,12 @@ def test_each_call_knows_the_largest_of_its_graph() -> None:
     # 4 channels in 12 frames of 6 x 7, 6 channels in 10 frames of 4 x 5; float32.
     mib = (4 * 12 * 42 + 6 * 10 * 20) * 4 / 2**20
     assert [site.arguments["largest_mib"] for site in sites] == [mib, mib]
+
+
+@pytest.mark.parametrize("lowering", ["direct", "taps", "unfold"])
+def test_frames_are_rounded_up_where_asked(lowering: str) -> None:
+    r = check(causal, video(3), video(2, seed=1), lowering={"conv3d": lowering}, conv_frames_bucket=4)
+    assert conv3d(r).parameters["extra_frames"] == 1
+    assert r.result.shape[2] == 3
+    assert "extra_frames" not in conv3d(check(causal, video(4), video(2), conv_frames_bucket=4)).parameters
+    assert "extra_frames" not in conv3d(check(causal, video(3), video(2))).parameters

@@ -17,19 +17,47 @@ from .write import (
     write_conv2d,
     write_direct,
     write_matmul,
+    write_rounded_up,
     write_taps,
     write_taps_tiled,
     write_tiled,
     write_unfold,
 )
 
-__all__ = ["LOWERINGS", "flops", "key", "live_taps", "out_size", "tensors_mib", "usual_memory_mib"]
+__all__ = [
+    "LOWERINGS",
+    "extra_frames",
+    "flops",
+    "key",
+    "live_taps",
+    "out_size",
+    "tensors_mib",
+    "usual_memory_mib",
+]
 
 
 def live_taps(**call: Any) -> int | None:
     """How many temporal taps see a real frame, or None where the number of frames is symbolic."""
     axis = axis_of(call["x"], call["weight"], call["zeros"], call["stride"], call["dilation"])
     return len(axis.taps()) if isinstance(axis.frames, int) else None
+
+
+def extra_frames(bucket: int, **call: Any) -> int:
+    """How many output frames to compute in excess, so that their number is a multiple of `bucket`.
+
+    None of a single frame, whose cost would be a multiple, and none where a temporal tap is spared by zero frames.
+    """
+    axis = axis_of(call["x"], call["weight"], call["zeros"], call["stride"], call["dilation"])
+    spared = axis.kernel == 1 and any(call["zeros"])
+    if (
+        not bucket
+        or not isinstance(axis.out, int)
+        or axis.out < 2
+        or spared
+        or live_taps(**call) != axis.kernel
+    ):
+        return 0
+    return -axis.out % bucket
 
 
 #: The largest call of a graph may need as much memory beside its tensors as this, or this share of them.
@@ -91,8 +119,11 @@ def key(**call: Any) -> str:
 
     x = call["x"]
     dtype = str(call.get("compute") or x[0].dtype).removeprefix("torch.")
+    shapes = [list(p.shape) for p in x]
+    # Calls of one bucket have one key.
+    shapes[-1][2] += call.get("extra_frames", 0) * call["stride"][0]
     words = [
-        f"conv3d {dtype} x {' + '.join(by(p.shape) for p in x)} w {by(call['weight'].shape)}",
+        f"conv3d {dtype} x {' + '.join(map(by, shapes))} w {by(call['weight'].shape)}",
         f"pad {by(call['padding'])}" if any(call["padding"]) else "",
         f"zero frames {by(call['zeros'])}" if any(call["zeros"]) else "",
         f"stride {by(call['stride'])}" if set(call["stride"]) != {1} else "",
@@ -260,8 +291,10 @@ def _tiled_pays(target: Target, **call: Any) -> Verdict:
 def _writes(write: Any) -> Any:
     """`absorbed` and `largest_mib` are for choosing: what was absorbed shows in the pieces and the padding."""
 
-    def written(b: Any, *, absorbed: bool = False, largest_mib: float = 0.0, **call: Any) -> Any:
-        return write(b, **call)
+    def written(
+        b: Any, *, absorbed: bool = False, largest_mib: float = 0.0, extra_frames: int = 0, **call: Any
+    ) -> Any:
+        return write_rounded_up(b, write, extra_frames, **call) if extra_frames else write(b, **call)
 
     return written
 

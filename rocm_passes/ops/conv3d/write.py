@@ -330,6 +330,20 @@ def write_tiled(b: Writer, **call: Any) -> Any:
     return c.finished(tiles[0] if len(tiles) == 1 else b(aten.cat.default, tiles, 2))
 
 
+def write_rounded_up(b: Writer, write: Any, extra_frames: int, **call: Any) -> Any:
+    """The lowering over more frames than there are: zero frames behind them, and the results of those left out.
+
+    So chunks of neighbouring lengths are convolutions of one size, tuned once.
+    """
+    pieces = call["x"]
+    n, c, _, h, w = b.value(pieces[-1]).shape
+    like = b.value(pieces[-1])
+    size = [n, c, extra_frames * call["stride"][0], h, w]
+    zeros = b(aten.full.default, size, 0.0, dtype=like.dtype, device=like.device)
+    y = write(b, **{**call, "x": (*pieces, zeros)})
+    return b(aten.slice.Tensor, y, 2, 0, b.value(y).shape[2] - extra_frames)
+
+
 def channels_last_strides(shape: Sequence[Any]) -> list[Any]:
     """Dense strides of [N, C, ...] with the channels innermost."""
     strides: list[Any] = [1] * len(shape)

@@ -1,0 +1,77 @@
+"""Frames rounded up to a multiple: exact in every lowering, one size and one key for neighbouring lengths."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from rocm_passes.graph.builder import Eager
+from rocm_passes.ops import conv3d
+from rocm_passes.ops.conv3d import LOWERINGS
+from tests.ops.test_conv3d_lowerings import BY_NAME, call, calls, has_output, plain
+
+
+def bucketed(bucket: int, c: dict[str, Any]) -> dict[str, Any]:
+    return {**c, "extra_frames": conv3d.extra_frames(bucket, **c)}
+
+
+@settings(max_examples=200, deadline=None)
+@given(calls(), st.integers(2, 8))
+def test_every_lowering_is_exact(c: dict[str, Any], bucket: int) -> None:
+    c = bucketed(bucket, c)
+    assume(has_output(c) and c["extra_frames"])
+    for low in LOWERINGS:
+        if low.refuses(**c) is None:
+            got = low.write(Eager(), **c)
+            torch.testing.assert_close(got, plain(c), rtol=1e-12, atol=1e-12, msg=low.name)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("name", ["direct", "taps", "unfold"])
+def test_neighbouring_lengths_are_convolutions_of_one_size(name: str, stride: int) -> None:
+    sizes: set[Any] = set()
+    keys: set[str] = set()
+    for frames in (3, 4, 5, 6):
+        c = bucketed(4, call((2, frames * stride), stride=(stride, 1, 1), channels_last=True))
+        noted = _Sizes()
+        low = BY_NAME[name]
+        result = low.write(noted, **c)
+        torch.testing.assert_close(result, plain(c), rtol=1e-12, atol=1e-12)
+        sizes.add((result.shape[2] > 4, tuple(noted.sizes)))
+        keys.add(conv3d.key(**c))
+    assert len(sizes) == len(keys) == 2
+
+
+@pytest.mark.parametrize(
+    ("c", "extra"),
+    [
+        (call((2, 3)), 1),
+        (call((2, 4)), 0),
+        (call((2, 5)), 3),
+        (call((2, 1)), 0),  # A single frame: its cost would be a multiple.
+        (call((3,), zeros=(2, 0)), 1),
+        (call((2,), zeros=(2, 1)), 1),
+        (call((1,), zeros=(2, 1)), 0),  # One tap sees zeros alone: it is spared.
+        (call((1,), zeros=(2, 0)), 0),
+        (call((3,), kernel=(1, 3, 3)), 1),
+        (call((3,), kernel=(1, 3, 3), zeros=(1, 1)), 0),
+        (call((2, 3), stride=(2, 1, 1)), 2),
+    ],
+)
+def test_how_many_frames_are_in_excess(c: dict[str, Any], extra: int) -> None:
+    assert conv3d.extra_frames(4, **c) == extra
+    assert conv3d.extra_frames(0, **c) == 0
+
+
+class _Sizes(Eager):
+    def __init__(self) -> None:
+        self.sizes: list[Any] = []
+
+    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> Any:
+        if target is torch.ops.aten.convolution.default:
+            self.sizes.append((tuple(args[0].shape), tuple(args[1].shape)))
+        return super().__call__(target, *args, **kwargs)
