@@ -7,7 +7,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -178,8 +178,10 @@ class Pipeline(CustomGraphPass):
             _tidy(graph)
             if self.target.is_gpu:
                 absorb_biases(graph)
-            for norm, frames in absorb_joins(graph, fake_mode).items():
+            joined, left = absorb_joins(graph, fake_mode)
+            for norm, frames in joined.items():
                 session.amend(norm, {"front_frames": frames})
+            session.note_unjoined(joined, left)
             if self.target.is_gpu:
                 _launched(graph, self.options.launch)
         if in_channels_last:
@@ -297,12 +299,22 @@ class _Session:
                 entry = self._entry(idiom, site, Choice("refused", f"{choice.lowering.name}: {error}"), site)
         self.ledger.add(entry)
 
-    def amend(self, result: fx.Node, parameters: Mapping[str, Any]) -> None:
-        """Add to the parameters of the entry whose lowering made `result`."""
+    def amend(self, result: fx.Node, parameters: Mapping[str, Any], *notes: str) -> None:
+        """Add to the parameters and notes of the entry whose lowering made `result`."""
         at = self._entry_of.get(result)
         if at is not None:
             entry = self.ledger.entries[at]
-            self.ledger.entries[at] = replace(entry, parameters={**entry.parameters, **parameters})
+            parameters = {**entry.parameters, **parameters}
+            self.ledger.entries[at] = replace(entry, parameters=parameters, notes=(*entry.notes, *notes))
+
+    def note_unjoined(self, joined: Collection[fx.Node], left: Mapping[fx.Node, str]) -> None:
+        """Say of norms that end a joined video, now or as the graph came, why they are not written into it."""
+        for result, at in self._entry_of.items():
+            reason = left.get(result)
+            if reason is None and result not in joined and self.ledger.entries[at].parameters.get("joins"):
+                reason = "as the convolution was rewritten, no joined video ends with it"
+            if reason is not None:
+                self.amend(result, {}, f"not written behind the frames in front of it: {reason}")
 
     def _record(self, idiom: Idiom, found: Site | NearMiss, choice: Choice, site: Site | None) -> None:
         self.ledger.add(self._entry(idiom, found, choice, site))

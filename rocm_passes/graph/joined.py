@@ -14,6 +14,7 @@ conv3d's lowerings spell the cat over [N, T, H, W, C] where the video is channel
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import fx
@@ -44,28 +45,41 @@ class Join:
         return int(n.shape(self.video)[TIME] - n.shape(self.norm)[TIME])
 
 
-def absorb_joins(graph: fx.Graph, fake_mode: FakeTensorMode) -> dict[fx.Node, int]:
-    """Give our norms the frames that a cat puts in front of them. Returns how many, by the norm that there was."""
+@dataclass(frozen=True)
+class Left:
+    """A norm that ends a joined video and is not written into it, and the reason in words for a user."""
+
+    norm: fx.Node
+    reason: str
+
+
+def absorb_joins(graph: fx.Graph, fake_mode: FakeTensorMode) -> tuple[dict[fx.Node, int], dict[fx.Node, str]]:
+    """Give our norms the frames that a cat puts in front of them. Returns how many, by the norm that there was; and
+    of all others that end a joined video, why they do not get them."""
     order = {node: i for i, node in enumerate(graph.nodes)}
     joins: dict[fx.Node, list[Join]] = {}
+    left: dict[fx.Node, str] = {}
     for cat in n.calls(graph, aten.cat.default):
-        join = _read(cat)
-        if join is not None:
-            joins.setdefault(join.norm, []).append(join)
+        read = _read(cat)
+        if isinstance(read, Join):
+            joins.setdefault(read.norm, []).append(read)
+        elif read is not None:
+            left[read.norm] = read.reason
     found = {}
     for norm, of_norm in joins.items():
-        join, *others = of_norm
-        # It can be written into one video, behind what is there before it is.
-        is_there = join.front is None or order[join.front] < order[norm]
-        if is_there and not others and _is_free(norm):
-            found[norm] = join.frames
-            _absorb(join, fake_mode)
+        reason = _obstacle(norm, of_norm, order)
+        if reason is None:
+            left.pop(norm, None)
+            found[norm] = of_norm[0].frames
+            _absorb(of_norm[0], fake_mode)
+        else:
+            left[norm] = reason
     if found:
         graph.eliminate_dead_code()
-    return found
+    return found, left
 
 
-def _read(cat: fx.Node) -> Join | None:
+def _read(cat: fx.Node) -> Join | Left | None:
     """A cat in time that ends with a norm of ours, in either spelling."""
     video: fx.Node | None = cat
     if is_joined_video(cat):
@@ -73,19 +87,35 @@ def _read(cat: fx.Node) -> Join | None:
     elif len(n.shape(cat)) == 5 and n.joined_dim(cat) == CHANNELS_BEHIND.index(TIME):
         pieces = [p.args[0] if _permutes(p, CHANNELS_BEHIND) else None for p in n.arg(cat, 0)]
         video = n.only_user(cat)
-        if not _permutes(video, CHANNELS_FIRST):
-            return None
     else:
         return None
     *before, norm = [_through_layout(piece) for piece in pieces]
-    if video is None or not n.is_call(norm, *OPERATORS):
+    if not before or not n.is_call(norm, *OPERATORS):
         return None
+    if video is None or (video is not cat and not _permutes(video, CHANNELS_FIRST)):
+        return Left(norm, "the video is read with its channels behind")
     if not all(isinstance(size, int) for size in n.shape(video)):
-        return None
-    if before and all(is_first_frame(piece, norm) for piece in before):
+        return Left(norm, "the video's size is not known at compile time")
+    if all(is_first_frame(piece, norm) for piece in before):
         return Join(None, len(before), norm, video)
     if len(before) == 1 and isinstance(before[0], fx.Node):
         return Join(before[0], 0, norm, video)
+    return Left(norm, f"{len(before)} tensors stand in front of it; its kernel writes behind one")
+
+
+def _obstacle(norm: fx.Node, joins: list[Join], order: Mapping[fx.Node, int]) -> str | None:
+    """Why the norm cannot be written into the video, or None where it can."""
+    operator = OPERATORS[norm.target]
+    values, lowering = operator.bind(norm.args, norm.kwargs)
+    given = dict(zip(operator.parameters, values, strict=True))
+    if lowering != "triton":
+        return f"the lowering {lowering!r} cannot write there"
+    if given["front"] is not None or given["repeat_first"] != 0:
+        return "it is written behind others already"
+    if len(joins) > 1:
+        return f"it goes into {len(joins)} videos, and can be written into one"
+    if joins[0].front is not None and order[joins[0].front] > order[norm]:
+        return "they are computed after it"
     return None
 
 
@@ -98,12 +128,6 @@ def _through_layout(node: object) -> object:
 
 def _permutes(node: object, dims: list[int]) -> bool:
     return n.is_call(node, aten.permute.default) and list(n.arg(node, 1)) == dims
-
-
-def _is_free(norm: fx.Node) -> bool:
-    """Written by our kernel, and not behind other frames already."""
-    given = dict(zip(OPERATORS[norm.target].parameters, norm.args, strict=False))
-    return bool(norm.args[-1] == "triton" and given["front"] is None and given["repeat_first"] == 0)
 
 
 def _absorb(join: Join, fake_mode: FakeTensorMode) -> None:

@@ -7,15 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx
 from torch._inductor import inductor_prims
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from rocm_passes.graph.builder import fake_mode_of
 from rocm_passes.graph.joined import OPERATORS, absorb_joins
 from rocm_passes.idioms.padding import stands_behind_frames
+from rocm_passes.ledger import Entry
 from rocm_passes.ops.conv3d.write import CHANNELS_BEHIND, CHANNELS_FIRST
 from tests.graph.test_biases import channel, group
+from tests.rewriting import rewrite
 
 aten = torch.ops.aten
 FRONT, X = (1, 4, 2, 3, 3), (1, 4, 5, 3, 3)
@@ -37,18 +41,20 @@ def joined_channels_behind(*pieces: Tensor) -> Tensor:
 SPELLINGS = (joined, joined_channels_behind)
 
 
-def run(function: Callable[..., Any]) -> tuple[dict[fx.Node, int], fx.Graph]:
-    """What was absorbed; the results stay what they were, to the bit (the operators' references run)."""
+def run(function: Callable[..., Any]) -> tuple[dict[fx.Node, int], list[str], fx.Graph]:
+    """What was absorbed and why others were not; the results stay what they were, to the bit (the operators'
+    references run)."""
     inputs = [torch.randn(s, dtype=torch.float64) for s in (FRONT, X)]
     mode = FakeTensorMode()
     with mode:
         gm = make_fx(function)(*(torch.empty(s, dtype=torch.float64) for s in (FRONT, X)))
-    found = absorb_joins(gm.graph, mode)
+    found, left = absorb_joins(gm.graph, mode)
+    assert found.keys().isdisjoint(left)
     gm.graph.lint()
     gm.recompile()
     for ours, theirs in zip(gm(*inputs), function(*inputs), strict=True):
         assert torch.equal(ours, theirs)
-    return found, gm.graph
+    return found, list(left.values()), gm.graph
 
 
 def count(graph: fx.Graph, target: Any) -> int:
@@ -64,8 +70,8 @@ def test_behind_cached_frames(norm: Callable[..., Tensor], spelling: Callable[..
         y = norm(x)
         return spelling(front, y).sin(), y[:, :, -2:].clone(), y.cos()
 
-    found, graph = run(function)
-    assert list(found.values()) == [2]
+    found, left, graph = run(function)
+    assert (list(found.values()), left) == ([2], [])
     assert count(graph, aten.cat.default) == 0
     (node,) = [n for n in graph.nodes if n.target in OPERATORS]
     given = dict(zip(OPERATORS[node.target].parameters, node.args, strict=False))
@@ -83,8 +89,8 @@ def test_behind_its_own_first_frame(
         y = norm(x)
         return spelling(*[y[:, :, :1]] * times, y).sin(), y[:, :, -2:].clone()
 
-    found, graph = run(function)
-    assert list(found.values()) == [times]
+    found, left, graph = run(function)
+    assert (list(found.values()), left) == ([times], [])
     assert count(graph, aten.cat.default) == 0
 
 
@@ -124,13 +130,55 @@ def widened(front: Tensor, x: Tensor) -> tuple[Tensor, ...]:
     return (joined(front, channel(x.float())).sin(),)
 
 
+def channels_behind(front: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    """conv3d's spelling, without the permutation that makes a video of it again."""
+    return (torch.cat([p.permute(CHANNELS_BEHIND) for p in (front, channel(x))], 1).sin(),)
+
+
 @pytest.mark.parametrize(
-    "function", [later, into_two, last_frame, of_another, behind, along_height, by_the_reference, widened]
+    ("function", "reason"),
+    [
+        (later, "they are computed after it"),
+        (into_two, "it goes into 2 videos, and can be written into one"),
+        (of_another, "2 tensors stand in front of it; its kernel writes behind one"),
+        (by_the_reference, "the lowering 'reference' cannot write there"),
+        (channels_behind, "the video is read with its channels behind"),
+        # None of ours ends these.
+        (behind, None),
+        (along_height, None),
+        (widened, None),
+    ],
 )
-def test_left_alone(function: Callable[..., Any]) -> None:
-    found, graph = run(function)
+def test_left_alone(function: Callable[..., Any], reason: str | None) -> None:
+    found, left, graph = run(function)
     assert found == {}
+    assert left == ([] if reason is None else [reason])
     assert count(graph, aten.cat.default) >= 1
+
+
+def test_its_own_last_frame_is_computed_after_it() -> None:
+    found, left, _ = run(last_frame)
+    assert (found, left) == ({}, ["they are computed after it"])
+
+
+def test_symbolic_frames_are_left_alone() -> None:
+    gm = make_fx(behind_frames, tracing_mode="symbolic")(torch.empty(FRONT), torch.empty(X))
+    mode = fake_mode_of(gm.graph)
+    assert mode is not None
+    found, left = absorb_joins(gm.graph, mode)
+    assert found == {}
+    assert list(left.values()) == ["the video's size is not known at compile time"]
+
+
+def test_one_video_of_two_that_it_ends() -> None:
+    """The other, with more in front than the kernel can write, copies as it did; nothing is left to say."""
+
+    def function(front: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        y = channel(x)
+        return joined(front, front, y).sin(), joined(front, y).cos()
+
+    found, left, _ = run(function)
+    assert (list(found.values()), left) == ([2], [])
 
 
 def behind_zeros(front: Tensor, x: Tensor) -> tuple[Tensor, ...]:
@@ -176,4 +224,56 @@ def test_behind_frames_already() -> None:
         y = op(x, None, None, None, "l2", 1e-12, 2.0, True, None, False, x.dtype, front, 0, "triton")
         return (joined(front, y).sin(),)
 
-    assert run(function)[0] == {}
+    found, left, _ = run(function)
+    assert (found, left) == ({}, ["it is written behind others already"])
+
+
+def ledger_of(function: Callable[..., Any], *args: Tensor, **options: Any) -> Entry:
+    """The norm's entry, once the model function was compiled with the kernel (here interpreted)."""
+    (entry,) = [e for e in rewrite(function, *args, options=options).sites if e.idiom == "channel_norm"]
+    return entry
+
+
+def convolved(front: Tensor, x: Tensor, w: Tensor) -> Tensor:
+    y = F.normalize(x, dim=1) * 2.0
+    return F.conv3d(torch.cat([front, y], 2), w)
+
+
+def video() -> tuple[Tensor, Tensor, Tensor]:
+    return torch.randn(FRONT), torch.randn(X), torch.randn(4, 4, 3, 1, 1)
+
+
+def test_the_ledger_says_why_not() -> None:
+    """A norm that goes into two videos."""
+
+    def function(front: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        y = F.normalize(x, dim=1) * 2.0
+        return F.conv3d(torch.cat([front, y], 2), w), torch.cat([front * 2, y], 2)
+
+    entry = ledger_of(function, *video(), idioms="channel_norm", lowering={"channel_norm": "triton"})
+    assert entry.outcome == "rewritten"
+    assert "front_frames" not in entry.parameters
+    assert entry.notes == (
+        "not written behind the frames in front of it: it goes into 2 videos, and can be written into one",
+    )
+
+
+def test_the_ledger_says_that_the_joined_video_is_gone() -> None:
+    """The convolution's lowering joins all three pieces at once."""
+
+    def function(front: Tensor, x: Tensor, w: Tensor) -> Tensor:
+        y = F.normalize(x, dim=1) * 2.0
+        return F.conv3d(torch.cat([torch.cat([front, y], 2), front], 2), w)
+
+    lowering = {"channel_norm": "triton", "conv3d": "taps"}
+    entry = ledger_of(function, *video(), idioms="channel_norm,conv3d", lowering=lowering)
+    assert entry.parameters["joins"] is True
+    assert "front_frames" not in entry.parameters
+    (note,) = entry.notes
+    assert note.endswith("as the convolution was rewritten, no joined video ends with it")
+
+
+def test_the_ledger_has_nothing_to_add_where_it_is() -> None:
+    entry = ledger_of(convolved, *video(), idioms="channel_norm", lowering={"channel_norm": "triton"})
+    assert entry.parameters["front_frames"] == 2
+    assert entry.notes == ()
