@@ -4,6 +4,8 @@
     python -m benchmarks.conv3d --all          all calls: the choice against a second, longer measurement
     python -m benchmarks.conv3d --calls "96-96 3x3x3 2+4f 480x832;..." --dtype float32
 
+With `--table FILE` the second also writes its rows as docs/conv3d.md has them.
+
 Choices are measured first, in one process on a GPU that does nothing else. Without `--all`, each call of a sample
 is then compiled in every way, between pointwise neighbours as in a causal video VAE, and the ways are timed in
 turn. Both print how far the chosen lowering is from the best one, and of all calls the worst.
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import re
 import tempfile
@@ -148,7 +151,7 @@ def choose_worker(given: argparse.Namespace) -> None:
             found = store.store(options.choices).find(tuning.machine(target), each.key)
             row |= {"key": each.key, "ms": dict(found.ms) if found else {}}
             row |= {"mib": dict(found.mib), "skipped": dict(found.skipped)} if found else {}
-            row["chosen"] = chosen(each, target, options)
+            row |= chosen(each, target, options)
             if given.all:
                 longer = {"rounds": 3 * rounds.ROUNDS, "hopeless": 1e9, "seconds": 4 * rounds.SECONDS}
                 again = measure.measure(tuning.lowerings(each.able), each.values, patience=longer)
@@ -156,11 +159,18 @@ def choose_worker(given: argparse.Namespace) -> None:
         reply(**row)
 
 
-def chosen(each: Any, target: Any, options: Any) -> str | None:
+def chosen(each: Any, target: Any, options: Any) -> dict[str, Any]:
+    """The lowering that a compile takes, the default memory bound in MiB, and what would be taken without one."""
+    from rocm_passes.ops import conv3d
     from rocm_passes.selection import tuning
 
-    found = tuning.pick(each.key, tuning.lowerings(each.able), each.values, target, options)
-    return found[0].name if found else None
+    bound = conv3d.usual_memory_mib(**each.values)
+    able = tuning.lowerings(each.able)
+    found, unbound = (
+        tuning.pick(each.key, able, each.values, target, options, usual_mib=mib) for mib in (bound, math.inf)
+    )
+    names = {"chosen": found and found[0].name, "unbound": unbound and unbound[0].name}
+    return names | {"bound_mib": round(bound)}
 
 
 def compile_worker(text: str, given: argparse.Namespace) -> None:
@@ -270,6 +280,8 @@ class Run:
         self.rows.append(row)
         print(line(row), flush=True)
         self.given.out.write_text(json.dumps(self.rows, indent=1))
+        if self.given.table:
+            self.given.table.write_text(table(self.rows), encoding="utf-8")
 
     def elapsed(self) -> float:
         return time.perf_counter() - self.began
@@ -294,12 +306,22 @@ class Run:
 
 
 def away(row: Mapping[str, Any]) -> float | None:
-    """The chosen one's time over the best one's: of the second measurement, or of the compiled ways."""
+    """The chosen one's time over the best one's: of the second measurement, or of the compiled ways.
+
+    Of the second measurement: without the memory bound, which is a price of its own (`price`).
+    """
     if "again" in row:
         times = row["again"]
-        return times[row["chosen"]] / min(times.values()) if row.get("chosen") in times else None
+        return times[row["unbound"]] / min(times.values()) if row.get("unbound") in times else None
     times = row.get("ms", {})
     return times["auto auto"] / min(times.values()) if "auto auto" in times else None
+
+
+def price(row: Mapping[str, Any]) -> float:
+    """What the default memory bound costs: the time of what it chooses over that of the choice without it."""
+    times = row.get("again", {})
+    chosen, unbound = row.get("chosen"), row.get("unbound")
+    return times[chosen] / times[unbound] if chosen in times and unbound in times else 1.0
 
 
 def line(row: Mapping[str, Any]) -> str:
@@ -311,7 +333,32 @@ def line(row: Mapping[str, Any]) -> str:
         for way, ms in times.items()
     ]
     first = f"{row['call']:32} {'' if ratio is None else f'{ratio:.3f}':6} "
-    return first + "  ".join(cells) + f"  [{row.get('said') or row.get('chosen', 'not measured: too small')}]"
+    said = row.get("said") or row.get("unbound") or "not measured: too small"
+    if row.get("chosen") != row.get("unbound"):
+        said += f"; within {row['bound_mib']} MiB {row['chosen']}, {price(row):.3f} of that"
+    return first + "  ".join(cells) + f"  [{said}]"
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown, by model: of each lowering milliseconds of the second measurement and MiB beside its tensors."""
+    by_call = {row["call"]: row for row in rows}
+    columns = ("direct", "taps", "taps_tiled", "unfold", "tiled")
+    lines = []
+    for model, calls in CALLS.items():
+        known = [by_call[call] for call in calls if call in by_call]
+        if known:
+            lines += ["", f"### {model}", "", f"| call | {' | '.join(columns)} | chosen | over the best |"]
+            lines += ["|---" * (len(columns) + 3) + "|"]
+            lines += [_table_line(row, columns) for row in known]
+    return "\n".join(lines) + "\n"
+
+
+def _table_line(row: Mapping[str, Any], columns: Sequence[str]) -> str:
+    times, mib = row.get("again", {}), row.get("mib", {})
+    cells = [f"{times[name]:.3g}, {mib.get(name, 0)}" if name in times else "" for name in columns]
+    chosen, best = row.get("chosen"), min(times.values(), default=0.0)
+    over = f"{times[chosen] / best:.3f}" if chosen in times else ""
+    return f"| {row['call']} | {' | '.join(cells)} | {chosen or 'by rule'} | {over} |"
 
 
 def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -321,16 +368,18 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
         return "no call has a choice to judge"
     worst = max(known, key=lambda call: known[call])
     near = sum(ratio <= NOISE for ratio in known.values())
+    dear = {row["call"]: price(row) for row in rows if row.get("chosen") != row.get("unbound")}
     return (
         f"{near} of {len(known)} choices within {NOISE - 1:.0%} of the best; "
         f"the worst, {worst}, is {known[worst]:.3f} of it"
-    )
+    ) + (f"; the memory bound changes {len(dear)} choices: {dear}" if dear else "")
 
 
 def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--out", type=Path, default=Path("conv3d.json"))
     made.add_argument("--all", action="store_true", help="all calls, not compiled")
+    made.add_argument("--table", type=Path, help="write the rows of --all as Markdown")
     made.add_argument("--calls", default="", help="these calls, separated by semicolons")
     made.add_argument("--dtype", default="bfloat16")
     made.add_argument("--choices", help="file of measured choices to use and add to (default: a new one)")

@@ -43,6 +43,7 @@ FORMS = {
     "fp32 eager": Form(torch.float32),
     "fp32 ours": Form(torch.float32, "ours"),
     "fp32 ours conv_dtype=bf16": Form(torch.float32, "ours", {"conv_dtype": "bf16"}),
+    "fp32 ours conv_dtype=fp16": Form(torch.float32, "ours", {"conv_dtype": "fp16"}),
     "bf16 eager": Form(torch.bfloat16),
     "bf16 Inductor": Form(torch.bfloat16, "inductor"),
     "bf16 ours": Form(torch.bfloat16, "ours"),

@@ -34,7 +34,8 @@ from benchmarks.workers import Admission, Worker, WorkerFailed, commands, reply
 
 DECODERS = ("vae_wan", "vae_cogvideox", "vae_hunyuan_video", "vae_qwen_image", "vae_ltx", "vae_flux")
 #: eager: no compile. called: Inductor as users call it. static: Inductor without dynamic shapes.
-#: ours: this backend by the same call as static. pipeline: as `rocm_passes.compile_pipeline` does it.
+#: ours: this backend by the same call as static. pipeline: as `rocm_passes.compile_pipeline` does it; behind a plus
+#: the conv_dtype, as in pipeline+fp16.
 VARIANTS = ("eager", "called", "static", "pipeline")
 OURS = ("ours", "pipeline")
 ROUNDS = 5
@@ -67,6 +68,8 @@ def compile_as(variant: str, vae: Any, options: dict[str, Any]) -> None:
     from rocm_passes.backend import rocm_diffusion
     from rocm_passes.pipelines import compile_vae
 
+    variant, _, conv_dtype = variant.partition("+")
+    options = {**options, "conv_dtype": conv_dtype} if conv_dtype else options
     torch._dynamo.config.recompile_limit = 8 if variant == "called" else 64
     if variant == "called":
         vae.decoder = torch.compile(vae.decoder)
@@ -78,6 +81,10 @@ def compile_as(variant: str, vae: Any, options: dict[str, Any]) -> None:
         )
     elif variant == "pipeline":
         compile_vae(vae, options=options or None)
+
+
+def is_ours(variant: str) -> bool:
+    return variant.partition("+")[0] in OURS
 
 
 def note_worker(name: str, variant: str, given: argparse.Namespace) -> None:
@@ -124,7 +131,7 @@ def decode_worker(name: str, variant: str, given: argparse.Namespace) -> None:
                 reply(
                     peak_gib=round(device.peak() / 2**30, 2),
                     kernels=kernels(decode) if given.device == "cuda" else {},
-                    sites=sites() if variant in OURS else {},
+                    sites=sites() if is_ours(variant) else {},
                 )
 
 
@@ -246,7 +253,7 @@ class Run:
         return time.perf_counter() - self.began
 
     def measure_choices(self) -> None:
-        ours = [j for j in self.jobs if j.variant in OURS]
+        ours = [j for j in self.jobs if is_ours(j.variant)]
         if not ours or self.given.tune_seconds == 0:
             return
         admission = Admission(self.given.at_once, self.given.gib)
@@ -376,12 +383,12 @@ def difference(result: Path, reference: Path) -> float:
     return float(f"{((a - b).norm() / b.norm()).item():.2e}")
 
 
-HEADER = f"{'decoder':20} {'variant':10} {'ms':>8} {'spread':>7} {'GiB':>6} {'compile s':>9} {'vs eager':>9}"
+HEADER = f"{'decoder':20} {'variant':13} {'ms':>8} {'spread':>7} {'GiB':>6} {'compile s':>9} {'vs eager':>9}"
 
 
 def line(r: dict[str, Any]) -> str:
     return (
-        f"{r['decoder']:20} {r['variant']:10} {r['ms']:8.2f} {r['spread_ms']:7.2f} {r['peak_gib']:6.2f} "
+        f"{r['decoder']:20} {r['variant']:13} {r['ms']:8.2f} {r['spread_ms']:7.2f} {r['peak_gib']:6.2f} "
         f"{r['compile_s']:9.1f} {r.get('difference_to_eager', ''):>9}"
     )
 

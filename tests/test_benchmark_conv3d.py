@@ -34,8 +34,9 @@ def test_every_listed_call_can_be_read_and_is_listed_once() -> None:
     assert set(conv3d.SAMPLE) <= set(WHOLE)
 
 
-def again(chosen: str | None, **ms: float) -> dict[str, Any]:
-    return {"call": f"call {chosen}", "chosen": chosen, "again": ms, "ms": {}}
+def again(unbound: str | None, chosen: str | None = None, **ms: float) -> dict[str, Any]:
+    row = {"call": f"call {unbound}", "chosen": chosen or unbound, "unbound": unbound}
+    return {**row, "again": ms, "ms": {}, "bound_mib": 512}
 
 
 def compiled(**ms: float) -> dict[str, Any]:
@@ -63,7 +64,25 @@ def test_the_verdict_names_the_worst() -> None:
     assert conv3d.verdict(rows) == (
         "1 of 2 choices within 3% of the best; the worst, call direct, is 1.250 of it"
     )
+    rows.append(again("taps", "direct", taps=2.0, direct=2.5))
+    assert conv3d.verdict(rows).endswith("; the memory bound changes 1 choices: {'call taps': 1.25}")
     assert conv3d.verdict([]) == "no call has a choice to judge"
+
+
+def test_a_row_says_what_the_memory_bound_costs() -> None:
+    assert "[taps; within 512 MiB direct, 1.250 of that]" in conv3d.line(
+        again("taps", "direct", taps=2.0, direct=2.5)
+    )
+    assert "[taps]" in conv3d.line(again("taps", taps=2.0, direct=2.5))
+
+
+def test_the_table_has_every_lowering_of_each_call() -> None:
+    measured = {"again": {"direct": 1.25, "taps": 1.0}, "mib": {"direct": 3, "taps": 40}, "chosen": "direct"}
+    rows = [{"call": WHOLE[0], **measured}, {"call": WHOLE[-1], "chosen": None}]
+    text = conv3d.table(rows)
+    assert f"| {WHOLE[0]} | 1.25, 3 | 1, 40 |  |  |  | direct | 1.250 |" in text
+    assert f"| {WHOLE[-1]} |  |  |  |  |  | by rule |  |" in text
+    assert text.count("###") == 2
 
 
 def test_choices_are_held_against_a_second_measurement(tmp_path: Path) -> None:

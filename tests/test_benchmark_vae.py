@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -66,3 +67,12 @@ def test_the_difference_is_relative_to_the_reference(tmp_path: Path) -> None:
 def test_float32_is_admitted_with_twice_the_memory() -> None:
     wide, narrow = run("--dtype", "float32"), run()
     assert wide.gib(wide.jobs[0]) == 2 * narrow.gib(narrow.jobs[0]) > 0
+
+
+def test_a_conv_dtype_stands_behind_the_variant(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Any] = []
+    monkeypatch.setattr("rocm_passes.pipelines.compile_vae", lambda module, options: seen.append(options))
+    vae.compile_as("pipeline+fp16", None, {"select": "always"})
+    vae.compile_as("pipeline", None, {})
+    assert seen == [{"select": "always", "conv_dtype": "fp16"}, None]
+    assert vae.is_ours("pipeline+fp16") and vae.is_ours("ours") and not vae.is_ours("static")
