@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from rocm_passes.graph.rewriter import is_convex
 from rocm_passes.idioms import conv3d, rms_norm
@@ -17,7 +19,7 @@ from rocm_passes.idioms.idiom import Context, Idiom, NearMiss, Site
 from rocm_passes.ops.operator import Lowering, Operator, Verdict
 from rocm_passes.options import Options, parse
 from rocm_passes.pipeline import Pipeline, cache_key
-from rocm_passes.selection.choose import choose
+from rocm_passes.selection.choose import Choice, choose
 from rocm_passes.target import Target, needs_import
 from tests.rewriting import rewrite
 
@@ -312,6 +314,52 @@ def test_strict_numerics_refuses_a_lowering_that_rounds_elsewhere() -> None:
     )
     taken = choose(idiom, site, CPU, Options(select="always"))
     assert (taken.outcome, taken.notes) == ("rewritten", ("bf16 stores truncate",))
+
+
+LAUNCHES = Lowering("triton", run=lambda x: x, launches=True)
+LIBRARY = Lowering("aiter", note=lambda **_: "bf16 stores truncate", run=lambda x: x)
+ATEN = Lowering("aten", write=lambda b, x: x)
+CALLED = "an operator call launches it, not Inductor's code: "
+
+
+@pytest.mark.parametrize(
+    ("lowering", "launch", "notes"),
+    [
+        (LAUNCHES, "inductor", ()),
+        (LAUNCHES, "python", (CALLED + "launch='python'",)),
+        (LIBRARY, "inductor", ("bf16 stores truncate", CALLED + "it calls a library")),
+        (LIBRARY, "python", ("bf16 stores truncate", CALLED + "it calls a library")),
+        (ATEN, "python", ()),
+    ],
+)
+def test_what_inductor_does_not_launch_is_noted(
+    lowering: Lowering, launch: str, notes: tuple[str, ...]
+) -> None:
+    assert chosen(lowering, torch.empty(3), launch=launch).notes == notes
+
+
+def chosen(lowering: Lowering, x: torch.Tensor, target: Target = GPU, **options: Any) -> Choice:
+    node = _node()
+    node.meta["val"] = x
+    site = Site(node, frozenset(), (node,), {"x": [node]}, {})
+    idiom = Idiom("any", lambda g, c: iter(()), (lowering,))
+    return choose(idiom, site, target, Options(select="always", **options))
+
+
+def test_symbolic_sizes_are_noted() -> None:
+    size = ShapeEnv().create_unbacked_symint()
+    with FakeTensorMode(shape_env=size.node.shape_env):
+        x = torch.empty(2, size)
+    assert chosen(LAUNCHES, x).notes == (CALLED + "its sizes are symbolic",)
+
+
+def test_on_a_cpu_nothing_is_launched() -> None:
+    assert chosen(LAUNCHES, torch.empty(3), CPU, launch="python").notes == ()
+
+
+def test_strict_numerics_take_what_inductor_does_not_launch() -> None:
+    choice = chosen(LAUNCHES, torch.empty(3), launch="python", numerics="strict")
+    assert (choice.outcome, choice.notes) == ("rewritten", (CALLED + "launch='python'",))
 
 
 def test_a_forced_lowering_is_taken_or_refused() -> None:

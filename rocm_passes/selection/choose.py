@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch.utils import _pytree as pytree
+
 from ..idioms.idiom import Idiom, Site
 from ..ops.operator import Lowering
 from ..options import Options
@@ -39,17 +42,17 @@ def choose(idiom: Idiom, site: Site, target: Target, options: Options) -> Choice
     if options.select == "off":
         return Choice("kept", f"select='off': it could be rewritten by {able[0].name}")
     if forced is not None:
-        return _taken(able[0], f"lowering {forced!r} was asked for", values, target)
+        return _taken(able[0], f"lowering {forced!r} was asked for", values, target, options)
     if options.select == "always":
-        return _taken(able[0], "select='always'", values, target)
+        return _taken(able[0], "select='always'", values, target, options)
     if idiom.measured is not None:
         found = idiom.measured(able, values, target, options)
         if found is not None:
-            return _taken(*found, values, target)
+            return _taken(*found, values, target, options)
     verdicts = [(low, low.pays(target, **values)) for low in able]
     for lowering, verdict in verdicts:
         if verdict.pays:
-            return _taken(lowering, verdict.reason, values, target)
+            return _taken(lowering, verdict.reason, values, target, options)
     said = [f"{low.name}: {v.reason}" for low, v in verdicts]
     return Choice("kept", "left to Inductor: " + "; ".join([*said, *reasons]))
 
@@ -69,6 +72,28 @@ def obstacle(lowering: Lowering, values: Mapping[str, Any], target: Target, opti
     return reason
 
 
-def _taken(lowering: Lowering, reason: str, values: Mapping[str, Any], target: Target) -> Choice:
-    note = lowering.note(target=target, **values)
-    return Choice("rewritten", reason, lowering, (note,) if note else ())
+def _taken(
+    lowering: Lowering, reason: str, values: Mapping[str, Any], target: Target, options: Options
+) -> Choice:
+    notes = (lowering.note(target=target, **values), _called(lowering, values, target, options))
+    return Choice("rewritten", reason, lowering, tuple(note for note in notes if note))
+
+
+def _called(lowering: Lowering, values: Mapping[str, Any], target: Target, options: Options) -> str | None:
+    """A note where Inductor does not launch the kernels (ops/inductor.py), as far as that is known before it asks
+    them. It says nothing of how they round: strict numerics do not refuse it."""
+    if lowering.run is None or not target.is_gpu:
+        return None
+    if not lowering.launches:
+        why = "it calls a library"
+    elif options.launch == "python":
+        why = "launch='python'"
+    elif not all(isinstance(s, int) for t in _tensors(values) for s in t.shape):
+        why = "its sizes are symbolic"
+    else:
+        return None
+    return f"an operator call launches it, not Inductor's code: {why}"
+
+
+def _tensors(values: Mapping[str, Any]) -> list[torch.Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(dict(values)) if isinstance(leaf, torch.Tensor)]
