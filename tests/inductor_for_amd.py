@@ -174,8 +174,8 @@ def _slice_of_a_projection(x: Tensor, weight: Tensor) -> Tensor:
 
 def _chain(x: Tensor, branch: Tensor, gate: Tensor, scale: Tensor, shift: Tensor) -> list[Tensor]:
     return ops.fused_norm(
-        x, branch, gate, False, None, None, 0.0, BF16, True, "layer", None, None, None, 1e-6, 0.0, None,
-        scale, shift, None, None, 1.0, 1, BF16, True, "triton",
+        x, branch, gate, False, None, 0.0, None, 0.0, BF16, True, "layer", None, None, None, 1e-6, 0.0, None,
+        None, scale, shift, None, None, 1.0, 1, BF16, True, "triton",
     )  # fmt: skip
 
 

@@ -54,7 +54,7 @@ class Modulation:
 
 
 def all_norms(graph: fx.Graph) -> list[Norm]:
-    """Every RMSNorm and LayerNorm that can be read, in graph order."""
+    """Every RMSNorm and LayerNorm that can be read, with its bias, in graph order."""
     found: list[Norm] = []
     anchors = n.calls(graph, aten.rsqrt.default, aten._fused_rms_norm.default)
     for anchor in sorted([*anchors, *layer_norms.calls(graph)]):
@@ -65,7 +65,9 @@ def all_norms(graph: fx.Graph) -> list[Norm]:
             read = norms.read_fused(anchor)
         else:
             read = layer_norms.read(anchor)
-        if read is not None and not isinstance(read, str):
+        if isinstance(read, RMS):
+            found.append(norms.with_bias(read))
+        elif isinstance(read, Layer):
             found.append(read)
     return found
 
@@ -109,12 +111,13 @@ def _with_term(
         made.rounds = n.dtype(term) in n.LOW_PRECISION
     # The norm itself, or the norm widened again for arithmetic in fp32.
     inner = branches.get(made.branch)
-    taken = inner is not None and not inner.weight_offset  # The operator's branch norm has no (1 + weight).
+    taken = inner is not None and inner.bias is None  # The operator's branch norm has no bias.
     if inner is not None and taken and all(u in made.nodes or u is add for u in inner.result.users):
         made.norm = inner
         made.branch = inner.x
         made.nodes |= inner.nodes
-        made.rounds = made.rounds or inner.out_dtype in n.LOW_PRECISION
+        rounded = inner.round_to is not None or inner.out_dtype in n.LOW_PRECISION
+        made.rounds = made.rounds or rounded
     return made
 
 
@@ -293,23 +296,24 @@ class Chain:
         plain = all(m.factor is None or m.scale is not None for m in self.modulations)
         pairs = [((m.scale if plain else m.factor), m.shift) for m in self.modulations]
         pairs += [(None, None)] * (2 - len(pairs))
-        bias = norm.bias if isinstance(norm, Layer) else None
         return {
             "x": x,
             "branch": r.branch if r is not None else None,
             "gate": r.gate if r is not None else None,
             "branch_norm": inner is not None,
             "branch_weight": inner.weight if inner is not None else None,
+            "branch_weight_offset": inner.weight_offset if inner is not None else 0.0,
             "branch_eps_tensor": inner_eps["eps_tensor"],
             "branch_eps": inner_eps["eps"],
             "sum_dtype": n.dtype(r.total) if r is not None else n.dtype(x),
             "keep_sum": self.keeps_sum,
             "kind": "none" if norm is None else "rms" if isinstance(norm, RMS) else "layer",
             "weight": norm.weight if norm is not None else None,
-            "bias": bias,
+            "bias": norm.bias if norm is not None else None,
             **eps,
             "weight_offset": norm.weight_offset if norm is not None else 0.0,
             "round_to": norm.round_to if norm is not None else None,
+            "round_product": norm.round_product if isinstance(norm, RMS) else None,
             "scale0": pairs[0][0],
             "shift0": pairs[0][1],
             "scale1": pairs[1][0],
@@ -334,7 +338,10 @@ class Chain:
             found["gate"] = list(n.shape(self.residual.gate)) if self.residual.gate is not None else None
             found["sum_dtype"] = n.dtype(self.residual.total)
             found["sum_used_elsewhere"] = self.keeps_sum
-            found["branch_norm"] = self.residual.norm is not None
+            inner = self.residual.norm
+            found["branch_norm"] = inner is not None
+            if inner is not None:
+                found["branch_weight_offset"] = inner.weight_offset
         if self.modulations:
             found["modulations"] = len(self.modulations)
             found["shift"] = any(m.shift is not None for m in self.modulations)

@@ -4,7 +4,8 @@ Before (Z-Image in bf16)                        After
     n = rms_norm(y) * w                             s = rocm_passes.fused_norm(x, y, gate, True, w, ..., "none",
     s = x + gate * n                                    ..., "triton")
 
-without a gate (Gemma, Z-Image's context refiner), or with the gate inside the norm (Mochi).
+without a gate (Z-Image's context refiner), with (1 + w) (Gemma), or with the gate inside the norm (Mochi). A norm with
+a bias stands alone.
 
 When it pays: seldom; Inductor fuses it well.
 

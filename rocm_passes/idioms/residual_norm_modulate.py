@@ -6,7 +6,8 @@ Before (Flux in bf16)                               After
     m = n * (1 + scale) + shift
 
 With an RMSNorm on the branch (Z-Image, Lumina2), with one norm that feeds two modulations (SD3.5), with sum
-and modulation in fp32 and one rounding at the end (Wan). graph/chains.py reads them.
+and modulation in fp32 and one rounding at the end (Wan); either norm with (1 + weight) (Gemma), the one after
+the sum with a bias. graph/chains.py reads them.
 
 When it pays: each row is read once and written once, where Inductor's reduction reads it again.
 

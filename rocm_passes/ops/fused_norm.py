@@ -1,6 +1,6 @@
 """Residual, norm and modulation of rows, in one pass: what stands between the matrix products of a block.
 
-    s     = x + gate * rms_norm?(branch)
+    s     = x + gate * rms_norm?(branch) * (branch_weight_offset + branch_weight)
     n     = norm(s) * (weight_offset + weight) + bias
     out_k = n * (scale_offset + scale_k) + shift_k
 
@@ -22,10 +22,10 @@ from .rms_norm import epsilon
 
 SCHEMA = (
     "(Tensor x, Tensor? branch, Tensor? gate, bool branch_norm, Tensor? branch_weight, "
-    "Tensor? branch_eps_tensor, float branch_eps, ScalarType sum_dtype, bool keep_sum, str kind, "
-    "Tensor? weight, Tensor? bias, Tensor? eps_tensor, float eps, float weight_offset, ScalarType? round_to, "
-    "Tensor? scale0, Tensor? shift0, Tensor? scale1, Tensor? shift1, float scale_offset, int outputs, "
-    "ScalarType out_dtype, bool rounds_between) -> Tensor[]"
+    "float branch_weight_offset, Tensor? branch_eps_tensor, float branch_eps, ScalarType sum_dtype, "
+    "bool keep_sum, str kind, Tensor? weight, Tensor? bias, Tensor? eps_tensor, float eps, float weight_offset, "
+    "ScalarType? round_to, ScalarType? round_product, Tensor? scale0, Tensor? shift0, Tensor? scale1, "
+    "Tensor? shift1, float scale_offset, int outputs, ScalarType out_dtype, bool rounds_between) -> Tensor[]"
 )
 
 
@@ -35,6 +35,7 @@ def reference(
     gate: Tensor | None,
     branch_norm: bool,
     branch_weight: Tensor | None,
+    branch_weight_offset: float,
     branch_eps_tensor: Tensor | None,
     branch_eps: float,
     sum_dtype: torch.dtype,
@@ -46,6 +47,7 @@ def reference(
     eps: float,
     weight_offset: float,
     round_to: torch.dtype | None,
+    round_product: torch.dtype | None,
     scale0: Tensor | None,
     shift0: Tensor | None,
     scale1: Tensor | None,
@@ -61,6 +63,7 @@ def reference(
     branch_norm: the branch is RMS-normalised first. sum_dtype: s is rounded to it before the norm reads it.
     kind: "rms", "layer", or "none" (the sum alone). eps_tensor, branch_eps_tensor: 0-d, in place of the floats.
     round_to: the normalised value is rounded to this dtype before the weight, or None.
+    round_product: the value is rounded to this dtype before the bias, or None.
     outputs: how many (scale, shift) pairs give a result, 0 for kind "none".
     rounds_between: the graph rounds between these steps; lowerings say in their notes that they do not.
     Returns [s if keep_sum, out_0, out_1], contiguous; s of sum_dtype, the others of out_dtype.
@@ -70,7 +73,7 @@ def reference(
         b = branch.float()
         if branch_norm:
             b = b * torch.rsqrt(b.square().mean(-1, keepdim=True) + epsilon(branch_eps_tensor, branch_eps))
-            b = b if branch_weight is None else b * branch_weight.float()
+            b = b if branch_weight is None else b * (branch_weight.float() + branch_weight_offset)
         s = s + (b if gate is None else b * gate.float())
         s = s.to(sum_dtype)
     results = [s.contiguous()] if keep_sum else []
@@ -86,6 +89,7 @@ def reference(
     if weight is not None:
         n = n * (weight.float() + weight_offset)
     if bias is not None:
+        n = n if round_product is None else n.to(round_product).float()
         n = n + bias.float()
     for scale, shift in ((scale0, shift0), (scale1, shift1))[:outputs]:
         out = n if scale is None else n * (scale.float() + scale_offset)
@@ -117,6 +121,7 @@ def _triton(*values: Any) -> list[Tensor]:
         branch=a["branch"],
         gate=a["gate"],
         branch_weight=a["branch_weight"],
+        branch_weight_offset=a["branch_weight_offset"],
         branch_eps=epsilon(a["branch_eps_tensor"], a["branch_eps"]) if a["branch_norm"] else None,
         weight=a["weight"],
         bias=a["bias"],
@@ -145,9 +150,13 @@ def _triton_refuses(
     return too_wide(x)
 
 
-def _triton_note(target: Target, rounds_between: bool, **_: Any) -> str | None:
-    if rounds_between:
-        return "gate, norm and modulation are computed in fp32 and rounded once, where the graph rounds each"
+def _triton_note(
+    target: Target, round_product: torch.dtype | None, rounds_between: bool, **_: Any
+) -> str | None:
+    steps = ["gate, norm and modulation"] if rounds_between else []
+    steps += ["weight and bias"] if round_product is not None else []
+    if steps:
+        return f"{', '.join(steps)} are computed in fp32 and rounded once, where the graph rounds each"
     return None
 
 
@@ -202,8 +211,10 @@ def _aiter_refuses(**a: Any) -> str | None:
         return "aiter has no modulation after the norm"
     if weight is None:
         return "the norm has no weight, and aiter's needs one"
-    if a["weight_offset"] or a["bias"] is not None:
-        return "aiter's rms_norm has no (1 + weight) form" if a["weight_offset"] else "aiter's has no bias"
+    if a["weight_offset"]:
+        return "aiter's rms_norm has no (1 + weight) form"
+    if a["bias"] is not None:
+        return "aiter's rms_norm has no bias"
     if not x.dtype == a["sum_dtype"] == a["out_dtype"]:
         return f"x is {x.dtype}, the sum {a['sum_dtype']}, the result {a['out_dtype']}; aiter wants one dtype"
     if round_to not in (None, x.dtype):

@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rocm_passes.ops import fused_norm as op
+from rocm_passes.target import Target
 from tests.idioms.norm_cases import (
     BF16,
     CHAINS,
@@ -25,6 +27,7 @@ from tests.idioms.norm_cases import (
 from tests.rewriting import Rewritten, rewrite
 
 B, S, D = 2, 7, 48
+CPU = Target("cpu", "", "CPU", torch.__version__, None)
 
 
 @pytest.fixture(autouse=True)
@@ -197,6 +200,59 @@ def test_the_norms_weight_is_no_gate() -> None:
     seen = check(block, *stream(), draw(D, dtype=BF16, seed=3), draw(D, dtype=BF16, seed=4))
     only(seen, "residual_norm", {"rms_norm": 2})
     assert seen.only().parameters["gate"] is None
+
+
+def gemma(x: Tensor, weight: Tensor) -> Tensor:
+    f = wide(x)
+    return (f * torch.rsqrt(f.pow(2).mean(-1, keepdim=True) + 1e-6) * (1.0 + wide(weight))).type_as(x)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16, F32])
+@pytest.mark.parametrize("gated", [True, False])
+def test_one_plus_weight_on_the_branch(dtype: torch.dtype, gated: bool) -> None:
+    """Gemma: norm(y) * (1 + w), with a gate and without."""
+
+    def block(x: Tensor, y: Tensor, g: Tensor, w: Tensor) -> Tensor:
+        return x + (g * gemma(y, w) if gated else gemma(y, w))
+
+    seen = check(block, *stream(dtype), *tables("gate", dtype=dtype), draw(D, dtype=dtype, seed=3))
+    only(seen, "norm_residual", {"rms_norm": 1})
+    assert seen.only().parameters["branch_weight_offset"] == 1.0
+    assert torch.ops.aten.add.Tensor not in seen.targets()
+
+
+def test_each_norm_of_a_chain_has_its_own_offset() -> None:
+    def gemma_first(x: Tensor, y: Tensor, w: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        x = x + gemma(y, w)
+        return rms(x, v), x
+
+    def gemma_last(x: Tensor, y: Tensor, w: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        x = x + rms(y, w)
+        return gemma(x, v), x
+
+    for block, offsets in ((gemma_first, (1.0, 0.0)), (gemma_last, (0.0, 1.0))):
+        seen = check(block, *stream(), draw(D, dtype=BF16, seed=3), draw(D, dtype=BF16, seed=4))
+        only(seen, "residual_norm", {"rms_norm": 2})
+        found = seen.only().parameters
+        assert (found["branch_weight_offset"], found["weight_offset"]) == offsets
+
+
+def test_a_rounding_inside_the_branchs_norm_is_noted() -> None:
+    """Before a weight in fp32, from which the norm's result is fp32 as well."""
+    (kernel,) = (low for low in op.OPERATOR.lowerings if low.name == "triton")
+
+    def block(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
+        return x + rms(y, w)
+
+    def noted(y_dtype: torch.dtype) -> bool:
+        seen = rewrite(block, draw(B, S, D), draw(B, S, D, dtype=y_dtype, seed=1), draw(D, seed=3))
+        only(seen, "norm_residual", {"rms_norm": 1})
+        (node,) = (m for g in seen.after for m in g.nodes if m.target is op.OPERATOR.overload)
+        arguments = dict(zip(op.OPERATOR.parameters, node.args, strict=False))
+        return kernel.note(CPU, **arguments) is not None
+
+    assert noted(BF16)
+    assert not noted(F32)
 
 
 def test_two_norms_of_one_sum() -> None:

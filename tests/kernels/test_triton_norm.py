@@ -107,6 +107,28 @@ def test_z_image_chain_normalises_the_branch(width: int) -> None:
     assert_accurate(got, exact[0], plain[0])
 
 
+@pytest.mark.parametrize("width", [24, MAX_RESIDENT_WIDTH + 8])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gemmas_weight_on_the_branch(width: int, dtype: torch.dtype) -> None:
+    """x + gate * norm(branch) * (1 + w), and of its sum a norm with a plain weight and a bias."""
+    x, a = normal(1, 4, width, dtype=dtype), normal(1, 4, width, dtype=dtype, seed=1)
+    gate, wa = normal(1, 1, width, dtype=dtype, seed=2), normal(width, dtype=dtype, seed=3)
+    w, b = normal(width, dtype=dtype, seed=4), normal(width, dtype=dtype, seed=5)
+
+    def original(x: Tensor, a: Tensor, g: Tensor, wa: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        s = x + g * (rms(wide(a), None, 1e-5) * (1 + wide(wa))).to(x.dtype)
+        return rms(s, w, 1e-5) + b, s
+
+    (got,), total = fused_norm(
+        x, kind="rms", eps=1e-5, branch=a, gate=gate, branch_weight=wa, branch_weight_offset=1.0,
+        branch_eps=1e-5, weight=w, bias=b, sum_dtype=dtype, round_sum=True,
+    )  # fmt: skip
+    exact, plain = original(*doubles(x, a, gate, wa, w, b)), original(x, a, gate, wa, w, b)
+    assert total is not None
+    assert_accurate(total, exact[1], plain[1])
+    assert_accurate(got, exact[0], plain[0])
+
+
 def test_one_norm_feeds_two_modulations() -> None:
     x = normal(2, 5, 33, dtype=BF16)
     tables = [normal(2, 1, 33, dtype=BF16, seed=k) for k in range(1, 4)]

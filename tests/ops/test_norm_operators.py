@@ -40,6 +40,7 @@ def chain(x: Tensor, **changes: Any) -> dict[str, Any]:
     arguments |= {
         "x": x,
         "branch_norm": False,
+        "branch_weight_offset": 0.0,
         "branch_eps": 0.0,
         "sum_dtype": x.dtype,
         "keep_sum": False,
@@ -111,6 +112,66 @@ def test_the_chain_against_float64(
         if rows:
             # The norm reads the rounded sum, whose own rounding the exact one lacks; the interpreter truncates.
             assert_no_worse(ours, theirs, exact, units=4.0)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16, F32])
+@pytest.mark.parametrize("kind", ["rms", "none"])
+def test_the_branchs_one_plus_weight_against_float64(dtype: torch.dtype, kind: str) -> None:
+    x, y, g = (draw(2, 5, 48, dtype=dtype, seed=i) for i in range(3))
+    w, v, b = (draw(48, dtype=dtype, seed=i) for i in (3, 4, 5))
+    call = chain(
+        x, branch=y, gate=g, branch_norm=True, branch_weight=w, branch_weight_offset=1.0, branch_eps=1e-6,
+        keep_sum=True, kind=kind,
+    )  # fmt: skip
+    call |= {"outputs": 0} if kind == "none" else {"weight": v.view(1, 1, 48), "bias": b.view(1, 1, 48)}
+
+    def block(x: Tensor, y: Tensor, g: Tensor, w: Tensor, v: Tensor, b: Tensor) -> list[Tensor]:
+        total = x + g * (F.rms_norm(y, (48,), None, 1e-6) * (1 + w))
+        return [total] if kind == "none" else [total, F.rms_norm(total, (48,), v, 1e-6) + b]
+
+    found = triton(fused_norm.OPERATOR)(*[call[p] for p in fused_norm.PARAMETERS])
+    plain = fused_norm.reference(*[call[p] for p in fused_norm.PARAMETERS])
+    eager, true = block(x, y, g, w, v, b), block(*(t.double() for t in (x, y, g, w, v, b)))
+    for ours, reference, theirs, exact in zip(found, plain, eager, true, strict=True):
+        assert_no_worse(ours, theirs, exact, units=4.0)
+        assert_no_worse(reference, theirs, exact)
+
+
+@pytest.mark.parametrize("dtype", [BF16, F16, F32])
+@pytest.mark.parametrize("rounds", [True, False])
+def test_the_bias_of_a_chains_rms_norm_against_float64(dtype: torch.dtype, rounds: bool) -> None:
+    x, y = (draw(2, 5, 48, dtype=dtype, seed=i) for i in range(2))
+    w, b = (draw(48, dtype=dtype, seed=i) for i in (2, 3))
+    call = chain(x, branch=y, kind="rms", keep_sum=True, weight=w, bias=b)
+    call |= {"round_product": dtype if rounds else None}
+
+    def block(x: Tensor, y: Tensor, w: Tensor, b: Tensor) -> list[Tensor]:
+        total = x + y
+        f = total if total.dtype is torch.float64 else total.float()
+        normed = F.rms_norm(f, (48,), None, 1e-6) * w.type_as(f)
+        normed = normed.type_as(x).type_as(f) if rounds else normed
+        return [total, (normed + b.type_as(f)).type_as(x)]
+
+    found = triton(fused_norm.OPERATOR)(*[call[p] for p in fused_norm.PARAMETERS])
+    plain = fused_norm.reference(*[call[p] for p in fused_norm.PARAMETERS])
+    eager, true = block(x, y, w, b), block(*(t.double() for t in (x, y, w, b)))
+    for ours, reference, theirs, exact in zip(found, plain, eager, true, strict=True):
+        assert_no_worse(ours, theirs, exact, units=4.0)
+        assert_no_worse(reference, theirs, exact)
+
+
+def test_what_the_chains_kernel_rounds_once_is_noted() -> None:
+    kernel = fused_norm.OPERATOR.lowering("triton")
+    assert kernel is not None
+    notes = {
+        (between, product): kernel.note(CPU, round_product=product, rounds_between=between) or ""
+        for between in (False, True)
+        for product in (None, BF16)
+    }
+    assert notes[False, None] == ""
+    assert notes[False, BF16].startswith("weight and bias are computed in fp32")
+    assert notes[True, None].startswith("gate, norm and modulation are computed in fp32")
+    assert notes[True, BF16].startswith("gate, norm and modulation, weight and bias are computed in fp32")
 
 
 @QUICK

@@ -138,6 +138,25 @@ def test_refuses_a_gemma_weight() -> None:
     assert "(1 + weight)" in chain_reasons(fn, *rows(), draw(D, dtype=BF16))
 
 
+def test_refuses_a_bias_behind_the_sum() -> None:
+    def fn(x: Tensor, y: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        normed, x = add_rms(x, y, w)
+        return normed + b, x
+
+    reasons = chain_reasons(fn, *rows(), draw(D, dtype=BF16), draw(D, dtype=BF16, seed=3))
+    assert "residual_norm: aiter: aiter's rms_norm has no bias" in reasons
+
+
+def test_refuses_a_norm_of_the_branch_with_a_gemma_weight() -> None:
+    def fn(x: Tensor, y: Tensor, w: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        f = wide(y)
+        normed = (f * torch.rsqrt(f.pow(2).mean(-1, keepdim=True) + 1e-6) * (1.0 + wide(w))).type_as(y)
+        return add_rms(x, normed, v)
+
+    reasons = chain_reasons(fn, *rows(), draw(D, dtype=BF16), draw(D, dtype=BF16, seed=3))
+    assert "residual_norm: aiter: aiter adds the residual as it is: no gate, no norm of the branch" in reasons
+
+
 def test_refuses_a_sum_of_another_dtype() -> None:
     def fn(x: Tensor, y: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
         total = wide(x) + wide(y)

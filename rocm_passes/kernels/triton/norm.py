@@ -1,6 +1,6 @@
 """Residual -> norm -> modulate over the last dimension, in one pass over the row.
 
-    s     = x + gate * norm?(branch)
+    s     = x + gate * norm?(branch) * (branch_weight_offset + branch_weight)
     n     = norm(s) * (weight_offset + weight) + bias
     out_k = n * (scale_offset + scale_k) + shift_k        one output per (scale, shift) pair
 
@@ -44,6 +44,7 @@ def fused_norm(
     branch: Tensor | None = None,
     gate: Tensor | None = None,
     branch_weight: Tensor | None = None,
+    branch_weight_offset: float = 0.0,
     branch_eps: float | None = None,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
@@ -62,7 +63,7 @@ def fused_norm(
     branch: same shape as x up to broadcasting of leading dims. With `branch_eps` it is RMS-normalised first
         (times `branch_weight`): Z-Image, Lumina2, Mochi.
     gate, weight, bias, scale, shift, branch_weight: any float dtype, broadcastable to x.
-    weight_offset: 1.0 for Gemma's (1 + w).
+    weight_offset, branch_weight_offset: 1.0 for Gemma's (1 + w).
     round_before_weight: the norm is rounded to x's dtype before the weight, as diffusers' RMSNorm does.
     modulations: up to two (scale, shift) pairs, each an output; none means one output, the norm itself.
     out_dtype: of the outputs; x's by default.
@@ -81,6 +82,7 @@ def fused_norm(
         kind,
         float(eps),
         branch_eps,
+        float(branch_weight_offset),
         float(weight_offset),
         round_before_weight,
         len(modulations),
@@ -219,6 +221,7 @@ def _example(
         "BRANCH": branch,
         "BRANCH_NORM": branch_norm,
         "BRANCH_EPS": 1e-6,
+        "BW_OFFSET": 0.0,
         "OUTPUTS": 1,
         "STORE_SUM": total,
         "ROUND_SUM": total,

@@ -2,7 +2,8 @@
 
 Per row, all in fp32:
 
-    s = x + gate * branch                        branch RMS-normalised first where BRANCH_NORM
+    s = x + gate * branch                        branch RMS-normalised first where BRANCH_NORM, and times its
+                                                 (branch_weight_offset + branch_weight)
     n = s * rsqrt(mean(s^2) + eps)               KIND "rms"
         (s - mean) * rsqrt(var + eps)            KIND "layer"
     n = n * (weight_offset + weight) + bias
@@ -79,7 +80,8 @@ def _store(ptr, rows, cols, v, row_mask, D: tl.constexpr, FULL: tl.constexpr):
 def _residual(
     x, branch, branch_rstd, gate_base, gate_col, bw_base, bw_col, cols, row_mask,
     D: tl.constexpr, FULL: tl.constexpr, BRANCH: tl.constexpr, BRANCH_NORM: tl.constexpr,
-    GATE_MODE: tl.constexpr, BW_MODE: tl.constexpr, ROUND_SUM: tl.constexpr, SUM_TYPE: tl.constexpr,
+    GATE_MODE: tl.constexpr, BW_MODE: tl.constexpr, BW_OFFSET: tl.constexpr, ROUND_SUM: tl.constexpr,
+    SUM_TYPE: tl.constexpr,
 ):  # fmt: skip
     """s = x + gate * norm?(branch) of one chunk in fp32, rounded to SUM_TYPE first if ROUND_SUM."""
     s = x.to(tl.float32)
@@ -88,7 +90,11 @@ def _residual(
         if BRANCH_NORM:
             b = b * branch_rstd[:, None]
             if BW_MODE != 0:
-                b = b * _load(bw_base, cols, bw_col, row_mask, D, FULL, BW_MODE).to(tl.float32)
+                w = _load(bw_base, cols, bw_col, row_mask, D, FULL, BW_MODE).to(tl.float32)
+                # No compiler may drop the addition of 0.0, which makes 0.0 of -0.0.
+                if BW_OFFSET != 0.0:
+                    w = BW_OFFSET + w
+                b = b * w
         if GATE_MODE != 0:
             b = b * _load(gate_base, cols, gate_col, row_mask, D, FULL, GATE_MODE).to(tl.float32)
         s = s + b
@@ -150,7 +156,7 @@ def fused_norm_kernel(
     WEIGHT_MODE: tl.constexpr, BIAS_MODE: tl.constexpr, SCALE0_MODE: tl.constexpr, SHIFT0_MODE: tl.constexpr,
     SCALE1_MODE: tl.constexpr, SHIFT1_MODE: tl.constexpr, OUTPUTS: tl.constexpr, STORE_SUM: tl.constexpr,
     ROUND_SUM: tl.constexpr, SUM_TYPE: tl.constexpr, ROUND_NORM: tl.constexpr, NORM_TYPE: tl.constexpr,
-    WEIGHT_OFFSET: tl.constexpr, SCALE_OFFSET: tl.constexpr,
+    BW_OFFSET: tl.constexpr, WEIGHT_OFFSET: tl.constexpr, SCALE_OFFSET: tl.constexpr,
 ):  # fmt: skip
     """One block of ROWS rows. RESIDENT keeps the rows in registers, in CHUNKS chunks (so that 5120 costs no
     lanes of 8192); otherwise the row is read again for the statistics and for the output."""
@@ -202,7 +208,8 @@ def fused_norm_kernel(
             cols = c * CHUNK + tl.arange(0, CHUNK)
             s = _residual(
                 xs[c], branches[c], branch_rstd, gate_base, gate_col, bw_base, bw_col, cols, row_mask,
-                D, (c + 1) * CHUNK <= D, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, ROUND_SUM, SUM_TYPE,
+                D, (c + 1) * CHUNK <= D, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, BW_OFFSET,
+                ROUND_SUM, SUM_TYPE,
             )  # fmt: skip
             sums = sums + (s,)
             if KIND == "rms":
@@ -260,7 +267,8 @@ def fused_norm_kernel(
                     branch = _load(branch_base, cols, 1, row_mask, D, D % CHUNK == 0, 2)
                 s = _residual(
                     x, branch, branch_rstd, gate_base, gate_col, bw_base, bw_col, cols, row_mask,
-                    D, D % CHUNK == 0, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, ROUND_SUM, SUM_TYPE,
+                    D, D % CHUNK == 0, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, BW_OFFSET,
+                    ROUND_SUM, SUM_TYPE,
                 )  # fmt: skip
                 if KIND == "layer":
                     # Sums of s - shift, shift the first chunk's mean: the row's own mean cannot cancel its
@@ -283,7 +291,8 @@ def fused_norm_kernel(
                 branch = _load(branch_base, cols, 1, row_mask, D, D % CHUNK == 0, 2)
             s = _residual(
                 x, branch, branch_rstd, gate_base, gate_col, bw_base, bw_col, cols, row_mask,
-                D, D % CHUNK == 0, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, ROUND_SUM, SUM_TYPE,
+                D, D % CHUNK == 0, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, BW_OFFSET,
+                ROUND_SUM, SUM_TYPE,
             )  # fmt: skip
             if OUTPUTS > 0:
                 n = _weighted(
