@@ -19,7 +19,7 @@ from . import nodes as n
 from .nodes import aten
 
 #: The dims before time and space: samples and channels.
-_LEADING = 2
+LEADING = 2
 
 
 class Move(NamedTuple):
@@ -68,7 +68,7 @@ def read(x: fx.Node) -> Moved:
 
 
 def pixels(node: fx.Node) -> int:
-    return math.prod(n.shape(node)[_LEADING:])
+    return math.prod(n.shape(node)[LEADING:])
 
 
 def sizes_are_known(node: fx.Node) -> bool:
@@ -85,7 +85,7 @@ def write(b: Any, moves: Iterable[Move], x: Any) -> Any:
 def _read(x: fx.Node, through_slices: bool) -> Moved:
     outer = _piece(x, False, gathers=False)
     cat = outer.source
-    dim = _joined_dim(cat)
+    dim = joined_dim(cat)
     if dim is None:
         return Moved((_piece(x, through_slices),), None)
     pieces = [_piece(part, through_slices) for part in cat.args[0]]
@@ -101,7 +101,7 @@ def _piece(x: fx.Node, through_slices: bool, gathers: bool = True) -> Piece:
     while True:
         if n.is_cast(x):
             casts.insert(0, n.tensor(x).dtype)
-        elif (gathers and _is_gather(x)) or (through_slices and _is_slice(x)):
+        elif (gathers and gathered_dims(x)) or (through_slices and _is_slice(x)):
             moves.insert(0, Move(x.target, tuple(x.args[1:]), dict(x.kwargs)))
         elif not n.is_call(x, aten.clone.default):
             break
@@ -109,30 +109,28 @@ def _piece(x: fx.Node, through_slices: bool, gathers: bool = True) -> Piece:
     return Piece(x, _needed(n.dtype(x), tuple(casts)), tuple(moves))
 
 
-def _is_gather(node: fx.Node) -> bool:
-    """By whole numbers, over neighbouring dims of time and space, in place."""
-    if not n.is_call(node, *GATHERS):
-        return False
+def gathered_dims(node: fx.Node) -> list[int]:
+    """The dims that it gathers over, by whole numbers: neighbouring dims of time and space, in place; else none."""
+    if not n.is_call(node, *GATHERS) or len(n.shape(node)) != len(n.shape(n.argument(node))):
+        return []
     indices: Any = node.args[1]
-    indexed = [dim for dim, index in enumerate(indices) if index is not None]
-    if not indexed or indexed != list(range(indexed[0], indexed[-1] + 1)) or indexed[0] < _LEADING:
-        return False
-    if any(n.dtype(indices[dim]) not in (torch.int32, torch.int64) for dim in indexed):
-        return False
-    return len(n.shape(node)) == len(n.shape(n.argument(node)))
+    dims = [dim for dim, index in enumerate(indices) if index is not None]
+    if not dims or dims != list(range(dims[0], dims[-1] + 1)) or dims[0] < LEADING:
+        return []
+    return dims if all(n.dtype(indices[dim]) in (torch.int32, torch.int64) for dim in dims) else []
 
 
 def _is_slice(node: fx.Node) -> bool:
     if not n.is_call(node, aten.slice.Tensor):
         return False
     dim = n.normalised_dim(node.args[1] if len(node.args) > 1 else 0, len(n.shape(node)))
-    return dim is not None and dim >= _LEADING
+    return dim is not None and dim >= LEADING
 
 
-def _joined_dim(node: fx.Node) -> int | None:
+def joined_dim(node: fx.Node) -> int | None:
     """The dim of time or space along which a cat joins tensors of its own dtype and rank."""
     dim = n.joined_dim(node)
-    return None if dim is None or dim < _LEADING else dim
+    return None if dim is None or dim < LEADING else dim
 
 
 def _needed(dtype: torch.dtype | None, casts: tuple[torch.dtype, ...]) -> tuple[torch.dtype, ...]:

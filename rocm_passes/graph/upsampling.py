@@ -22,8 +22,8 @@ from torch.fx.node import map_arg
 
 from . import nodes as n
 from .nodes import aten, prims
+from .pixels import LEADING, gathered_dims, joined_dim
 
-GATHERS = (aten._unsafe_index.Tensor, aten.index.Tensor)
 #: What indices are computed with, from nothing but numbers.
 ARITHMETIC = frozenset(
     {
@@ -46,8 +46,6 @@ ARITHMETIC = frozenset(
     }
 )
 LARGEST_FACTOR = 16
-#: The dims before time and space: samples and channels.
-_LEADING = 2
 _LONGEST = 2**16
 
 
@@ -66,7 +64,7 @@ class Upsampled:
 
 def read(x: fx.Node) -> Upsampled:
     """x ([N, C, *spatial]) as the upsampling that it is; by factors of 1, of x itself, where it is none."""
-    plain = Upsampled(x, (1,) * (len(n.shape(x)) - _LEADING), 0, frozenset())
+    plain = Upsampled(x, (1,) * (len(n.shape(x)) - LEADING), 0, frozenset())
     found = _gathered(x)
     if found is None or found.hidden or n.dtype(found.source) is not n.dtype(x):
         return plain
@@ -104,7 +102,7 @@ class _Gathered:
 
     def along(self, dim: int, taken: Sequence[int]) -> _Gathered | None:
         """Of this, the elements `taken` along the dim, in that order."""
-        axis = dim - _LEADING + self.hidden
+        axis = dim - LEADING + self.hidden
         if axis < self.hidden or axis >= len(self.places):
             return None
         if not all(0 <= i < len(self.places[axis]) for i in taken):
@@ -116,7 +114,7 @@ class _Gathered:
 def _gathered(x: fx.Node) -> _Gathered | None:
     """x as elements of a tensor further up; None where its sizes are symbolic. Never past what is computed, nor past
     a tensor that something else reads as well: that one is made in any case."""
-    sizes = n.shape(x)[_LEADING:]
+    sizes = n.shape(x)[LEADING:]
     if len(sizes) not in (2, 3) or not all(isinstance(s, int) for s in sizes):
         return None
     if n.only_user(x) is not None:
@@ -128,7 +126,7 @@ def _gathered(x: fx.Node) -> _Gathered | None:
 
 def _step(x: fx.Node) -> _Gathered | None:
     """What x is of its argument, read on; None where it is no copy of it."""
-    if n.is_call(x, *GATHERS):
+    if gathered_dims(x):
         return _gather(x)
     if n.is_call(x, aten.cat.default):
         return _cat(x)
@@ -154,16 +152,14 @@ def _step(x: fx.Node) -> _Gathered | None:
 
 def _is_time(dims: Any, rank: int) -> bool:
     listed = list(dims) if isinstance(dims, (list, tuple)) else [dims]
-    return [n.normalised_dim(d, rank) for d in listed] == [_LEADING]
+    return [n.normalised_dim(d, rank) for d in listed] == [LEADING]
 
 
 def _gather(x: fx.Node) -> _Gathered | None:
     """By one vector of numbers for each of some neighbouring dims."""
     found = _gathered(n.argument(x))
     indices: Any = x.args[1]
-    dims = [dim for dim, index in enumerate(indices) if index is not None]
-    if not dims or dims != list(range(dims[0], dims[-1] + 1)):
-        return None
+    dims = gathered_dims(x)
     for k, dim in enumerate(dims):
         vector = _vector(indices[dim], behind=len(dims) - 1 - k)
         if found is None or vector is None:
@@ -175,7 +171,7 @@ def _gather(x: fx.Node) -> _Gathered | None:
 def _vector(index: fx.Node, behind: int) -> list[int] | None:
     """The numbers of an index of shape [1, ..., size, 1, ...] with `behind` dims of size 1 at its end."""
     shape = n.shape(index)
-    if n.dtype(index) not in (torch.int32, torch.int64) or not all(isinstance(s, int) for s in shape):
+    if not all(isinstance(s, int) for s in shape):
         return None
     at = len(shape) - 1 - behind
     if at < 0 or math.prod(shape) != shape[at] or shape[at] > _LONGEST:
@@ -203,8 +199,7 @@ def _computed(node: fx.Node) -> torch.Tensor | None:
 def _cat(x: fx.Node) -> _Gathered | None:
     """Parts of one tensor that differ in their frames only."""
     parts: Any = x.args[0]
-    dim = x.args[1] if len(x.args) > 1 else x.kwargs.get("dim", 0)
-    if not _is_time(dim, 5) or any(len(n.shape(p)) != 5 or n.dtype(p) is not n.dtype(x) for p in parts):
+    if joined_dim(x) != LEADING:
         return None
     read = [_gathered(part) for part in parts]
     first = read[0]
@@ -223,11 +218,11 @@ def _cat(x: fx.Node) -> _Gathered | None:
 
 def _slice(x: fx.Node) -> _Gathered | None:
     source = n.argument(x)
-    given = [*x.args[1:], *[0, None, None, 1][len(x.args) - 1 :]]
-    dim = n.normalised_dim(given[0], len(n.shape(source)))
-    if x.kwargs or dim is None or dim < _LEADING or not all(s is None or isinstance(s, int) for s in given):
+    given, *bounds = n.slice_bounds(None, x.args[1:])
+    dim = n.normalised_dim(given, len(n.shape(source)))
+    if x.kwargs or dim is None or dim < LEADING or not all(b is None or isinstance(b, int) for b in bounds):
         return None
-    return _cut(source, dim, slice(*given[1:]))
+    return _cut(source, dim, slice(*bounds))
 
 
 def _part_of_split(x: fx.Node) -> _Gathered | None:
@@ -236,7 +231,7 @@ def _part_of_split(x: fx.Node) -> _Gathered | None:
         return None
     source, sizes = n.argument(split), n.arg(split, 1)
     dim = n.normalised_dim(split.args[2] if len(split.args) > 2 else 0, len(n.shape(source)))
-    if dim is None or dim < _LEADING or not all(isinstance(s, int) for s in sizes):
+    if dim is None or dim < LEADING or not all(isinstance(s, int) for s in sizes):
         return None
     start = sum(sizes[:index])
     found = _cut(source, dim, slice(start, start + sizes[index]))
