@@ -1,7 +1,7 @@
 """VAE decodes: eager, Inductor, and this backend; time, peak memory, agreement, kernels.
 
-    python -m benchmarks.vae [--only vae_wan,vae_flux] [--variants eager,static,pipeline] [--dtype float32]
-        [--out results.json] [--seconds 500] [--choices FILE]
+    python -m benchmarks.vae [--only vae_wan,vae_flux@float32] [--variants eager,static,pipeline]
+        [--dtype bfloat16] [--out results.json] [--seconds 500] [--choices FILE]
 
 In three phases. First the choices: every decoder runs its passes alone, all at once; then one process measures the
 convolutions that they met, on a GPU that does nothing else. Then each (decoder, variant) compiles in a process
@@ -35,7 +35,7 @@ from benchmarks.workers import Admission, Worker, WorkerFailed, commands, reply
 DECODERS = ("vae_wan", "vae_cogvideox", "vae_hunyuan_video", "vae_qwen_image", "vae_ltx", "vae_flux")
 #: eager: no compile. called: Inductor as users call it. static: Inductor without dynamic shapes.
 #: ours: this backend by the same call as static. pipeline: as `rocm_passes.compile_pipeline` does it; behind a plus
-#: the conv_dtype, as in pipeline+fp16.
+#: the conv_dtype of decoders in float32, as in pipeline+fp16.
 VARIANTS = ("eager", "called", "static", "pipeline")
 OURS = ("ours", "pipeline")
 ROUNDS = 5
@@ -201,24 +201,33 @@ def sites() -> dict[str, int]:
 
 @dataclass
 class Job:
-    """One decoder in one variant, compiled in its own process."""
+    """One decoder in one variant, compiled in its own process. named: perhaps with a dtype of its own behind an @."""
 
-    name: str
+    named: str
     variant: str
+    usual_dtype: str
     worker: Worker | None = None
     failed: str = ""
     compile_s: float | None = None
     times: list[float] = field(default_factory=list)
 
     @property
+    def name(self) -> str:
+        return self.named.partition("@")[0]
+
+    @property
+    def dtype(self) -> str:
+        return self.named.partition("@")[2] or self.usual_dtype
+
+    @property
     def ready(self) -> bool:
         return self.compile_s is not None and not self.failed
 
-    def row(self, dtype: str, finished: dict[str, Any]) -> dict[str, Any]:
+    def row(self, finished: dict[str, Any]) -> dict[str, Any]:
         return {
             "decoder": self.name,
             "variant": self.variant,
-            "dtype": dtype,
+            "dtype": self.dtype,
             "ms": round(statistics.median(self.times), 2),
             "spread_ms": round(max(self.times) - min(self.times), 2),
             "compile_s": self.compile_s,
@@ -234,9 +243,12 @@ class Run:
         self.began = time.perf_counter()
         self.folder = Path(tempfile.mkdtemp(prefix="vae-benchmark-"))
         self.choices = Path(given.choices or self.folder / "choices.json").resolve()
-        self.jobs = [
-            Job(name, variant) for name in given.only.split(",") for variant in given.variants.split(",")
+        jobs = [
+            Job(name, variant, given.dtype)
+            for name in given.only.split(",")
+            for variant in given.variants.split(",")
         ]
+        self.jobs = [j for j in jobs if j.dtype == "float32" or "+" not in j.variant]
         self.rows: list[dict[str, Any]] = []
 
     def __call__(self) -> None:
@@ -244,10 +256,10 @@ class Run:
         self.compile_all()
         print(HEADER, flush=True)
         for name in self.given.only.split(","):
-            self.time_decoder([j for j in self.jobs if j.name == name])
+            self.time_decoder([j for j in self.jobs if j.named == name])
         for job in self.jobs:
             if job.failed:
-                print(f"{job.name} {job.variant} failed: {job.failed}")
+                print(f"{job.named} {job.variant} failed: {job.failed}")
 
     def elapsed(self) -> float:
         return time.perf_counter() - self.began
@@ -260,11 +272,11 @@ class Run:
 
         def note(job: Job) -> str | None:
             with admission.admitted(self.gib(job)):
-                worker = self.start("--note", job.name, job.variant)
+                worker = self.start("--note", job.name, job.variant, dtype=job.dtype)
                 try:
                     return str(worker.wait()["calls"])
                 except WorkerFailed as error:
-                    print(f"{job.name} {job.variant}: its calls are not known: {error}")
+                    print(f"{job.named} {job.variant}: its calls are not known: {error}")
                     return None
                 finally:
                     worker.close()
@@ -316,7 +328,7 @@ class Run:
         with admission.admitted(self.gib(job), kept=IDLE_GIB):
             if job.failed:
                 return
-            job.worker = self.start("--decode", job.name, job.variant)
+            job.worker = self.start("--decode", job.name, job.variant, dtype=job.dtype)
             if job.failed:  # the time was up meanwhile
                 job.worker.kill()
             try:
@@ -342,14 +354,14 @@ class Run:
     def finish(self, job: Job) -> None:
         assert job.worker is not None
         try:
-            finished = job.worker.ask("finish", str(self.sample(job.variant, job.name)))
+            finished = job.worker.ask("finish", str(self.sample(job.variant, job.named)))
         except WorkerFailed as error:
             job.failed = str(error)
         else:
-            row = job.row(self.given.dtype, finished)
-            eager = self.sample("eager", job.name)
+            row = job.row(finished)
+            eager = self.sample("eager", job.named)
             if eager.exists():
-                row["difference_to_eager"] = difference(self.sample(job.variant, job.name), eager)
+                row["difference_to_eager"] = difference(self.sample(job.variant, job.named), eager)
             self.rows.append(row)
             print(line(row), flush=True)
             self.given.out.write_text(json.dumps(self.rows, indent=1))
@@ -359,11 +371,11 @@ class Run:
         return self.folder / f"{name}.{variant}.pt"
 
     def gib(self, job: Job) -> float:
-        wide = 2 if self.given.dtype == "float32" else 1
+        wide = 2 if job.dtype == "float32" else 1
         return wide * PEAK_GIB.get(job.name, OTHER_GIB)
 
-    def start(self, role: str, *arguments: str) -> Worker:
-        name = ".".join(a for a in (role.strip("-"), *arguments) if "/" not in a)
+    def start(self, role: str, *arguments: str, dtype: str = "") -> Worker:
+        name = ".".join(a for a in (role.strip("-"), *arguments, dtype) if a and "/" not in a)
         env = {
             "TORCHINDUCTOR_COMPILE_THREADS": "4",
             "TORCHINDUCTOR_CACHE_DIR": str(self.folder / f"cache.{name}"),
@@ -371,7 +383,8 @@ class Run:
         if role == "--decode":
             env |= {"ROCM_PASSES_CHOICES": str(self.choices), "ROCM_PASSES_TUNE_SECONDS": "0"}
         given = self.given
-        settings = ["--dtype", given.dtype, "--device", given.device, "--options", json.dumps(given.options)]
+        settings = ["--dtype", dtype or given.dtype, "--device", given.device]
+        settings += ["--options", json.dumps(given.options)]
         settings += ["--choices", str(self.choices), "--tune-seconds", str(given.tune_seconds)]
         settings += ["--tiny"] * given.tiny
         return Worker("benchmarks.vae", [role, *arguments, *settings], env, self.folder / f"{name}.log")
@@ -383,13 +396,16 @@ def difference(result: Path, reference: Path) -> float:
     return float(f"{((a - b).norm() / b.norm()).item():.2e}")
 
 
-HEADER = f"{'decoder':20} {'variant':13} {'ms':>8} {'spread':>7} {'GiB':>6} {'compile s':>9} {'vs eager':>9}"
+HEADER = (
+    f"{'decoder':20} {'dtype':8} {'variant':13} {'ms':>8} {'spread':>7} "
+    f"{'GiB':>6} {'compile s':>9} {'vs eager':>9}"
+)
 
 
 def line(r: dict[str, Any]) -> str:
     return (
-        f"{r['decoder']:20} {r['variant']:13} {r['ms']:8.2f} {r['spread_ms']:7.2f} {r['peak_gib']:6.2f} "
-        f"{r['compile_s']:9.1f} {r.get('difference_to_eager', ''):>9}"
+        f"{r['decoder']:20} {r['dtype']:8} {r['variant']:13} {r['ms']:8.2f} {r['spread_ms']:7.2f} "
+        f"{r['peak_gib']:6.2f} {r['compile_s']:9.1f} {r.get('difference_to_eager', ''):>9}"
     )
 
 

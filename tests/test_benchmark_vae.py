@@ -22,10 +22,11 @@ def test_a_row_is_printed_and_written_for_each_variant(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "rows.json"
-    run("--only", "vae_image", "--variants", "eager,ours", "--dtype", "float32", "--out", str(out),
+    run("--only", "vae_image@float32", "--variants", "eager,ours", "--out", str(out),
         "--options", '{"select": "off", "idioms": "none"}', "--tune-seconds", "0")()  # fmt: skip
     eager, ours = json.loads(out.read_text())
     assert (eager["variant"], ours["variant"]) == ("eager", "ours")
+    assert eager["dtype"] == "float32"
     # (A sample in half precision may well agree to the bit.)
     assert eager["difference_to_eager"] == 0 <= ours["difference_to_eager"] < 1e-4
     assert ours["compile_s"] > eager["compile_s"]
@@ -67,6 +68,18 @@ def test_the_difference_is_relative_to_the_reference(tmp_path: Path) -> None:
 def test_float32_is_admitted_with_twice_the_memory() -> None:
     wide, narrow = run("--dtype", "float32"), run()
     assert wide.gib(wide.jobs[0]) == 2 * narrow.gib(narrow.jobs[0]) > 0
+
+
+def test_a_decoder_may_have_a_dtype_of_its_own() -> None:
+    made = run("--only", "vae_wan,vae_wan@float32", "--variants", "static,pipeline+fp16")
+    found = [(job.name, job.dtype, job.variant) for job in made.jobs]
+    # conv_dtype is for float32: in bfloat16 there is nothing to compare.
+    assert found == [
+        ("vae_wan", "bfloat16", "static"),
+        ("vae_wan", "float32", "static"),
+        ("vae_wan", "float32", "pipeline+fp16"),
+    ]
+    assert made.gib(made.jobs[1]) == 2 * made.gib(made.jobs[0])
 
 
 def test_a_conv_dtype_stands_behind_the_variant(monkeypatch: pytest.MonkeyPatch) -> None:
