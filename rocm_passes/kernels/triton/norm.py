@@ -25,6 +25,7 @@ from rocm_passes.kernels.triton.common import (
 from rocm_passes.kernels.triton.launch import launch
 from rocm_passes.kernels.triton.norm_kernel import fused_norm_kernel
 from rocm_passes.kernels.triton.norm_plan import (
+    LEAST_LOOPED_ROWS,
     MAX_MODULATIONS,
     TABLES,
     NormKind,
@@ -208,12 +209,13 @@ def _example(
     total: bool = False,
     **tables: str,
 ) -> IsaExample:
-    tile = choose_tile(width, chain=branch)
+    tile = choose_tile(width, branch, LEAST_LOOPED_ROWS if branch_norm and kind != "none" else 0)
     constexprs: dict[str, Any] = {
         "D": width,
         "CHUNK": tile.chunk,
         "CHUNKS": cdiv(width, tile.chunk),
         "ROWS": tile.rows,
+        "LOOP": tile.loop,
         "RESIDENT": tile.resident,
         "WIDE_ROWS": False,
         "KIND": kind,

@@ -45,10 +45,13 @@ def _base(ptr, rows, first, n1, n2, s0, s1, s2, MODE: tl.constexpr):
 
 
 @triton.jit
-def _load(base, cols, col_stride, row_mask, D: tl.constexpr, FULL: tl.constexpr, MODE: tl.constexpr):
+def _load(
+    base, cols, col_stride, row_mask,
+    D: tl.constexpr, FULL: tl.constexpr, MODE: tl.constexpr, MAY_LACK: tl.constexpr = False,
+):  # fmt: skip
     """[ROWS or 1, CHUNK] elements of an operand, in its own dtype; zero outside the row.
 
-    FULL: the chunk lies inside the row.
+    FULL: the chunk lies inside the row. MAY_LACK: a single row may be none of the tensor's.
     """
     ptrs = base + cols[None, :] * col_stride
     if MODE == 1:
@@ -58,7 +61,7 @@ def _load(base, cols, col_stride, row_mask, D: tl.constexpr, FULL: tl.constexpr,
             v = tl.load(ptrs, mask=(cols < D)[None, :], other=0.0)
     else:
         # One row a program is always there: no mask, and no predicate on the load.
-        if FULL and row_mask.shape[0] == 1:
+        if FULL and row_mask.shape[0] == 1 and not MAY_LACK:
             v = tl.load(ptrs)
         elif FULL:
             v = tl.load(ptrs, mask=row_mask, other=0.0)
@@ -66,6 +69,26 @@ def _load(base, cols, col_stride, row_mask, D: tl.constexpr, FULL: tl.constexpr,
             inside = row_mask & (cols < D)[None, :]
             v = tl.load(ptrs, mask=inside, other=0.0)
     return v
+
+
+@triton.jit
+def _load_chunks(
+    x_base, branch_base, row_mask,
+    D: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, BRANCH: tl.constexpr, MAY_LACK: tl.constexpr,
+):  # fmt: skip
+    """All chunks of x and of the branch (of x again where there is none)."""
+    xs = ()
+    branches = ()
+    for c in tl.static_range(CHUNKS):
+        cols = c * CHUNK + tl.arange(0, CHUNK)
+        xs = xs + (_load(x_base, cols, 1, row_mask, D, (c + 1) * CHUNK <= D, 2, MAY_LACK),)
+        if BRANCH:
+            branches = branches + (
+                _load(branch_base, cols, 1, row_mask, D, (c + 1) * CHUNK <= D, 2, MAY_LACK),
+            )
+    if not BRANCH:
+        branches = xs
+    return xs, branches
 
 
 @triton.jit
@@ -150,115 +173,153 @@ def fused_norm_kernel(
     scale0_s0, scale0_s1, scale0_s2, scale0_col, shift0_s0, shift0_s1, shift0_s2, shift0_col,
     scale1_s0, scale1_s1, scale1_s2, scale1_col, shift1_s0, shift1_s1, shift1_s2, shift1_col,
     inner, blocks_per_group, n1, n2,
-    D: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, RESIDENT: tl.constexpr,
-    WIDE_ROWS: tl.constexpr, KIND: tl.constexpr, EPS: tl.constexpr, BRANCH: tl.constexpr,
+    D: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, LOOP: tl.constexpr,
+    RESIDENT: tl.constexpr, WIDE_ROWS: tl.constexpr, KIND: tl.constexpr, EPS: tl.constexpr, BRANCH: tl.constexpr,
     BRANCH_NORM: tl.constexpr, BRANCH_EPS: tl.constexpr, GATE_MODE: tl.constexpr, BW_MODE: tl.constexpr,
     WEIGHT_MODE: tl.constexpr, BIAS_MODE: tl.constexpr, SCALE0_MODE: tl.constexpr, SHIFT0_MODE: tl.constexpr,
     SCALE1_MODE: tl.constexpr, SHIFT1_MODE: tl.constexpr, OUTPUTS: tl.constexpr, STORE_SUM: tl.constexpr,
     ROUND_SUM: tl.constexpr, SUM_TYPE: tl.constexpr, ROUND_NORM: tl.constexpr, NORM_TYPE: tl.constexpr,
     BW_OFFSET: tl.constexpr, WEIGHT_OFFSET: tl.constexpr, SCALE_OFFSET: tl.constexpr,
 ):  # fmt: skip
-    """One block of ROWS rows. RESIDENT keeps the rows in registers, in CHUNKS chunks (so that 5120 costs no
-    lanes of 8192); otherwise the row is read again for the statistics and for the output."""
+    """LOOP blocks of ROWS rows, one after the other. RESIDENT keeps the rows in registers, in CHUNKS chunks (so that
+    5120 costs no lanes of 8192); otherwise the row is read again for the statistics and for the output."""
     pid = tl.program_id(0)
     if WIDE_ROWS:
         pid = pid.to(tl.int64)
     first = (pid // blocks_per_group) * inner
-    local = (pid % blocks_per_group) * ROWS + tl.arange(0, ROWS)
+    local = (pid % blocks_per_group) * (ROWS * LOOP) + tl.arange(0, ROWS)
     rows = first + local
     row_mask = (local < inner)[:, None]
 
-    x_base = _base(x_ptr, rows, first, n1, n2, x_s0, x_s1, x_s2, 2)
-    branch_base = _base(branch_ptr, rows, first, n1, n2, branch_s0, branch_s1, branch_s2, 2 if BRANCH else 0)
-    gate_base = _base(gate_ptr, rows, first, n1, n2, gate_s0, gate_s1, gate_s2, GATE_MODE)
-    bw_base = _base(bw_ptr, rows, first, n1, n2, bw_s0, bw_s1, bw_s2, BW_MODE)
-    weight_base = _base(weight_ptr, rows, first, n1, n2, weight_s0, weight_s1, weight_s2, WEIGHT_MODE)
-    bias_base = _base(bias_ptr, rows, first, n1, n2, bias_s0, bias_s1, bias_s2, BIAS_MODE)
-    scale0_base = _base(scale0_ptr, rows, first, n1, n2, scale0_s0, scale0_s1, scale0_s2, SCALE0_MODE)
-    shift0_base = _base(shift0_ptr, rows, first, n1, n2, shift0_s0, shift0_s1, shift0_s2, SHIFT0_MODE)
-    scale1_base = _base(scale1_ptr, rows, first, n1, n2, scale1_s0, scale1_s1, scale1_s2, SCALE1_MODE)
-    shift1_base = _base(shift1_ptr, rows, first, n1, n2, shift1_s0, shift1_s1, shift1_s2, SHIFT1_MODE)
-
-    branch_rstd = tl.zeros([ROWS], tl.float32)
-    # The mean is shift + drift: apart they keep the digits of a small drift beside a large shift.
-    shift = tl.zeros([ROWS], tl.float32)
-    drift = tl.zeros([ROWS], tl.float32)
-    rstd = tl.zeros([ROWS], tl.float32)
-
     if RESIDENT:
         # All loads stand before all stores: the compiler cannot move a load across a store.
-        xs = ()
-        branches = ()
-        for c in tl.static_range(CHUNKS):
-            cols = c * CHUNK + tl.arange(0, CHUNK)
-            xs = xs + (_load(x_base, cols, 1, row_mask, D, (c + 1) * CHUNK <= D, 2),)
-            if BRANCH:
-                branches = branches + (_load(branch_base, cols, 1, row_mask, D, (c + 1) * CHUNK <= D, 2),)
-            else:
-                branches = branches + (0.0,)
-        if BRANCH_NORM:
-            square = tl.zeros([ROWS, CHUNK], tl.float32)
-            for c in tl.static_range(CHUNKS):
-                b = branches[c].to(tl.float32)
-                square += b * b
-            branch_rstd = exact_rsqrt(tl.sum(square, 1) / D + BRANCH_EPS)
-        sums = ()
-        total = tl.zeros([ROWS, CHUNK], tl.float32)
-        for c in tl.static_range(CHUNKS):
-            cols = c * CHUNK + tl.arange(0, CHUNK)
-            s = _residual(
-                xs[c], branches[c], branch_rstd, gate_base, gate_col, bw_base, bw_col, cols, row_mask,
-                D, (c + 1) * CHUNK <= D, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, BW_OFFSET,
-                ROUND_SUM, SUM_TYPE,
-            )  # fmt: skip
-            sums = sums + (s,)
-            if KIND == "rms":
-                total += s * s
-            elif KIND == "layer":
-                total += s
-        if KIND == "rms":
-            rstd = exact_rsqrt(tl.sum(total, 1) / D + EPS)
-        elif KIND == "layer":
-            shift = tl.sum(total, 1) / D
-            spread = tl.zeros([ROWS, CHUNK], tl.float32)
-            for c in tl.static_range(CHUNKS):
-                d = sums[c] - shift[:, None]
-                if (c + 1) * CHUNK > D:
-                    d = tl.where((c * CHUNK + tl.arange(0, CHUNK) < D)[None, :], d, 0.0)
-                spread += d * d
-            rstd = exact_rsqrt(tl.sum(spread, 1) / D + EPS)
-        for c in tl.static_range(CHUNKS):
-            cols = c * CHUNK + tl.arange(0, CHUNK)
-            if OUTPUTS > 0:
-                n = _weighted(
-                    sums[c], shift, drift, rstd, weight_base, weight_col, bias_base, bias_col, cols, row_mask,
-                    D, (c + 1) * CHUNK <= D, KIND, WEIGHT_MODE, BIAS_MODE, WEIGHT_OFFSET, ROUND_NORM,
-                    NORM_TYPE,
-                )  # fmt: skip
-                out0 = _modulated(
-                    n, scale0_base, scale0_col, shift0_base, shift0_col, cols, row_mask,
-                    D, (c + 1) * CHUNK <= D, SCALE0_MODE, SHIFT0_MODE, SCALE_OFFSET,
-                )  # fmt: skip
-                if OUTPUTS > 1:
-                    out1 = _modulated(
-                        n, scale1_base, scale1_col, shift1_base, shift1_col, cols, row_mask,
-                        D, (c + 1) * CHUNK <= D, SCALE1_MODE, SHIFT1_MODE, SCALE_OFFSET,
-                    )  # fmt: skip
-                    _store(out1_ptr, rows, cols, out1, row_mask, D, (c + 1) * CHUNK <= D)
-                _store(out0_ptr, rows, cols, out0, row_mask, D, (c + 1) * CHUNK <= D)
-            if STORE_SUM:
-                _store(sum_ptr, rows, cols, sums[c], row_mask, D, (c + 1) * CHUNK <= D)
-    else:
-        if BRANCH_NORM:
-            square = tl.zeros([ROWS, CHUNK], tl.float32)
-            for start in range(0, D, CHUNK):
-                cols = start + tl.arange(0, CHUNK)
-                b = _load(branch_base, cols, 1, row_mask, D, D % CHUNK == 0, 2).to(tl.float32)
-                square += b * b
-            branch_rstd = exact_rsqrt(tl.sum(square, 1) / D + BRANCH_EPS)
-        if KIND != "none":
+        x_base = _base(x_ptr, rows, first, n1, n2, x_s0, x_s1, x_s2, 2)
+        branch_base = _base(
+            branch_ptr, rows, first, n1, n2, branch_s0, branch_s1, branch_s2, 2 if BRANCH else 0
+        )
+        xs, branches = _load_chunks(x_base, branch_base, row_mask, D, CHUNK, CHUNKS, BRANCH, LOOP > 1)
+    for step in range(LOOP):
+        gate_base = _base(gate_ptr, rows, first, n1, n2, gate_s0, gate_s1, gate_s2, GATE_MODE)
+        bw_base = _base(bw_ptr, rows, first, n1, n2, bw_s0, bw_s1, bw_s2, BW_MODE)
+        weight_base = _base(weight_ptr, rows, first, n1, n2, weight_s0, weight_s1, weight_s2, WEIGHT_MODE)
+        bias_base = _base(bias_ptr, rows, first, n1, n2, bias_s0, bias_s1, bias_s2, BIAS_MODE)
+        scale0_base = _base(scale0_ptr, rows, first, n1, n2, scale0_s0, scale0_s1, scale0_s2, SCALE0_MODE)
+        shift0_base = _base(shift0_ptr, rows, first, n1, n2, shift0_s0, shift0_s1, shift0_s2, SHIFT0_MODE)
+        scale1_base = _base(scale1_ptr, rows, first, n1, n2, scale1_s0, scale1_s1, scale1_s2, SCALE1_MODE)
+        shift1_base = _base(shift1_ptr, rows, first, n1, n2, shift1_s0, shift1_s1, shift1_s2, SHIFT1_MODE)
+
+        branch_rstd = tl.zeros([ROWS], tl.float32)
+        # The mean is shift + drift: apart they keep the digits of a small drift beside a large shift.
+        shift = tl.zeros([ROWS], tl.float32)
+        drift = tl.zeros([ROWS], tl.float32)
+        rstd = tl.zeros([ROWS], tl.float32)
+
+        if RESIDENT:
+            if LOOP > 1:
+                # The next rows are under way while these are reduced.
+                ahead = first + local + ROWS
+                there = ((local + ROWS < inner) & (step + 1 < LOOP))[:, None]
+                x_base = _base(x_ptr, ahead, first, n1, n2, x_s0, x_s1, x_s2, 2)
+                branch_base = _base(
+                    branch_ptr, ahead, first, n1, n2, branch_s0, branch_s1, branch_s2, 2 if BRANCH else 0
+                )
+                next_xs, next_branches = _load_chunks(
+                    x_base, branch_base, there, D, CHUNK, CHUNKS, BRANCH, True
+                )
+            if BRANCH_NORM:
+                square = tl.zeros([ROWS, CHUNK], tl.float32)
+                for c in tl.static_range(CHUNKS):
+                    b = branches[c].to(tl.float32)
+                    square += b * b
+                branch_rstd = exact_rsqrt(tl.sum(square, 1) / D + BRANCH_EPS)
+            sums = ()
             total = tl.zeros([ROWS, CHUNK], tl.float32)
-            square = tl.zeros([ROWS, CHUNK], tl.float32)
+            for c in tl.static_range(CHUNKS):
+                cols = c * CHUNK + tl.arange(0, CHUNK)
+                s = _residual(
+                    xs[c], branches[c], branch_rstd, gate_base, gate_col, bw_base, bw_col, cols, row_mask,
+                    D, (c + 1) * CHUNK <= D, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, BW_OFFSET,
+                    ROUND_SUM, SUM_TYPE,
+                )  # fmt: skip
+                sums = sums + (s,)
+                if KIND == "rms":
+                    total += s * s
+                elif KIND == "layer":
+                    total += s
+            if KIND == "rms":
+                rstd = exact_rsqrt(tl.sum(total, 1) / D + EPS)
+            elif KIND == "layer":
+                shift = tl.sum(total, 1) / D
+                spread = tl.zeros([ROWS, CHUNK], tl.float32)
+                for c in tl.static_range(CHUNKS):
+                    d = sums[c] - shift[:, None]
+                    if (c + 1) * CHUNK > D:
+                        d = tl.where((c * CHUNK + tl.arange(0, CHUNK) < D)[None, :], d, 0.0)
+                    spread += d * d
+                rstd = exact_rsqrt(tl.sum(spread, 1) / D + EPS)
+            for c in tl.static_range(CHUNKS):
+                cols = c * CHUNK + tl.arange(0, CHUNK)
+                if OUTPUTS > 0:
+                    n = _weighted(
+                        sums[c], shift, drift, rstd, weight_base, weight_col, bias_base, bias_col, cols, row_mask,
+                        D, (c + 1) * CHUNK <= D, KIND, WEIGHT_MODE, BIAS_MODE, WEIGHT_OFFSET, ROUND_NORM,
+                        NORM_TYPE,
+                    )  # fmt: skip
+                    out0 = _modulated(
+                        n, scale0_base, scale0_col, shift0_base, shift0_col, cols, row_mask,
+                        D, (c + 1) * CHUNK <= D, SCALE0_MODE, SHIFT0_MODE, SCALE_OFFSET,
+                    )  # fmt: skip
+                    if OUTPUTS > 1:
+                        out1 = _modulated(
+                            n, scale1_base, scale1_col, shift1_base, shift1_col, cols, row_mask,
+                            D, (c + 1) * CHUNK <= D, SCALE1_MODE, SHIFT1_MODE, SCALE_OFFSET,
+                        )  # fmt: skip
+                        _store(out1_ptr, rows, cols, out1, row_mask, D, (c + 1) * CHUNK <= D)
+                    _store(out0_ptr, rows, cols, out0, row_mask, D, (c + 1) * CHUNK <= D)
+                if STORE_SUM:
+                    _store(sum_ptr, rows, cols, sums[c], row_mask, D, (c + 1) * CHUNK <= D)
+            if LOOP > 1:
+                xs = next_xs
+                branches = next_branches
+        else:
+            x_base = _base(x_ptr, rows, first, n1, n2, x_s0, x_s1, x_s2, 2)
+            branch_base = _base(
+                branch_ptr, rows, first, n1, n2, branch_s0, branch_s1, branch_s2, 2 if BRANCH else 0
+            )
+            if BRANCH_NORM:
+                square = tl.zeros([ROWS, CHUNK], tl.float32)
+                for start in range(0, D, CHUNK):
+                    cols = start + tl.arange(0, CHUNK)
+                    b = _load(branch_base, cols, 1, row_mask, D, D % CHUNK == 0, 2).to(tl.float32)
+                    square += b * b
+                branch_rstd = exact_rsqrt(tl.sum(square, 1) / D + BRANCH_EPS)
+            if KIND != "none":
+                total = tl.zeros([ROWS, CHUNK], tl.float32)
+                square = tl.zeros([ROWS, CHUNK], tl.float32)
+                for start in range(0, D, CHUNK):
+                    cols = start + tl.arange(0, CHUNK)
+                    x = _load(x_base, cols, 1, row_mask, D, D % CHUNK == 0, 2)
+                    branch = x
+                    if BRANCH:
+                        branch = _load(branch_base, cols, 1, row_mask, D, D % CHUNK == 0, 2)
+                    s = _residual(
+                        x, branch, branch_rstd, gate_base, gate_col, bw_base, bw_col, cols, row_mask,
+                        D, D % CHUNK == 0, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, BW_OFFSET,
+                        ROUND_SUM, SUM_TYPE,
+                    )  # fmt: skip
+                    if KIND == "layer":
+                        # Sums of s - shift, shift the first chunk's mean: the row's own mean cannot cancel its
+                        # variance.
+                        if start == 0:
+                            shift = tl.sum(s, 1) / min(CHUNK, D)
+                        s = tl.where((cols < D)[None, :], s - shift[:, None], 0.0)
+                        total += s
+                    square += s * s
+                spread = tl.sum(square, 1)
+                if KIND == "layer":
+                    drift = tl.sum(total, 1) / D
+                    spread = tl.maximum(spread - drift * drift * D, 0.0, propagate_nan=tl.PropagateNan.ALL)
+                rstd = exact_rsqrt(spread / D + EPS)
             for start in range(0, D, CHUNK):
                 cols = start + tl.arange(0, CHUNK)
                 x = _load(x_base, cols, 1, row_mask, D, D % CHUNK == 0, 2)
@@ -270,41 +331,22 @@ def fused_norm_kernel(
                     D, D % CHUNK == 0, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, BW_OFFSET,
                     ROUND_SUM, SUM_TYPE,
                 )  # fmt: skip
-                if KIND == "layer":
-                    # Sums of s - shift, shift the first chunk's mean: the row's own mean cannot cancel its
-                    # variance.
-                    if start == 0:
-                        shift = tl.sum(s, 1) / min(CHUNK, D)
-                    s = tl.where((cols < D)[None, :], s - shift[:, None], 0.0)
-                    total += s
-                square += s * s
-            spread = tl.sum(square, 1)
-            if KIND == "layer":
-                drift = tl.sum(total, 1) / D
-                spread = tl.maximum(spread - drift * drift * D, 0.0, propagate_nan=tl.PropagateNan.ALL)
-            rstd = exact_rsqrt(spread / D + EPS)
-        for start in range(0, D, CHUNK):
-            cols = start + tl.arange(0, CHUNK)
-            x = _load(x_base, cols, 1, row_mask, D, D % CHUNK == 0, 2)
-            branch = x
-            if BRANCH:
-                branch = _load(branch_base, cols, 1, row_mask, D, D % CHUNK == 0, 2)
-            s = _residual(
-                x, branch, branch_rstd, gate_base, gate_col, bw_base, bw_col, cols, row_mask,
-                D, D % CHUNK == 0, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, BW_OFFSET,
-                ROUND_SUM, SUM_TYPE,
-            )  # fmt: skip
-            if OUTPUTS > 0:
-                n = _weighted(
-                    s, shift, drift, rstd, weight_base, weight_col, bias_base, bias_col, cols, row_mask,
-                    D, D % CHUNK == 0, KIND, WEIGHT_MODE, BIAS_MODE, WEIGHT_OFFSET, ROUND_NORM, NORM_TYPE,
-                )  # fmt: skip
-                out0 = _modulated(n, scale0_base, scale0_col, shift0_base, shift0_col, cols, row_mask,
-                                  D, D % CHUNK == 0, SCALE0_MODE, SHIFT0_MODE, SCALE_OFFSET)  # fmt: skip
-                if OUTPUTS > 1:
-                    out1 = _modulated(n, scale1_base, scale1_col, shift1_base, shift1_col, cols, row_mask,
-                                      D, D % CHUNK == 0, SCALE1_MODE, SHIFT1_MODE, SCALE_OFFSET)  # fmt: skip
-                    _store(out1_ptr, rows, cols, out1, row_mask, D, D % CHUNK == 0)
-                _store(out0_ptr, rows, cols, out0, row_mask, D, D % CHUNK == 0)
-            if STORE_SUM:
-                _store(sum_ptr, rows, cols, s, row_mask, D, D % CHUNK == 0)
+                if OUTPUTS > 0:
+                    n = _weighted(
+                        s, shift, drift, rstd, weight_base, weight_col, bias_base, bias_col, cols, row_mask,
+                        D, D % CHUNK == 0, KIND, WEIGHT_MODE, BIAS_MODE, WEIGHT_OFFSET, ROUND_NORM, NORM_TYPE,
+                    )  # fmt: skip
+                    out0 = _modulated(n, scale0_base, scale0_col, shift0_base, shift0_col, cols, row_mask,
+                                      D, D % CHUNK == 0, SCALE0_MODE, SHIFT0_MODE, SCALE_OFFSET)  # fmt: skip
+                    if OUTPUTS > 1:
+                        out1 = _modulated(n, scale1_base, scale1_col, shift1_base, shift1_col, cols, row_mask,
+                                          D, D % CHUNK == 0, SCALE1_MODE, SHIFT1_MODE, SCALE_OFFSET)  # fmt: skip
+                        _store(out1_ptr, rows, cols, out1, row_mask, D, D % CHUNK == 0)
+                    _store(out0_ptr, rows, cols, out0, row_mask, D, D % CHUNK == 0)
+                if STORE_SUM:
+                    _store(sum_ptr, rows, cols, s, row_mask, D, D % CHUNK == 0)
+        if LOOP > 1:
+            local += ROWS
+            row_mask = (local < inner)[:, None]
+            # Rows that are not there read the last one's tables, and are not stored.
+            rows = first + tl.minimum(local, inner - 1)

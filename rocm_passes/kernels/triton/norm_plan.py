@@ -27,26 +27,45 @@ TABLES = ("gate", "bw", "weight", "bias", "scale0", "shift0", "scale1", "shift1"
 
 @dataclass(frozen=True)
 class NormTile:
-    """How one program covers its rows: `rows` rows at a time, in chunks of `chunk` columns."""
+    """How one program covers its rows: `rows` rows at a time, in chunks of `chunk` columns, `loop` times.
+
+    loop: more than once only where rows are resident; the next rows are then loaded while these are reduced.
+    """
 
     chunk: int
     rows: int
     resident: bool
     num_warps: int
+    loop: int = 1
 
 
-def choose_tile(width: int, chain: bool = False) -> NormTile:
+#: From so many rows on, a loop over four leaves enough programs for a large GPU.
+LEAST_LOOPED_ROWS = 4096
+#: Two rows of so many elements are held in registers at once; of more they would spill.
+WIDEST_LOOPED = 4096
+
+
+def choose_tile(width: int, chain: bool = False, norm_after_norm_rows: int = 0) -> NormTile:
     """Tile for rows of `width` elements; `chain`: a residual or a modulation stands beside the norm.
+
+    norm_after_norm_rows: how many rows there are, where a norm follows on the branch's norm.
 
     Chunks leave few lanes idle (3072 = 3 * 1024, 1536 = 3 * 512). Short rows go many to a program, long
     ones one by one: two rows that share a program's tables cost more in registers than the tables' second
     read costs in time (residual + LayerNorm + modulate at 5120 on an H200: 1.01 of the floor against 1.19).
-    Four warps leave each lane 16 bytes a chunk, and are as fast as eight (a sweep on an H200).
+    Four warps leave each lane 16 bytes a chunk, and are as fast as eight (a sweep on an H200). Two reductions in a
+    row leave memory idle for long: there a program takes four rows, and loads the next one meanwhile (of the floor,
+    1.22 for 1.30 at [4608, 3840], 1.06 for 1.15 at [16896, 3840], 1.43 for 1.53 at [4352, 2304]; chains with one
+    reduction were slower so, H200).
     """
     if width > MAX_RESIDENT_WIDTH:
         return NormTile(chunk=4096, rows=1, resident=False, num_warps=8)
     if width > 1024:
         chunk = 1024 if width > 2048 else 512
+        if norm_after_norm_rows >= LEAST_LOOPED_ROWS and width <= WIDEST_LOOPED:
+            if 1.1 * width >= WIDEST_LOOPED:
+                return NormTile(WIDEST_LOOPED, rows=1, resident=True, num_warps=8, loop=4)
+            return NormTile(chunk, rows=1, resident=True, num_warps=4, loop=4)
         if chain and cdiv(width, 2048) * 2048 <= 1.1 * width:
             chunk = 2048
         return NormTile(chunk, rows=1, resident=True, num_warps=4)
@@ -107,9 +126,11 @@ def plan_launch(
         return Plan(shape, outputs, out_dtype or x_dtype, {}, 0, (), {}, 1)
     copies = {k: (_read_as(m), False) for k, m in enumerate(metas) if m is not None and _needs_copy(k, m)}
     strides, index = _numbered(metas, copies, shape)
-    tile = tile or choose_tile(width, chain=branch is not None or modulations > 0)
+    if tile is None:
+        twice = branch_eps is not None and kind != "none"
+        tile = choose_tile(width, branch is not None or modulations > 0, index.rows if twice else 0)
     modes, grouped = _modes(metas, index, tile)
-    blocks = RowBlocks.over(index, tile.rows, grouped)
+    blocks = RowBlocks.over(index, tile.rows * tile.loop, grouped)
     integers: list[int] = []
     for k in range(len(metas)):
         integers += index.strides[k]
@@ -121,8 +142,9 @@ def plan_launch(
         "CHUNK": tile.chunk,
         "CHUNKS": cdiv(width, tile.chunk),
         "ROWS": tile.rows,
+        "LOOP": tile.loop,
         "RESIDENT": tile.resident,
-        "WIDE_ROWS": index.rows + tile.rows > INT32_MAX,
+        "WIDE_ROWS": index.rows + tile.rows * tile.loop > INT32_MAX,
         "KIND": kind,
         "EPS": eps,
         "BRANCH": branch is not None,
@@ -250,7 +272,7 @@ def _modes(metas: tuple[Meta | None, ...], index: RowIndex, tile: NormTile) -> t
     """
     present = [(k, name) for k, name in enumerate(TABLES, start=2) if metas[k] is not None]
     by_group = any(index.constant_in_group(k) and not index.constant(k) for k, _ in present)
-    grouped = by_group and index.last_size >= 8 * tile.rows
+    grouped = by_group and index.last_size >= 8 * tile.rows * tile.loop
     modes = dict.fromkeys(TABLES, 0)
     for k, name in present:
         shared = index.constant(k) or (grouped and index.constant_in_group(k))
