@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 
 from rocm_passes.selection import rounds
@@ -61,7 +62,7 @@ def test_short_calls_are_repeated_within_a_burst() -> None:
         bursts.append(repeats)
         return 1e-4
 
-    assert rounds.in_turn({"one": work(0.1)}, burst) == {"one": 1e-4}
+    assert rounds.in_turn({"one": work(0.1)}, burst, warm=0) == {"one": 1e-4}
     assert bursts[:2] == [1, 1]
     assert set(bursts[2:]) == {7}
     assert len(bursts) == 2 + rounds.ROUNDS
@@ -75,7 +76,7 @@ def test_the_hopeless_are_dropped_and_keep_their_time() -> None:
         asked[calls[0]] += 1
         return seconds[calls[0]]
 
-    assert rounds.in_turn({"good": ["good"], "bad": ["bad"]}, burst) == seconds  # type: ignore[list-item]
+    assert rounds.in_turn({"good": ["good"], "bad": ["bad"]}, burst, warm=0) == seconds  # type: ignore[list-item]
     assert asked == {"good": 2 + rounds.ROUNDS, "bad": 2 + rounds.FEWEST}
 
 
@@ -87,7 +88,7 @@ def test_long_calls_end_after_the_fewest_rounds() -> None:
         asked += 1
         return rounds.SECONDS
 
-    rounds.in_turn({"one": work(250)}, burst)
+    rounds.in_turn({"one": work(250)}, burst, warm=0)
     assert asked == 2 + rounds.FEWEST
 
 
@@ -96,3 +97,20 @@ def test_a_cpu_s_time_is_measured() -> None:
     ran: list[int] = []
     assert burst([lambda: ran.append(1)], 3) > 0
     assert len(ran) == 3
+
+
+@pytest.mark.parametrize(("warm", "fastest"), [(0.0, "hard"), (rounds.WARM_SECONDS, "light")])
+def test_times_are_those_under_load(warm: float, fastest: str) -> None:
+    """Once the GPU has been busy for a while, the call that works it harder is the slower one."""
+    busy = 0.0
+
+    def burst(calls: Sequence[Any], repeats: int) -> float:
+        nonlocal busy
+        (name,) = calls
+        took = 0.75e-3 if name == "light" else 0.74e-3 if busy < 0.06 else 0.79e-3
+        busy += took * repeats
+        return took
+
+    times = rounds.in_turn({"hard": ["hard"], "light": ["light"]}, burst, warm=warm)  # type: ignore[list-item]
+    assert min(times, key=times.__getitem__) == fastest
+    assert times["hard"] == (0.79e-3 if warm else 0.74e-3)
