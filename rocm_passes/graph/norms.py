@@ -6,7 +6,7 @@ y = f * rstd                        (or x * rstd: the spelling of diffusers)
 y = y.to(T)                         (or not)
 y = y * weight                      (either order; weight, weight.float() or 1 + weight; or none)
 y = y.to(T)                         (or not)
-y = y + bias                        (or not: read by `with_bias`, for the idiom that has a place for it)
+y = y + bias                        (or not: read by `with_bias`, for idioms that have a place for it)
 y = y.to(T)                         (or not)
 """
 

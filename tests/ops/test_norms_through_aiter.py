@@ -79,7 +79,9 @@ def test_chosen_and_right(
 
 def test_what_differs_is_noted_and_strict_refuses_it() -> None:
     args = [draw(3, D, dtype=BF16), draw(3, D, dtype=BF16, seed=1), draw(D, dtype=BF16, seed=2)]
-    assert through_aiter(add_rms, *args).only().notes
+    rounding, launching = through_aiter(add_rms, *args).only().notes
+    assert "aiter truncates bfloat16 on gfx942 instead of rounding to nearest" in rounding
+    assert launching.startswith("an operator call launches it")
     seen = through_aiter(add_rms, *args, numerics="strict")
     assert "aiter" not in [e.lowering for e in seen.sites]
     assert any("numerics='strict'" in c for e in seen.sites for c in (*e.considered, e.reason))
