@@ -30,6 +30,15 @@ def test_every_lowering_is_exact(c: dict[str, Any], bucket: int) -> None:
             torch.testing.assert_close(got, plain(c), rtol=1e-12, atol=1e-12, msg=low.name)
 
 
+def test_a_tile_that_only_the_excess_makes_may_see_no_frame() -> None:
+    """Of nine frames the last, a tile of its own, sees the zeros behind: with seven it shares a tile."""
+    c = call((6,), kernel=(2, 1, 1), padding=(0, 0), zeros=(0, 2))
+    assert BY_NAME["taps_tiled"].refuses(**c) is None
+    assert BY_NAME["taps_tiled"].refuses(**bucketed(3, c)) == (
+        "no temporal tap of some tile sees a frame that is not zero"
+    )
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("name", ["direct", "taps", "unfold"])
 def test_neighbouring_lengths_are_convolutions_of_one_size(name: str, stride: int) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ...target import Target
 from ..operator import Lowering, Verdict
-from .frames import axis_of, out_size
+from .frames import TimeAxis, axis_of, out_size
 from .write import (
     LOW_PRECISION,
     TILE_FRAMES,
@@ -36,9 +37,16 @@ __all__ = [
 ]
 
 
+def _axis(**call: Any) -> TimeAxis:
+    """As the lowerings see it: frames in excess are there."""
+    axis = axis_of(call["x"], call["weight"], call["zeros"], call["stride"], call["dilation"])
+    extra = call.get("extra_frames", 0)
+    return replace(axis, frames=axis.frames + extra * axis.stride) if extra else axis
+
+
 def live_taps(**call: Any) -> int | None:
     """How many temporal taps see a real frame, or None where the number of frames is symbolic."""
-    axis = axis_of(call["x"], call["weight"], call["zeros"], call["stride"], call["dilation"])
+    axis = _axis(**call)
     return len(axis.taps()) if isinstance(axis.frames, int) else None
 
 
@@ -47,7 +55,7 @@ def extra_frames(bucket: int, **call: Any) -> int:
 
     None of a single frame, whose cost would be a multiple, and none where a temporal tap is spared by zero frames.
     """
-    axis = axis_of(call["x"], call["weight"], call["zeros"], call["stride"], call["dilation"])
+    axis = _axis(**call)
     spared = axis.kernel == 1 and any(call["zeros"])
     if (
         not bucket
@@ -96,7 +104,7 @@ def flops(**call: Any) -> float:
 
 def _result_elements(**call: Any) -> Any:
     x, weight = call["x"][0], call["weight"]
-    axis = axis_of(call["x"], weight, call["zeros"], call["stride"], call["dilation"])
+    axis = _axis(**call)
     sizes = [
         out_size(s, k, stride, p, d)
         for s, k, stride, p, d in zip(
@@ -143,9 +151,8 @@ def _refuses_conv2d(**call: Any) -> str | None:
         return "the number of frames is symbolic"
     if live != 1:
         return f"{live} temporal taps see frames that are not zero"
-    tap = axis_of(call["x"], call["weight"], call["zeros"], call["stride"], call["dilation"]).taps()[0]
-    out = axis_of(call["x"], call["weight"], call["zeros"], call["stride"], call["dilation"]).out
-    return None if tap.count == out else "some output frames see zeros alone"
+    axis = _axis(**call)
+    return None if axis.taps()[0].count == axis.out else "some output frames see zeros alone"
 
 
 def _refuses_taps(**call: Any) -> str | None:
@@ -161,7 +168,7 @@ def _refuses_taps_tiled(**call: Any) -> str | None:
     reason = _refuses_taps(**call)
     if reason is not None:
         return reason
-    axis = axis_of(call["x"], call["weight"], call["zeros"], call["stride"], call["dilation"])
+    axis = _axis(**call)
     if axis.out == 1:
         return "1 output frame is one tile"
     if not all(taps for taps, _ in tiles_of_taps(axis)):
@@ -189,7 +196,7 @@ def _refuses_matmul(**call: Any) -> str | None:
 
 
 def _refuses_tiled(**call: Any) -> str | None:
-    axis = axis_of(call["x"], call["weight"], call["zeros"], call["stride"], call["dilation"])
+    axis = _axis(**call)
     if not isinstance(axis.frames, int):
         return "the number of frames is symbolic"
     if axis.out <= TILE_FRAMES:
