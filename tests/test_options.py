@@ -79,11 +79,24 @@ def test_lowering_takes_a_dict_or_pairs() -> None:
         parse({"lowering": "triton"}, None)
 
 
+@pytest.mark.parametrize("name", ["fuel", "conv_memory_mib", "conv_frames_bucket"])
 @pytest.mark.parametrize("wrong", [-1, "many", 1.5, True])
-def test_fuel_is_a_count(wrong: object) -> None:
-    with pytest.raises(OptionError, match="option 'fuel'"):
-        parse({"fuel": wrong}, None)
-    assert parse({"fuel": 3}, None)[0].fuel == 3
+def test_counts_are_whole_numbers(name: str, wrong: object) -> None:
+    with pytest.raises(OptionError, match=f"option '{name}': expected a whole number, 0 or more, found"):
+        parse({name: wrong}, None)
+    assert getattr(parse({name: 3}, None)[0], name) == getattr(parse({name: "3"}, None)[0], name) == 3
+
+
+def test_a_frames_bucket_has_no_other_off_than_0() -> None:
+    assert parse(None, None)[0].conv_frames_bucket == 0
+    with pytest.raises(OptionError, match="option 'conv_frames_bucket'"):
+        parse({"conv_frames_bucket": None}, None)
+
+
+def test_conv_dtypes() -> None:
+    assert parse({"conv_dtype": "fp16"}, None)[0].conv_dtype == "fp16"
+    with pytest.raises(OptionError, match=r"option 'conv_dtype': expected one of '', 'bf16', 'fp16'"):
+        parse({"conv_dtype": "float16"}, None)
 
 
 def test_mode_among_options_and_as_argument() -> None:
