@@ -1,208 +1,39 @@
 """Norms on one GPU: ours against plain Inductor and against the memory floor, in one run.
 
-    python -m benchmarks.norms [--json FILE] [--eager] [--only TEXT]
+    python -m benchmarks.norms [--json FILE] [--table FILE] [--eager] [--only TEXT]
+
+RMSNorm at every shape of benchmarks/norm_shapes.py; the other norms at a choice of theirs. First worker processes
+compile all cases at once into a cache of this run's own; then they are timed one after another on a GPU that does
+nothing else.
 
 The floor is the bytes that must move (each input read once, each output written once) at the copy rate
 measured in the same run. Times are medians of replayed CUDA graphs; inputs and outputs rotate among enough
-buffers that the L2 cache holds none of them. Every result is compared with float64 before it is timed: its
-error may exceed that of the eager original by one unit in the last place.
+buffers that the L2 cache holds none of them, up to MOST_SETS: a case of less than 0.5 MiB stays in it. Every
+result is compared with float64 before it is timed: its error may exceed that of the eager original by one unit in
+the last place.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from rocm_passes.kernels.triton.channel_norm import channel_norm
-from rocm_passes.kernels.triton.group_norm import group_norm
-from rocm_passes.kernels.triton.norm import add_rms_norm, fused_norm, rms_norm
+from benchmarks.norm_cases import Case, Result, cases
+from benchmarks.workers import Worker, WorkerFailed, reply
 
-Result = tuple[Tensor, ...]
-BF16, FP32 = torch.bfloat16, torch.float32
 CACHE_BYTES = 256 * 2**20
+MOST_SETS = 512
 REPLAYS = 15
-
-
-@dataclass(frozen=True)
-class Case:
-    """One idiom at one shape. `original` is the model's spelling, and the reference when its inputs are
-    float64.
-    """
-
-    name: str
-    inputs: Callable[[], Result]
-    original: Callable[..., Result]
-    ours: Callable[..., Result]
-
-
-def wide(t: Tensor) -> Tensor:
-    """`t.float()`, but float64 stays, so that the original serves as its own reference."""
-    return t if t.dtype == torch.float64 else t.float()
-
-
-def normal(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
-    return torch.randn(shape, device="cuda", dtype=FP32).to(dtype)
-
-
-def diffusers_rms(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    variance = wide(x).pow(2).mean(-1, keepdim=True)
-    return (x * torch.rsqrt(variance + eps)).to(x.dtype) * weight
-
-
-def row_cases() -> Iterator[Case]:
-    def torch_rms(x: Tensor, w: Tensor) -> Result:
-        return (F.rms_norm(x, (x.shape[-1],), w, 1e-6),)
-
-    def our_rms(x: Tensor, w: Tensor) -> Result:
-        return (rms_norm(x, w, 1e-6),)
-
-    full = [(32760, 5120), (32760, 1536), (27280, 3072), (4608, 3840), (4608, 6144), (14784, 2048)]
-    heads = [(1, 4608, 30, 128), (1, 6889, 24, 128), (1, 118800, 24, 128), (2, 7392, 32, 64)]
-    for shape in [*full, *heads]:
-        yield Case(
-            f"RMSNorm {list(shape)}",
-            lambda shape=shape: (normal(*shape), normal(shape[-1])),
-            torch_rms,
-            our_rms,
-        )
-    yield Case(
-        "RMSNorm [32760, 5120], diffusers' spelling",
-        lambda: (normal(32760, 5120), normal(5120)),
-        lambda x, w: (diffusers_rms(x, w, 1e-6),),
-        lambda x, w: (rms_norm(x, w, 1e-6, round_before_weight=True),),
-    )
-    yield Case(
-        "fp32 RMSNorm [4608, 3840]",
-        lambda: (normal(4608, 3840, dtype=FP32), normal(3840, dtype=FP32)),
-        torch_rms,
-        our_rms,
-    )
-
-    def add_then_norm(x: Tensor, r: Tensor, w: Tensor) -> Result:
-        s = x + r
-        return F.rms_norm(s, (s.shape[-1],), w, 1e-6), s
-
-    yield Case(
-        "add + RMSNorm [32760, 5120]",
-        lambda: (normal(32760, 5120), normal(32760, 5120), normal(5120)),
-        add_then_norm,
-        lambda x, r, w: add_rms_norm(x, r, w, 1e-6, round_sum=True),
-    )
-
-
-def chain_cases() -> Iterator[Case]:
-    def wan(x: Tensor, y: Tensor, g: Tensor, scale: Tensor, shift: Tensor) -> Result:
-        s = (wide(x) + y * g).to(x.dtype)
-        n = F.layer_norm(wide(s), (s.shape[-1],), None, None, 1e-6)
-        return (n * (1 + scale) + shift).to(x.dtype), s
-
-    def our_wan(x: Tensor, y: Tensor, g: Tensor, scale: Tensor, shift: Tensor) -> Result:
-        (out,), s = fused_norm(
-            x, kind="layer", eps=1e-6, branch=y, gate=g, modulations=[(scale, shift)],
-            sum_dtype=x.dtype, round_sum=True,
-        )  # fmt: skip
-        assert s is not None
-        return out, s
-
-    for tokens, width, table in [(32760, 5120, 1), (27280, 3072, 27280)]:
-        per = "a token" if table > 1 else "a sample"
-        yield Case(
-            f"gated residual + LayerNorm + modulate [1, {tokens}, {width}], fp32 tables {per}",
-            lambda t=tokens, w=width, m=table: (
-                normal(1, t, w), normal(1, t, w), *(normal(1, m, w, dtype=FP32) for _ in range(3))
-            ),
-            wan,
-            our_wan,
-        )  # fmt: skip
-
-    def z_image(x: Tensor, a: Tensor, g: Tensor, wa: Tensor, w: Tensor, scale: Tensor) -> Result:
-        s = x + g * diffusers_rms(a, wa, 1e-5)
-        return diffusers_rms(s, w, 1e-5) * scale, s
-
-    def our_z_image(x: Tensor, a: Tensor, g: Tensor, wa: Tensor, w: Tensor, scale: Tensor) -> Result:
-        (out,), s = fused_norm(
-            x, kind="rms", eps=1e-5, branch=a, gate=g, branch_weight=wa, branch_eps=1e-5, weight=w,
-            modulations=[(scale, None)], scale_offset=0.0, sum_dtype=x.dtype, round_sum=True,
-        )  # fmt: skip
-        assert s is not None
-        return out, s
-
-    yield Case(
-        "x + g * RMSNorm(a); RMSNorm * scale [1, 4608, 3840]",
-        lambda: (
-            normal(1, 4608, 3840), normal(1, 4608, 3840), normal(1, 1, 3840), normal(3840), normal(3840),
-            normal(1, 1, 3840),
-        ),
-        z_image,
-        our_z_image,
-    )  # fmt: skip
-
-    def flux(x: Tensor, scale: Tensor, shift: Tensor) -> Result:
-        n = F.layer_norm(x, (x.shape[-1],), None, None, 1e-6)
-        return (n * (1 + scale) + shift,)
-
-    yield Case(
-        "LayerNorm + modulate [1, 4608, 3072]",
-        lambda: (normal(1, 4608, 3072), normal(1, 1, 3072), normal(1, 1, 3072)),
-        flux,
-        lambda x, scale, shift: tuple(fused_norm(x, kind="layer", eps=1e-6, modulations=[(scale, shift)])[0]),
-    )
-
-
-def channel_cases() -> Iterator[Case]:
-    def original(x: Tensor, gamma: Tensor) -> Result:
-        n = F.normalize(wide(x), dim=1).to(x.dtype)
-        return (F.silu(n * x.shape[1] ** 0.5 * gamma + 0.0),)
-
-    def ours(x: Tensor, gamma: Tensor) -> Result:
-        return (channel_norm(x, gamma, scale=x.shape[1] ** 0.5, silu=True, round_before_weight=True),)
-
-    for shape in [(1, 96, 4, 480, 832), (1, 96, 4, 720, 1280), (1, 192, 4, 240, 416), (1, 384, 2, 120, 208)]:
-        for layout in (torch.contiguous_format, torch.channels_last_3d):
-            yield Case(
-                f"channel norm + SiLU {list(shape[1:])} {_name(layout)}",
-                lambda s=shape, m=layout: (
-                    normal(*s).to(memory_format=m), normal(s[1], 1, 1, 1)
-                ),
-                original,
-                ours,
-            )  # fmt: skip
-    yield Case(
-        "fp32 channel norm + SiLU [96, 4, 480, 832] contiguous",
-        lambda: (normal(1, 96, 4, 480, 832, dtype=FP32), normal(96, 1, 1, 1, dtype=FP32)),
-        original,
-        ours,
-    )
-
-
-def group_cases() -> Iterator[Case]:
-    def original(x: Tensor, w: Tensor, b: Tensor) -> Result:
-        # In float64 too the batch is kept contiguous: eager's channels-last reduction is the less exact one.
-        return (F.silu(F.group_norm(x, 32, w, b, 1e-6)),)
-
-    def ours(x: Tensor, w: Tensor, b: Tensor) -> Result:
-        return (group_norm(x, 32, w, b, 1e-6, silu=True),)
-
-    for shape in [(1, 128, 1024, 1024), (1, 512, 128, 128)]:
-        for layout in (torch.contiguous_format, torch.channels_last):
-            yield Case(
-                f"GroupNorm(32) + SiLU {list(shape[1:])} {_name(layout)}",
-                lambda s=shape, m=layout: (normal(*s).to(memory_format=m), normal(s[1]), normal(s[1])),
-                original,
-                ours,
-            )
-
-
-def _name(layout: torch.memory_format) -> str:
-    return "contiguous" if layout is torch.contiguous_format else "channels-last"
 
 
 def bytes_moved(tensors: Sequence[Tensor]) -> int:
@@ -264,56 +95,165 @@ def check(case: Case, inputs: Result, got: Result) -> float:
     return worst
 
 
-def measure(case: Case, rate: float, eager: bool) -> dict[str, object]:
+def compiled(case: Case) -> Callable[..., Result]:
+    """The original by plain Inductor: the same call in every process, so that its cache knows it again."""
+    torch._dynamo.reset()
+    return torch.compile(case.original, dynamic=False)
+
+
+def compile_worker(part: int, parts: int, only: str) -> None:
+    """Compile every `parts`-th case, from `part` on, both ways; then say how many."""
+    from torch._inductor import config
+
+    # Where Inductor tries several configurations, one timed beside the other workers must not be remembered.
+    config.autotune_local_cache = False
+    own = cases(only)[part::parts]
+    failed = {}
+    for case in own:
+        try:
+            inputs = case.inputs()
+            case.ours(*inputs)
+            compiled(case)(*inputs)
+        except Exception as error:  # the parent meets it again, and reports it in its row
+            failed[case.name] = str(error)[:500]
+        inputs = ()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    reply(compiled=len(own) - len(failed), failed=failed)
+
+
+def compile_ahead(count: int, at_once: int, only: str, folder: Path) -> None:
+    """Compile `count` cases in up to `at_once` processes, into caches that this process and those then share.
+
+    What a worker does not compile is compiled later, by this process.
+    """
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "inductor")
+    os.environ["TRITON_CACHE_DIR"] = str(folder / "triton")
+    parts = min(at_once, count // 2)
+    if parts < 2:
+        return
+    began = time.perf_counter()
+    one_each = {"TORCHINDUCTOR_COMPILE_THREADS": "1"}
+    settings = [["--compile", str(part), str(parts), f"--only={only}"] for part in range(parts)]
+    workers = [
+        Worker("benchmarks.norms", words, one_each, folder / f"worker{part}.log")
+        for part, words in enumerate(settings)
+    ]
+    done = 0
+    for worker in workers:
+        try:
+            found = worker.wait()
+        except WorkerFailed as error:
+            print(f"a worker failed, its cases are compiled later: {error}")
+        else:
+            done += found["compiled"]
+            for name, error in found["failed"].items():
+                print(f"{name} not compiled ahead: {error}")
+        worker.close()
+    print(f"{done} of {count} cases compiled in {time.perf_counter() - began:.0f} s by {parts} processes")
+
+
+def measure(case: Case, rate: float, eager: bool) -> dict[str, Any]:
     inputs = case.inputs()
     got = case.ours(*inputs)
     relative_error = check(case, inputs, got)
     moved = bytes_moved([*inputs, *got])
     del got
-    sets = [inputs] + [case.inputs() for _ in range(CACHE_BYTES // moved)]
-    torch._dynamo.reset()
-    compiled = torch.compile(case.original, dynamic=False)
-    floor = moved / rate
-    row: dict[str, object] = {"case": case.name, "floor_ms": floor, "error_vs_eager": relative_error}
-    row["ours_ms"] = time_calls(case.ours, sets)
-    row["inductor_ms"] = time_calls(compiled, sets)
-    row["eager_ms"] = time_calls(case.original, sets) if eager else None
-    return row
+    sets = [inputs] + [case.inputs() for _ in range(min(MOST_SETS - 1, CACHE_BYTES // moved))]
+    return {
+        "floor_ms": moved / rate,
+        "error_vs_eager": relative_error,
+        "ours_ms": time_calls(case.ours, sets),
+        "inductor_ms": time_calls(compiled(case), sets),
+        "eager_ms": time_calls(case.original, sets) if eager else None,
+    }
+
+
+HEAD = f"{'case':82} {'floor':>8} {'ours':>8} {'Inductor':>8} {'x/floor':>8} {'Inductor':>8} {'error':>6}"
+
+
+def line(row: Mapping[str, Any]) -> str:
+    if "failed" in row:
+        return f"{row['case']:82} FAILED {row['failed']}"
+    floor, ours, theirs = row["floor_ms"], row["ours_ms"], row["inductor_ms"]
+    return (
+        f"{row['case']:82} {floor:8.4f} {ours:8.4f} {theirs:8.4f} {ours / floor:8.2f} "
+        f"{theirs / floor:8.2f} {row['error_vs_eager']:6.2f}"
+    )
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: the shapes of models first, then the other cases by their names."""
+    columns = ("ours ms", "Inductor ms", "ours over the floor", "Inductor over the floor")
+    parts = []
+    for heads, chosen in (
+        (("model", "shape"), [row for row in rows if row["models"]]),
+        (("computation",), [row for row in rows if not row["models"]]),
+    ):
+        if chosen:
+            cells = [(*heads, *columns), ("---",) * (len(heads) + len(columns)), *map(_cells, chosen)]
+            parts.append("".join(f"| {' | '.join(line)} |\n" for line in cells))
+    return "\n".join(parts)
+
+
+def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
+    first = ("; ".join(row["models"]), str(row["shape"])) if row["models"] else (row["case"],)
+    if "failed" in row:
+        return (*first, "failed", "", "", "")
+    floor, ours, theirs = row["floor_ms"], row["ours_ms"], row["inductor_ms"]
+    return (*first, f"{ours:.3g}", f"{theirs:.3g}", f"{ours / floor:.2f}", f"{theirs / floor:.2f}")
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--json", type=Path, help="also write the rows here")
+    made.add_argument("--table", type=Path, help="also write the rows here, as Markdown")
+    made.add_argument("--eager", action="store_true", help="time the eager original too")
+    made.add_argument("--only", default="", help="only cases whose name, or a model's name, contains this")
+    made.add_argument(
+        "--at-once",
+        type=int,
+        default=min(16, os.cpu_count() or 2),
+        help="processes that compile ahead, each with 1 to 5 GiB of the GPU; 0: none",
+    )
+    made.add_argument("--compile", type=int, nargs=2, help=argparse.SUPPRESS)
+    return made
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--json", type=Path, help="also write the rows here")
-    parser.add_argument("--eager", action="store_true", help="time the eager original too")
-    parser.add_argument("--only", default="", help="only cases whose name contains this")
-    options = parser.parse_args(argv)
+    given = parser().parse_args(argv)
+    if given.compile:
+        compile_worker(*given.compile, given.only)
+        return
+    with tempfile.TemporaryDirectory(prefix="norms-benchmark-", ignore_cleanup_errors=True) as folder:
+        run(given, Path(folder))
 
+
+def run(given: argparse.Namespace, folder: Path) -> None:
+    """Compile, time, print and write. Raises SystemExit where a case failed."""
+    began = time.perf_counter()
+    chosen = cases(given.only)
+    compile_ahead(len(chosen), given.at_once, given.only, folder)
     rate = copy_rate()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, copy {rate / 1e9:.2f} TB/s")
-    print(f"{'case':82} {'floor':>8} {'ours':>8} {'Inductor':>8} {'x/floor':>8} {'Inductor':>8} {'error':>6}")
+    print(HEAD)
     rows = []
-    for case in (*row_cases(), *chain_cases(), *channel_cases(), *group_cases()):
-        if options.only not in case.name:
-            continue
+    for case in chosen:
+        row: dict[str, Any] = {"case": case.name, "models": case.models, "shape": list(case.shape)}
         try:
-            row = measure(case, rate, options.eager)
+            row |= measure(case, rate, given.eager)
         except (AssertionError, RuntimeError) as failure:
             # One failed case must not hide the others' numbers; it is in the table and in the exit status.
-            row = {"case": case.name, "failed": str(failure)[:500]}
-            print(f"{case.name:82} FAILED {row['failed']}")
-        else:
-            floor, ours, theirs = (float(row[k]) for k in ("floor_ms", "ours_ms", "inductor_ms"))  # type: ignore[arg-type]
-            print(
-                f"{case.name:82} {floor:8.4f} {ours:8.4f} {theirs:8.4f} {ours / floor:8.2f} "
-                f"{theirs / floor:8.2f} {row['error_vs_eager']:6.2f}",
-                flush=True,
-            )
+            row["failed"] = str(failure)[:500]
+        print(line(row), flush=True)
         rows.append(row)
         torch.cuda.empty_cache()
-    if options.json:
-        options.json.write_text(json.dumps({"copy_bytes_per_ms": rate, "rows": rows}, indent=1))
+        # After each row, so that a run that is cut short leaves those it has.
+        if given.json:
+            given.json.write_text(json.dumps({"copy_bytes_per_ms": rate, "rows": rows}, indent=1))
+        if given.table:
+            given.table.write_text(table(rows), encoding="utf-8")
+    print(f"{len(rows)} cases in {time.perf_counter() - began:.0f} s")
     if any("failed" in row for row in rows):
         raise SystemExit(1)
 
