@@ -1,34 +1,32 @@
-"""Conv3d calls of the video VAEs: is the choice among the lowerings the right one?
+"""Conv3d calls of the video models: is the choice among the lowerings the right one?
 
     python -m benchmarks.conv3d                compiled: every way, its time and memory, and the choice made
-    python -m benchmarks.conv3d --all          all calls: the choice against a second, longer measurement
+    python -m benchmarks.conv3d --all          all calls: the choice against the times of all lowerings
     python -m benchmarks.conv3d --calls "96-96 3x3x3 2+4f 480x832;..." --dtype float32
 
 With `--table FILE` the second also writes its rows as docs/conv3d.md has them.
 
-Choices are measured first, in one process on a GPU that does nothing else. Without `--all`, each call of a sample
-is then compiled in every way, between pointwise neighbours as in a causal video VAE, and the ways are timed in
-turn. Both print how far the chosen lowering is from the best one, and of all calls the worst.
+Choices are measured first, in one process on a GPU that does nothing else. With `--all`, what was chosen by measuring
+is held against a second, longer measurement, and what was chosen by rule against the only one. Without it, each call
+of a sample is then compiled in every way, between pointwise neighbours as in a causal video VAE, and the ways are
+timed in turn. Both print how far the chosen lowering is from the best one, and of all calls the worst.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
-import re
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
+from benchmarks.conv3d_built import Built, Call, compiled
 from benchmarks.conv3d_calls import CALLS
 from benchmarks.workers import Admission, Worker, WorkerFailed, commands, reply
 
@@ -71,131 +69,42 @@ WAYS: tuple[tuple[str | None, str], ...] = (
 NOISE = 1.03
 
 
-@dataclass(frozen=True)
-class Call:
-    """cached, frames: what stands end to end in time."""
-
-    channels: int
-    out: int
-    kernel: tuple[int, int, int]
-    cached: int
-    frames: int
-    height: int
-    width: int
-
-    @staticmethod
-    def of(text: str) -> Call:
-        """From words as in benchmarks/conv3d_calls.py. Raises ValueError."""
-        found = re.fullmatch(r"(\d+)-(\d+) (\d+)x(\d+)x(\d+) (\d+)\+(\d+)f (\d+)x(\d+)", text.strip())
-        if found is None:
-            raise ValueError(f'{text!r} is no call; one is written as "{SAMPLE[0]}"')
-        channels, out, kt, kh, kw, *rest = map(int, found.groups())
-        return Call(channels, out, (kt, kh, kw), *rest)
-
-    def gib(self, dtype: torch.dtype) -> float:
-        """Of input and output together."""
-        pixels = (self.cached + self.frames) * self.height * self.width
-        return pixels * (self.channels + self.out) * dtype.itemsize / 2**30
-
-
-Compiled = Callable[..., torch.Tensor]
-
-
-def build(
-    call: Call, lowering: str | None, layout: str, dtype: torch.dtype, device: str
-) -> tuple[Compiled, tuple[torch.Tensor, ...]]:
-    """A causal convolution between pointwise neighbours, compiled, and its inputs."""
-    from rocm_passes.backend import rocm_diffusion
-
-    kt, kh, kw = call.kernel
-    weight = torch.randn(call.out, call.channels, kt, kh, kw, device=device).to(dtype)
-    weight /= (call.channels * kt * kh * kw) ** 0.5
-    bias = torch.randn(call.out, device=device).to(dtype)
-
-    def frames(count: int) -> torch.Tensor:
-        x = torch.randn(1, call.channels, count, call.height, call.width, device=device, dtype=dtype)
-        return x.to(memory_format=torch.channels_last_3d) if layout in ("channels_last", "auto") else x
-
-    def convolve(cache: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        x = F.pad(torch.cat([cache, F.silu(x)], 2), [kw // 2, kw // 2, kh // 2, kh // 2, 0, 0])
-        return F.conv3d(x, weight, bias) + 1
-
-    inputs = (frames(call.cached), frames(call.frames))
-    if lowering is None:
-        return torch.compile(convolve, dynamic=False), inputs
-    options: dict[str, Any] = {"layout": layout}
-    if lowering != "auto":
-        options |= {"lowering": {"conv3d": lowering}, "tune_seconds": 0}
-    return torch.compile(convolve, backend=rocm_diffusion, dynamic=False, options=options), inputs
-
-
 def choose_worker(given: argparse.Namespace) -> None:
-    """Measure the choices; where asked, all of them a second time and for longer."""
+    """Measure the choices; where asked, also what they are held against."""
+    from benchmarks.conv3d_choices import row
     from rocm_passes.options import Options
-    from rocm_passes.selection import ahead, measure, rounds, store, tuning
     from rocm_passes.target import Target
 
-    dtype, target = getattr(torch, given.dtype), Target.current()
     options = Options(choices=str(given.choices), tune_seconds=given.seconds)
-    texts = given.calls.split(";")
-    for text in texts:
-        torch._dynamo.reset()
-        with torch.no_grad(), ahead.noting() as noted:
-            run, inputs = build(Call.of(text), "auto", "auto", dtype, given.device)
-            run(*inputs)
-        started = time.perf_counter()
-        tuning.measure_noted(noted.calls, options, target, measure.measure)
-        took = time.perf_counter() - started
-        row: dict[str, Any] = {"call": text, "seconds": round(took, 2)}
-        for each in noted.calls:
-            found = store.store(options.choices).find(tuning.machine(target), each.key)
-            row |= {"key": each.key, "ms": dict(found.ms) if found else {}}
-            row |= {"mib": dict(found.mib), "skipped": dict(found.skipped)} if found else {}
-            row |= chosen(each, target, options)
-            if given.all:
-                longer = {"rounds": 3 * rounds.ROUNDS, "hopeless": 1e9, "seconds": 4 * rounds.SECONDS}
-                again = measure.measure(tuning.lowerings(each.able), each.values, patience=longer)
-                row["again"] = dict(again.ms)
-        reply(**row)
-
-
-def chosen(each: Any, target: Any, options: Any) -> dict[str, Any]:
-    """The lowering that a compile takes, the default memory bound in MiB, and what would be taken without one."""
-    from rocm_passes.ops import conv3d
-    from rocm_passes.selection import tuning
-
-    bound = conv3d.usual_memory_mib(**each.values)
-    able = tuning.lowerings(each.able)
-    found, unbound = (
-        tuning.pick(each.key, able, each.values, target, options, usual_mib=mib) for mib in (bound, math.inf)
-    )
-    names = {"chosen": found and found[0].name, "unbound": unbound and unbound[0].name}
-    return names | {"bound_mib": round(bound)}
+    for text in given.calls.split(";"):
+        reply(**row(text, getattr(torch, given.dtype), options, Target.current(), given.all))
 
 
 def compile_worker(text: str, given: argparse.Namespace) -> None:
     """Compile a call in every way; say so; then time them when told to."""
     import rocm_passes
 
-    built: dict[str, tuple[Compiled, tuple[torch.Tensor, ...]]] = {}
+    built: dict[str, tuple[Built, tuple[torch.Tensor, ...]]] = {}
     said = ""
     with torch.no_grad():
         for lowering, layout in WAYS:
             torch._dynamo.reset()
             way = "Inductor" if lowering is None else f"{lowering} {layout}"
-            run, inputs = build(Call.of(text), lowering, layout, getattr(torch, given.dtype), given.device)
+            run, inputs = compiled(Call.of(text), lowering, layout, getattr(torch, given.dtype), given.device)
             run(*inputs)
-            built[way] = run, inputs
+            entries = [e for g in rocm_passes.history()[-1:] for e in g.entries if e.idiom == "conv3d"]
             if lowering == "auto":
-                entries = [e for g in rocm_passes.history()[-1:] for e in g.entries if e.idiom == "conv3d"]
                 said = f"{entries[0].lowering or entries[0].outcome}: {entries[0].reason}" if entries else ""
+            elif lowering is not None and [e.lowering for e in entries] != [lowering]:
+                continue  # It can't take the call, which is then Inductor's once more.
+            built[way] = run, inputs
         reply(ready=True)
         for _ in commands():
             reply(call=text, said=said, **time_ways(built, given.device))
 
 
 def time_ways(
-    built: Mapping[str, tuple[Compiled, tuple[torch.Tensor, ...]]], device: str
+    built: Mapping[str, tuple[Built, tuple[torch.Tensor, ...]]], device: str
 ) -> dict[str, dict[str, float]]:
     """Milliseconds and peak MiB by way; a result's own memory counts, its inputs' does not."""
     from rocm_passes.selection import rounds
@@ -305,44 +214,51 @@ class Run:
         return Worker("benchmarks.conv3d", [*arguments, *settings], env, self.folder / f"{name}.log")
 
 
-def away(row: Mapping[str, Any]) -> float | None:
-    """The chosen one's time over the best one's: of the second measurement, or of the compiled ways.
+def held_against(row: Mapping[str, Any]) -> Mapping[str, float]:
+    """The milliseconds that the choice is judged by: of the second measurement, where there is one."""
+    found: Mapping[str, float] = row.get("again") or row.get("ms", {})
+    return found
 
-    Of the second measurement: without the memory bound, which is a price of its own (`price`).
+
+def away(row: Mapping[str, Any]) -> float | None:
+    """The chosen one's time over the best one's, among the lowerings' or the compiled ways'; None if unknown.
+
+    Among the lowerings': without the memory bound, which is a price of its own (`price`).
     """
-    if "again" in row:
-        times = row["again"]
-        return times[row["unbound"]] / min(times.values()) if row.get("unbound") in times else None
-    times = row.get("ms", {})
-    return times["auto auto"] / min(times.values()) if "auto auto" in times else None
+    times, chosen = held_against(row), row["unbound"] if "by" in row else "auto auto"
+    return times[chosen] / min(times.values()) if chosen in times else None
 
 
 def price(row: Mapping[str, Any]) -> float:
     """What the default memory bound costs: the time of what it chooses over that of the choice without it."""
-    times = row.get("again", {})
+    times = held_against(row)
     chosen, unbound = row.get("chosen"), row.get("unbound")
     return times[chosen] / times[unbound] if chosen in times and unbound in times else 1.0
 
 
 def line(row: Mapping[str, Any]) -> str:
     ratio = away(row)
-    times = row.get("again") or row.get("ms", {})
-    mib = row.get("mib") if "again" in row else row.get("peak_mib", {})
+    mib = row.get("mib" if "by" in row else "peak_mib") or {}
     cells = [
-        f"{way.replace('channels_last', 'cl')} {ms:.3f}/{(mib or {}).get(way, 0)}"
-        for way, ms in times.items()
+        f"{way.replace('channels_last', 'cl')} {ms:.3f}/{mib.get(way, 0)}"
+        for way, ms in held_against(row).items()
     ]
     first = f"{row['call']:32} {'' if ratio is None else f'{ratio:.3f}':6} "
-    said = row.get("said") or row.get("unbound") or "not measured: too small"
+    said = row["said"] if "said" in row else _named(row, "unbound")
     if row.get("chosen") != row.get("unbound"):
         said += f"; within {row['bound_mib']} MiB {row['chosen']}, {price(row):.3f} of that"
     return first + "  ".join(cells) + f"  [{said}]"
 
 
+def _named(row: Mapping[str, Any], which: str) -> str:
+    """The lowering, and whether a rule has chosen it."""
+    return (row[which] or "left to Inductor") + (", by rule" if row["by"] == "rule" else "")
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown, by model: of each lowering milliseconds of the second measurement and MiB beside its tensors."""
+    """Markdown, by model: of each lowering milliseconds and MiB beside its tensors, and which one is chosen."""
     by_call = {row["call"]: row for row in rows}
-    columns = ("direct", "taps", "taps_tiled", "unfold", "tiled")
+    columns = ("matmul", "conv2d", "direct", "taps", "taps_tiled", "unfold", "tiled")
     lines = []
     for model, calls in CALLS.items():
         known = [by_call[call] for call in calls if call in by_call]
@@ -354,25 +270,32 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _table_line(row: Mapping[str, Any], columns: Sequence[str]) -> str:
-    times, mib = row.get("again", {}), row.get("mib", {})
+    times, mib = held_against(row), row.get("mib", {})
     cells = [f"{times[name]:.3g}, {mib.get(name, 0)}" if name in times else "" for name in columns]
-    chosen, best = row.get("chosen"), min(times.values(), default=0.0)
+    chosen, best = row["chosen"], min(times.values(), default=0.0)
     over = f"{times[chosen] / best:.3f}" if chosen in times else ""
-    return f"| {row['call']} | {' | '.join(cells)} | {chosen or 'by rule'} | {over} |"
+    return f"| {row['call']} | {' | '.join(cells)} | {_named(row, 'chosen')} | {over} |"
 
 
 def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How many calls have a choice within the noise of the best, and the worst of them."""
-    known = {row["call"]: ratio for row in rows if (ratio := away(row)) is not None}
+    """How many calls have a choice within the noise of the best, of each kind, and the worst of them."""
+    known = [(row, ratio) for row in rows if (ratio := away(row)) is not None]
     if not known:
         return "no call has a choice to judge"
-    worst = max(known, key=lambda call: known[call])
-    near = sum(ratio <= NOISE for ratio in known.values())
+    worst, ratio = max(known, key=lambda each: each[1])
+    said = f"{_near(known)} choices within {NOISE - 1:.0%} of the best"
+    kinds = {kind: [each for each in known if each[0].get("by") == kind] for kind in ("measurement", "rule")}
+    counts = [f"by {kind} {_near(those)}" for kind, those in kinds.items() if those]
+    said += f" ({', '.join(counts)})" if counts else ""
+    said += f"; the worst, {worst['call']}, is {ratio:.3f} of it"
+    if len(known) < len(rows):
+        said += f"; {len(rows) - len(known)} calls left to Inductor or not measured"
     dear = {row["call"]: price(row) for row in rows if row.get("chosen") != row.get("unbound")}
-    return (
-        f"{near} of {len(known)} choices within {NOISE - 1:.0%} of the best; "
-        f"the worst, {worst}, is {known[worst]:.3f} of it"
-    ) + (f"; the memory bound changes {len(dear)} choices: {dear}" if dear else "")
+    return said + (f"; the memory bound changes {len(dear)} choices: {dear}" if dear else "")
+
+
+def _near(judged: Sequence[tuple[Mapping[str, Any], float]]) -> str:
+    return f"{sum(ratio <= NOISE for _, ratio in judged)} of {len(judged)}"
 
 
 def parser() -> argparse.ArgumentParser:
