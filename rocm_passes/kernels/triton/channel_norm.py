@@ -28,7 +28,7 @@ from rocm_passes.kernels.triton.common import (
     IsaExample,
     cdiv,
     check_dtype,
-    exact_rsqrt,
+    inverse_rms,
     isa_example,
     power_of_two_above,
     power_of_two_divisor,
@@ -94,7 +94,7 @@ def channel_norm_kernel(
             square += v * v
     total = tl.sum(square, 0)
     if FORM == "mean":
-        factor = exact_rsqrt(total / C + EPS)[None, :]
+        factor = inverse_rms(total, C, EPS, dtype)[None, :]
     else:
         length = tl.maximum(tl.sqrt_rn(total), EPS, propagate_nan=tl.PropagateNan.ALL)
         factor = tl.div_rn(tl.full(length.shape, 1.0, tl.float32), length)[None, :]

@@ -102,6 +102,16 @@ def exact_rsqrt(v):
 
 
 @triton.jit
+def inverse_rms(squares, N: tl.constexpr, EPS: tl.constexpr, dtype: tl.constexpr):
+    """1 / sqrt(squares / N + EPS), for results of `dtype`: each step rounded correctly where that is fp32."""
+    if dtype == tl.float32:
+        rstd = exact_rsqrt(tl.div_rn(squares, tl.full(squares.shape, N, tl.float32)) + EPS)
+    else:
+        rstd = tl.rsqrt(squares * (1.0 / N) + EPS)
+    return rstd
+
+
+@triton.jit
 def silu(v, PRECISE: tl.constexpr):
     """v / (1 + exp(-v)) in fp32.
 

@@ -19,7 +19,7 @@ An operand's MODE says where it varies: 0 absent, 1 the same for all rows of a p
 import triton
 import triton.language as tl
 
-from rocm_passes.kernels.triton.common import exact_rsqrt
+from rocm_passes.kernels.triton.common import inverse_rms
 
 
 @triton.jit
@@ -183,6 +183,8 @@ def fused_norm_kernel(
 ):  # fmt: skip
     """LOOP blocks of ROWS rows, one after the other. RESIDENT keeps the rows in registers, in CHUNKS chunks (so that
     5120 costs no lanes of 8192); otherwise the row is read again for the statistics and for the output."""
+    # Roots are as exact as the widest result asks for. (What is not stored has the type of what is.)
+    RESULT: tl.constexpr = tl.float32 if sum_ptr.dtype.element_ty == tl.float32 else out0_ptr.dtype.element_ty
     pid = tl.program_id(0)
     if WIDE_ROWS:
         pid = pid.to(tl.int64)
@@ -231,7 +233,7 @@ def fused_norm_kernel(
                 for c in tl.static_range(CHUNKS):
                     b = branches[c].to(tl.float32)
                     square += b * b
-                branch_rstd = exact_rsqrt(tl.sum(square, 1) / D + BRANCH_EPS)
+                branch_rstd = inverse_rms(tl.sum(square, 1), D, BRANCH_EPS, RESULT)
             sums = ()
             total = tl.zeros([ROWS, CHUNK], tl.float32)
             for c in tl.static_range(CHUNKS):
@@ -247,7 +249,7 @@ def fused_norm_kernel(
                 elif KIND == "layer":
                     total += s
             if KIND == "rms":
-                rstd = exact_rsqrt(tl.sum(total, 1) / D + EPS)
+                rstd = inverse_rms(tl.sum(total, 1), D, EPS, RESULT)
             elif KIND == "layer":
                 shift = tl.sum(total, 1) / D
                 spread = tl.zeros([ROWS, CHUNK], tl.float32)
@@ -256,7 +258,7 @@ def fused_norm_kernel(
                     if (c + 1) * CHUNK > D:
                         d = tl.where((c * CHUNK + tl.arange(0, CHUNK) < D)[None, :], d, 0.0)
                     spread += d * d
-                rstd = exact_rsqrt(tl.sum(spread, 1) / D + EPS)
+                rstd = inverse_rms(tl.sum(spread, 1), D, EPS, RESULT)
             for c in tl.static_range(CHUNKS):
                 cols = c * CHUNK + tl.arange(0, CHUNK)
                 if OUTPUTS > 0:
@@ -292,7 +294,7 @@ def fused_norm_kernel(
                     cols = start + tl.arange(0, CHUNK)
                     b = _load(branch_base, cols, 1, row_mask, D, D % CHUNK == 0, 2).to(tl.float32)
                     square += b * b
-                branch_rstd = exact_rsqrt(tl.sum(square, 1) / D + BRANCH_EPS)
+                branch_rstd = inverse_rms(tl.sum(square, 1), D, BRANCH_EPS, RESULT)
             if KIND != "none":
                 total = tl.zeros([ROWS, CHUNK], tl.float32)
                 square = tl.zeros([ROWS, CHUNK], tl.float32)
@@ -319,7 +321,7 @@ def fused_norm_kernel(
                 if KIND == "layer":
                     drift = tl.sum(total, 1) / D
                     spread = tl.maximum(spread - drift * drift * D, 0.0, propagate_nan=tl.PropagateNan.ALL)
-                rstd = exact_rsqrt(spread / D + EPS)
+                rstd = inverse_rms(spread, D, EPS, RESULT)
             for start in range(0, D, CHUNK):
                 cols = start + tl.arange(0, CHUNK)
                 x = _load(x_base, cols, 1, row_mask, D, D % CHUNK == 0, 2)

@@ -18,14 +18,13 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import IsaExample, cdiv, isa_example, power_of_two_above
+from .common import IsaExample, cdiv, inverse_rms, isa_example, power_of_two_above
 from .launch import launch
 from .rotary_tiles import (
     Tables,
     check_input,
     check_rotary_dim,
     check_seq_start,
-    inverse_rms,
     load_pairs,
     load_rest,
     load_tables,

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from .common import TRITON_TYPE, cdiv, exact_rsqrt, power_of_two_above
+from .common import TRITON_TYPE, cdiv, power_of_two_above
 
 
 @triton.jit
@@ -112,16 +112,6 @@ def rotate(first, second, cos1, cos2, sin1, sin2, CONJUGATE: tl.constexpr):
         turned1 = first * cos1 - second * sin1
         turned2 = second * cos2 + first * sin2
     return turned1, turned2
-
-
-@triton.jit
-def inverse_rms(squares, N: tl.constexpr, EPS: tl.constexpr, dtype: tl.constexpr):
-    """1 / sqrt(squares / N + EPS), for results of `dtype`: each step rounded correctly where that is fp32."""
-    if dtype == tl.float32:
-        rstd = exact_rsqrt(tl.div_rn(squares, tl.full(squares.shape, N, tl.float32)) + EPS)
-    else:
-        rstd = tl.rsqrt(squares * (1.0 / N) + EPS)
-    return rstd
 
 
 @triton.jit
