@@ -107,6 +107,19 @@ def test_a_zero_vector_stays_zero() -> None:
     assert torch.equal(channel_norm(x, eps=1e-12), x)
 
 
+@pytest.mark.parametrize("eps", [0.0, 1e-30, 1e-19, 1e-12, 1e-3])
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+def test_eps_bounds_the_length(dtype: torch.dtype, eps: float) -> None:
+    """Rows of zeros, of a length whose square is subnormal, below and above eps."""
+    scale = torch.tensor([0.0, 1e-20, 1e-14, 1e-8, 1.0]).view(5, 1, 1, 1)
+    x = (video((5, 6, 1, 2, 3), "contiguous") * scale[:, None]).to(dtype)
+
+    def original(x: Tensor) -> Tensor:
+        return F.normalize(wide(x), dim=1, eps=eps).to(x.dtype)
+
+    assert_accurate(channel_norm(x, eps=eps), original(x.double()), original(x))
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("dtype", [FP32, BF16])
 def test_nan_and_inf_propagate_as_in_eager(dtype: torch.dtype, bad: float) -> None:

@@ -28,6 +28,7 @@ from rocm_passes.kernels.triton.common import (
     IsaExample,
     cdiv,
     check_dtype,
+    inverse_length,
     inverse_rms,
     isa_example,
     power_of_two_above,
@@ -96,8 +97,7 @@ def channel_norm_kernel(
     if FORM == "mean":
         factor = inverse_rms(total, C, EPS, dtype)[None, :]
     else:
-        length = tl.maximum(tl.sqrt_rn(total), EPS, propagate_nan=tl.PropagateNan.ALL)
-        factor = tl.div_rn(tl.full(length.shape, 1.0, tl.float32), length)[None, :]
+        factor = inverse_length(total, EPS, dtype)[None, :]
 
     if RESIDENT:
         for k in tl.static_range(CHUNKS):

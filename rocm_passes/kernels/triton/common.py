@@ -112,6 +112,18 @@ def inverse_rms(squares, N: tl.constexpr, EPS: tl.constexpr, dtype: tl.constexpr
 
 
 @triton.jit
+def inverse_length(squares, EPS: tl.constexpr, dtype: tl.constexpr):
+    """1 / max(sqrt(squares), EPS), for results of `dtype`: each step rounded correctly where that is fp32."""
+    # The hardware takes a subnormal sum for zero. Where EPS is the length of such a row, that changes nothing.
+    if dtype == tl.float32 or EPS < 1e-18:
+        length = tl.maximum(tl.sqrt_rn(squares), EPS, propagate_nan=tl.PropagateNan.ALL)
+        inverse = tl.div_rn(tl.full(length.shape, 1.0, tl.float32), length)
+    else:
+        inverse = tl.minimum(tl.rsqrt(squares), 1.0 / EPS, propagate_nan=tl.PropagateNan.ALL)
+    return inverse
+
+
+@triton.jit
 def silu(v, PRECISE: tl.constexpr):
     """v / (1 + exp(-v)) in fp32.
 
