@@ -100,6 +100,14 @@ def _store(ptr, rows, cols, v, row_mask, D: tl.constexpr, FULL: tl.constexpr):
 
 
 @triton.jit
+def _offset(factor, OFFSET: tl.constexpr):
+    """OFFSET + factor. No compiler may drop the addition of 0.0, which makes 0.0 of -0.0."""
+    if OFFSET != 0.0:
+        factor = OFFSET + factor
+    return factor
+
+
+@triton.jit
 def _residual(
     x, branch, branch_rstd, gate_base, gate_col, bw_base, bw_col, cols, row_mask,
     D: tl.constexpr, FULL: tl.constexpr, BRANCH: tl.constexpr, BRANCH_NORM: tl.constexpr,
@@ -114,10 +122,7 @@ def _residual(
             b = b * branch_rstd[:, None]
             if BW_MODE != 0:
                 w = _load(bw_base, cols, bw_col, row_mask, D, FULL, BW_MODE).to(tl.float32)
-                # No compiler may drop the addition of 0.0, which makes 0.0 of -0.0.
-                if BW_OFFSET != 0.0:
-                    w = BW_OFFSET + w
-                b = b * w
+                b = b * _offset(w, BW_OFFSET)
         if GATE_MODE != 0:
             b = b * _load(gate_base, cols, gate_col, row_mask, D, FULL, GATE_MODE).to(tl.float32)
         s = s + b
@@ -141,7 +146,7 @@ def _weighted(
         n = n.to(NORM_TYPE).to(tl.float32)
     if WEIGHT_MODE != 0:
         w = _load(weight_base, cols, weight_col, row_mask, D, FULL, WEIGHT_MODE).to(tl.float32)
-        n = n * (WEIGHT_OFFSET + w)
+        n = n * _offset(w, WEIGHT_OFFSET)
     if BIAS_MODE != 0:
         n = n + _load(bias_base, cols, bias_col, row_mask, D, FULL, BIAS_MODE).to(tl.float32)
     return n
@@ -155,9 +160,8 @@ def _modulated(
 ):  # fmt: skip
     """n * (offset + scale) + shift of one chunk, fp32."""
     if SCALE_MODE != 0:
-        n = n * (
-            SCALE_OFFSET + _load(scale_base, cols, scale_col, row_mask, D, FULL, SCALE_MODE).to(tl.float32)
-        )
+        scale = _load(scale_base, cols, scale_col, row_mask, D, FULL, SCALE_MODE).to(tl.float32)
+        n = n * _offset(scale, SCALE_OFFSET)
     if SHIFT_MODE != 0:
         n = n + _load(shift_base, cols, shift_col, row_mask, D, FULL, SHIFT_MODE).to(tl.float32)
     return n
@@ -261,6 +265,9 @@ def fused_norm_kernel(
                 rstd = inverse_rms(tl.sum(spread, 1), D, EPS, RESULT)
             for c in tl.static_range(CHUNKS):
                 cols = c * CHUNK + tl.arange(0, CHUNK)
+                # The sum is stored while the norm's tables are on their way.
+                if STORE_SUM:
+                    _store(sum_ptr, rows, cols, sums[c], row_mask, D, (c + 1) * CHUNK <= D)
                 if OUTPUTS > 0:
                     n = _weighted(
                         sums[c], shift, drift, rstd, weight_base, weight_col, bias_base, bias_col, cols, row_mask,
@@ -278,8 +285,6 @@ def fused_norm_kernel(
                         )  # fmt: skip
                         _store(out1_ptr, rows, cols, out1, row_mask, D, (c + 1) * CHUNK <= D)
                     _store(out0_ptr, rows, cols, out0, row_mask, D, (c + 1) * CHUNK <= D)
-                if STORE_SUM:
-                    _store(sum_ptr, rows, cols, sums[c], row_mask, D, (c + 1) * CHUNK <= D)
             if LOOP > 1:
                 xs = next_xs
                 branches = next_branches
@@ -333,6 +338,8 @@ def fused_norm_kernel(
                     D, D % CHUNK == 0, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, BW_OFFSET,
                     ROUND_SUM, SUM_TYPE,
                 )  # fmt: skip
+                if STORE_SUM:
+                    _store(sum_ptr, rows, cols, s, row_mask, D, D % CHUNK == 0)
                 if OUTPUTS > 0:
                     n = _weighted(
                         s, shift, drift, rstd, weight_base, weight_col, bias_base, bias_col, cols, row_mask,
@@ -345,8 +352,6 @@ def fused_norm_kernel(
                                           D, D % CHUNK == 0, SCALE1_MODE, SHIFT1_MODE, SCALE_OFFSET)  # fmt: skip
                         _store(out1_ptr, rows, cols, out1, row_mask, D, D % CHUNK == 0)
                     _store(out0_ptr, rows, cols, out0, row_mask, D, D % CHUNK == 0)
-                if STORE_SUM:
-                    _store(sum_ptr, rows, cols, s, row_mask, D, D % CHUNK == 0)
         if LOOP > 1:
             local += ROWS
             row_mask = (local < inner)[:, None]
