@@ -13,12 +13,17 @@ from torch._inductor import inductor_prims
 
 from rocm_passes.idioms import conv3d as idiom
 from rocm_passes.idioms.idiom import Context, Site
+from rocm_passes.ops import conv3d as op
 from rocm_passes.options import Options
+from rocm_passes.selection import ahead
+from rocm_passes.target import Target
+from tests.ops.test_conv3d_lowerings import call
 from tests.rewriting import ON_CPU, Rewritten, rewrite
 
 aten = torch.ops.aten
 WEIGHT = torch.randn(6, 4, 3, 3, 3, generator=torch.Generator().manual_seed(1)) / 10
 BIAS = torch.randn(6, generator=torch.Generator().manual_seed(2))
+H200 = Target("nvidia", "sm_90", "H200", "2.11", "3.6")
 
 
 def video(frames: int, channels: int = 4, batch: int = 1, seed: int = 0) -> Tensor:
@@ -244,3 +249,47 @@ def test_frames_are_rounded_up_where_asked(lowering: str) -> None:
     assert r.result.shape[2] == 3
     assert "extra_frames" not in conv3d(check(causal, video(4), video(2), conv_frames_bucket=4)).parameters
     assert "extra_frames" not in conv3d(check(causal, video(3), video(2))).parameters
+
+
+def timed(c: dict[str, Any]) -> set[str]:
+    """The lowerings that would be timed for the call on a GPU."""
+    able = [low for low in op.LOWERINGS if low.refuses(**c) is None]
+    with ahead.noting() as noted:
+        assert idiom.measured(able, c, H200, Options()) is None
+    return {name for met in noted.calls for name in met.able}
+
+
+PATCHES = {"kernel": (1, 2, 2), "stride": (1, 2, 2), "padding": (0, 0), "size": (6, 6)}
+
+
+@pytest.mark.parametrize(
+    ("c", "lowerings"),
+    [
+        (call((3,), kernel=(1, 1, 1), padding=(0, 0)), {"matmul", "conv2d", "direct"}),
+        (call((3,), kernel=(1, 3, 3)), {"conv2d", "direct"}),
+        (call((2, 2)), {"taps", "taps_tiled", "direct", "unfold"}),
+        (call((1,), zeros=(2, 0)), {"conv2d", "taps", "unfold"}),
+        (call((1, 1), zeros=(1, 0)), {"taps", "direct", "unfold"}),
+        (call((3,), **PATCHES), set()),
+    ],
+    ids=["1x1x1", "one tap", "cached", "one live tap of three", "two live taps", "patch embedding"],
+)
+def test_what_is_timed(monkeypatch: pytest.MonkeyPatch, c: dict[str, Any], lowerings: set[str]) -> None:
+    monkeypatch.setattr(idiom, "WORTH_MEASURING", 0)
+    assert timed(c) == lowerings
+
+
+def test_small_calls_are_not_timed() -> None:
+    small = call((2, 2))
+    assert timed(small) == set()
+    assert op.flops(**small) < 1e6
+    assert op.tensors_mib(**small) < 1
+
+
+def test_many_bytes_are_timed_though_they_are_few_operations() -> None:
+    wide = call(
+        (2,), channels=4, out=16, kernel=(1, 1, 1), padding=(0, 0), size=(256, 256), dtype=torch.float32
+    )
+    assert op.flops(**wide) < 1e8
+    assert op.tensors_mib(**wide) == 10
+    assert timed(wide) == {"matmul", "conv2d", "direct"}

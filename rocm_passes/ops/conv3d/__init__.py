@@ -27,11 +27,14 @@ from .write import (
 
 __all__ = [
     "LOWERINGS",
+    "WHOLE_KERNEL",
     "extra_frames",
     "flops",
+    "is_patch_embedding",
     "key",
     "live_taps",
     "out_size",
+    "spares_taps",
     "tensors_mib",
     "usual_memory_mib",
 ]
@@ -48,6 +51,16 @@ def live_taps(**call: Any) -> int | None:
     """How many temporal taps see a real frame, or None where the number of frames is symbolic."""
     axis = _axis(**call)
     return len(axis.taps()) if isinstance(axis.frames, int) else None
+
+
+def spares_taps(**call: Any) -> bool:
+    """One temporal tap of several sees a real frame: the first frame of a video, or an image."""
+    return bool(call["weight"].shape[2] > 1 and live_taps(**call) == 1)
+
+
+def is_patch_embedding(**call: Any) -> bool:
+    """A matrix product, of patches of more than one element."""
+    return _refuses_matmul(**call) is None and math.prod(call["weight"].shape[2:]) > 1
 
 
 def extra_frames(bucket: int, **call: Any) -> int:
@@ -305,6 +318,9 @@ def _writes(write: Any) -> Any:
 
     return written
 
+
+#: These compute with every temporal tap, also with those that see zeros alone.
+WHOLE_KERNEL = frozenset({"direct", "tiled"})
 
 LOWERINGS = (
     Lowering(
