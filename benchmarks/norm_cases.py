@@ -34,7 +34,7 @@ class Case:
 
 def cases(only: str = "") -> list[Case]:
     """All of them, or those whose name or one of whose models contains the text."""
-    every = (*row_cases(), *chain_cases(), *channel_cases(), *group_cases())
+    every = (*row_cases(), *chain_cases(), *branch_norm_cases(), *channel_cases(), *group_cases())
     return [c for c in every if any(only in text for text in (c.name, *c.models))]
 
 
@@ -124,6 +124,21 @@ def chain_cases() -> Iterator[Case]:
             our_wan,
         )  # fmt: skip
 
+    def flux(x: Tensor, scale: Tensor, shift: Tensor) -> Result:
+        n = F.layer_norm(x, (x.shape[-1],), None, None, 1e-6)
+        return (n * (1 + scale) + shift,)
+
+    yield Case(
+        "LayerNorm + modulate [1, 4608, 3072]",
+        lambda: (normal(1, 4608, 3072), normal(1, 1, 3072), normal(1, 1, 3072)),
+        flux,
+        lambda x, scale, shift: tuple(fused_norm(x, kind="layer", eps=1e-6, modulations=[(scale, shift)])[0]),
+    )
+
+
+def branch_norm_cases() -> Iterator[Case]:
+    """A branch with a norm of its own, by rows and columns: what the rule of fused_norm is from."""
+
     def z_image(x: Tensor, a: Tensor, g: Tensor, wa: Tensor, w: Tensor, scale: Tensor) -> Result:
         s = x + g * diffusers_rms(a, wa, 1e-5)
         return diffusers_rms(s, w, 1e-5) * scale, s
@@ -136,26 +151,50 @@ def chain_cases() -> Iterator[Case]:
         assert s is not None
         return out, s
 
-    yield Case(
-        "x + g * RMSNorm(a); RMSNorm * scale [1, 4608, 3840]",
-        lambda: (
-            normal(1, 4608, 3840), normal(1, 4608, 3840), normal(1, 1, 3840), normal(3840), normal(3840),
-            normal(1, 1, 3840),
-        ),
-        z_image,
-        our_z_image,
-    )  # fmt: skip
+    def gemma_rms(x: Tensor, w: Tensor) -> Tensor:
+        f = wide(x)
+        return (f * torch.rsqrt(f.pow(2).mean(-1, keepdim=True) + 1e-6) * (1.0 + wide(w))).to(x.dtype)
 
-    def flux(x: Tensor, scale: Tensor, shift: Tensor) -> Result:
-        n = F.layer_norm(x, (x.shape[-1],), None, None, 1e-6)
-        return (n * (1 + scale) + shift,)
+    def gemma(x: Tensor, a: Tensor, wa: Tensor, w: Tensor) -> Result:
+        s = x + gemma_rms(a, wa)
+        return gemma_rms(s, w), s
 
-    yield Case(
-        "LayerNorm + modulate [1, 4608, 3072]",
-        lambda: (normal(1, 4608, 3072), normal(1, 1, 3072), normal(1, 1, 3072)),
-        flux,
-        lambda x, scale, shift: tuple(fused_norm(x, kind="layer", eps=1e-6, modulations=[(scale, shift)])[0]),
-    )
+    def our_gemma(x: Tensor, a: Tensor, wa: Tensor, w: Tensor) -> Result:
+        (out,), s = fused_norm(
+            x, kind="rms", eps=1e-6, branch=a, branch_weight=wa, branch_weight_offset=1.0, branch_eps=1e-6, weight=w,
+            weight_offset=1.0, sum_dtype=x.dtype, round_sum=True,
+        )  # fmt: skip
+        assert s is not None
+        return out, s
+
+    def residual(x: Tensor, a: Tensor, g: Tensor, wa: Tensor) -> Result:
+        return (x + g * diffusers_rms(a, wa, 1e-5),)
+
+    def our_residual(x: Tensor, a: Tensor, g: Tensor, wa: Tensor) -> Result:
+        _, s = fused_norm(
+            x, kind="none", branch=a, gate=g, branch_weight=wa, branch_eps=1e-5, sum_dtype=x.dtype
+        )
+        assert s is not None
+        return (s,)
+
+    def inputs(tokens: int, width: int, gated: bool, weights: int, scaled: bool) -> Result:
+        streams = normal(1, tokens, width), normal(1, tokens, width)
+        tables = [normal(1, 1, width)] * gated + [normal(width) for _ in range(weights)]
+        return *streams, *tables, *([normal(1, 1, width)] * scaled)
+
+    for name, original, ours, given in (
+        ("x + g * RMSNorm(a); RMSNorm * scale", z_image, our_z_image, (True, 2, True)),
+        ("x + RMSNorm(a) * (1 + w); RMSNorm * (1 + w)", gemma, our_gemma, (False, 2, False)),
+        ("x + g * RMSNorm(a)", residual, our_residual, (True, 1, False)),
+    ):
+        for width in (2304, 3840):
+            for tokens in (512, 1024, 2048, 3072, 4096, 4608):
+                yield Case(
+                    f"{name} [1, {tokens}, {width}]",
+                    lambda t=tokens, w=width, given=given: inputs(t, w, *given),
+                    original,
+                    ours,
+                )
 
 
 def channel_cases() -> Iterator[Case]:

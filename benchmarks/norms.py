@@ -170,7 +170,9 @@ def measure(case: Case, rate: float, eager: bool) -> dict[str, Any]:
     moved = bytes_moved([*inputs, *got])
     del got
     sets = [inputs] + [case.inputs() for _ in range(min(MOST_SETS - 1, CACHE_BYTES // moved))]
-    ways = {"ours_ms": case.ours, "inductor_ms": compiled(case)} | ({"eager_ms": case.original} if eager else {})
+    ways = {"ours_ms": case.ours, "inductor_ms": compiled(case)} | (
+        {"eager_ms": case.original} if eager else {}
+    )
     return {"floor_ms": moved / rate, "error_vs_eager": relative_error, **in_turn(ways, sets)}
 
 
