@@ -1,4 +1,4 @@
-"""The pass itself: claims, fuel, what a bug may and may not cost, linear time, and the structured record."""
+"""The pass itself: what is decided, fuel, what a bug may and may not cost, linear time, and the structured record."""
 
 from __future__ import annotations
 
@@ -13,10 +13,9 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from rocm_passes.graph.rewriter import is_convex
 from rocm_passes.idioms import conv3d, rms_norm
 from rocm_passes.idioms.idiom import Context, Idiom, NearMiss, Site
-from rocm_passes.ops.operator import Lowering, Operator, Verdict
+from rocm_passes.ops.operator import Lowering, Operator
 from rocm_passes.options import Options, parse
 from rocm_passes.pipeline import Pipeline, cache_key
 from rocm_passes.selection.choose import Choice, choose
@@ -173,134 +172,6 @@ def test_a_kernel_that_raises_at_run_time_is_said_once_and_replaced(caplog: pyte
             assert torch.equal(twice.overload(x, "kernel"), x * 2)
     said = [r.getMessage() for r in caplog.records]
     assert len(said) == 1 and "test_twice: the kernel kernel failed" in said[0]
-
-
-def fused(outcome: Verdict) -> Idiom:
-    """Both norms as one site, to see how larger fusions give way."""
-
-    def find(graph: fx.Graph, context: Context) -> Iterator[Site]:
-        found = [s for s in rms_norm.find(graph, context) if isinstance(s, Site)]
-        nodes = frozenset().union(*(s.nodes for s in found))
-        first, last = found[0], found[-1]
-        yield Site(first.anchor, nodes, last.outputs, {"x": first.arguments["x"]}, {"rms_norm": len(found)})
-
-    write = lambda b, x: b(torch.ops.aten.mul.Tensor, x, 0.0)  # noqa: E731
-    return Idiom("pair", find, (Lowering("zero", write=write, pays=lambda *_, **__: outcome),), fuses=True)
-
-
-def test_a_larger_fusion_takes_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, fused(Verdict(True, "it pays")), rms_norm.IDIOM)
-    seen = rewrite(TwoNorms(), torch.randn(3, D), options={"select": "auto"})
-    assert [(e.idiom, dict(e.covers), e.lowering) for e in seen.sites] == [("pair", {"rms_norm": 2}, "zero")]
-    assert not seen.result.any()
-
-
-def test_a_larger_fusion_not_taken_is_noted_on_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, fused(Verdict(False, "it is slow")), rms_norm.IDIOM)
-    seen = rewrite(TwoNorms(), torch.randn(3, D), options={"select": "auto"})
-    assert [e.idiom for e in seen.sites] == ["rms_norm", "rms_norm"]
-    assert all(e.considered == ("pair: left to Inductor: zero: it is slow",) for e in seen.sites)
-
-
-def made_up(
-    name: str, covers: dict[str, int], *targets: Any, fuses: bool = False, anchor: int = 0, pays: bool = True
-) -> Idiom:
-    """One site: the first node of each of these targets; what it becomes is wrong, and easy to see."""
-
-    def find(graph: fx.Graph, context: Context) -> Iterator[Site]:
-        nodes = [next(iter(graph.find_nodes(op="call_function", target=t))) for t in targets]
-        x = next(iter(graph.find_nodes(op="placeholder")))
-        yield Site(nodes[anchor], frozenset(nodes), (nodes[-1],), {"x": x}, covers, {"of": name})
-
-    verdict = Verdict(pays, "it pays" if pays else "it is slow")
-    lowering = Lowering("copy", write=lambda b, x: b(aten.clone.default, x), pays=lambda *_, **__: verdict)
-    return Idiom(name, find, (lowering,), fuses=fuses)
-
-
-def chain(x: Tensor) -> Tensor:
-    return torch.sin(torch.neg(torch.exp(x)))
-
-
-def cut(monkeypatch: pytest.MonkeyPatch, *idioms: Idiom) -> list[Any]:
-    install(monkeypatch, *idioms)
-    x = torch.randn(3, D)
-    return rewrite(chain, x, options={"select": "auto"}).sites
-
-
-EXP, NEG, SIN = aten.exp.default, aten.neg.default, aten.sin.default
-
-
-def test_a_site_that_an_earlier_one_has_a_part_of_is_refused_and_counted(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    first = made_up("first", {"rms_norm": 1}, EXP, NEG)
-    late, taken = cut(monkeypatch, first, made_up("late", {"rotary": 1}, NEG, SIN, anchor=1))
-    assert (late.idiom, late.outcome, late.lowering) == ("late", "refused", None)
-    assert late.reason == "first's site has taken a part of it"
-    assert late.covers == {"rotary": 1}
-    assert late.parameters == {"of": "late", "taken_at": taken.location}
-    assert taken.location.startswith(__file__)
-    assert [i["shape"] for i in late.inputs] == [[3, D]]
-    assert (taken.idiom, taken.outcome, taken.covers) == ("first", "rewritten", {"rms_norm": 1})
-
-
-@pytest.mark.parametrize(
-    ("covers", "left"),
-    [({"rms_norm": 1}, {}), ({"rotary": 1}, {"rotary": 1}), ({"rms_norm": 1, "rotary": 1}, {"rotary": 1})],
-    ids=str,
-)
-def test_what_the_earlier_site_covers_at_its_anchor_is_not_counted_again(
-    monkeypatch: pytest.MonkeyPatch, covers: dict[str, int], left: dict[str, int]
-) -> None:
-    first = made_up("first", {"rms_norm": 1}, EXP, NEG)
-    late, _ = cut(monkeypatch, first, made_up("late", covers, NEG, SIN))
-    assert (late.idiom, late.outcome, late.covers) == ("late", "refused", left)
-
-
-@pytest.mark.parametrize("targets", [(NEG,), (EXP, NEG)], ids=["smaller", "the same"])
-def test_a_site_inside_an_earlier_one_has_no_entry(
-    monkeypatch: pytest.MonkeyPatch, targets: tuple[Any, ...]
-) -> None:
-    first = made_up("first", {"rms_norm": 1}, EXP, NEG)
-    (taken,) = cut(monkeypatch, first, made_up("late", {"rms_norm": 1}, *targets))
-    assert taken.idiom == "first"
-
-
-def test_a_site_inside_two_earlier_ones_has_no_entry(monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = made_up("first", {"rms_norm": 1}, EXP), made_up("second", {"rotary": 1}, NEG)
-    sites = cut(monkeypatch, first, second, made_up("late", {"rms_norm": 1}, EXP, NEG))
-    assert [e.idiom for e in sites] == ["first", "second"]
-
-
-def test_a_site_beside_one_that_was_not_taken_is_decided(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = made_up("first", {"rms_norm": 1}, EXP, NEG, pays=False)
-    sites = cut(monkeypatch, first, made_up("late", {"rotary": 1}, NEG, SIN))
-    assert [(e.idiom, e.outcome) for e in sites] == [("first", "kept"), ("late", "rewritten")]
-
-
-def test_a_fusion_that_an_earlier_site_has_a_part_of_is_noted_on_what_is_left(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    first = made_up("first", {"rms_norm": 1}, EXP, NEG)
-    fusion = made_up("fusion", {"rms_norm": 1, "rotary": 1}, NEG, SIN, fuses=True)
-    taken, late = cut(monkeypatch, first, fusion, made_up("late", {"rotary": 1}, SIN))
-    assert (taken.idiom, taken.considered) == ("first", ())
-    assert (late.idiom, late.outcome) == ("late", "rewritten")
-    assert late.considered == ("fusion: first's site has taken a part of it",)
-
-
-def test_convexity() -> None:
-    """A site whose input is computed from its own output can't be computed at once."""
-    graph = fx.Graph()
-    x = graph.placeholder("x")
-    a = graph.call_function(torch.neg, (x,))
-    outside = graph.call_function(torch.exp, (a,))
-    b = graph.call_function(torch.add, (a, outside))
-    graph.output((a, b))
-    order = {n: i for i, n in enumerate(graph.nodes)}
-    loop = Site(a, frozenset({a, b}), (a, b), {"x": x, "y": outside}, {})
-    assert not is_convex(loop, order)
-    assert is_convex(Site(a, frozenset({a}), (a,), {"x": x}, {}), order)
 
 
 def test_strict_numerics_refuses_a_lowering_that_rounds_elsewhere() -> None:
