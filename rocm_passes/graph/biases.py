@@ -44,7 +44,12 @@ def _absorb(norm: fx.Node) -> bool:
 
 
 def _convolution_behind(x: fx.Node) -> fx.Node | None:
-    """The convolution that x is, or whose frames [T, C, H, W] x is as one video; nothing else may read either."""
+    """The convolution that x is, or whose frames [T, C, H, W] x is as one video; nothing else may read either.
+
+    ATen's GroupNorm may have it copied into another layout first.
+    """
+    while n.is_call(x, aten.clone.default) and n.only_user(x):
+        x = n.arg(x, 0)
     if n.is_call(x, aten.permute.default) and list(x.args[1]) == [0, 2, 1, 3, 4] and n.only_user(x):  # type: ignore[arg-type]
         unsqueezed = n.arg(x, 0)
         if (

@@ -71,8 +71,19 @@ def settle_norms(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
             with graph.inserting_before(node):
                 b = Builder(graph, fake_mode, node)
                 strides = channels_last_strides(n.shape(operand))
-                node.replace_input_with(operand, b(inductor_prims.force_stride_order, operand, strides))
+                asked = b(inductor_prims.force_stride_order, _uncopied(operand), strides)
+                node.replace_input_with(operand, asked)
     return len(found)
+
+
+def _uncopied(x: fx.Node) -> fx.Node:
+    """x before it was copied into another layout: ATen's GroupNorm has a contiguous copy made on a GPU.
+
+    Asked for behind the copy, the layout would not be shared with who reads x itself, and x be written twice.
+    """
+    while n.is_call(x, aten.clone.default):
+        x = n.argument(x)
+    return x
 
 
 def _gains(node: fx.Node) -> bool:

@@ -49,7 +49,12 @@ def absorbed(fn: Callable[..., Any]) -> tuple[int, fx.GraphModule]:
     return count, gm
 
 
-@pytest.mark.parametrize("norm", [channel, group])
+def copied_group(c: Tensor) -> Tensor:
+    """As F.group_norm has a channels-last tensor copied on a GPU."""
+    return group(torch.ops.aten.clone.default(c, memory_format=torch.contiguous_format))
+
+
+@pytest.mark.parametrize("norm", [channel, group, copied_group])
 def test_moved(norm: Callable[..., Tensor]) -> None:
     def fn(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return norm(F.conv2d(x, w, b))
@@ -69,8 +74,17 @@ def test_moved(norm: Callable[..., Tensor]) -> None:
         lambda x, w, b: channel(F.conv2d(x, w, b), "reference"),
         lambda x, w, b: channel(F.conv2d(x, w, b).relu()),
         lambda x, w, b: (lambda c: (channel(c), c))(F.conv2d(x, w, b)),
+        lambda x, w, b: (lambda c: (channel(c), c))(F.conv2d(x, w, b).clone()),
+        lambda x, w, b: (lambda c: (channel(c.clone()), c))(F.conv2d(x, w, b)),
     ],
-    ids=["no bias", "another lowering", "something between", "read elsewhere"],
+    ids=[
+        "no bias",
+        "another lowering",
+        "something between",
+        "read elsewhere",
+        "its copy is",
+        "it is, but copied",
+    ],
 )
 def test_left_alone(fn: Callable[..., Any]) -> None:
     count, gm = absorbed(fn)

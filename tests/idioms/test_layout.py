@@ -11,7 +11,8 @@ from torch._inductor import inductor_prims
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from rocm_passes.idioms.layout import FORCE, share_layouts
+from rocm_passes.idioms.layout import FORCE, settle_norms, share_layouts
+from rocm_passes.ops import group_norm
 
 SHAPE = (2, 3, 4, 5)
 LAST, FIRST = [60, 1, 15, 3], [60, 20, 5, 1]
@@ -93,3 +94,31 @@ def test_other_layouts_are_kept_apart() -> None:
 
     _, graph = run(function)
     assert [request.args[1] for request in requests(graph)] == [LAST, FIRST]
+
+
+def test_a_norm_reads_what_was_copied_for_it_where_the_others_read_it() -> None:
+    """ATen's GroupNorm has a channels-last tensor copied on a GPU; a shortcut convolution beside it has it as it is."""
+
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        y = x.sin()
+        copy = torch.ops.aten.clone.default(y, memory_format=torch.contiguous_format)
+        normed = group_norm.OPERATOR.overload(
+            copy, None, 3, None, None, 1e-6, False, None, None, False, torch.float64, lowering="reference"
+        )
+        return normed.exp(), last(y).cos()
+
+    mode = FakeTensorMode()
+    with mode:
+        gm = make_fx(function)(torch.empty(SHAPE, dtype=torch.float64))
+    assert settle_norms(gm.graph, mode) == 1
+    gm.graph.eliminate_dead_code()
+    share_layouts(gm.graph)
+    gm.graph.lint()
+    gm.recompile()
+    (request,) = requests(gm.graph)
+    readers = {user.target for user in request.users}
+    assert readers == {torch.ops.aten.cos.default, group_norm.OPERATOR.overload}
+    assert not gm.graph.find_nodes(op="call_function", target=torch.ops.aten.clone.default)
+    x = torch.randn(SHAPE, dtype=torch.float64)
+    for ours, theirs in zip(gm(x), function(x), strict=True):
+        torch.testing.assert_close(ours, theirs)
