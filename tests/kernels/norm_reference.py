@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 
-def assert_accurate(got: Tensor, exact: Tensor, original: Tensor, units: float = 1.0) -> None:
+def assert_accurate(
+    got: Tensor, exact: Tensor, original: Tensor, units: float = 1.0, terms: float = 0.0
+) -> None:
     """`got` errs against `exact` (float64) by at most the original's largest error and `units` in the last
     place.
 
+    terms: the size of terms that may cancel; a unit in the last place of them is allowed, too.
     NaN and infinities must stand where `exact` has them.
     """
     assert got.shape == exact.shape
@@ -21,6 +24,7 @@ def assert_accurate(got: Tensor, exact: Tensor, original: Tensor, units: float =
     info = torch.finfo(got.dtype)
     got, exact, original = got.double()[finite], exact[finite], original.double()[finite]
     allowed = (original - exact).abs().max() + units * info.eps * exact.abs().clamp_min(info.tiny)
+    allowed += info.eps * terms
     error = (got - exact).abs()
     worst = int((error - allowed).argmax())
     assert bool((error <= allowed).all()), (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -28,13 +28,26 @@ def padded(x: Tensor, padding: list[int], mode: str = "replicate") -> Tensor:
 
 
 def check(
-    x: Tensor, groups: int, padding: list[int], mode: str, silu: bool, units: float = 1.0, **given_too: object
+    x: Tensor,
+    groups: int,
+    padding: list[int],
+    mode: str,
+    silu: bool,
+    *,
+    few: bool = False,
+    **given_too: object,
 ) -> Tensor:
-    """As accurate as the norm has to be, and, by the same interpreter, the same bits as the norm's kernel."""
+    """As accurate as the norm has to be, and, by the same interpreter, the same bits as the norm's kernel.
+
+    few: there may be only some dozens of elements, and the original's largest error among them small by luck. A
+    value is rounded five times on its way (deviation, rstd, weight, bias, SiLU): 2.9 came out 3 units off beside the
+    original's 1.3, and -0.006, where weight and bias cancel, 0.6 units of the bias beside 0.5.
+    """
     w, b = affine(x.shape[1], x.dtype)
+    units, terms = (4.0, b.abs().max().item()) if few else (1.0, 0.0)
     got = group_norm_pad(x, groups, w, b, 1e-6, padding, mode, silu=silu, **given_too)  # type: ignore[arg-type]
     exact = padded(original(x.double(), groups, w.double(), b.double(), silu), padding, mode)
-    assert_accurate(got, exact, padded(original(x, groups, w, b, silu), padding, mode), units)
+    assert_accurate(got, exact, padded(original(x, groups, w, b, silu), padding, mode), units, terms)
     if not torch.cuda.is_available():
         assert torch.equal(got, padded(group_norm(x, groups, w, b, 1e-6, silu=silu), padding, mode))
     return got
@@ -97,6 +110,9 @@ def test_every_tile_covers_everything() -> None:
     mode=st.sampled_from(sorted(MODES)),
     last=st.booleans(),
 )
+@example(
+    shape=(1, 2, 1, 1, 2), padding=[0] * 6, order="channels-last", dtype=FP32, mode="reflect", last=False
+)
 @settings(max_examples=30, deadline=None)
 def test_any_padding(
     shape: tuple[int, ...], padding: list[int], order: str, dtype: torch.dtype, mode: str, last: bool
@@ -106,9 +122,7 @@ def test_any_padding(
     if mode == "reflect":
         padding = [min(p, x.shape[4 - i // 2] - 1) for i, p in enumerate(padding)]
     # A group of one element is 0 / sqrt(eps) of a rounding's error; two are enough.
-    # A value is rounded five times on its way (deviation, rstd, weight, bias, SiLU), here as in the original, whose
-    # largest error among some dozens of elements may by luck be small: 2.9 came out 3 units off beside 1.3.
-    check(x, 2, padding, mode, silu=True, units=4.0, channels_last=last)
+    check(x, 2, padding, mode, silu=True, few=True, channels_last=last)
 
 
 def test_64_bit_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,5 +146,5 @@ def test_refuses() -> None:
 
 
 def test_isa_examples_name_every_argument() -> None:
-    for example in isa_examples():
-        assert set(example.signature) == set(group_norm_pad_kernel.arg_names)
+    for launch in isa_examples():
+        assert set(launch.signature) == set(group_norm_pad_kernel.arg_names)
