@@ -13,6 +13,7 @@ is kept outside it that a later change of the weight (a LoRA merge, a cast) coul
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -136,6 +137,18 @@ class Call:
         """The weight in the compute dtype, in its own layout."""
         return self.cast(self._ranges.weight(self.weight) if self._ranges else self.weight)
 
+    def kernels(self) -> Any:
+        """[kT, O, C/groups, kH, kW]: a conv2d's kernel for each temporal tap.
+
+        Channels-last they are dense: of one that is not, libraries make a copy of their own at each call.
+        """
+        kernels = self.b(aten.permute.default, self.kernel_as_is(), [2, 0, 1, 3, 4])
+        if not self.channels_last:
+            return kernels
+        _, *of_one = self.b.value(kernels).shape
+        strides = [math.prod(of_one), *channels_last_strides(of_one)]
+        return self.b(inductor_prims.force_stride_order, kernels, strides)
+
     def frames(self, x: Any) -> Any:
         """[N, C, T, H, W] to [N*T, C, H, W]: a view in either layout where N is 1."""
         n, c, t, h, w = self.b.value(x).shape
@@ -212,7 +225,7 @@ def write_taps(b: Writer, **call: Any) -> Any:
     Partial sums are added in fp32. Source: numz/ComfyUI-SeedVR2_VideoUpscaler#634.
     """
     c = Call(b, **call)
-    return c.finished(_sum_of_taps(c, c.video(zeros=False), c.kernel(), c.axis.taps(), c.axis.out))
+    return c.finished(_sum_of_taps(c, c.video(zeros=False), c.kernels(), c.axis.taps(), c.axis.out))
 
 
 def write_taps_tiled(b: Writer, **call: Any) -> Any:
@@ -221,10 +234,10 @@ def write_taps_tiled(b: Writer, **call: Any) -> Any:
     Each sum is written where it belongs in the result before the next tile is convolved.
     """
     c = Call(b, **call)
-    x, kernel = c.video(zeros=False), c.kernel()
+    x, kernels = c.video(zeros=False), c.kernels()
     parts = []
     for taps, count in tiles_of_taps(c.axis):
-        part = _sum_of_taps(c, x, kernel, taps, count, behind=c.channels_last)
+        part = _sum_of_taps(c, x, kernels, taps, count, behind=c.channels_last)
         part = c.finished(part, behind=c.channels_last)
         parts.append(b(COMPUTED.overload, part))
     y = b(aten.cat.default, parts, 1 if c.channels_last else 2)
@@ -241,13 +254,13 @@ def tiles_of_taps(axis: TimeAxis) -> list[tuple[list[Tap], int]]:
     return tiles
 
 
-def _sum_of_taps(c: Call, x: Any, kernel: Any, taps: Sequence[Tap], out: Any, behind: bool = False) -> Any:
+def _sum_of_taps(c: Call, x: Any, kernels: Any, taps: Sequence[Tap], out: Any, behind: bool = False) -> Any:
     """[N, O, out, H', W'], or with the channels behind; in fp32 where the taps are of low precision."""
     b = c.b
     parts = []
     for tap in taps:
         frames = c.frames(c.window(x, tap.start, tap.count))
-        y = c.convolve2d(frames, b(aten.select.int, kernel, 2, tap.index), None)
+        y = c.convolve2d(frames, b(aten.select.int, kernels, 0, tap.index), None)
         video = c.unframed(y, tap.count)
         if behind:
             video = c._channels_behind(video)
@@ -269,7 +282,7 @@ def write_conv2d(b: Writer, **call: Any) -> Any:
     c = Call(b, **call)
     (tap,) = c.axis.taps()
     frames = c.frames(c.window(c.video(zeros=False), tap.start, tap.count))
-    y = c.convolve2d(frames, b(aten.select.int, c.kernel(), 2, tap.index), c.bias)
+    y = c.convolve2d(frames, b(aten.select.int, c.kernel_as_is(), 2, tap.index), c.bias)
     return c.finished(c.unframed(y, tap.count))
 
 
