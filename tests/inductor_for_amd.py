@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import subprocess
 import sys
 import types
 from collections.abc import Callable, Iterator
@@ -247,6 +249,17 @@ CASES: dict[str, tuple[Any, ...]] = {
     "pad": (_pad, ((1, 256, 5, 32, 32), BF16)),
     "group norm and pad": (_group_norm_and_pad, ((1, 128, 5, 64, 64), BF16), ((128,), BF16), ((128,), BF16)),
 }
+
+
+def answers_of(module: str, *words: str) -> Any:
+    """What `python -m module words` prints as JSON: in a process of its own, where torch believes in a GPU and no
+    kernel is interpreted."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-m", module, *words], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def main() -> None:

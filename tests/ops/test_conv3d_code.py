@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -52,16 +49,7 @@ def main() -> None:
 @pytest.fixture(scope="module")
 def codes() -> Any:
     """The generated code of each lowering; in a process of its own, where torch believes in a GPU."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.ops.test_conv3d_code"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return amd.answers_of("tests.ops.test_conv3d_code")
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,7 @@ On a machine with a GPU the benchmarks and the kernel tests run the same path.
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -18,6 +14,7 @@ import torch
 from rocm_passes.kernels.triton.launch import launch, written_down
 from rocm_passes.ops.inductor import NotLaunchable, OnlyMemory
 from rocm_passes.ops.operator import OPERATORS
+from tests import inductor_for_amd
 
 #: By case: the kernels that the generated code launches.
 LAUNCHED = {
@@ -50,16 +47,7 @@ OPAQUE = ("by a library", "by python")
 @pytest.fixture(scope="module")
 def answers() -> Any:
     """In a process of its own: here the kernels are interpreted, and there torch believes in a GPU."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.inductor_for_amd", *LAUNCHED, *OPAQUE],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return inductor_for_amd.answers_of("tests.inductor_for_amd", *LAUNCHED, *OPAQUE)
 
 
 @pytest.mark.parametrize("case", LAUNCHED)
