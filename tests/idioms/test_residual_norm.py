@@ -8,8 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
+import rocm_passes
 from rocm_passes.ops import fused_norm as op
+from rocm_passes.options import Options
+from rocm_passes.pipeline import Pipeline
 from rocm_passes.target import Target
 from tests.idioms.norm_cases import (
     BF16,
@@ -28,6 +33,7 @@ from tests.rewriting import Rewritten, rewrite
 
 B, S, D = 2, 7, 48
 CPU = Target("cpu", "", "CPU", torch.__version__, None)
+H200 = Target("nvidia", "sm_90", "H200", "2.11", "3.6")
 
 
 @pytest.fixture(autouse=True)
@@ -114,6 +120,32 @@ def test_z_image() -> None:
     seen = check(block, *stream(), g, w, v, s)
     only(seen, "residual_norm_modulate", {"rms_norm": 2})
     assert seen.only().parameters["branch_norm"] is True
+
+
+@pytest.mark.parametrize("rows", [1024, 4096])
+def test_the_ledger_says_that_a_branch_with_a_norm_has_too_few_rows(rows: int) -> None:
+    def block(x: Tensor, y: Tensor, w: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        x = x + rms(y, w)
+        return rms(x, v), x
+
+    mode = FakeTensorMode()
+    with mode:
+        inputs = [torch.empty(1, rows, 3840, dtype=BF16) for _ in "xy"] + [
+            torch.empty(3840, dtype=BF16) for _ in "wv"
+        ]
+        graph = make_fx(block)(*inputs).graph
+    Pipeline(Options(), H200)(graph)
+    entries = rocm_passes.history()[-1].entries
+    reason = (
+        "with a norm of the branch and 1024 rows, below 3072, Inductor's own code was about as fast or faster"
+    )
+    if rows < op.MIN_ROWS_WITH_BRANCH_NORM:
+        assert [(e.idiom, e.outcome) for e in entries] == [("rms_norm", "kept")] * 2
+        assert all(any(reason in said for said in e.considered) for e in entries)
+    else:
+        assert [(e.idiom, e.lowering, e.outcome) for e in entries] == [
+            ("residual_norm", "triton", "rewritten")
+        ]
 
 
 def test_mochi() -> None:
