@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 #: Subcommands that hand over to a module's `main(argv)`: each exists where its module does.
 HANDED_OVER = {
-    "tune": ("rocm_passes.selection.tuning", "measure the lowerings on this machine and remember the best"),
+    "tune": ("rocm_passes.tuning.tuning", "measure the lowerings on this machine and remember the best"),
 }
 
 
@@ -86,7 +86,7 @@ def _handed_over() -> list[str]:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from . import doctor
+    from rocm_passes import doctor
 
     found = doctor.examine()
     if arguments.json:
@@ -140,9 +140,10 @@ def run_script(script: Path, arguments: Sequence[str]) -> None:
 
 def report(arguments: argparse.Namespace) -> None:
     """Print and write what this process has compiled with the backend so far."""
-    from . import ledger, report_html
-    from .explain import document
-    from .report import every_site, table
+    from rocm_passes.explain import document
+    from rocm_passes.report import html as report_html
+    from rocm_passes.report import ledger
+    from rocm_passes.report.text import every_site, table
 
     graphs = ledger.history()
     print()

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from . import __version__
-from .errors import OptionError
-from .kernels.aiter import installation
-from .options import ENVIRONMENT_PREFIX, parse
-from .pipeline import IDIOMS
-from .report import aligned
-from .target import AMD_ARCHITECTURES, Target, triton_is_interpreted, triton_version, unmet
+from rocm_passes import __version__
+from rocm_passes.errors import OptionError
+from rocm_passes.kernels.aiter import installation
+from rocm_passes.options import ENVIRONMENT_PREFIX, parse
+from rocm_passes.registry import IDIOMS
+from rocm_passes.report.text import aligned
+from rocm_passes.target import AMD_ARCHITECTURES, Target, triton_is_interpreted, triton_version, unmet
 
 OLDEST_TORCH = (2, 11)
 BACKEND = "rocm_diffusion"

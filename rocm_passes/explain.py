@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import ledger as ledgers
-from .backend import rocm_diffusion
-from .ledger import Entry, Ledger
-from .target import Target
+from rocm_passes.backend import rocm_diffusion
+from rocm_passes.report import ledger as ledgers
+from rocm_passes.report.ledger import Entry, Ledger
+from rocm_passes.target import Target
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Explanation:
         }
 
     def __str__(self) -> str:
-        from .report import table
+        from rocm_passes.report.text import table
 
         graphs = f"{len(self.ledgers)} graph" + ("" if len(self.ledgers) == 1 else "s")
         breaks = f"{self.graph_breaks} graph break" + ("" if self.graph_breaks == 1 else "s")
@@ -128,8 +128,7 @@ def document(graphs: Iterable[Ledger]) -> dict[str, Any]:
 def environment() -> dict[str, Any]:
     """What a reader of a ledger must know about the machine that it comes from."""
     import rocm_passes
-
-    from .kernels.aiter import installation
+    from rocm_passes.kernels.aiter import installation
 
     target = Target.current()
     aiter = installation.find()

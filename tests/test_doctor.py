@@ -10,7 +10,7 @@ import torch
 
 from rocm_passes import doctor
 from rocm_passes.kernels.aiter import installation
-from rocm_passes.pipeline import IDIOMS
+from rocm_passes.registry import IDIOMS
 from rocm_passes.target import Target
 from tests.doubles.aiter_double import absent, broken, installed, unrelated
 

@@ -7,7 +7,7 @@ import torch
 
 from rocm_passes.errors import OptionError
 from rocm_passes.options import OPTION_NAMES, Options, describe, parse
-from rocm_passes.pipeline import idiom_names
+from rocm_passes.registry import idiom_names
 
 
 def test_defaults() -> None:
