@@ -73,6 +73,7 @@ class Ledger:
     graph: str
     entries: list[Entry] = field(default_factory=list)
     seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
 
     def add(self, entry: Entry) -> None:
         assert entry.outcome in OUTCOMES, entry.outcome
