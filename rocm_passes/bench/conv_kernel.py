@@ -1,8 +1,8 @@
 """The Triton convolution beside cuDNN's (MIOpen's), at the sizes of video and image decoders, bf16.
 
-    python -m benchmarks.conv_kernel                 the table's tile for each shape
-    python -m benchmarks.conv_kernel --sweep         every candidate tile, the best of them in the table
-    python -m benchmarks.conv_kernel --sweep --only 96-96 --json results.json
+    python -m rocm_passes.bench.conv_kernel                 the table's tile for each shape
+    python -m rocm_passes.bench.conv_kernel --sweep         every candidate tile, the best of them in the table
+    python -m rocm_passes.bench.conv_kernel --sweep --only 96-96 --json results.json
 
 "384-384 3x3x3 2+1f 90x160": channels in and out, the kernel, cached frames before the new ones, the input's height
 and width. "up" reads pixels repeated twice along height and width; "x4" counts images.
@@ -364,7 +364,7 @@ def compile_share(shapes: Sequence[Shape], sweep: bool, share: int, of: int) -> 
 
 def compile_ahead(arguments: Sequence[str], workers: int) -> None:
     """In several processes: one after another the kernels of a sweep would compile for ten minutes."""
-    command = [sys.executable, "-m", "benchmarks.conv_kernel", *arguments]
+    command = [sys.executable, "-m", "rocm_passes.bench.conv_kernel", *arguments]
     running = [
         subprocess.Popen([*command, "--compile", f"{i}/{workers}"], stderr=subprocess.DEVNULL)
         for i in range(workers)
@@ -378,7 +378,7 @@ def compile_ahead(arguments: Sequence[str], workers: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     about = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.conv_kernel", description=about)
+    parser = argparse.ArgumentParser(prog="python -m rocm_passes.bench.conv_kernel", description=about)
     parser.add_argument("--sweep", action="store_true", help="measure every candidate tile")
     parser.add_argument(
         "--only", default="", metavar="TEXT", help="only shapes with this text in their names"
