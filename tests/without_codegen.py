@@ -13,6 +13,7 @@ from torch._functorch.aot_autograd import make_boxed_func
 from torch._inductor import compile_fx
 from torch._inductor.fx_passes.post_grad import post_grad_passes
 from torch._inductor.virtualized import V
+from torch.utils._python_dispatch import _disable_current_modes
 
 import rocm_passes.backend as backend
 
@@ -28,9 +29,10 @@ def without_codegen() -> Iterator[None]:
         backend.compile_fx = original
 
 
-def _post_grad_only(gm: torch.fx.GraphModule, example_inputs: Any, **_: Any) -> Any:
-    compile_fx.view_to_reshape(gm)
-    with V.set_fake_mode(detect_fake_mode(example_inputs)):
-        post_grad_passes(gm, is_inference=True)
+def _post_grad_only(gm: torch.fx.GraphModule, example_inputs: Any, **how: Any) -> Any:
+    # AOTAutograd's fake mode is active here. Inductor turns it off before its passes, which compute with real tensors.
+    with _disable_current_modes(), V.set_fake_mode(detect_fake_mode(example_inputs)):
+        compile_fx.view_to_reshape(gm)
+        post_grad_passes(gm, is_inference=how.get("is_inference", False))
     gm.recompile()
     return make_boxed_func(gm.forward)
