@@ -54,10 +54,10 @@ def rewrite(
     codegen: bool = False,
     **kwargs: Any,
 ) -> Rewritten:
-    """Compile past every cache with select="always" unless the options say otherwise, and call once.
+    """Compile past every cache, with select="always" by default, and call the result once.
 
-    codegen: whether Inductor generates code, which takes some 20 s a graph in C++. By default the rewritten graph
-    is run as it is, which takes under 1 s and shows the same ledger and the same values of our operators.
+    codegen: whether Inductor generates code, which takes some 20 s a graph in C++. By default the
+    rewritten graph is run as it is in under 1 s, with the same ledger and the same operators.
     """
     seen = Rewritten()
     torch._dynamo.reset()

@@ -18,7 +18,7 @@ from tests.without_codegen import without_codegen
 
 
 class Upsampled(nn.Module):
-    """A padded convolution of an upsampled latent: its indices are computed while the graph is read."""
+    """A padded convolution of an upsampled latent: the matcher computes its indices."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Compile without generating code: the rewritten post-grad graph is run as it is, in far less time."""
+"""Compile without generating code: the rewritten post-grad graph is run as it is."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def without_codegen() -> Iterator[None]:
 
 
 def _post_grad_only(gm: torch.fx.GraphModule, example_inputs: Any, **how: Any) -> Any:
-    # AOTAutograd's fake mode is active here. Inductor turns it off before its passes, which compute with real tensors.
+    # AOTAutograd's fake mode is active here, and Inductor turns it off before its passes:
+    # they compute with real tensors, such as the indices of an upsampling.
     with _disable_current_modes(), V.set_fake_mode(detect_fake_mode(example_inputs)):
         compile_fx.view_to_reshape(gm)
         post_grad_passes(gm, is_inference=how.get("is_inference", False))

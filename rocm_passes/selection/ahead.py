@@ -113,8 +113,8 @@ def run_passes(
     """The backend's work up to its passes, on the graphs that Inductor would get; the result runs in eager."""
 
     def instead_of_inductor(graph_module: fx.GraphModule, inputs: Sequence[Any], **_: Any) -> Any:
-        # AOTAutograd's fake mode is active here. Inductor turns it off before its passes, and so must we: passes
-        # compute with real tensors, such as the indices of an upsampling.
+        # AOTAutograd's fake mode is active here, and Inductor turns it off before its passes:
+        # they compute with real tensors, such as the indices of an upsampling.
         with _disable_current_modes():
             pipeline(graph_module.graph)
         return make_boxed_func(graph_module.forward)

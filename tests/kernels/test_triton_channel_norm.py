@@ -14,6 +14,7 @@ from torch import Tensor
 from rocm_passes.kernels.triton.channel_norm import ChannelTile, channel_norm, choose_tile, isa_examples
 from rocm_passes.kernels.triton.dense import dense_view
 from tests.kernels.norm_reference import assert_accurate, wide
+from tests.suites import examples
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
@@ -155,7 +156,7 @@ def test_silu_of_large_values_is_exact_in_fp32() -> None:
         assert_accurate(got.flatten(), F.silu(value.double()).view(1), F.silu(value).view(1))
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=examples(20), deadline=None, derandomize=True)
 @given(
     shape=st.tuples(
         st.integers(1, 2), st.integers(1, 70), st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)
