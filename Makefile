@@ -9,12 +9,13 @@ READY := $(VENV)/ready
 
 .PHONY: test test-all demo lint format docs clean
 
-# The fast suite. test-all adds every combination of parameters and more drawn examples.
+# The fast suite. test-all adds every combination of parameters, more drawn examples, and generated
+# code where the fast suite runs a rewritten graph as it is.
 test: $(READY)
 	$(RUN) -m pytest -n 2 --dist worksteal -m "not exhaustive" $(PYTEST_ARGS)
 
 test-all: $(READY)
-	$(RUN) -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+	$(RUN) -m pytest -n 2 --dist worksteal --codegen $(PYTEST_ARGS)
 
 demo: $(READY)
 	$(RUN) -m examples.demo $(DEMO_ARGS)

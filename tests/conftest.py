@@ -84,6 +84,11 @@ def nothing_left_over(
         assert hasattr(sys.modules["torch._inductor.config"], "fx_graph_cache")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "compile every graph that a test rewrites, also where no test looks at the code"
+    parser.addoption("--codegen", action="store_true", help=text)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # Without this a failure is shown below thousands of lines of torch's structured trace.
     config.option.log_level = config.option.log_level or "WARNING"

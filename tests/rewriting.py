@@ -15,6 +15,7 @@ from torch import fx
 import rocm_passes.backend as backend
 from rocm_passes.ledger import Entry, Ledger
 from rocm_passes.target import triton_is_interpreted
+from tests import suites
 from tests.without_codegen import without_codegen
 
 #: What takes a CPU graph's site that a Triton kernel of ours could take: the kernel, where Triton's interpreter
@@ -51,15 +52,17 @@ def rewrite(
     dynamic: bool | None = None,
     grad: bool = False,
     fullgraph: bool = True,
-    codegen: bool = False,
+    codegen: bool | None = None,
     **kwargs: Any,
 ) -> Rewritten:
     """Compile past every cache, with select="always" by default, and call the result once.
 
-    codegen: whether Inductor generates code, which takes some 20 s a graph in C++. By default the
+    codegen: whether Inductor generates code, which takes some 20 s a graph in C++. Otherwise the
     rewritten graph is run as it is in under 1 s, with the same ledger and the same operators.
+    The default is False, and True under pytest's option --codegen.
     """
     seen = Rewritten()
+    generate = suites.codegen() if codegen is None else codegen
     torch._dynamo.reset()
     compiled = torch.compile(
         fn,
@@ -69,7 +72,7 @@ def rewrite(
         dynamic=dynamic,
         fullgraph=fullgraph,
     )
-    with torch.set_grad_enabled(grad), nullcontext() if codegen else without_codegen():
+    with torch.set_grad_enabled(grad), nullcontext() if generate else without_codegen():
         seen.result = compiled(*args, **kwargs)
     return seen
 

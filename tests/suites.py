@@ -1,6 +1,7 @@
 """The fast suite and the whole one: which cases of a test each runs, and how many drawn examples.
 
 `make test` runs the fast suite with `-m "not exhaustive"`; without that, pytest runs everything.
+`make test-all` adds `--codegen`: graphs that tests rewrite are compiled to C++ and run.
 
     @pytest.mark.pairwise                   # The fast suite runs a subset of the combinations of
                                             # parameters, in which every two values meet.
@@ -10,7 +11,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import combinations
 
 import pytest
@@ -18,16 +19,23 @@ import pytest
 LEAST_EXAMPLES = 10
 
 _everything = True
+_codegen = False
 
 
 def choose(config: pytest.Config) -> None:
     """Read off pytest's arguments which suite runs."""
-    global _everything
+    global _everything, _codegen
     _everything = "not exhaustive" not in config.option.markexpr
+    _codegen = config.option.codegen
 
 
 def everything() -> bool:
     return _everything
+
+
+def codegen() -> bool:
+    """Whether tests that need no generated code compile it all the same."""
+    return _codegen
 
 
 def examples(number: int) -> int:
@@ -43,16 +51,27 @@ def mark_exhaustive(items: Iterable[pytest.Item]) -> None:
             by_test[item.nodeid.split("[")[0]].append(item)
     for cases in by_test.values():
         if len(cases) > 1:
-            chosen = set(pairwise([case.callspec.indices for case in cases]))
+            chosen = set(pairwise([_values(case) for case in cases]))
             for position, case in enumerate(cases):
                 if position not in chosen:
                     case.add_marker(pytest.mark.exhaustive)
 
 
-def pairwise(cases: Sequence[Mapping[str, int]]) -> list[int]:
+def _values(case: pytest.Function) -> dict[str, Hashable]:
+    """What tells the case from the others: for each `parametrize`, the values that it gave."""
+    given = {name: id(value) for name, value in case.callspec.params.items()}
+    values: dict[str, Hashable] = {}
+    for mark in case.iter_markers("parametrize"):
+        names = mark.args[0]
+        listed = names.replace(",", " ").split() if isinstance(names, str) else names
+        values[",".join(listed)] = tuple(given.pop(name) for name in listed)
+    return {**values, **given}
+
+
+def pairwise(cases: Sequence[Mapping[str, Hashable]]) -> list[int]:
     """Positions of cases, chosen greedily, in which all pairs of values meet that meet anywhere.
 
-    cases: for each parameter, the index of its value. A single parameter keeps all its values.
+    cases: by parameter, its value. A single parameter keeps all its values.
     """
     pairs = [_pairs(case) for case in cases]
     missing = set().union(*pairs)
@@ -64,6 +83,6 @@ def pairwise(cases: Sequence[Mapping[str, int]]) -> list[int]:
     return sorted(chosen)
 
 
-def _pairs(case: Mapping[str, int]) -> set[tuple[tuple[str, int], ...]]:
-    values = sorted(case.items())
+def _pairs(case: Mapping[str, Hashable]) -> set[tuple[tuple[str, Hashable], ...]]:
+    values = sorted(case.items(), key=lambda item: item[0])
     return {(value,) for value in values} | set(combinations(values, 2))

@@ -16,6 +16,8 @@ from tests.accuracy import ulp
 from tests.doubles.aiter_double import ContractViolation, installed
 from tests.suites import examples
 
+pytestmark = pytest.mark.pairwise
+
 EPS = 1e-5
 
 

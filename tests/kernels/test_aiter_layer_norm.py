@@ -13,6 +13,8 @@ from tests.accuracy import assert_no_worse
 from tests.doubles.aiter_double import VERSIONS, ContractViolation, installed
 from tests.suites import examples
 
+pytestmark = pytest.mark.pairwise
+
 EPS = 1e-6
 
 

@@ -12,6 +12,8 @@ from tests.accuracy import assert_no_worse, ulp
 from tests.doubles.aiter_double import VERSIONS, ContractViolation, installed
 from tests.suites import examples
 
+pytestmark = pytest.mark.pairwise
+
 EPS = 1e-6
 HALVES = (torch.float16, torch.bfloat16)
 

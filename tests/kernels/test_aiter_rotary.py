@@ -12,6 +12,8 @@ from tests.accuracy import assert_no_worse
 from tests.doubles.aiter_double import VERSIONS, ContractViolation, installed
 from tests.suites import examples
 
+pytestmark = pytest.mark.pairwise
+
 
 def tables(tokens: int, entries: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     angles = torch.arange(1.0, tokens + 1)[:, None] * torch.logspace(0, -3, entries)

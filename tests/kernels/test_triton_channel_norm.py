@@ -19,7 +19,7 @@ from tests.suites import examples
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 # NumPy, under the interpreter, warns of the infinities that some tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.pairwise, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 # Orders of the dims of [N, C, T, H, W] in memory, slowest first.
 ORDERS = {"contiguous": (0, 1, 2, 3, 4), "channels-last": (0, 2, 3, 4, 1), "frames outside": (0, 2, 1, 3, 4)}

@@ -20,6 +20,8 @@ from tests.kernels.test_triton_channel_norm import ORDERS, video
 from tests.on_the_gpu import where_kernels_run
 from tests.suites import examples
 
+pytestmark = pytest.mark.pairwise
+
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last_3d}
 

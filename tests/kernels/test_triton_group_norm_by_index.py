@@ -18,6 +18,8 @@ from tests.kernels.norm_reference import assert_accurate
 from tests.kernels.test_triton_channel_norm import ORDERS, video
 from tests.suites import examples
 
+pytestmark = pytest.mark.pairwise
+
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 SMALL, LARGE = (2, 2, 3), (3, 4, 7)
 

@@ -21,7 +21,7 @@ from tests.suites import examples
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 # NumPy, under the interpreter, warns of the infinities that some tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.pairwise, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 
 def padded(x: Tensor, padding: list[int], mode: str = "replicate") -> Tensor:

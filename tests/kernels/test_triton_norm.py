@@ -19,7 +19,7 @@ FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 DTYPES = [FP32, FP16, BF16]
 
 # NumPy, under the interpreter, warns of the infinities that some tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.pairwise, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 
 def normal(*shape: int, dtype: torch.dtype = FP32, seed: int = 0) -> Tensor:

@@ -21,7 +21,7 @@ MODES = {"replicate": "replicate", "reflect": "reflect", "zeros": "constant"}
 CAUSAL = [1, 1, 1, 1, 2, 0]
 
 # NumPy, under the interpreter, warns of the bit patterns that some tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.pairwise, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 
 def bits(x: Tensor) -> Tensor:
