@@ -5,6 +5,7 @@
 
     @pytest.mark.pairwise                   # The fast suite runs a subset of the combinations of
                                             # parameters, in which every two values meet.
+    @pytest.mark.each_value                 # The same, with every value in one combination.
     @settings(max_examples=examples(100))   # The fast suite draws a fifth of them.
 """
 
@@ -17,6 +18,7 @@ from itertools import combinations
 import pytest
 
 LEAST_EXAMPLES = 10
+_TOGETHER = {"pairwise": 2, "each_value": 1}
 
 _everything = True
 _codegen = False
@@ -44,17 +46,26 @@ def examples(number: int) -> int:
 
 
 def mark_exhaustive(items: Iterable[pytest.Item]) -> None:
-    """Mark what the fast suite leaves out of tests that are marked pairwise."""
+    """Mark what the fast suite leaves out of tests that are marked pairwise or each_value."""
     by_test: dict[str, list[pytest.Function]] = defaultdict(list)
     for item in items:
-        if isinstance(item, pytest.Function) and item.get_closest_marker("pairwise"):
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
             by_test[item.nodeid.split("[")[0]].append(item)
     for cases in by_test.values():
-        if len(cases) > 1:
-            chosen = set(pairwise([_values(case) for case in cases]))
+        together = _together(cases[0])
+        if together is not None:
+            chosen = set(covering([_values(case) for case in cases], together))
             for position, case in enumerate(cases):
                 if position not in chosen:
                     case.add_marker(pytest.mark.exhaustive)
+
+
+def _together(case: pytest.Function) -> int | None:
+    """How many values of different parameters are to meet; the mark nearest to the test says it."""
+    for mark in case.iter_markers():
+        if mark.name in _TOGETHER:
+            return _TOGETHER[mark.name]
+    return None
 
 
 def _values(case: pytest.Function) -> dict[str, Hashable]:
@@ -68,21 +79,22 @@ def _values(case: pytest.Function) -> dict[str, Hashable]:
     return {**values, **given}
 
 
-def pairwise(cases: Sequence[Mapping[str, Hashable]]) -> list[int]:
-    """Positions of cases, chosen greedily, in which all pairs of values meet that meet anywhere.
+def covering(cases: Sequence[Mapping[str, Hashable]], together: int) -> list[int]:
+    """Positions of cases, chosen greedily, in which all values meet that meet anywhere.
 
+    together: 2 for all pairs of values of different parameters, 1 for each value alone.
     cases: by parameter, its value. A single parameter keeps all its values.
     """
-    pairs = [_pairs(case) for case in cases]
-    missing = set().union(*pairs)
+    met = [_met(case, together) for case in cases]
+    missing = set().union(*met)
     chosen: list[int] = []
     while missing:
-        best = max(range(len(cases)), key=lambda i: len(pairs[i] & missing))
+        best = max(range(len(cases)), key=lambda i: len(met[i] & missing))
         chosen.append(best)
-        missing -= pairs[best]
+        missing -= met[best]
     return sorted(chosen)
 
 
-def _pairs(case: Mapping[str, Hashable]) -> set[tuple[tuple[str, Hashable], ...]]:
+def _met(case: Mapping[str, Hashable], together: int) -> set[tuple[tuple[str, Hashable], ...]]:
     values = sorted(case.items(), key=lambda item: item[0])
-    return {(value,) for value in values} | set(combinations(values, 2))
+    return set(combinations(values, min(together, len(values))))
