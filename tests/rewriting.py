@@ -15,8 +15,7 @@ from torch import fx
 import rocm_passes.backend as backend
 from rocm_passes.ledger import Entry, Ledger
 from rocm_passes.target import triton_is_interpreted
-from tests import suites
-from tests.without_codegen import without_codegen
+from tests.without_codegen import codegen_if_asked, without_codegen
 
 #: What takes a CPU graph's site that a Triton kernel of ours could take: the kernel, where Triton's interpreter
 #: is on (it is wherever there is no GPU), else the operator's reference.
@@ -62,7 +61,7 @@ def rewrite(
     The default is False, and True under pytest's option --codegen.
     """
     seen = Rewritten()
-    generate = suites.codegen() if codegen is None else codegen
+    generating = {None: codegen_if_asked, False: without_codegen, True: nullcontext}[codegen]
     torch._dynamo.reset()
     compiled = torch.compile(
         fn,
@@ -72,7 +71,7 @@ def rewrite(
         dynamic=dynamic,
         fullgraph=fullgraph,
     )
-    with torch.set_grad_enabled(grad), nullcontext() if generate else without_codegen():
+    with torch.set_grad_enabled(grad), generating():
         seen.result = compiled(*args, **kwargs)
     return seen
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch._inductor.virtualized import V
 from torch.utils._python_dispatch import _disable_current_modes
 
 import rocm_passes.backend as backend
+from tests import suites
 
 
 @contextmanager
@@ -27,6 +28,11 @@ def without_codegen() -> Iterator[None]:
         yield
     finally:
         backend.compile_fx = original
+
+
+def codegen_if_asked() -> AbstractContextManager[None]:
+    """Code is generated under pytest's option --codegen, and not otherwise."""
+    return nullcontext() if suites.codegen() else without_codegen()
 
 
 def _post_grad_only(gm: torch.fx.GraphModule, example_inputs: Any, **how: Any) -> Any:
