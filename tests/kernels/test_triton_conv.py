@@ -49,9 +49,7 @@ def test_dtypes_and_layouts(dtype: torch.dtype, layout: str) -> None:
 @pytest.mark.parametrize("channels", [1, 3, 16, 33])
 @pytest.mark.parametrize("out", [1, 3, 17])
 def test_any_number_of_channels(channels: int, out: int) -> None:
-    compare(
-        video((1, channels, 2, 4, 5), BF16), kernel((out, channels, 3, 3, 3), BF16), conv=CAUSAL
-    )
+    compare(video((1, channels, 2, 4, 5), BF16), kernel((out, channels, 3, 3, 3), BF16), conv=CAUSAL)
 
 
 @pytest.mark.parametrize("size", [(3, 1, 1), (1, 3, 3), (1, 1, 1), (2, 2, 2), (3, 5, 3), (1, 7, 7)])
@@ -134,9 +132,7 @@ def test_frames_in_front_of_upsampling_in_space() -> None:
 @pytest.mark.parametrize("residual_layout", [None, "channels-last", "contiguous", "sliced"])
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize("dtype", [FP32, FP16])
-def test_epilogues(
-    with_bias: bool, residual_layout: str | None, silu: bool, dtype: torch.dtype
-) -> None:
+def test_epilogues(with_bias: bool, residual_layout: str | None, silu: bool, dtype: torch.dtype) -> None:
     bias = torch.randn(20) if with_bias else None
     residual = None if residual_layout is None else video((2, 20, 2, 4, 5), dtype, residual_layout)
     x, weight = video((2, 6, 2, 4, 5), dtype), kernel((20, 6, 3, 3, 3), dtype)
@@ -179,9 +175,7 @@ def test_square_sizes() -> None:
 
 
 def test_sizes_of_one() -> None:
-    compare(
-        video((1, 1, 1, 1, 1), FP32), kernel((1, 1, 3, 3, 3), FP32), torch.randn(1), conv=CAUSAL
-    )
+    compare(video((1, 1, 1, 1, 1), FP32), kernel((1, 1, 3, 3, 3), FP32), torch.randn(1), conv=CAUSAL)
     compare(video((1, 4, 1, 1, 6), FP32), kernel((2, 4, 1, 1, 1), FP32))
 
 
@@ -284,9 +278,7 @@ def test_wide_offsets_compute_the_same(space: Any, monkeypatch: pytest.MonkeyPat
     x, weight = video((2, 6, 2, 4, 5), BF16), kernel((40, 6, 3, 3, 3), BF16)
     tile = replace(SMALL, more_columns=16)
     conv = replace(CAUSAL, space=space)
-    compare(
-        x, weight, torch.randn(40), conv=conv, residual=video((2, 40, 2, 4, 5), BF16), tile=tile
-    )
+    compare(x, weight, torch.randn(40), conv=conv, residual=video((2, 40, 2, 4, 5), BF16), tile=tile)
 
 
 ARCHITECTURES = ("sm_90", "sm_86", "gfx942", "gfx950", "gfx1100", "gfx1201", "")
@@ -295,9 +287,7 @@ ARCHITECTURES = ("sm_90", "sm_86", "gfx942", "gfx950", "gfx1100", "gfx1201", "")
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("itemsize", [2, 4])
 def test_every_problem_has_a_tile(arch: str, itemsize: int) -> None:
-    for pixels, channels, out in itertools.product(
-        (1, 6240, 2**24), (1, 3, 96, 1024), (1, 3, 96, 384, 8192)
-    ):
+    for pixels, channels, out in itertools.product((1, 6240, 2**24), (1, 3, 96, 1024), (1, 3, 96, 384, 8192)):
         tile = choose_tile(arch, itemsize, pixels, channels, out)
         assert tile.columns + tile.more_columns >= min(out, 16)
 

@@ -46,9 +46,7 @@ def conv3d(
     table's. Raises ValueError with `refusal`'s reason.
     """
     conv = conv or Conv()
-    reason = refusal(
-        x, weight, bias, conv=conv, front=front, residual=residual, groups=groups, tile=tile
-    )
+    reason = refusal(x, weight, bias, conv=conv, front=front, residual=residual, groups=groups, tile=tile)
     if reason is not None:
         raise ValueError(reason)
     kernel = tuple(weight.shape[2:])
@@ -86,7 +84,8 @@ def conv3d(
         TIME_REPLICATE=conv.time == "replicate" and any(conv.padding[0]),
         SPACE_REPLICATE=conv.space == "replicate" and any(map(any, conv.padding[1:])),
         HAS_FRONT=front is not None, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, SILU=silu,
-        WIDE=max_offset(conv, x, weight, residual, size, tile) > INT32_MAX, WIDEN=triton_is_interpreted() and x.itemsize == 2,
+        WIDE=max_offset(conv, x, weight, residual, size, tile) > INT32_MAX,
+        WIDEN=triton_is_interpreted() and x.itemsize == 2,
         BM=tile.rows, BN=tile.columns, BN2=tile.more_columns, BK=tile.depth, UNROLL=tile.unroll,
         GROUP=tile.group, STAGES=tile.stages, num_warps=tile.warps,
     )  # fmt: skip
@@ -109,9 +108,7 @@ def conv2d(
     conv: as of conv3d, its time parts left alone.
     """
     if x.dim() != 4 or weight.dim() != 4:
-        raise ValueError(
-            f"x has {x.dim()} dims and the weight {weight.dim()}; 4 of each are needed"
-        )
+        raise ValueError(f"x has {x.dim()} dims and the weight {weight.dim()}; 4 of each are needed")
     y = conv3d(
         x.unsqueeze(2), weight.unsqueeze(2), bias, conv=conv, silu=silu, groups=groups, tile=tile,
         residual=None if residual is None else residual.unsqueeze(2),
