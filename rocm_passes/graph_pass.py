@@ -148,12 +148,13 @@ def _launched(graph: fx.Graph, by: str) -> None:
 
     Inductor's lowerings are imported here and not above: the passes of a CPU graph need none of them.
     """
-    from rocm_passes.ops import inductor
+    from rocm_passes.kernels.triton import inductor
 
     inductor.register()
     for operator in OPERATORS:
-        for node in graph.find_nodes(op="call_function", target=operator.overload):
-            node.meta[inductor.LAUNCHED_BY] = by
+        for overload in operator.overloads.values():
+            for node in graph.find_nodes(op="call_function", target=overload):
+                node.meta[inductor.LAUNCHED_BY] = by
 
 
 class _Session:

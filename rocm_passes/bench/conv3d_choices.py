@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from rocm_passes.bench.conv3d_built import Call, built
 from rocm_passes.idioms.convolution import conv3d
 from rocm_passes.ops import conv3d as op
+from rocm_passes.ops.legacy import Arguments
 from rocm_passes.options import Options
 from rocm_passes.rewrite.choose import choose, obstacle
 from rocm_passes.rewrite.match import Context, Found, Match
@@ -57,20 +58,21 @@ def row(text: str, dtype: torch.dtype, options: Options, target: Target, times: 
     """
     options = replace(options, layout=Call.of(text).layout(target.vendor))
     seen = site(Call.of(text), dtype, options, target)
-    able = [low for low in conv3d.IDIOM.lowerings if obstacle(low, seen.values(), target, options) is None]
+    call_seen = seen.call.values()
+    able = [low for low in conv3d.IDIOM.lowerings if obstacle(low, call_seen, target, options) is None]
     with ahead.noting() as noted:
-        ahead.note(op.key(**seen.values()), able, seen.values())
+        ahead.note(op.key(**call_seen.arguments()), able, call_seen.arguments())
     (call,) = noted.calls
     started = time.perf_counter()
     with ahead.noting() as wanted:
-        conv3d.measured(able, call.values, target, options)
+        conv3d.measured(able, Arguments(call.values), target, options)
     tuning.measure_noted(wanted.calls, options, target, measure.measure)
     took = time.perf_counter() - started
 
     known = replace(options, tune_seconds=0)
     choice = choose(conv3d.IDIOM, seen, target, known)
     chosen = unbound = choice.lowering and choice.lowering.name
-    by_rule = conv3d.measured(able, call.values, target, known) is None
+    by_rule = conv3d.measured(able, Arguments(call.values), target, known) is None
     if by_rule:
         found = measure.measure(able, call.values) if times else None
     else:

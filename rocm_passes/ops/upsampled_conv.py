@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from rocm_passes.idioms.convolution import pixels
-from rocm_passes.ops.operator import Lowering, Verdict
+from rocm_passes.ops.legacy import Lowering
+from rocm_passes.ops.operator import Verdict
 from rocm_passes.target import Target
 
 aten = torch.ops.aten

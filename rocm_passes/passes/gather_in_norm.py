@@ -22,23 +22,18 @@ from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Builder
 from rocm_passes.fx.nodes import aten, prims
 from rocm_passes.idioms.convolution import pixels
-from rocm_passes.ops import group_norm
+from rocm_passes.ops.group_norm import GROUP_NORM
 from rocm_passes.ops.upsampled_conv import LEAST_REPETITION
-
-_MULTIPLIER, _ADDEND, _PIXEL_INDEX = (
-    group_norm.OPERATOR.parameters.index(name) for name in ("multiplier", "addend", "pixel_index")
-)
 
 
 def gather_in_norm(graph: fx.Graph, fake_mode: FakeTensorMode) -> dict[fx.Node, pixels.Moved]:
     """The norms whose operands are now read by index, each with what was upsampled."""
     found = {}
-    for norm in n.calls(graph, group_norm.OPERATOR.overload):
-        if norm.args[-1] != "triton" or n.arg(norm, _PIXEL_INDEX) is not None:
+    for norm in n.calls(graph, GROUP_NORM.overload):
+        call = GROUP_NORM.call_of(norm)
+        if GROUP_NORM.lowering_of(norm) != "triton" or call.pixel_index is not None:
             continue
-        operands = [n.arg(norm, i) for i in (_MULTIPLIER, _ADDEND)]
-        moved = [_upsampled(operand, norm) for operand in operands]
-        multiplier, addend = moved
+        multiplier, addend = (_upsampled(operand, norm) for operand in (call.multiplier, call.addend))
         if multiplier is None or addend is None or _placing(multiplier) != _placing(addend):
             continue
         _absorb(norm, multiplier, addend, fake_mode)
@@ -84,7 +79,4 @@ def _absorb(norm: fx.Node, multiplier: pixels.Moved, addend: pixels.Moved, fake_
         parts = [pixels.write(b, piece.moves, numbers) for piece in multiplier.pieces]
         index = parts[0] if multiplier.dim is None else b(aten.cat.default, parts, multiplier.dim)
         index = b(aten.reshape.default, index, list(n.shape(norm)[2:]))
-    arguments = list(norm.args)
-    arguments[_MULTIPLIER], arguments[_ADDEND] = source, addend.pieces[0].source
-    arguments[_PIXEL_INDEX] = index
-    norm.args = tuple(arguments)
+    GROUP_NORM.update(norm, multiplier=source, addend=addend.pieces[0].source, pixel_index=index)

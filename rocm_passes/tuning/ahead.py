@@ -90,7 +90,7 @@ def noting() -> Iterator[Noted]:
         _NOTED = before
 
 
-def note(key: str, able: Sequence[Lowering], values: Mapping[str, Any]) -> bool:
+def note(key: str, able: Sequence[Lowering[Any]], values: Mapping[str, Any]) -> bool:
     """Note a call whose times are wanted; False where nobody is noting."""
     if _NOTED is None:
         return False

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from rocm_passes.fx.builder import Eager
 from rocm_passes.ops.computed import COMPUTED
+from rocm_passes.ops.legacy import Arguments
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.tuning import rounds
 from rocm_passes.tuning.store import Measured
@@ -140,7 +141,7 @@ class Meter(Eager):
 
 
 def measure(
-    lowerings: Sequence[Lowering],
+    lowerings: Sequence[Lowering[Any]],
     values: Mapping[str, Any],
     watch: Watch | None = None,
     patience: Mapping[str, Any] | None = None,
@@ -174,7 +175,7 @@ class _Session:
         self._mib: dict[str, int] = {}
         self._skipped: dict[str, str] = {}
 
-    def measured(self, lowerings: Sequence[Lowering]) -> Measured:
+    def measured(self, lowerings: Sequence[Lowering[Any]]) -> Measured:
         seconds: dict[str, float] | None
         try:
             seconds = self._together(lowerings)
@@ -189,7 +190,7 @@ class _Session:
         ms = {name: round(1000 * (s + self._moved[name] / rate), 4) for name, s in seconds.items()}
         return Measured(ms, {name: self._mib[name] for name in ms}, self._skipped)
 
-    def _alone(self, lowering: Lowering) -> dict[str, float]:
+    def _alone(self, lowering: Lowering[Any]) -> dict[str, float]:
         if self._stopped:
             return {}
         try:
@@ -198,7 +199,7 @@ class _Session:
             self._skipped[lowering.name] = "out of memory"
             return {}
 
-    def _together(self, lowerings: Sequence[Lowering]) -> dict[str, float]:
+    def _together(self, lowerings: Sequence[Lowering[Any]]) -> dict[str, float]:
         """Seconds of each lowering's timed calls. Raises OutOfMemoryError."""
         prepared: dict[str, list[Work]] = {}
         for lowering in lowerings:
@@ -218,10 +219,10 @@ class _Session:
             return {}
         return rounds.in_turn(prepared, rounds.bursts_on(self._device), **self._patience)
 
-    def _prepared(self, lowering: Lowering) -> list[Work]:
+    def _prepared(self, lowering: Lowering[Any]) -> list[Work]:
         assert lowering.write is not None, f"{lowering.name} is not written in plain ATen"
         meter = Meter()
-        result = lowering.write(meter, **self._call)
+        result = lowering.write(meter, Arguments(self._call))
         self._mib[lowering.name] = meter.finish(result)
         self._moved[lowering.name] = meter.moved
         return meter.work

@@ -33,7 +33,7 @@ NOISE = 0.02
 #: A first call that takes longer than this share of the budget is not repeated: a library was searching.
 SHARE = 0.25
 
-Timer = Callable[[Sequence[Lowering], Mapping[str, Any], measuring.Watch], Measured]
+Timer = Callable[[Sequence[Lowering[Any]], Mapping[str, Any], measuring.Watch], Measured]
 
 
 class Budget:
@@ -74,13 +74,13 @@ def machine(target: Target) -> str:
 
 def pick(
     key: str,
-    able: Sequence[Lowering],
+    able: Sequence[Lowering[Any]],
     values: Mapping[str, Any],
     target: Target,
     options: Options,
     timer: Timer | None = None,
     usual_mib: float = math.inf,
-) -> tuple[Lowering, str] | None:
+) -> tuple[Lowering[Any], str] | None:
     """The fastest of the lowerings within the memory bound, and the reason in words; None if unknown.
 
     Measures what the store lacks while the budget lasts. Within the noise the least memory wins. usual_mib: the bound
@@ -101,8 +101,8 @@ def pick(
 
 
 def _best(
-    able: Sequence[Lowering], found: Measured, options: Options, usual_mib: float
-) -> tuple[Lowering, str] | None:
+    able: Sequence[Lowering[Any]], found: Measured, options: Options, usual_mib: float
+) -> tuple[Lowering[Any], str] | None:
     measured = [low for low in able if low.name in found.ms]
     given = options.conv_memory_mib
     bound = usual_mib if given is None else given or math.inf
@@ -125,7 +125,7 @@ def _best(
 
 def _measured(
     key: str,
-    lowerings: Sequence[Lowering],
+    lowerings: Sequence[Lowering[Any]],
     values: Mapping[str, Any],
     options: Options,
     kept: Store,
@@ -163,7 +163,7 @@ def _progress(budget: Budget, options: Options) -> None:
         print(line, end="", file=sys.stderr, flush=True)
 
 
-def lowerings(names: Sequence[str]) -> list[Lowering]:
+def lowerings(names: Sequence[str]) -> list[Lowering[Any]]:
     """Those of the idioms that are chosen by measurement, by name."""
     from rocm_passes.registry import IDIOMS
 

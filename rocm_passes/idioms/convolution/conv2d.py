@@ -21,7 +21,8 @@ from torch._inductor import inductor_prims
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
 from rocm_passes.ops.conv3d.write import channels_last_strides
-from rocm_passes.ops.operator import Lowering, Verdict
+from rocm_passes.ops.legacy import Arguments, Lowering
+from rocm_passes.ops.operator import Verdict
 from rocm_passes.passes import memory_format as layout
 from rocm_passes.passes.sort_depth_to_space import SORTED_BY
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match
@@ -47,7 +48,7 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
             )
             arguments = dict(zip(names, node.args, strict=True))
             parameters = {"channels_sorted_by": node.meta[SORTED_BY]} if SORTED_BY in node.meta else {}
-            yield Match(node, frozenset({node}), (node,), arguments, {}, parameters)
+            yield Match(node, frozenset({node}), (node,), Arguments(arguments), {}, parameters)
 
 
 def write_channels_last(b: Any, x: Any, weight: Any, **rest: Any) -> Any:

@@ -19,7 +19,7 @@ Refused: an empty result (eager raises there); symbolic weight sizes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -30,6 +30,7 @@ from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.convolution import padding
 from rocm_passes.ops import conv3d as op
+from rocm_passes.ops.legacy import Arguments
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.options import Options
 from rocm_passes.passes import memory_format as layout
@@ -52,10 +53,12 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
         for node in n.calls(graph, aten.convolution.default)
         if len(n.shape(node.args[0])) == 5 and not node.args[6]
     ]
-    largest = max((op.tensors_mib(**f.values()) for f in found if isinstance(f, Match)), default=0.0)
+    largest = max(
+        (op.tensors_mib(**f.values().arguments()) for f in found if isinstance(f, Match)), default=0.0
+    )
     for each in found:
         if isinstance(each, Match):
-            each = replace(each, arguments={**each.arguments, "largest_mib": largest})
+            each = replace(each, call=Arguments({**each.call.arguments(), "largest_mib": largest}))
         yield each
 
 
@@ -92,13 +95,13 @@ def _found(node: fx.Node, context: Context, channels_last: bool) -> Found:
         "compute": _compute_dtype(node, context),
         "absorbed": read.absorbed,
     }
-    site = Match(node, frozenset({node, *read.nodes}), (node,), arguments, COVERS, parameters)
-    extra = op.extra_frames(context.options.conv_frames_bucket, **site.values())
+    site = Match(node, frozenset({node, *read.nodes}), (node,), Arguments(arguments), COVERS, parameters)
+    extra = op.extra_frames(context.options.conv_frames_bucket, **site.values().arguments())
     if not extra:
         return site
     return replace(
         site,
-        arguments={**arguments, "extra_frames": extra},
+        call=Arguments({**arguments, "extra_frames": extra}),
         parameters={**parameters, "extra_frames": extra},
     )
 
@@ -123,12 +126,13 @@ def _three(values: object) -> tuple[int, ...]:
 
 
 def measured(
-    able: Sequence[Lowering], values: Mapping[str, Any], target: Target, options: Options
-) -> tuple[Lowering, str] | None:
+    able: Sequence[Lowering[Any]], call: Any, target: Target, options: Options
+) -> tuple[Lowering[Any], str] | None:
     """By measurement, where it is enough work to time and no lowering is the best one beyond doubt.
 
     A patch embedding is: as a matrix product it took at most a third of the time of any other lowering (H200).
     """
+    values = call.arguments()
     if op.live_taps(**values) is None or op.is_patch_embedding(**values):
         return None
     if op.flops(**values) < WORTH_MEASURING and op.tensors_mib(**values) < WORTH_MEASURING_MIB:

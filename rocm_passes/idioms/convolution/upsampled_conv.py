@@ -26,6 +26,7 @@ from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.convolution import pixels
 from rocm_passes.ops import upsampled_conv as op
+from rocm_passes.ops.legacy import Arguments
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
 
 NAME = "upsampled_conv"
@@ -56,7 +57,7 @@ def _site(node: fx.Node, moved: pixels.Moved, covers: dict[str, int]) -> Match:
         "pixels": pixels.pixels(n.argument(node)),
         "source_pixels": moved.source_pixels(),
     }
-    return Match(node, frozenset({node}), (node,), arguments, covers, parameters)
+    return Match(node, frozenset({node}), (node,), Arguments(arguments), covers, parameters)
 
 
 def refusal(node: fx.Node, moved: pixels.Moved) -> str | None:

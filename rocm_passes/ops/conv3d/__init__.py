@@ -22,7 +22,8 @@ from rocm_passes.ops.conv3d.write import (
     write_tiled,
     write_unfold,
 )
-from rocm_passes.ops.operator import Lowering, Verdict
+from rocm_passes.ops.legacy import Lowering
+from rocm_passes.ops.operator import Verdict
 from rocm_passes.target import Target
 
 __all__ = [
