@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.test_graph_pass import D, TwoNorms, aten, install
 from torch import Tensor, fx
 
 from rocm_passes.idioms.norms import rms_norm
@@ -16,6 +15,7 @@ from rocm_passes.ops.operator import Call, Lowering, Verdict
 from rocm_passes.rewrite.match import Context, Idiom, Match
 from rocm_passes.rewrite.rewriter import is_convex
 from tests.rewriting import rewrite
+from tests.test_graph_pass import D, TwoNorms, aten, install
 
 
 @pytest.fixture(autouse=True)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 TIME = 2
+#: [N, C, T, H, W] to [N, T, H, W, C] and back, as a channels-last cat is spelled.
+CHANNELS_BEHIND, CHANNELS_FIRST = [0, 2, 3, 4, 1], [0, 4, 1, 2, 3]
 
 
 def has_front(front: Tensor | None, repeat_first: int) -> bool:

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import fx
 from torch._inductor import inductor_prims
+from torch._prims_common import make_channels_last_strides_for
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Builder
 from rocm_passes.fx.nodes import aten
 from rocm_passes.ops.channel_norm import CHANNEL_NORM
-from rocm_passes.ops.conv3d.write import channels_last_strides
 from rocm_passes.ops.group_norm import GROUP_NORM
 from rocm_passes.ops.group_norm_pad import GROUP_NORM_PAD
 from rocm_passes.ops.operator import Operator
@@ -74,7 +74,7 @@ def settle_norms(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
         for operand in dict.fromkeys(a for a in node.all_input_nodes if n.same_shape(n.shape(a), n.shape(x))):
             with graph.inserting_before(node):
                 b = Builder(graph, fake_mode, node)
-                strides = channels_last_strides(n.shape(operand))
+                strides = make_channels_last_strides_for(n.shape(operand))
                 asked = b(inductor_prims.force_stride_order, _uncopied(operand), strides)
                 node.replace_input_with(operand, asked)
     return len(found)
@@ -111,7 +111,7 @@ def share_layouts(graph: fx.Graph) -> int:
             redirected += len(node.users)
             node.replace_all_uses_with(alike)
             graph.erase_node(node)
-        elif x.op != "placeholder" and list(strides) == channels_last_strides(n.shape(x)):
+        elif x.op != "placeholder" and strides == make_channels_last_strides_for(n.shape(x)):
             readers = {user for user in x.users if user is not node and user.op != "output"}
             redirected += len(readers)
             x.replace_all_uses_with(node, delete_user_cb=readers.__contains__)

@@ -25,8 +25,7 @@ from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Builder
 from rocm_passes.fx.nodes import aten, prims
 from rocm_passes.ops.channel_norm import CHANNEL_NORM
-from rocm_passes.ops.conv3d.write import CHANNELS_BEHIND, CHANNELS_FIRST
-from rocm_passes.ops.frames import TIME, has_front
+from rocm_passes.ops.frames import CHANNELS_BEHIND, CHANNELS_FIRST, TIME, has_front
 from rocm_passes.ops.group_norm import GROUP_NORM
 from rocm_passes.ops.operator import Operator
 from rocm_passes.passes.slice_before_cat import is_first_frame, is_joined_video
