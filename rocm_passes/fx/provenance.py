@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from typing import Any
 
 import torch
 from torch import fx
+from torch.fx import proxy
 
 _FRAME = re.compile(
     r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+)(?:, in (?P<function>.+))?$', re.MULTILINE
 )
 _TORCH = os.path.dirname(torch.__file__) + os.sep
-_COPIED = ("stack_trace", "nn_module_stack", "source_fn_stack", "original_aten", "from_node", "seq_nr")
+#: What torch copies from a call to the nodes of its decomposition, so that a later pass treats them as it would the
+#: call: `recompute` and `ac_graph_id` of activation checkpointing, `partitioner_tag`, `custom`, ...
+#: The private list is read, as each torch version adds to it; the names below are those that torch copies elsewhere.
+_COPIED = tuple(
+    dict.fromkeys(
+        (
+            *("stack_trace", "nn_module_stack", "source_fn_stack", "original_aten", "from_node", "seq_nr"),
+            *("recompute", "ac_graph_id", "has_backward_hook", "partitioner_tag", "custom", "torch_fn"),
+            *("autograd_backward", "fwd_nn_module_stack", "fwd_source_fn_stack", "is_functional_regenerated"),
+            *getattr(proxy, "_COPY_META_FIELDS", ()),
+        )
+    )
+)
 
 
 def location(node: fx.Node) -> str:
@@ -36,5 +50,8 @@ def module(node: fx.Node) -> str:
 
 
 def copied(node: fx.Node) -> dict[str, Any]:
-    """The metadata that a node made in place of `node` should carry."""
-    return {key: node.meta[key] for key in _COPIED if key in node.meta}
+    """The metadata that a node made in place of `node` should carry.
+
+    Not what describes the very value (`val`, `tensor_meta`) or the call's arguments (`eager_input_vals`).
+    """
+    return {key: copy.copy(node.meta[key]) for key in _COPIED if key in node.meta}
