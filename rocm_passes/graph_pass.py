@@ -28,6 +28,7 @@ from rocm_passes.passes.slice_before_cat import slice_before_cat
 from rocm_passes.passes.write_into_cat import write_into_cat
 from rocm_passes.registry import IDIOMS
 from rocm_passes.report import ledger as ledgers
+from rocm_passes.report.dump import Dump
 from rocm_passes.report.ledger import Entry, Ledger
 from rocm_passes.rewrite.cache_key import cache_key
 from rocm_passes.rewrite.choose import Choice, choose
@@ -79,11 +80,15 @@ class GraphPass(CustomGraphPass):
         ledger = Ledger(f"graph{next(_GRAPH_NUMBERS)}")
         while self._training:
             ledger.add(self._training.pop(0))
-        changed = self._rewrite(graph, ledger)
+        dump = Dump(ledger.graph)
+        dump.step("before", graph)
+        changed = self._rewrite(graph, ledger, dump)
         if keep.decompose_preserved(graph, self.keep):
             changed = True
         if changed:
             _tidy(graph)
+        dump.step("after", graph)
+        dump.ledger(ledger)
         ledger.seconds = time.perf_counter() - started
         ledgers.publish(ledger)
         if self._listener is not None:
@@ -108,14 +113,16 @@ class GraphPass(CustomGraphPass):
             except Exception:
                 log.exception("rocm_passes: looking for %s in a training graph failed", idiom.name)
 
-    def _rewrite(self, graph: fx.Graph, ledger: Ledger) -> bool:
+    def _rewrite(self, graph: fx.Graph, ledger: Ledger, dump: Dump) -> bool:
         fake_mode = fake_mode_of(graph)
         if fake_mode is None:
             return False
         # On a GPU every conv3d that reads joined videos is rewritten, by rule or by measurement.
         if self.target.is_gpu and self.may_rewrite(conv3d.IDIOM):
             slice_before_cat(graph, fake_mode)
+            dump.step("slice_before_cat", graph)
             layout.sort_channels(graph, Context(self.options, target=self.target), fake_mode)
+            dump.step("sort_channels", graph)
         session = _Session(self, graph, ledger)
         for idiom in self.idioms:
             session.decide(idiom)
@@ -123,15 +130,19 @@ class GraphPass(CustomGraphPass):
         in_channels_last = conv3d.IDIOM in self.idioms and layout.channels_last(graph, session.context)
         for idiom, site, choice in session.decided:
             session.carry_out(rewriter, idiom, site, choice)
+        dump.step("rewritten", graph)
         for norm, moved in gather_in_norm(graph, fake_mode).items():
             pixels = {"pixels": math.prod(norm.meta["val"].shape[2:]), "source_pixels": moved.source_pixels()}
             session.amend(norm, pixels)
+        dump.step("gather_in_norm", graph)
         if rewriter.count:
             # What was replaced still reads the convolutions, until it is gone.
             _tidy(graph)
             if self.target.is_gpu:
                 fold_conv_bias(graph)
+                dump.step("fold_conv_bias", graph)
             joined, left = write_into_cat(graph, fake_mode)
+            dump.step("write_into_cat", graph)
             for norm, frames in joined.items():
                 session.amend(norm, {"front_frames": frames})
             session.note_unjoined(joined, left)
@@ -140,6 +151,7 @@ class GraphPass(CustomGraphPass):
         if in_channels_last:
             layout.settle_norms(graph, fake_mode)
             layout.share_layouts(graph)
+            dump.step("memory_format", graph)
         return rewriter.count > 0
 
 
@@ -188,7 +200,7 @@ class _Session:
             log.exception("rocm_passes: looking for %s failed; its sites are left to Inductor", idiom.name)
             anchor = next(iter(self.graph.nodes))
             reason = f"looking for it failed: {type(error).__name__}: {error}"
-            self._say_refused(idiom, Miss(anchor, reason, {}), reason)
+            self._record(idiom, Miss(anchor, reason, {}), Choice("refused", reason, error=repr(error)), None)
 
     def _decide_site(self, idiom: Idiom, site: Match) -> None:
         if not is_convex(site, self._order):
@@ -198,7 +210,7 @@ class _Session:
         choice = choose(idiom, site, self.target, self.options)
         if choice.outcome == "rewritten" and self._fuel is not None:
             if self._fuel == 0:
-                choice = Choice("kept", f"fuel={self.options.fuel} is used up")
+                choice = choice.undone("kept", "able", f"fuel={self.options.fuel} is used up")
             else:
                 self._fuel -= 1
         if choice.outcome == "rewritten":
@@ -247,7 +259,8 @@ class _Session:
                 results = rewriter.apply(site, choice.lowering, idiom.operator)
                 self._entry_of[results[0]] = len(self.ledger.entries)
             except RewriteError as error:
-                entry = self._entry(idiom, site, Choice("refused", f"{choice.lowering.name}: {error}"), site)
+                failed = choice.undone("refused", "failed", f"{choice.lowering.name}: {error}")
+                entry = self._entry(idiom, site, failed, site)
         self.ledger.add(entry)
 
     def amend(self, result: fx.Node, parameters: Mapping[str, Any], *notes: str) -> None:
@@ -285,6 +298,8 @@ class _Session:
             inputs=tuple(_describe(i) for i in site.inputs()) if site is not None else (),
             considered=tuple(considered),
             notes=choice.notes,
+            verdicts=choice.verdicts,
+            error=choice.error,
         )
 
 
