@@ -18,6 +18,8 @@ from torch._inductor import list_mode_options
 from rocm_passes.errors import OptionError, nearest
 
 ENVIRONMENT_PREFIX = "ROCM_PASSES_"
+#: Variables of that prefix that are read elsewhere and are no options: where to dump graphs (report/dump.py).
+NO_OPTIONS = ("ROCM_PASSES_DUMP",)
 
 SELECT = ("auto", "always", "off")
 NUMERICS = ("default", "strict", "fast")
@@ -227,17 +229,11 @@ def _resolve(ours: Mapping[str, Any]) -> Options:
             values[f.name] = f.metadata["check"](f"option {f.name!r}", ours[f.name])
         elif variable in os.environ:
             values[f.name] = f.metadata["check"](f"environment variable {variable}", os.environ[variable])
-    unknown = [
-        v for v in os.environ if v.startswith(ENVIRONMENT_PREFIX) and _variable_option(v) not in OPTION_NAMES
-    ]
+    known = [*(ENVIRONMENT_PREFIX + n.upper() for n in OPTION_NAMES), *NO_OPTIONS]
+    unknown = [v for v in os.environ if v.startswith(ENVIRONMENT_PREFIX) and v not in known]
     if unknown:
-        known = [ENVIRONMENT_PREFIX + n.upper() for n in OPTION_NAMES]
         raise OptionError(f"unknown environment variable {unknown[0]}{nearest(unknown[0], known)}")
     return Options(**values)
-
-
-def _variable_option(variable: str) -> str:
-    return variable.removeprefix(ENVIRONMENT_PREFIX).lower()
 
 
 def _mode_patch(mode: object) -> dict[str, Any]:

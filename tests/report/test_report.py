@@ -15,7 +15,12 @@ import pytest
 from rocm_passes.report import html as report_html
 from rocm_passes.report import ledger
 from rocm_passes.report import text as report
-from rocm_passes.report.ledger import Entry, Ledger
+from rocm_passes.report.ledger import LEFT, Entry, Ledger, LoweringVerdict, summary
+
+SAID = (
+    LoweringVerdict("triton", "not_faster", "slower here; by 3 µs"),
+    LoweringVerdict("aiter", "unavailable", "not installed"),
+)
 
 
 def entry(**changes: Any) -> Entry:
@@ -24,7 +29,8 @@ def entry(**changes: Any) -> Entry:
         "covers": {"rms_norm": 1},
         "outcome": "kept",
         "lowering": None,
-        "reason": "left to Inductor: triton: slower here; aiter: not installed",
+        "reason": LEFT + summary(SAID),
+        "verdicts": SAID,
         "location": "/home/user/project/models/wan.py:95",
         "module": "blocks.0.norm",
         "parameters": {"eps": 1e-6},
@@ -71,7 +77,7 @@ def test_table_groups_like_sites(ledgers: list[Ledger]) -> None:
     assert said == [
         "41 µs against 47 µs",
         "note: the sum is not rounded",
-        "left to Inductor: triton: slower here",
+        "left to Inductor: triton: slower here; by 3 µs",
         "aiter: not installed",
         "its <rsqrt> & weight are used elsewhere",
         "also looked at: add_rms_norm: the sum is used 3 times",
@@ -79,7 +85,7 @@ def test_table_groups_like_sites(ledgers: list[Ledger]) -> None:
 
 
 def test_larger_fusions_with_the_same_answer_are_named_together() -> None:
-    same = "left to Inductor: aiter: not installed; triton: slower here"
+    same = LEFT + summary(SAID)
     graph = Ledger("graph0")
     graph.add(entry(considered=(f"add_norm: {same}", f"norm_scale: {same}", "norm_rotary: fuel is used up")))
     said = [line.strip() for line in report.table([graph], width=100).splitlines()]
@@ -172,7 +178,7 @@ def test_page_of_no_sites() -> None:
 
 
 def test_the_style_sheet_and_the_script_are_part_of_the_built_package(tmp_path: Path) -> None:
-    root = Path(report.__file__).parent.parent
+    root = Path(report.__file__).parents[2]
     done = subprocess.run(
         [
             sys.executable,
@@ -189,7 +195,7 @@ def test_the_style_sheet_and_the_script_are_part_of_the_built_package(tmp_path: 
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    built = {p.name for p in (tmp_path / "rocm_passes").iterdir()}
+    built = {p.name for p in (tmp_path / "rocm_passes").rglob("*")}
     assert {"report.css", "report.js", "cli.py"} <= built
 
 
