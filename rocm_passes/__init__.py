@@ -5,10 +5,10 @@
 needs no import of this package. What is exported here is for looking at what it did.
 """
 
+from .diffusers_pipeline import compile_pipeline
 from .errors import OptionError, RocmPassesError
 from .explain import Explanation, explain
 from .ledger import Entry, Ledger, history
-from .pipelines import compile_pipeline
 
 __all__ = [
     "Entry",
