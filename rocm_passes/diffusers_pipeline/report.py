@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from dataclasses import dataclass, field
@@ -32,9 +33,10 @@ class Part:
 
 
 def percent(share: float) -> str:
-    """`0.8512` as "85 %", `0.9955` as "99.6 %": one decimal near the end, where it matters."""
+    """`0.8512` as "85 %", `0.9955` as "99.5 %": rounded down, with one decimal near the end."""
     digits = 1 if 0.95 <= share < 1 else 0
-    return f"{100 * share:.{digits}f} %"
+    steps = 10**digits
+    return f"{math.floor(100 * steps * share + 1e-6) / steps:.{digits}f} %"
 
 
 @dataclass

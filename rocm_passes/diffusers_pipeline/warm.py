@@ -23,7 +23,9 @@ Sizes = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 def calls(pipe: Any, warm: Sizes | None) -> list[dict[str, Any]]:
     """The keyword arguments of each warm run. Raises OptionError on a name that the pipeline does not take."""
-    given = [] if warm is None else [warm] if isinstance(warm, Mapping) else warm
+    if warm is None:
+        return []
+    given = [warm] if isinstance(warm, Mapping) else warm
     if not isinstance(given, (list, tuple)) or not all(isinstance(g, Mapping) for g in given):
         raise OptionError.value("warm", "a dict of call arguments, or a list of them", warm)
     names, any_name = _arguments(pipe)
@@ -58,8 +60,8 @@ def run(pipe: Any, arguments: Mapping[str, Any], report: Report) -> None:
 
 
 def _arguments(pipe: Any) -> tuple[set[str], bool]:
-    function = type(pipe).forward if isinstance(pipe, nn.Module) else type(pipe).__call__
-    parameters = list(inspect.signature(function).parameters.values())[1:]
+    function = pipe.forward if isinstance(pipe, nn.Module) else pipe.__call__
+    parameters = inspect.signature(function).parameters.values()
     return {p.name for p in parameters}, any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
