@@ -44,7 +44,11 @@ def psnr(got: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 class ConvolutionsIn(TorchDispatchMode):
-    """Computes float32 3-D convolutions in another dtype, both factors scaled by powers of two into its range."""
+    """Rounds the factors and the results of float32 3-D convolutions to another dtype.
+
+    That is what a 16-bit convolution with float32 accumulation computes, and a CPU does it at float32's speed.
+    Both factors are scaled by powers of two into the dtype's range, as the lowerings of `conv_dtype` do for fp16.
+    """
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
@@ -54,14 +58,15 @@ class ConvolutionsIn(TorchDispatchMode):
         if func is not torch.ops.aten.convolution.default or not _is_float32_video(args[0]):
             return func(*args, **(kwargs or {}))
         x, weight, bias, *rest = args
-        x, x_scale = self._scaled(x)
-        weight, weight_scale = self._scaled(weight)
-        result = func(x, weight, None, *rest).float() * (x_scale * weight_scale)
+        x, x_scale = self._rounded(x)
+        weight, weight_scale = self._rounded(weight)
+        result, scale = self._rounded(func(x, weight, None, *rest))
+        result = result * (scale * x_scale * weight_scale)
         return result if bias is None else result + bias.view(-1, 1, 1, 1)
 
-    def _scaled(self, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _rounded(self, tensor: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         scale = torch.exp2(tensor.abs().amax().clamp(min=2.0**-100).log2().floor())
-        return (tensor / scale).to(self.dtype), scale
+        return (tensor / scale).to(self.dtype).float(), scale
 
 
 def _is_float32_video(x: torch.Tensor) -> bool:

@@ -103,9 +103,7 @@ def test_what_is_no_pipeline_is_refused() -> None:
         ({"warm": 3}, "warm: expected a dict"),
     ],
 )
-def test_wrong_arguments_are_refused_at_the_call(
-    graphs: Graphs, wrong: dict[str, Any], message: str
-) -> None:
+def test_wrong_arguments_are_refused_at_the_call(graphs: Graphs, wrong: dict[str, Any], message: str) -> None:
     vae = VAE()
     with pytest.raises(OptionError, match=message):
         compile_pipeline(pipeline(vae=vae), **wrong)
@@ -116,9 +114,7 @@ def test_a_component_can_be_excluded_and_included(graphs: Graphs) -> None:
     pipe = pipeline(transformer=Transformer(), vae=VAE(), connectors=nn.Linear(2, 2))
     report = compile_pipeline(pipe, include=["connectors"], exclude=["vae"])
     assert report.compiled == ["transformer", "connectors"]
-    assert [(p.name, p.detail) for p in report.parts if p.action == "skipped"] == [
-        ("vae", "exclude has it")
-    ]
+    assert [(p.name, p.detail) for p in report.parts if p.action == "skipped"] == [("vae", "exclude has it")]
 
 
 def test_a_module_with_two_names_is_compiled_once(graphs: Graphs) -> None:

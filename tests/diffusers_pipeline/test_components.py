@@ -73,7 +73,12 @@ def test_a_second_transformer_under_any_name(graphs: Graphs) -> None:
             "AudioLDM2ProjectionModel",
             "include=['projection_model'] compiles it",
         ),
-        ("AnimateDiffPipeline", "motion_adapter", "MotionAdapter", "unknown: MotionAdapter takes no timestep"),
+        (
+            "AnimateDiffPipeline",
+            "motion_adapter",
+            "MotionAdapter",
+            "unknown: MotionAdapter takes no timestep",
+        ),
     ],
 )
 def test_what_is_left_alone_and_why(pipe: str, component: str, cls: str, words: str) -> None:
@@ -94,9 +99,7 @@ def test_a_latent_upsampler_is_compiled_as_a_decoder_is(graphs: Graphs) -> None:
     model = upsampler(in_channels=4, mid_channels=32, num_blocks_per_stage=1)
     assert role("latent_upsampler", model, diffusers.LTXLatentUpsamplePipeline).kind == RESAMPLER
     report = compile_pipeline(pipeline(latent_upsampler=model))
-    assert str(report) == (
-        "latent_upsampler: compiled: whole, static shapes; 100 % of its weights"
-    )
+    assert str(report) == ("latent_upsampler: compiled: whole, static shapes; 100 % of its weights")
     assert compile_pipeline(pipeline(other=model), vae=False).parts[0].detail == "vae=False"
 
 
@@ -204,7 +207,11 @@ def _components_of_diffusers() -> Iterator[tuple[type, str, type[nn.Module]]]:
         except (ImportError, RuntimeError):
             continue
         for pipe in members:
-            if inspect.isclass(pipe) and issubclass(pipe, DiffusionPipeline) and pipe is not DiffusionPipeline:
+            if (
+                inspect.isclass(pipe)
+                and issubclass(pipe, DiffusionPipeline)
+                and pipe is not DiffusionPipeline
+            ):
                 yield from ((pipe, n, c) for n, h in _hints(pipe).items() for c in _classes(h))
 
 

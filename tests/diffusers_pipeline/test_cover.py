@@ -84,9 +84,7 @@ class Block(nn.Module):
 
 
 @pytest.mark.parametrize(("outside", "whole"), [(20, False), (21, True)])
-def test_blocks_with_nine_tenths_of_the_weights_are_enough(
-    graphs: Graphs, outside: int, whole: bool
-) -> None:
+def test_blocks_with_nine_tenths_of_the_weights_are_enough(graphs: Graphs, outside: int, whole: bool) -> None:
     """180 columns in blocks against 20 or 21 outside; the embedding is no work, and not counted."""
     model = Wide(outside)
     report = compile_pipeline(model)
