@@ -6,7 +6,7 @@ import os
 
 import torch
 
-from ..errors import OptionError
+from ..errors import OptionError, RocmPassesError
 from .report import Report
 
 
@@ -28,3 +28,11 @@ def load(path: object, report: Report) -> None:
         report.add("cache", "cache", "the file holds no readable artifacts; everything is compiled anew")
         return
     report.add("cache", "cache", f"{sum(map(len, info.artifacts.values()))} artifacts were loaded")
+
+
+def save(report: Report) -> None:
+    """After a warm run: write the file, or say why there is nothing to write."""
+    try:
+        report.add("cache", "cache", f"{report.save_cache_artifacts()} artifacts were saved")
+    except RocmPassesError as error:
+        report.add("cache", "cache", str(error))

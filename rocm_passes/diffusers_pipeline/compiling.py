@@ -47,7 +47,7 @@ def compile_in_place(
     if limited and "recompile_limit" in inspect.signature(torch.compile).parameters:
         keywords["recompile_limit"] = RECOMPILE_LIMIT
         limited = False
-    compiled: Function = torch.compile(module._call_impl, **keywords)
+    compiled: Function = torch.compile(_call_of(module), **keywords)
     if limited:
         compiled = _with_limit(compiled)
     if "feat_cache" in inspect.signature(module.forward).parameters:
@@ -56,6 +56,18 @@ def compile_in_place(
         compiled = _with_own_outputs(compiled)
     setattr(compiled, compiled_before.OURS, True)
     module._compiled_call_impl = compiled
+
+
+def _call_of(module: nn.Module) -> Function:
+    """What to compile, as `nn.Module.compile` does. Dynamo skips frames of torch's own modules (a decoder that
+    is an nn.Sequential): these it must inline, into a frame of this file."""
+    if not type(module).forward.__module__.startswith("torch.nn."):
+        return module._call_impl
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return module._call_impl(*args, **kwargs)
+
+    return call
 
 
 def _with_limit(compiled: Function) -> Function:

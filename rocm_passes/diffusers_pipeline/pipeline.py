@@ -72,7 +72,7 @@ def compile_pipeline(
     for arguments in runs:
         warming.run(pipe, arguments, report)
     if runs and report.artifacts_path is not None:
-        report.add("cache", "cache", f"{report.save_cache_artifacts()} artifacts were saved")
+        artifacts.save(report)
     return report
 
 

@@ -43,7 +43,9 @@ def flux_inputs() -> dict[str, Any]:
 
 def image_vae(channels: int = 4) -> Any:
     torch.manual_seed(0)
-    return AutoencoderKL(block_out_channels=(32,), norm_num_groups=8, latent_channels=channels).eval()
+    return AutoencoderKL(
+        block_out_channels=(32,), norm_num_groups=8, latent_channels=channels, shift_factor=0.1
+    ).eval()
 
 
 def sdxl_unet() -> Any:

@@ -78,6 +78,16 @@ def test_bare_modules(graphs: Graphs) -> None:
     assert compile_pipeline(nn.Linear(2, 2)).parts[0].detail == "whole"
 
 
+def test_torch_s_own_modules_are_traced(graphs: Graphs) -> None:
+    """Dynamo skips their frames: "compiled" would be said of what runs in eager."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.SiLU())
+    x = torch.randn(1, 2)
+    expected = model(x)
+    compile_pipeline(model)
+    assert torch.equal(model(x), expected)
+    assert graphs.count == 1
+
+
 def test_what_is_no_pipeline_is_refused() -> None:
     with pytest.raises(TypeError, match="expected a diffusers pipeline or a module of one, found int"):
         compile_pipeline(3)

@@ -124,6 +124,18 @@ def test_a_warm_run_saves_them(graphs: Graphs, stored: Artifacts, tmp_path: Path
     assert path.read_bytes() == b"compiled code"
 
 
+def test_a_warm_run_that_compiles_nothing_saves_nothing(
+    graphs: Graphs, stored: Artifacts, tmp_path: Path
+) -> None:
+    stored.content = None
+    model = flux()
+    model.compile(backend="eager")
+    path = tmp_path / "flux.bin"
+    report = compile_pipeline(model, warm=flux_inputs(), cache_artifacts=path)
+    assert "nothing was compiled in this process yet" in report.parts[-1].detail
+    assert not path.exists()
+
+
 def test_an_unreadable_file_is_said_to_be_that(graphs: Graphs, tmp_path: Path) -> None:
     path = tmp_path / "broken.bin"
     path.write_bytes(b"no artifacts")
