@@ -5,9 +5,9 @@
 needs no import of this package. What is exported here is for looking at what it did.
 """
 
+from rocm_passes.diffusers_pipeline import compile_pipeline
 from rocm_passes.errors import OptionError, RocmPassesError
 from rocm_passes.explain import Explanation, explain
-from rocm_passes.pipelines import compile_pipeline
 from rocm_passes.report.ledger import Entry, Ledger, history
 
 __all__ = [
