@@ -25,7 +25,7 @@ import torch
 import rocm_passes
 from examples.progress import Progress
 from rocm_passes import Explanation, ledger, report_html
-from rocm_passes.explain import document
+from rocm_passes.explanation import document
 from rocm_passes.options import SELECT
 from rocm_passes.report import aligned
 from tests.zoo import DEMO, Case, case, tensors_in

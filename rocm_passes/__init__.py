@@ -2,13 +2,22 @@
 
     torch.compile(model, backend="rocm_diffusion")
 
-needs no import of this package. What is exported here is for looking at what it did.
+needs no import of this package. What is exported here is for looking at what it did. Importing the
+package does not import torch; the first use of an exported name does, and checks its version.
 """
 
-from .errors import OptionError, RocmPassesError
-from .explain import Explanation, explain
-from .ledger import Entry, Ledger, history
-from .pipelines import compile_pipeline
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .errors import OptionError, RocmPassesError, TorchError
+
+if TYPE_CHECKING:
+    from .backend import rocm_diffusion
+    from .explanation import Explanation, explain
+    from .ledger import Entry, Ledger, history
+    from .pipelines import compile_pipeline
 
 __all__ = [
     "Entry",
@@ -16,8 +25,36 @@ __all__ = [
     "Ledger",
     "OptionError",
     "RocmPassesError",
+    "TorchError",
     "compile_pipeline",
     "explain",
     "history",
+    "rocm_diffusion",
 ]
 __version__ = "0.1.0"
+
+#: Names that need torch, and the module of each.
+_NEEDS_TORCH = {
+    "Entry": "ledger",
+    "Explanation": "explanation",
+    "Ledger": "ledger",
+    "compile_pipeline": "pipelines",
+    "explain": "explanation",
+    "history": "ledger",
+    "rocm_diffusion": "backend",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NEEDS_TORCH:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .torch_version import check
+
+    check()
+    value = getattr(importlib.import_module(f".{_NEEDS_TORCH[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

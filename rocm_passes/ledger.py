@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from . import child_ledgers
+
 log = logging.getLogger("rocm_passes")
 
 OUTCOMES = ("rewritten", "kept", "refused")
@@ -60,6 +62,12 @@ class Entry:
             "notes": list(self.notes),
         }
 
+    @staticmethod
+    def from_dict(found: Mapping[str, Any]) -> Entry:
+        """What `to_dict` made. Sizes and dtypes that became names stay names."""
+        lists = {name: tuple(found[name]) for name in ("inputs", "considered", "notes")}
+        return Entry(**{**found, **lists})
+
     def __str__(self) -> str:
         did = f"{self.outcome} by {self.lowering}" if self.outcome == "rewritten" else self.outcome
         where = self.location or self.module or "unknown place"
@@ -86,6 +94,12 @@ class Ledger:
             "sites": [e.to_dict() for e in self.entries],
         }
 
+    @staticmethod
+    def from_dict(found: Mapping[str, Any]) -> Ledger:
+        """What `to_dict` made, in another process say."""
+        entries = [Entry.from_dict(site) for site in found["sites"]]
+        return Ledger(str(found["graph"]), entries, float(found["pass_seconds"]))
+
 
 _LOCK = threading.Lock()
 _HISTORY: collections.deque[Ledger] = collections.deque(maxlen=4096)
@@ -95,6 +109,7 @@ def publish(ledger: Ledger) -> None:
     """Add a finished graph's ledger to this process's history and to torch's structured trace."""
     with _LOCK:
         _HISTORY.append(ledger)
+    child_ledgers.hand_over(ledger.to_dict)
     _trace(ledger)
 
 

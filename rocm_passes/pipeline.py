@@ -136,7 +136,7 @@ class Pipeline(CustomGraphPass):
         if self._listener is not None:
             self._listener(ledger)
         if self.options.report:
-            from .explain import document
+            from .explanation import document
 
             ledgers.write_json(self.options.report, document(ledgers.history()))
 

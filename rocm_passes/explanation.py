@@ -14,6 +14,7 @@ from torch import nn
 
 from . import ledger as ledgers
 from .backend import rocm_diffusion
+from .errors import plural
 from .ledger import Entry, Ledger
 from .target import Target
 
@@ -46,8 +47,8 @@ class Explanation:
     def __str__(self) -> str:
         from .report import table
 
-        graphs = f"{len(self.ledgers)} graph" + ("" if len(self.ledgers) == 1 else "s")
-        breaks = f"{self.graph_breaks} graph break" + ("" if self.graph_breaks == 1 else "s")
+        graphs = plural(len(self.ledgers), "graph")
+        breaks = plural(self.graph_breaks, "graph break")
         reasons = "".join(f"\n  break: {reason}" for reason in self.break_reasons)
         return f"{table(self.ledgers)}\n{graphs}, {breaks}{reasons}"
 
