@@ -9,11 +9,7 @@ import click
 
 from .. import __version__
 from ..errors import RocmPassesError, nearest
-from .bench import bench
-from .demo import demo
-from .doctor import doctor
-from .explain import explain
-from .tune import tune
+from . import bench, demo, doctor, explain, tune
 
 WRONG_USAGE = 2
 INTERRUPTED = 130
@@ -37,7 +33,7 @@ def commands() -> None:
     """Look at what torch.compile(model, backend="rocm_diffusion") does, and at where it runs."""
 
 
-for _command in (doctor, explain, tune, demo, bench):
+for _command in (doctor.doctor, explain.explain, tune.tune, demo.demo, bench.bench):
     commands.add_command(_command)
 
 
