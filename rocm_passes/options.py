@@ -8,7 +8,8 @@ Keys that are not ours are handed to Inductor, validated as Inductor itself woul
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, get_origin
 
@@ -20,7 +21,7 @@ from .errors import OptionError, nearest
 ENVIRONMENT_PREFIX = "ROCM_PASSES_"
 
 SELECT = ("auto", "always", "off")
-NUMERICS = ("default", "strict", "fast")
+REWRITE_NUMERICS = ("default", "strict", "fast")
 LAYOUTS = ("auto", "channels_last", "as_is")
 CONV_DTYPES = ("", "bf16", "fp16")
 LAUNCHES = ("inductor", "python")
@@ -105,7 +106,8 @@ def _count(source: str, value: object) -> int:
 
 def _seconds(source: str, value: object) -> float:
     try:
-        seconds = float(value) if isinstance(value, (int, float, str)) else -1.0
+        is_number = isinstance(value, (int, float, str)) and not isinstance(value, bool)
+        seconds = float(value) if is_number else -1.0  # type: ignore[arg-type]
     except ValueError:
         seconds = -1.0
     if not 0 <= seconds < float("inf"):
@@ -116,7 +118,10 @@ def _seconds(source: str, value: object) -> float:
 def _path(source: str, value: object) -> str:
     if not isinstance(value, (str, os.PathLike)):
         raise OptionError.value(source, "a file path", value)
-    return os.fspath(value)
+    path = os.fspath(value)
+    if path and os.path.isdir(os.path.expanduser(path)):
+        raise OptionError(f"{source}: expected a file path, found the folder {path!r}")
+    return path
 
 
 def option(default: Any, check: Callable[[str, object], Any], doc: str) -> Any:
@@ -139,11 +144,11 @@ class Options:
     lowering: tuple[tuple[str, str], ...] = option(
         (), _lowerings, "force a lowering for an idiom, e.g. {'rms_norm': 'triton'}"
     )
-    numerics: str = option(
+    rewrite_numerics: str = option(
         "default",
-        _choice(*NUMERICS),
-        "strict: refuse a lowering that rounds elsewhere than the graph does; "
-        "fast: also allow fp64 rotary arithmetic (complex128 tables) in fp32",
+        _choice(*REWRITE_NUMERICS),
+        "strict: refuse a lowering that rounds elsewhere than the graph does (the default where Inductor's own "
+        "option numerics is strict); fast: also allow fp64 rotary arithmetic (complex128 tables) in fp32",
     )
     layout: str = option(
         "auto",
@@ -155,7 +160,7 @@ class Options:
         "",
         _choice(*CONV_DTYPES),
         "'bf16' or 'fp16': compute the float32 3-D convolutions in bfloat16, or in float16 scaled into its range "
-        "(less exact, as the ledger says; not for strict numerics)",
+        "(less exact, as the ledger says; not with rewrite_numerics='strict')",
     )
     conv_frames_bucket: int = option(
         0,
@@ -203,41 +208,112 @@ class Options:
 OPTION_NAMES = tuple(f.name for f in fields(Options))
 
 
+#: Old names: each is still taken where it has one of our values, with a DeprecationWarning.
+RENAMED = {"numerics": "rewrite_numerics"}
+
+
 def parse(options: Mapping[str, Any] | None, mode: str | None) -> tuple[Options, dict[str, Any]]:
     """Split what `torch.compile` was given into our Options and a patch of Inductor's config.
 
-    Raises OptionError on the first wrong name or value. "mode" may stand among the options, because
-    torch.compile itself refuses `mode=` beside `options=`.
+    Raises OptionError on the first wrong name or value, and on options that contradict each other. "mode" may
+    stand among the options, because torch.compile itself refuses `mode=` beside `options=`.
     """
+    if options is not None and not isinstance(options, Mapping):
+        raise OptionError.value("options", "a dict such as {'select': 'always'}", options)
     given = dict(options or {})
     inner_mode = given.pop("mode", None)
     if mode and inner_mode:
         raise OptionError.value("mode", "it once, as mode= or inside options", inner_mode)
     ours = {name: given.pop(name) for name in OPTION_NAMES if name in given}
+    ours |= _given_by_old_name(given, ours)
     patch = _mode_patch(mode or inner_mode)
     patch.update(_inductor_options(given))
-    return _resolve(ours), patch
+    return _resolve(ours, patch), patch
 
 
-def _resolve(ours: Mapping[str, Any]) -> Options:
-    values = {}
-    for f in fields(Options):
-        variable = ENVIRONMENT_PREFIX + f.name.upper()
-        if f.name in ours:
-            values[f.name] = f.metadata["check"](f"option {f.name!r}", ours[f.name])
-        elif variable in os.environ:
-            values[f.name] = f.metadata["check"](f"environment variable {variable}", os.environ[variable])
-    unknown = [
-        v for v in os.environ if v.startswith(ENVIRONMENT_PREFIX) and _variable_option(v) not in OPTION_NAMES
-    ]
-    if unknown:
-        known = [ENVIRONMENT_PREFIX + n.upper() for n in OPTION_NAMES]
-        raise OptionError(f"unknown environment variable {unknown[0]}{nearest(unknown[0], known)}")
+def _given_by_old_name(given: dict[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """Take our options under their old names out of `given`.
+
+    A name that Inductor has taken since is Inductor's: torch 2.14 has an option `numerics`.
+    """
+    found = {}
+    for old, new in RENAMED.items():
+        if old not in given:
+            continue
+        if old in inductor_config.get_config_copy():
+            if given[old] in REWRITE_NUMERICS and given[old] not in ("default", "strict"):
+                raise OptionError(
+                    f"option {old!r} is Inductor's in this version of torch: write {new}={given[old]!r}"
+                )
+            continue
+        if new in ours:
+            raise OptionError(f"options {old!r} and {new!r} are both given, and {old!r} is the old name")
+        found[new] = given.pop(old)
+        _warn_of_old_name(f"option {old!r}", f"{new!r}")
+    return found
+
+
+def _warn_of_old_name(old: str, new: str) -> None:
+    warnings.warn(
+        f"rocm_passes: {old} is called {new} now: torch 2.14 has an option of the old name",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+
+
+def _resolve(ours: Mapping[str, Any], patch: Mapping[str, Any]) -> Options:
+    known = {ENVIRONMENT_PREFIX + name.upper(): name for name in OPTION_NAMES}
+    in_environment = _environment(known)
+    checks = {f.name: f.metadata["check"] for f in fields(Options)}
+    environment = {
+        known[v]: checks[known[v]](f"environment variable {v}", text) for v, text in in_environment.items()
+    }
+    given = {name: checks[name](f"option {name!r}", value) for name, value in ours.items()}
+    for source, values in (("options", given), ("environment variables", environment)):
+        for contradiction in _contradictions(values):
+            raise OptionError(f"{source} contradict each other: {contradiction}")
+    values = {**environment, **given}
+    if "rewrite_numerics" not in values and _inductor_is_strict(patch):
+        values["rewrite_numerics"] = "strict"
     return Options(**values)
 
 
-def _variable_option(variable: str) -> str:
-    return variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+def _environment(known: Mapping[str, str]) -> dict[str, str]:
+    """Our environment variables by their names of today."""
+    found = {v: text for v, text in os.environ.items() if v.startswith(ENVIRONMENT_PREFIX)}
+    for old_name, new_name in RENAMED.items():
+        old, new = (ENVIRONMENT_PREFIX + name.upper() for name in (old_name, new_name))
+        if old in found and new in found:
+            raise OptionError(
+                f"environment variables {old} and {new} are both set, and {old} is the old name"
+            )
+        if old in found:
+            found[new] = found.pop(old)
+            _warn_of_old_name(f"environment variable {old}", new)
+    unknown = [variable for variable in found if variable not in known]
+    if unknown:
+        raise OptionError(f"unknown environment variable {unknown[0]}{nearest(unknown[0], known)}")
+    return found
+
+
+def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
+    """Values of one source that cannot all be meant. (Options override the environment, which is no mistake.)"""
+    forced = dict(values.get("lowering", ()))
+    if forced and values.get("select") == "off":
+        yield "select='off' rewrites nothing, and lowering forces a rewrite"
+    left_out = [name for name in forced if values.get("idioms") is not None and name not in values["idioms"]]
+    if left_out:
+        yield f"lowering forces {left_out[0]}, and idioms leaves it out"
+    if values.get("conv_dtype") and values.get("rewrite_numerics") == "strict":
+        yield f"conv_dtype={values['conv_dtype']!r} rounds more, and rewrite_numerics='strict' refuses that"
+    if values.get("conv_search") == "on" and values.get("tune_seconds") == 0:
+        yield "conv_search='on' searches within tune_seconds, and tune_seconds=0 leaves no time"
+
+
+def _inductor_is_strict(patch: Mapping[str, Any]) -> bool:
+    """Who has asked Inductor for strict numerics (torch 2.14) has asked for no rewrite that rounds elsewhere."""
+    value = patch.get("numerics", getattr(inductor_config, "numerics", None))
+    return isinstance(value, str) and value.startswith("strict")
 
 
 def _mode_patch(mode: object) -> dict[str, Any]:

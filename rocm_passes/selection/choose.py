@@ -64,9 +64,9 @@ def obstacle(lowering: Lowering, values: Mapping[str, Any], target: Target, opti
         return reason
     try:
         reason = lowering.refuses(**values)
-        if reason is None and options.numerics == "strict":
+        if reason is None and options.rewrite_numerics == "strict":
             note = lowering.note(target=target, **values)
-            reason = f"numerics='strict': {note}" if note else None
+            reason = f"rewrite_numerics='strict': {note}" if note else None
     except Exception as error:
         return f"its check failed: {type(error).__name__}: {error}"
     return reason
