@@ -11,13 +11,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .errors import OptionError, RocmPassesError, TorchError
+from rocm_passes.errors import OptionError, RocmPassesError, TorchError
 
 if TYPE_CHECKING:
-    from .backend import rocm_diffusion
-    from .explanation import Explanation, explain
-    from .ledger import Entry, Ledger, history
-    from .pipelines import compile_pipeline
+    from rocm_passes.backend import rocm_diffusion
+    from rocm_passes.explanation import Explanation, explain
+    from rocm_passes.pipelines import compile_pipeline
+    from rocm_passes.report.ledger import Entry, Ledger, history
 
 __all__ = [
     "Entry",
@@ -35,12 +35,12 @@ __version__ = "0.1.0"
 
 #: Names that need torch, and the module of each.
 _NEEDS_TORCH = {
-    "Entry": "ledger",
+    "Entry": "report.ledger",
     "Explanation": "explanation",
-    "Ledger": "ledger",
+    "Ledger": "report.ledger",
     "compile_pipeline": "pipelines",
     "explain": "explanation",
-    "history": "ledger",
+    "history": "report.ledger",
     "rocm_diffusion": "backend",
 }
 
@@ -48,7 +48,7 @@ _NEEDS_TORCH = {
 def __getattr__(name: str) -> Any:
     if name not in _NEEDS_TORCH:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .torch_version import check
+    from rocm_passes.torch_version import check
 
     check()
     value = getattr(importlib.import_module(f".{_NEEDS_TORCH[name]}", __name__), name)

@@ -11,15 +11,15 @@ from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
-from .graph import keep
-from .graph.real_tables import TablesInReal, is_training
-from .idioms import rotary
-from .idioms.layout import NODES_PER_CONVOLUTION
-from .ledger import Ledger
-from .options import parse
-from .pipeline import Pipeline
-from .selection import ahead, library_search
-from .target import Target
+from rocm_passes.fx import decompositions as keep
+from rocm_passes.graph_pass import GraphPass
+from rocm_passes.idioms.rotary import rotary
+from rocm_passes.options import parse
+from rocm_passes.passes.complex_to_real import ComplexToReal, is_training
+from rocm_passes.passes.memory_format import NODES_PER_CONVOLUTION
+from rocm_passes.report.ledger import Ledger
+from rocm_passes.target import Target
+from rocm_passes.tuning import ahead, library_search
 
 log = logging.getLogger(__name__)
 
@@ -47,12 +47,12 @@ def rocm_diffusion(
     target = Target.of_inputs(_tensors(gm, example_inputs))
     # Read before Inductor takes the graph over.
     convolutions = library_search.convolutions(gm)
-    pipeline = Pipeline(settings, target, listener)
-    if target.is_gpu and pipeline.may_rewrite() and _is_convolutional(gm, len(convolutions)):
+    graph_pass = GraphPass(settings, target, listener)
+    if target.is_gpu and graph_pass.may_rewrite() and _is_convolutional(gm, len(convolutions)):
         # It sinks what only leaves the graph, a video VAE's cached frames, to the end, and so keeps the padded
         # inputs that these are read from alive through the whole graph.
         patch.setdefault("reorder_for_locality", False)
-    compiled = _compiled(gm, example_inputs, pipeline, patch)
+    compiled = _compiled(gm, example_inputs, graph_pass, patch)
     return library_search.searching(compiled, convolutions, target, settings)
 
 
@@ -61,21 +61,23 @@ def _is_convolutional(gm: fx.GraphModule, convolutions: int) -> bool:
 
 
 def _compiled(
-    gm: fx.GraphModule, example_inputs: Sequence[Any], pipeline: Pipeline, patch: dict[str, Any]
+    gm: fx.GraphModule, example_inputs: Sequence[Any], graph_pass: GraphPass, patch: dict[str, Any]
 ) -> Callable[..., Any]:
-    if not pipeline.idioms:
+    if not graph_pass.idioms:
         return _inductor(gm, example_inputs, patch)
     table = None
-    if pipeline.may_rewrite(rotary.IDIOM):
-        patch["joint_custom_pre_pass"] = _after(patch, "joint_custom_pre_pass", TablesInReal(pipeline.uuid))
-    if pipeline.keep:
-        table = keep.keep_table(pipeline.keep)
+    if graph_pass.may_rewrite(rotary.IDIOM):
         patch["joint_custom_pre_pass"] = _after(
-            patch, "joint_custom_pre_pass", DecomposeForTraining(pipeline)
+            patch, "joint_custom_pre_pass", ComplexToReal(graph_pass.uuid)
+        )
+    if graph_pass.keep:
+        table = keep.table_preserving(graph_pass.keep)
+        patch["joint_custom_pre_pass"] = _after(
+            patch, "joint_custom_pre_pass", DecomposeForTraining(graph_pass)
         )
     if ahead.active():
-        return ahead.run_passes(gm, example_inputs, pipeline, patch, table)
-    patch["post_grad_custom_pre_pass"] = _after(patch, "post_grad_custom_pre_pass", pipeline)
+        return ahead.run_passes(gm, example_inputs, graph_pass, patch, table)
+    patch["post_grad_custom_pre_pass"] = _after(patch, "post_grad_custom_pre_pass", graph_pass)
     return _inductor(gm, example_inputs, patch, table)
 
 
@@ -83,7 +85,7 @@ def _inductor(
     gm: fx.GraphModule,
     example_inputs: Sequence[Any],
     patch: dict[str, Any],
-    decompositions: keep.KeepTable | None = None,
+    decompositions: keep.PreservingTable | None = None,
 ) -> Callable[..., Any]:
     compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patch, decompositions=decompositions)
     return compiled  # type: ignore[no-any-return]
@@ -101,19 +103,19 @@ class DecomposeForTraining(CustomGraphPass):
     sites among them are lost to the later pass over the forward graph, so it is told of them here.
     """
 
-    def __init__(self, pipeline: Pipeline) -> None:
-        self._pipeline = pipeline
+    def __init__(self, graph_pass: GraphPass) -> None:
+        self._graph_pass = graph_pass
 
     def uuid(self) -> str:
-        return self._pipeline.uuid()
+        return self._graph_pass.uuid()
 
     def __call__(self, graph: fx.Graph) -> None:
         if is_training(graph):
-            self._pipeline.note_training(graph)
-            keep.decompose_kept(graph, self._pipeline.keep)
+            self._graph_pass.note_training(graph)
+            keep.decompose_preserved(graph, self._graph_pass.keep)
 
 
-class Chain(CustomGraphPass):
+class PassSequence(CustomGraphPass):
     """Passes in order: the user's own, then ours. (torch 2.11 takes one pass per hook.)"""
 
     def __init__(self, passes: Sequence[Callable[[fx.Graph], None]]) -> None:
@@ -133,4 +135,4 @@ def _after(patch: Mapping[str, Any], hook: str, ours: CustomGraphPass) -> Custom
     theirs = patch.get(hook, getattr(inductor_config, hook))
     if theirs is None:
         return ours
-    return Chain([*(theirs if isinstance(theirs, (list, tuple)) else [theirs]), ours])
+    return PassSequence([*(theirs if isinstance(theirs, (list, tuple)) else [theirs]), ours])

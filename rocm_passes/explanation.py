@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import ledger as ledgers
-from .backend import rocm_diffusion
-from .errors import plural
-from .ledger import Entry, Ledger
-from .target import Target
+from rocm_passes.backend import rocm_diffusion
+from rocm_passes.errors import plural
+from rocm_passes.report import ledger as ledgers
+from rocm_passes.report.ledger import Entry, Ledger
+from rocm_passes.target import Target
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Explanation:
         }
 
     def __str__(self) -> str:
-        from .report import table
+        from rocm_passes.report.text import table
 
         graphs = plural(len(self.ledgers), "graph")
         breaks = plural(self.graph_breaks, "graph break")
@@ -129,8 +129,7 @@ def document(graphs: Iterable[Ledger]) -> dict[str, Any]:
 def environment() -> dict[str, Any]:
     """What a reader of a ledger must know about the machine that it comes from."""
     import rocm_passes
-
-    from .kernels.aiter import installation
+    from rocm_passes.kernels.aiter import installation
 
     target = Target.current()
     aiter = installation.find()

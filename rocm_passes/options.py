@@ -16,7 +16,7 @@ from typing import Any, get_origin
 from torch._inductor import config as inductor_config
 from torch._inductor import list_mode_options
 
-from .errors import OptionError, nearest
+from rocm_passes.errors import OptionError, nearest
 
 ENVIRONMENT_PREFIX = "ROCM_PASSES_"
 
@@ -40,7 +40,7 @@ def _choice(*allowed: str) -> Callable[[str, object], str]:
 
 def _names(source: str, value: object) -> tuple[str, ...]:
     """Idiom names: "all", "none", a comma list or a sequence; a leading '-' takes a name out of "all"."""
-    from .pipeline import idiom_names
+    from rocm_passes.registry import idiom_names
 
     known = idiom_names()
     words = [w.strip() for w in value.split(",")] if isinstance(value, str) else value
@@ -65,7 +65,7 @@ def _names(source: str, value: object) -> tuple[str, ...]:
 
 def _lowerings(source: str, value: object) -> tuple[tuple[str, str], ...]:
     """Forced lowerings: {"rms_norm": "triton"} or "rms_norm=triton,conv3d=unfold"."""
-    from .pipeline import lowering_names
+    from rocm_passes.registry import lowering_names
 
     if isinstance(value, str):
         words = [w.strip() for w in value.split(",") if w.strip()]

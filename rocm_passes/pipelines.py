@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .backend import rocm_diffusion
+from rocm_passes.backend import rocm_diffusion
 
 #: Components of a pipeline that denoise: each runs at every step.
 DENOISERS = ("transformer", "transformer_2", "unet", "prior", "controlnet")

@@ -120,7 +120,7 @@ def needs_triton(target: Target) -> str | None:
 
 def needs_aiter(target: Target) -> str | None:
     """AMD's aiter, usable, on an architecture that it serves."""
-    from .kernels.aiter import installation
+    from rocm_passes.kernels.aiter import installation
 
     if target.vendor != "amd":
         return f"aiter runs on AMD GPUs, and this graph runs on {target.name}"

@@ -12,7 +12,7 @@ import importlib.util
 import re
 import sys
 
-from .errors import TorchError
+from rocm_passes.errors import TorchError
 
 OLDEST = (2, 11)
 INSTALL = "https://pytorch.org/get-started/locally/ (choose ROCm for an AMD GPU)"

@@ -34,8 +34,8 @@ def nothing_left_over() -> Iterator[None]:
     yield
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
-    if "rocm_passes.ledger" in sys.modules:
-        sys.modules["rocm_passes.ledger"].clear_history()
+    if "rocm_passes.report.ledger" in sys.modules:
+        sys.modules["rocm_passes.report.ledger"].clear_history()
     if "torch._inductor.config" in sys.modules:
         # pytest's monkeypatch takes an entry that has an alias away for good: use config.patch.
         assert hasattr(sys.modules["torch._inductor.config"], "fx_graph_cache")

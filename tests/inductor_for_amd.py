@@ -34,7 +34,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from rocm_passes.pipeline import _launched as launched
+from rocm_passes.graph_pass import _launched as launched
 
 ARCH, WARP = "gfx942", 64
 

@@ -12,7 +12,7 @@ import torch
 from torch import fx
 
 import rocm_passes.backend as backend
-from rocm_passes.ledger import Entry, Ledger
+from rocm_passes.report.ledger import Entry, Ledger
 from rocm_passes.target import triton_is_interpreted
 
 #: What takes a CPU graph's site that a Triton kernel of ours could take: the kernel, where Triton's interpreter
@@ -68,18 +68,18 @@ def rewrite(
 
 
 def _recording(seen: Rewritten, gm: fx.GraphModule, inputs: Any, **kwargs: Any) -> Any:
-    class Recording(backend.Pipeline):
+    class Recording(backend.GraphPass):
         def __call__(self, graph: fx.Graph) -> None:
             seen.before.append(_copy(graph))
             super().__call__(graph)
             graph.lint()
             seen.after.append(_copy(graph))
 
-    original, backend.Pipeline = backend.Pipeline, Recording
+    original, backend.GraphPass = backend.GraphPass, Recording
     try:
         return backend.rocm_diffusion(gm, inputs, listener=seen.ledgers.append, **kwargs)
     finally:
-        backend.Pipeline = original
+        backend.GraphPass = original
 
 
 def _copy(graph: fx.Graph) -> fx.Graph:

@@ -13,7 +13,7 @@ import pytest
 
 import rocm_passes
 from examples import write_docs
-from rocm_passes import pipeline
+from rocm_passes import graph_pass, registry
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -38,7 +38,9 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleT
         package = importlib.import_module(f"rocm_passes.{folder.replace('/', '.')}")
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / "rocm_passes" / folder)])
     idiom = importlib.import_module("rocm_passes.idioms.silu_mul").IDIOM
-    monkeypatch.setattr(pipeline, "IDIOMS", (idiom, *pipeline.IDIOMS))
+    idioms = (idiom, *registry.IDIOMS)
+    monkeypatch.setattr(registry, "IDIOMS", idioms)
+    monkeypatch.setattr(graph_pass, "IDIOMS", idioms)
     monkeypatch.syspath_prepend(str(tmp_path / "tests" / "idioms"))
     yield importlib.import_module("test_silu_mul")
     for name in [n for n in sys.modules if n.endswith("silu_mul")]:

@@ -14,7 +14,7 @@ from torch._inductor import config as inductor_config
 from rocm_passes import options as options_module
 from rocm_passes.errors import OptionError
 from rocm_passes.options import OPTION_NAMES, RENAMED, Options, describe, parse
-from rocm_passes.pipeline import idiom_names
+from rocm_passes.registry import idiom_names
 
 
 def test_defaults() -> None:

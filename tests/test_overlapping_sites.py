@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 import torch
+from tests.test_pipeline import D, TwoNorms, aten, install
 from torch import Tensor, fx
 
-from rocm_passes.graph.rewriter import is_convex
-from rocm_passes.idioms import rms_norm
-from rocm_passes.idioms.idiom import Context, Idiom, Site
+from rocm_passes.idioms.norms import rms_norm
 from rocm_passes.ops.operator import Lowering, Verdict
+from rocm_passes.rewrite.match import Context, Idiom, Match
+from rocm_passes.rewrite.rewriter import is_convex
 from tests.rewriting import rewrite
-from tests.test_pipeline import D, TwoNorms, aten, install
 
 
 @pytest.fixture(autouse=True)
@@ -25,11 +25,11 @@ def plain_torch_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
 def fused(outcome: Verdict) -> Idiom:
     """Both norms as one site, to see how larger fusions give way."""
 
-    def find(graph: fx.Graph, context: Context) -> Iterator[Site]:
-        found = [s for s in rms_norm.find(graph, context) if isinstance(s, Site)]
+    def find(graph: fx.Graph, context: Context) -> Iterator[Match]:
+        found = [s for s in rms_norm.find(graph, context) if isinstance(s, Match)]
         nodes = frozenset().union(*(s.nodes for s in found))
         first, last = found[0], found[-1]
-        yield Site(first.anchor, nodes, last.outputs, {"x": first.arguments["x"]}, {"rms_norm": len(found)})
+        yield Match(first.anchor, nodes, last.outputs, {"x": first.arguments["x"]}, {"rms_norm": len(found)})
 
     write = lambda b, x: b(torch.ops.aten.mul.Tensor, x, 0.0)  # noqa: E731
     return Idiom("pair", find, (Lowering("zero", write=write, pays=lambda *_, **__: outcome),), fuses=True)
@@ -54,10 +54,10 @@ def made_up(
 ) -> Idiom:
     """One site: the first node of each of these targets; what it becomes is wrong, and easy to see."""
 
-    def find(graph: fx.Graph, context: Context) -> Iterator[Site]:
+    def find(graph: fx.Graph, context: Context) -> Iterator[Match]:
         nodes = [next(iter(graph.find_nodes(op="call_function", target=t))) for t in targets]
         x = next(iter(graph.find_nodes(op="placeholder")))
-        yield Site(nodes[anchor], frozenset(nodes), (nodes[-1],), {"x": x}, covers, {"of": name})
+        yield Match(nodes[anchor], frozenset(nodes), (nodes[-1],), {"x": x}, covers, {"of": name})
 
     verdict = Verdict(pays, "it pays" if pays else "it is slow")
     lowering = Lowering("copy", write=lambda b, x: b(aten.clone.default, x), pays=lambda *_, **__: verdict)
@@ -145,6 +145,6 @@ def test_convexity() -> None:
     b = graph.call_function(torch.add, (a, outside))
     graph.output((a, b))
     order = {n: i for i, n in enumerate(graph.nodes)}
-    loop = Site(a, frozenset({a, b}), (a, b), {"x": x, "y": outside}, {})
+    loop = Match(a, frozenset({a, b}), (a, b), {"x": x, "y": outside}, {})
     assert not is_convex(loop, order)
-    assert is_convex(Site(a, frozenset({a}), (a,), {"x": x}, {}), order)
+    assert is_convex(Match(a, frozenset({a}), (a,), {"x": x}, {}), order)

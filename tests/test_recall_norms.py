@@ -10,7 +10,7 @@ import torch
 from torch import fx
 
 from rocm_passes.backend import rocm_diffusion
-from rocm_passes.ledger import Ledger
+from rocm_passes.report.ledger import Ledger
 from tests.rewriting import Rewritten, _recording
 from tests.zoo import DEMO, Case, case, cases, tensors_in
 

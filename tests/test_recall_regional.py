@@ -10,7 +10,7 @@ import torch
 from torch import fx, nn
 
 from rocm_passes.backend import rocm_diffusion
-from rocm_passes.ledger import Ledger
+from rocm_passes.report.ledger import Ledger
 from tests.zoo import case, count_idioms, tensors_in
 
 MODELS = ("wan", "z_image", "qwen_image", "flux")

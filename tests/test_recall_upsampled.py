@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rocm_passes.backend import rocm_diffusion
-from rocm_passes.ledger import Ledger
+from rocm_passes.report.ledger import Ledger
 from tests.without_codegen import without_codegen
 from tests.zoo import case
 

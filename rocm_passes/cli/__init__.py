@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import click
 
-from .. import __version__
-from ..errors import RocmPassesError, nearest
-from . import bench, demo, doctor, explain, tune
+from rocm_passes import __version__
+from rocm_passes.cli import bench, demo, doctor, explain, tune
+from rocm_passes.errors import RocmPassesError, nearest
 
 WRONG_USAGE = 2
 INTERRUPTED = 130

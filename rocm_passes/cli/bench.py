@@ -1,4 +1,4 @@
-"""`rocm-passes bench`: run one of the benchmarks, which are part of a checkout."""
+"""`rocm-passes bench`: run one of the benchmarks, the programs in rocm_passes/bench."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from pathlib import Path
 
 import click
 
-from ..errors import nearest
+from rocm_passes.errors import nearest
 
-#: The checkout, where this is one.
-ROOT = Path(__file__).resolve().parent.parent.parent
-PACKAGE = "benchmarks"
+PACKAGE = "rocm_passes.bench"
+FOLDER = Path(__file__).resolve().parent.parent / "bench"
 
 
 @click.command(
@@ -22,24 +21,23 @@ PACKAGE = "benchmarks"
 @click.argument("benchmark")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def bench(benchmark: str, arguments: tuple[str, ...]) -> int:
-    """Run one of the benchmarks of a checkout, on a GPU.
+    """Run one of the benchmarks, on a GPU.
 
     A name that is none of them is answered with the list; `rocm-passes bench NAME --help` shows the options of
     one.
     """
     known = benchmarks()
     if benchmark not in known:
-        listed = ", ".join(known) or "none: this is an installed package, not a checkout"
+        listed = ", ".join(known)
         raise click.UsageError(
             f"bench: there is no {benchmark!r}; there are {listed}{nearest(benchmark, known)}"
         )
-    sys.path.insert(0, str(ROOT))
     sys.argv = [f"rocm-passes bench {benchmark}", *arguments]
     runpy.run_module(f"{PACKAGE}.{benchmark}", run_name="__main__")
     return 0
 
 
 def benchmarks() -> list[str]:
-    """The programs in a checkout's folder of benchmarks."""
-    files = sorted((ROOT / PACKAGE).glob("*.py"))
+    """The programs among the modules of the package."""
+    files = sorted(FOLDER.glob("*.py"))
     return [f.stem for f in files if '__name__ == "__main__"' in f.read_text(encoding="utf-8")]

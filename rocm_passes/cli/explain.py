@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..errors import plural
-from .script import Script, ScriptCommand, check_writable, hint_at_misplaced
+from rocm_passes.cli.script import Script, ScriptCommand, check_writable, hint_at_misplaced
+from rocm_passes.errors import plural
 
 if TYPE_CHECKING:
-    from ..ledger import Ledger
+    from rocm_passes.report.ledger import Ledger
 
 #: Read when torch is imported, here and in child processes: a cache hit would leave nothing to report.
 NO_CACHES = "TORCHINDUCTOR_FORCE_DISABLE_CACHES"
@@ -40,7 +40,7 @@ def explain(
     check_writable(json_file, html_file)
     hint_at_misplaced("explain", ("--json", "--html", "--all"), script.arguments)
     _switch_caches_off()
-    from .. import child_ledgers
+    from rocm_passes.report import child_ledgers
 
     folder = tempfile.mkdtemp(prefix="rocm-passes-ledgers-")
     try:
@@ -67,15 +67,15 @@ def _switch_caches_off() -> None:
 
 def _graphs(folder: str) -> list[Ledger]:
     """What this process compiled, then what its children did. Without torch nothing was compiled."""
-    from .. import child_ledgers
-    from ..ledger import Ledger, history
+    from rocm_passes.report import child_ledgers
+    from rocm_passes.report.ledger import Ledger, history
 
     return [*history(), *(Ledger.from_dict(found) for found in child_ledgers.read(folder))]
 
 
 def _print(graphs: list[Ledger], name: str, every_site: bool) -> None:
-    from ..report import every_site as all_of_them
-    from ..report import table
+    from rocm_passes.report.text import every_site as all_of_them
+    from rocm_passes.report.text import table
 
     click.echo()
     if graphs:
@@ -89,9 +89,9 @@ def _print(graphs: list[Ledger], name: str, every_site: bool) -> None:
 def _write(graphs: list[Ledger], name: str, json_file: str | None, html_file: str | None) -> None:
     if json_file is None and html_file is None:
         return
-    from .. import report_html
-    from ..explanation import document
-    from ..ledger import write_json
+    from rocm_passes.explanation import document
+    from rocm_passes.report import html as report_html
+    from rocm_passes.report.ledger import write_json
 
     found = document(graphs)
     if json_file is not None:

@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from ..errors import nearest
+from rocm_passes.errors import nearest
 
 
 class ScriptCommand(click.Command):
@@ -25,8 +25,8 @@ class ScriptCommand(click.Command):
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        settings = {"allow_interspersed_args": False, **kwargs.pop("context_settings", {})}
-        super().__init__(*args, context_settings=settings, **kwargs)
+        super().__init__(*args, **kwargs)
+        self.allow_interspersed_args = False
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         return super().parse_args(ctx, self._ended_at_module(args))

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from ..errors import plural
-from .script import Script, ScriptCommand, check_writable, hint_at_misplaced
+from rocm_passes.cli.script import Script, ScriptCommand, check_writable, hint_at_misplaced
+from rocm_passes.errors import plural
 
 if TYPE_CHECKING:
-    from ..options import Options
-    from ..selection.ahead import Call
-    from ..selection.store import Measured
-    from ..selection.tuning import Timer
-    from ..target import Target
+    from rocm_passes.options import Options
+    from rocm_passes.target import Target
+    from rocm_passes.tuning.ahead import Call
+    from rocm_passes.tuning.store import Measured
+    from rocm_passes.tuning.tuning import Timer
 
 State = Literal["measured", "known", "not measured"]
 INTERRUPTED = 130
@@ -71,13 +71,13 @@ def tune(
 
 
 def _path(choices: str | None) -> Path:
-    from ..selection.store import default_path
+    from rocm_passes.tuning.store import default_path
 
     return Path(choices).expanduser() if choices else default_path()
 
 
 def _merge(files: Sequence[str], choices: str | None) -> int:
-    from ..selection.store import load, update
+    from rocm_passes.tuning.store import load, update
 
     missing = [file for file in files if not Path(file).is_file()]
     if missing:
@@ -108,16 +108,16 @@ def _writable(path: Path) -> Path:
 
 def _tune(script: Script, seconds: float, path: Path) -> int:
     """The script as Python would run it; then, with the GPU to itself, the measurements."""
-    from ..selection.store import load
+    from rocm_passes.tuning.store import load
 
     load(_writable(path))  # Refused now, and not after the script, where it is none of ours.
     os.environ["ROCM_PASSES_TUNE_SECONDS"] = str(seconds)
     os.environ["ROCM_PASSES_CHOICES"] = str(path)
     # Imported after the variables are set: the script reads them through the backend.
-    from ..ledger import history
-    from ..options import Options
-    from ..selection import ahead
-    from ..target import Target
+    from rocm_passes.options import Options
+    from rocm_passes.report.ledger import history
+    from rocm_passes.target import Target
+    from rocm_passes.tuning import ahead
 
     code: int | None = None
     with ahead.noting() as noted:
@@ -161,8 +161,8 @@ def measure(
 
 
 def _measured(call: Call, options: Options, target: Target, timer: Timer | None) -> Tuned:
-    from ..selection import tuning
-    from ..selection.store import store
+    from rocm_passes.tuning import tuning
+    from rocm_passes.tuning.store import store
 
     kept, where = store(options.choices), tuning.machine(target)
     before = kept.find(where, call.key)
@@ -174,7 +174,7 @@ def _measured(call: Call, options: Options, target: Target, timer: Timer | None)
 
 
 def _why_not(found: Measured | None, options: Options, target: Target, timer: Timer | None) -> str:
-    from ..selection import tuning
+    from rocm_passes.tuning import tuning
 
     if found is not None and found.skipped:
         return "no lowering could be run"
@@ -220,7 +220,7 @@ def _times(found: Measured) -> str:
 
 def known(path: Path) -> str:
     """The content of a file of measured choices."""
-    from ..selection.store import load
+    from rocm_passes.tuning.store import load
 
     choices = load(path)
     if not choices:

@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..target import AMD_ARCHITECTURES
+from rocm_passes.target import AMD_ARCHITECTURES
 
 if TYPE_CHECKING:
-    from .triton.common import IsaExample
+    from rocm_passes.kernels.triton.common import IsaExample
 
 KERNEL_MODULES = ("norm", "channel_norm", "group_norm", "group_norm_pad", "pad", "frames", "rotary")
 BEGIN, END = "<!-- isa table: begin -->", "<!-- isa table: end -->"

@@ -14,12 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..target import Target, needs_import, needs_triton
-from . import frames
-from .frames import empty_joined, joined_by_copies, joined_by_kernel
-from .group_norm import with_bias
-from .operator import Lowering, Operator, Verdict, measured
-from .strides import settled
+from rocm_passes.ops import frames
+from rocm_passes.ops.frames import empty_joined, joined_by_copies, joined_by_kernel
+from rocm_passes.ops.group_norm import with_bias
+from rocm_passes.ops.operator import Lowering, Operator, Verdict, measured
+from rocm_passes.ops.strides import settled
+from rocm_passes.target import Target, needs_import, needs_triton
 
 SCHEMA = (
     "(Tensor x, Tensor? x_bias, Tensor? gamma, Tensor? bias, str form, float eps, float scale, bool silu, "
@@ -109,7 +109,7 @@ def _triton(
     front: Tensor | None = None,
     repeat_first: int = 0,
 ) -> Tensor:
-    from ..kernels.triton import channel_norm
+    from rocm_passes.kernels.triton.norms import channel_norm
 
     x = settled(x)
 
@@ -132,7 +132,7 @@ def _triton(
 
 
 def _triton_refuses(x: Tensor, round_to: torch.dtype | None, **_: Any) -> str | None:
-    from ..kernels.triton.channel_norm import MAX_CHANNELS
+    from rocm_passes.kernels.triton.norms.channel_norm import MAX_CHANNELS
 
     if round_to not in (None, x.dtype):
         return f"the graph rounds to {round_to} before the weight, and x is {x.dtype}"
@@ -171,7 +171,7 @@ OPERATOR = Operator(
     lowerings=(
         Lowering(
             "triton",
-            requires=(needs_triton, needs_import("rocm_passes.kernels.triton.channel_norm")),
+            requires=(needs_triton, needs_import("rocm_passes.kernels.triton.norms.channel_norm")),
             refuses=_triton_refuses,
             note=_triton_note,
             pays=_triton_pays,

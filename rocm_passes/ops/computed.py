@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .operator import Operator
+from rocm_passes.ops.operator import Operator
 
 
 def reference(x: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ def joined_by_kernel(
     """
     if not has_front(front, repeat_first):
         return compute(None)
-    from ..kernels.triton.frames import copy_frames
+    from rocm_passes.kernels.triton.convolution.frames import copy_frames
 
     joined = empty_joined(front, repeat_first, x, dtype)
     count = joined.shape[TIME] - x.shape[TIME]

@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..target import Target, needs_aiter, needs_import, needs_triton
-from .layer_norm import no_gain, too_wide
-from .operator import Lowering, Operator, Verdict, measured
-from .rms_norm import epsilon
+from rocm_passes.ops.layer_norm import no_gain, too_wide
+from rocm_passes.ops.operator import Lowering, Operator, Verdict, measured
+from rocm_passes.ops.rms_norm import epsilon
+from rocm_passes.target import Target, needs_aiter, needs_import, needs_triton
 
 SCHEMA = (
     "(Tensor x, Tensor? branch, Tensor? gate, bool branch_norm, Tensor? branch_weight, "
@@ -108,7 +108,7 @@ def fake(*values: Any) -> list[Tensor]:
 
 
 def _triton(*values: Any) -> list[Tensor]:
-    from ..kernels.triton import norm
+    from rocm_passes.kernels.triton.norms import norm
 
     a = dict(zip(PARAMETERS, values, strict=True))
     pairs = ((a["scale0"], a["shift0"]), (a["scale1"], a["shift1"]))[: a["outputs"]]
@@ -197,7 +197,7 @@ def _triton_pays(
 
 
 def _aiter(*values: Any) -> list[Tensor]:
-    from ..kernels.aiter import rms_norm
+    from rocm_passes.kernels.aiter import rms_norm
 
     a = dict(zip(PARAMETERS, values, strict=True))
     out, total = rms_norm.add_rms_norm(
@@ -211,7 +211,7 @@ def _aiter(*values: Any) -> list[Tensor]:
 
 
 def _aiter_refuses(**a: Any) -> str | None:
-    from ..kernels.aiter import rms_norm
+    from rocm_passes.kernels.aiter import rms_norm
 
     x, branch, weight, round_to = a["x"], a["branch"], a["weight"], a["round_to"]
     if a["kind"] != "rms" or branch is None:
@@ -238,7 +238,7 @@ def _aiter_refuses(**a: Any) -> str | None:
 
 
 def _aiter_note(target: Target, x: Tensor, round_to: torch.dtype | None, **_: Any) -> str | None:
-    from ..kernels.aiter import rms_norm
+    from rocm_passes.kernels.aiter import rms_norm
 
     return rms_norm.add_numerics_note(x, arch=target.arch, round_before_weight=round_to is not None)
 
@@ -270,7 +270,7 @@ OPERATOR = Operator(
         ),
         Lowering(
             "triton",
-            requires=(needs_triton, needs_import("rocm_passes.kernels.triton.norm")),
+            requires=(needs_triton, needs_import("rocm_passes.kernels.triton.norms.norm")),
             refuses=_triton_refuses,
             note=_triton_note,
             pays=_triton_pays,

@@ -14,11 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..target import Target, needs_aiter, needs_import, needs_triton
-from . import frames
-from .frames import empty_joined, joined_by_copies, joined_by_kernel
-from .operator import Lowering, Operator, Verdict, measured
-from .strides import settled
+from rocm_passes.ops import frames
+from rocm_passes.ops.frames import empty_joined, joined_by_copies, joined_by_kernel
+from rocm_passes.ops.operator import Lowering, Operator, Verdict, measured
+from rocm_passes.ops.strides import settled
+from rocm_passes.target import Target, needs_aiter, needs_import, needs_triton
 
 SCHEMA = (
     "(Tensor x, Tensor? x_bias, int groups, Tensor? weight, Tensor? bias, float eps, bool silu, Tensor? multiplier, "
@@ -117,7 +117,7 @@ def _triton(
     front: Tensor | None = None,
     repeat_first: int = 0,
 ) -> Tensor:
-    from ..kernels.triton import group_norm
+    from rocm_passes.kernels.triton.norms import group_norm
 
     x = settled(x)
 
@@ -176,7 +176,7 @@ def _aiter(
     front: Tensor | None = None,
     repeat_first: int = 0,
 ) -> Tensor:
-    from ..kernels.aiter import group_norm
+    from rocm_passes.kernels.aiter import group_norm
 
     return group_norm.group_norm(x, groups, weight, bias, eps)
 
@@ -197,7 +197,7 @@ def _aiter_refuses(
     front: Tensor | None = None,
     repeat_first: int = 0,
 ) -> str | None:
-    from ..kernels.aiter import group_norm
+    from rocm_passes.kernels.aiter import group_norm
 
     if any(extra is not None for extra in (x_bias, multiplier, addend)) or silu:
         return "aiter's GroupNorm has nothing after the norm: SiLU, multiplier or addend"
@@ -209,7 +209,7 @@ def _aiter_refuses(
 
 
 def _aiter_note(target: Target, x: Tensor, **_: Any) -> str | None:
-    from ..kernels.aiter import group_norm
+    from rocm_passes.kernels.aiter import group_norm
 
     return group_norm.numerics_note(x, arch=target.arch)
 
@@ -229,7 +229,7 @@ OPERATOR = Operator(
     lowerings=(
         Lowering(
             "triton",
-            requires=(needs_triton, needs_import("rocm_passes.kernels.triton.group_norm")),
+            requires=(needs_triton, needs_import("rocm_passes.kernels.triton.norms.group_norm")),
             note=triton_note,
             pays=triton_pays,
             run=_triton,

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..target import Target, needs_import, needs_triton
-from . import group_norm, pad
-from .operator import Lowering, Operator, Verdict, measured
+from rocm_passes.ops import group_norm, pad
+from rocm_passes.ops.operator import Lowering, Operator, Verdict, measured
+from rocm_passes.target import Target, needs_import, needs_triton
 
 SCHEMA = (
     "(Tensor x, Tensor? x_bias, int groups, Tensor? weight, Tensor? bias, float eps, bool silu, bool rounds_between, "
@@ -81,7 +81,7 @@ def _triton(
     mode: str,
     channels_last: bool,
 ) -> Tensor:
-    from ..kernels.triton import group_norm_pad
+    from rocm_passes.kernels.triton.norms import group_norm_pad
 
     return group_norm_pad.group_norm_pad(
         x,
@@ -106,7 +106,8 @@ def _triton_pays(target: Target, x: Tensor, padding: Sequence[int], channels_las
     ):
         if not verdict.pays:
             return verdict
-    # python -m benchmarks.pads: beside the convolutions 0.67 ms for GroupNorm and a copy's 0.77, and Inductor's 1.20.
+    # python -m rocm_passes.bench.pads: beside the convolutions 0.67 ms for GroupNorm and a
+    # copy's 0.77, and Inductor's 1.20.
     return Verdict(
         True, f"GroupNorm writes the padded tensor itself, one pass over memory less ({measured(target)})"
     )
@@ -120,7 +121,7 @@ OPERATOR = Operator(
     lowerings=(
         Lowering(
             "triton",
-            requires=(needs_triton, needs_import("rocm_passes.kernels.triton.group_norm_pad")),
+            requires=(needs_triton, needs_import("rocm_passes.kernels.triton.norms.group_norm_pad")),
             note=group_norm.triton_note,
             pays=_triton_pays,
             run=_triton,

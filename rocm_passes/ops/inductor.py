@@ -31,10 +31,10 @@ from torch._inductor.virtualized import V
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..kernels.triton.launch import Launch, written_down
-from ..target import triton_is_interpreted
-from .computed import COMPUTED
-from .operator import OPERATORS, Operator
+from rocm_passes.kernels.triton.launch import Launch, written_down
+from rocm_passes.ops.computed import COMPUTED
+from rocm_passes.ops.operator import OPERATORS, Operator
+from rocm_passes.target import triton_is_interpreted
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..target import Target, needs_aiter, needs_import, needs_triton
-from .operator import Lowering, Operator, Verdict, measured
+from rocm_passes.ops.operator import Lowering, Operator, Verdict, measured
+from rocm_passes.target import Target, needs_aiter, needs_import, needs_triton
 
 SCHEMA = "(Tensor x, Tensor? weight, Tensor? bias, float eps, ScalarType out_dtype) -> Tensor"
 
@@ -38,7 +38,7 @@ def fake(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out_
 def _triton(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out_dtype: torch.dtype
 ) -> Tensor:
-    from ..kernels.triton import norm
+    from rocm_passes.kernels.triton.norms import norm
 
     outs, _ = norm.fused_norm(x, kind="layer", eps=eps, weight=weight, bias=bias, out_dtype=out_dtype)
     return outs[0]
@@ -50,7 +50,7 @@ def _triton_refuses(x: Tensor, **_: Any) -> str | None:
 
 def too_wide(x: Tensor) -> str | None:
     """The width that the Triton norms end at."""
-    from ..kernels.triton.norm_plan import MAX_WIDTH
+    from rocm_passes.kernels.triton.norms.norm_plan import MAX_WIDTH
 
     width = x.shape[-1]
     if isinstance(width, int) and width > MAX_WIDTH:
@@ -86,7 +86,7 @@ def _triton_pays(target: Target, x: Tensor, **_: Any) -> Verdict:
 def _aiter(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out_dtype: torch.dtype
 ) -> Tensor:
-    from ..kernels.aiter import layer_norm
+    from rocm_passes.kernels.aiter import layer_norm
 
     return layer_norm.layer_norm(x, weight, bias, eps)
 
@@ -94,7 +94,7 @@ def _aiter(
 def _aiter_refuses(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, out_dtype: torch.dtype
 ) -> str | None:
-    from ..kernels.aiter import layer_norm
+    from rocm_passes.kernels.aiter import layer_norm
 
     if out_dtype is not x.dtype:
         return f"the result is {out_dtype} and x is {x.dtype}; aiter returns x's dtype"
@@ -102,7 +102,7 @@ def _aiter_refuses(
 
 
 def _aiter_note(target: Target, x: Tensor, **_: Any) -> str | None:
-    from ..kernels.aiter import layer_norm
+    from rocm_passes.kernels.aiter import layer_norm
 
     return layer_norm.numerics_note(x, arch=target.arch)
 
@@ -129,7 +129,7 @@ OPERATOR = Operator(
         ),
         Lowering(
             "triton",
-            requires=(needs_triton, needs_import("rocm_passes.kernels.triton.norm")),
+            requires=(needs_triton, needs_import("rocm_passes.kernels.triton.norms.norm")),
             refuses=_triton_refuses,
             pays=_triton_pays,
             run=_triton,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..target import Requirement, Target, triton_is_interpreted
+from rocm_passes.target import Requirement, Target, triton_is_interpreted
 
 log = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..target import Target, needs_import, needs_triton
-from .operator import Lowering, Operator, Verdict, measured
+from rocm_passes.ops.operator import Lowering, Operator, Verdict, measured
+from rocm_passes.target import Target, needs_import, needs_triton
 
 SCHEMA = "(Tensor x, int[] padding, str mode, int[] repeats, int skipped, bool channels_last) -> Tensor"
 #: Below this size Inductor is left to fuse the padding with what makes x.
@@ -89,7 +89,7 @@ def _drop(b: Any, *, x: Any, **_: Any) -> Any:
 def _triton(
     x: Tensor, padding: Sequence[int], mode: str, repeats: Sequence[int], skipped: int, channels_last: bool
 ) -> Tensor:
-    from ..kernels.triton import pad
+    from rocm_passes.kernels.triton.convolution import pad
 
     return pad.pad(x, padding, mode, repeats=repeats, skipped=skipped, channels_last=channels_last)
 
@@ -126,7 +126,7 @@ def pays(target: Target, shape: Sequence[Any], channels_last: bool) -> Verdict:
         return Verdict(False, "its size is not known at compile time")
     if size < LEAST:
         return Verdict(False, f"below {LEAST} elements it is left to Inductor to fuse (not measured)")
-    # python -m benchmarks.pads (docs/tuning.md): HunyuanVideo's upsamplers 2.55 -> 0.59 ms and less.
+    # python -m rocm_passes.bench.pads (docs/tuning.md): HunyuanVideo's upsamplers 2.55 -> 0.59 ms and less.
     return Verdict(True, f"one pass, where Inductor crosses memory in the wrong order ({measured(target)})")
 
 
@@ -139,7 +139,7 @@ OPERATOR = Operator(
         Lowering("drop", refuses=_drop_refuses, pays=_drop_pays, write=_drop),
         Lowering(
             "triton",
-            requires=(needs_triton, needs_import("rocm_passes.kernels.triton.pad")),
+            requires=(needs_triton, needs_import("rocm_passes.kernels.triton.convolution.pad")),
             refuses=_triton_refuses,
             pays=_triton_pays,
             run=_triton,

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..graph.builder import Eager
-from ..graph.complex_tables import reuse
-from ..target import Target, needs_aiter, needs_import, needs_triton
-from . import rotary as one
-from . import rotary_layout as layout
-from .operator import Lowering, Operator, Verdict, measured, needs_cpu, reference_pays
-from .rotary_layout import Recipe
+from rocm_passes.fx.builder import Eager
+from rocm_passes.idioms.rotary.complex_tables import reuse
+from rocm_passes.ops import rotary as one
+from rocm_passes.ops import rotary_layout as layout
+from rocm_passes.ops.operator import Lowering, Operator, Verdict, measured, needs_cpu, reference_pays
+from rocm_passes.ops.rotary_layout import Recipe
+from rocm_passes.target import Target, needs_aiter, needs_import, needs_triton
 
 aten = torch.ops.aten
 
@@ -119,7 +119,7 @@ def _triton(
     conjugate: bool,
     out_dtype: torch.dtype,
 ) -> list[Tensor]:
-    from ..kernels.triton.qk_norm_rotary import qk_norm_rotary
+    from rocm_passes.kernels.triton.rotary.qk_norm_rotary import qk_norm_rotary
 
     out_q, out_k = _joint(q, out_dtype), _joint(k, out_dtype) if k else None
     begin = 0
@@ -166,7 +166,7 @@ def _aiter(
     conjugate: bool,
     out_dtype: torch.dtype,
 ) -> list[Tensor]:
-    from ..kernels.aiter.qk_norm_rotary import qk_norm_rotary
+    from rocm_passes.kernels.aiter.qk_norm_rotary import qk_norm_rotary
 
     return list(
         qk_norm_rotary(
@@ -328,7 +328,7 @@ def _padded(size: int) -> int:
 
 
 def _aiter_refuses(streams: Streams, **arguments: Any) -> str | None:
-    from ..kernels.aiter import qk_norm_rotary
+    from rocm_passes.kernels.aiter import qk_norm_rotary
 
     reason = _triton_refuses(streams, **arguments)
     if reason is not None:
@@ -363,7 +363,7 @@ def _aiter_refuses(streams: Streams, **arguments: Any) -> str | None:
 
 
 def _aiter_note(target: Target, q: Sequence[Tensor], **_: Any) -> str | None:
-    from ..kernels.aiter import qk_norm_rotary
+    from rocm_passes.kernels.aiter import qk_norm_rotary
 
     return qk_norm_rotary.numerics_note(q[0], arch=target.arch)
 
@@ -396,7 +396,7 @@ OPERATOR = Operator(
 LOWERINGS = (
     Lowering(
         "triton",
-        requires=(needs_triton, needs_import("rocm_passes.kernels.triton.qk_norm_rotary")),
+        requires=(needs_triton, needs_import("rocm_passes.kernels.triton.rotary.qk_norm_rotary")),
         refuses=_triton_refuses,
         pays=_triton_pays,
         write=writes("triton"),

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..target import Target, needs_aiter, needs_import, needs_triton
-from .operator import Lowering, Operator, Verdict
+from rocm_passes.ops.operator import Lowering, Operator, Verdict
+from rocm_passes.target import Target, needs_aiter, needs_import, needs_triton
 
 SCHEMA = (
     "(Tensor x, Tensor? weight, Tensor? bias, Tensor? eps_tensor, float eps, float weight_offset, "
@@ -80,7 +80,7 @@ def _triton(
     round_product: torch.dtype | None,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    from ..kernels.triton import norm
+    from rocm_passes.kernels.triton.norms import norm
 
     return norm.rms_norm(
         x,
@@ -127,7 +127,7 @@ def _aiter(
     round_product: torch.dtype | None,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    from ..kernels.aiter import rms_norm
+    from rocm_passes.kernels.aiter import rms_norm
 
     assert weight is not None
     return rms_norm.rms_norm(
@@ -146,7 +146,7 @@ def _aiter_refuses(
     round_product: torch.dtype | None,
     out_dtype: torch.dtype,
 ) -> str | None:
-    from ..kernels.aiter import rms_norm
+    from rocm_passes.kernels.aiter import rms_norm
 
     if weight is None:
         return "the norm has no weight, and aiter's needs one"
@@ -166,7 +166,7 @@ def _aiter_refuses(
 def _aiter_note(
     target: Target, x: Tensor, weight: Tensor | None, round_to: torch.dtype | None, **_: Any
 ) -> str | None:
-    from ..kernels.aiter import rms_norm
+    from rocm_passes.kernels.aiter import rms_norm
 
     return rms_norm.numerics_note(x, arch=target.arch, round_before_weight=round_to is not None)
 
@@ -198,7 +198,7 @@ OPERATOR = Operator(
         ),
         Lowering(
             "triton",
-            requires=(needs_triton, needs_import("rocm_passes.kernels.triton.norm")),
+            requires=(needs_triton, needs_import("rocm_passes.kernels.triton.norms.norm")),
             refuses=_triton_refuses,
             note=_triton_note,
             pays=_triton_pays,

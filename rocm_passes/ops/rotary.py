@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch._inductor import config as inductor_config
 
-from ..graph import nodes as n
-from ..graph.builder import Eager
-from ..graph.complex_tables import reuse
-from ..target import Target, needs_aiter, needs_import, needs_triton
-from . import rotary_layout as layout
-from .operator import Lowering, Operator, Verdict, measured, needs_cpu, reference_pays
-from .rotary_layout import Recipe
+from rocm_passes.fx import nodes as n
+from rocm_passes.fx.builder import Eager
+from rocm_passes.idioms.rotary.complex_tables import reuse
+from rocm_passes.ops import rotary_layout as layout
+from rocm_passes.ops.operator import Lowering, Operator, Verdict, measured, needs_cpu, reference_pays
+from rocm_passes.ops.rotary_layout import Recipe
+from rocm_passes.target import Target, needs_aiter, needs_import, needs_triton
 
 aten = torch.ops.aten
 convert = torch.ops.prims.convert_element_type.default
@@ -100,7 +100,7 @@ def _triton(
     seq_start: int | None,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    from ..kernels.triton import rotary
+    from rocm_passes.kernels.triton.rotary import rotary
 
     return rotary.rotary(
         x,
@@ -124,7 +124,7 @@ def _aiter(
     seq_start: int | None,
     out_dtype: torch.dtype,
 ) -> Tensor:
-    from ..kernels.aiter import rotary
+    from rocm_passes.kernels.aiter import rotary
 
     return rotary.rotary(x, cos, sin, interleaved=interleaved, rotated=width)
 
@@ -263,7 +263,7 @@ def _triton_refuses(x: Tensor, tables: Sequence[Tensor], recipe: Recipe) -> str 
 
 
 def _aiter_refuses(x: Tensor, tables: Sequence[Tensor], recipe: Recipe) -> str | None:
-    from ..kernels.aiter import rotary
+    from rocm_passes.kernels.aiter import rotary
 
     reason = problem(x, tables, recipe) or aiter_mismatch(recipe, x.dtype)
     if reason is not None:
@@ -287,7 +287,7 @@ def _real_refuses(x: Tensor, tables: Sequence[Tensor], recipe: Recipe) -> str | 
 
 
 def _aiter_note(target: Target, x: Tensor, tables: Sequence[Tensor], recipe: Recipe) -> str | None:
-    from ..kernels.aiter import rotary
+    from rocm_passes.kernels.aiter import rotary
 
     return rotary.numerics_note(x, arch=target.arch)
 
@@ -370,7 +370,7 @@ LOWERINGS = (
     ),
     Lowering(
         "triton",
-        requires=(needs_triton, needs_import("rocm_passes.kernels.triton.rotary")),
+        requires=(needs_triton, needs_import("rocm_passes.kernels.triton.rotary.rotary")),
         refuses=_triton_refuses,
         pays=_triton_pays,
         write=writes("triton"),

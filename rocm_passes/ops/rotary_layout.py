@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from ..graph.complex_tables import real_of, reuse
-from ..graph.rotations import Entry
+from rocm_passes.idioms.rotary.complex_tables import real_of, reuse
+from rocm_passes.idioms.rotary.rotations import Entry
 
 aten = torch.ops.aten
 

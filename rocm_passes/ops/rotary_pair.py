@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..graph.builder import Eager
-from ..target import Target, needs_aiter, needs_import, needs_triton
-from . import rotary as one
-from . import rotary_layout as layout
-from .operator import Lowering, Operator, Verdict, needs_cpu, reference_pays
-from .rotary_layout import Recipe
+from rocm_passes.fx.builder import Eager
+from rocm_passes.ops import rotary as one
+from rocm_passes.ops import rotary_layout as layout
+from rocm_passes.ops.operator import Lowering, Operator, Verdict, needs_cpu, reference_pays
+from rocm_passes.ops.rotary_layout import Recipe
+from rocm_passes.target import Target, needs_aiter, needs_import, needs_triton
 
 SCHEMA = (
     "(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved, int width, bool conjugate, "
@@ -63,7 +63,7 @@ def _triton(
     seq_start: int | None,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    from ..kernels.triton import rotary
+    from rocm_passes.kernels.triton.rotary import rotary
 
     out_q, out_k = (torch.empty(x.shape, dtype=out_dtype, device=x.device) for x in (q, k))
     return rotary.rotary_pair(
@@ -91,7 +91,7 @@ def _aiter(
     seq_start: int | None,
     out_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor]:
-    from ..kernels.aiter import rotary
+    from rocm_passes.kernels.aiter import rotary
 
     return rotary.rotary_pair(q, k, cos, sin, interleaved=interleaved, rotated=width)
 
@@ -131,7 +131,7 @@ def _triton_refuses(
 def _aiter_refuses(
     q: Tensor, k: Tensor, tables: Sequence[Tensor], recipe: Recipe, k_recipe: Recipe
 ) -> str | None:
-    from ..kernels.aiter import rotary
+    from rocm_passes.kernels.aiter import rotary
 
     reason = _triton_refuses(q, k, tables, recipe, k_recipe) or one.aiter_mismatch(recipe, q.dtype)
     if reason is not None:
@@ -144,7 +144,7 @@ def _aiter_refuses(
 
 
 def _aiter_note(target: Target, q: Tensor, **_: Any) -> str | None:
-    from ..kernels.aiter import rotary
+    from rocm_passes.kernels.aiter import rotary
 
     return rotary.numerics_note(q, arch=target.arch)
 
@@ -176,7 +176,7 @@ LOWERINGS = (
     ),
     Lowering(
         "triton",
-        requires=(needs_triton, needs_import("rocm_passes.kernels.triton.rotary")),
+        requires=(needs_triton, needs_import("rocm_passes.kernels.triton.rotary.rotary")),
         refuses=_triton_refuses,
         pays=_triton_pays,
         write=writes("triton"),

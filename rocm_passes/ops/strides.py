@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .conv3d.write import channels_last_strides
+from rocm_passes.ops.conv3d.write import channels_last_strides
 
 
 def settled(x: Tensor) -> Tensor:

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from ..graph import pixels
-from ..target import Target
-from .operator import Lowering, Verdict
+from rocm_passes.idioms.convolution import pixels
+from rocm_passes.ops.operator import Lowering, Verdict
+from rocm_passes.target import Target
 
 aten = torch.ops.aten
 convert = torch.ops.prims.convert_element_type.default

@@ -15,11 +15,11 @@ from rocm_passes.cli import tune
 from rocm_passes.ops.conv3d import LOWERINGS
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.options import Options
-from rocm_passes.selection import measure as measuring
-from rocm_passes.selection import tuning
-from rocm_passes.selection.ahead import Call
-from rocm_passes.selection.store import Measured, Store, load
 from rocm_passes.target import Target
+from rocm_passes.tuning import measure as measuring
+from rocm_passes.tuning import tuning
+from rocm_passes.tuning.ahead import Call
+from rocm_passes.tuning.store import Measured, Store, load
 
 MI300 = Target("amd", "gfx942", "MI300X", "2.11.0+rocm7", "3.6")
 CPU = Target("cpu", "", "CPU", "2.11", None)
@@ -121,7 +121,7 @@ def test_the_command_runs_a_script_with_its_budget_and_its_file(
 ) -> None:
     script = tmp_path / "decode.py"
     script.write_text(
-        "import os, sys; from rocm_passes.selection import ahead\n"
+        "import os, sys; from rocm_passes.tuning import ahead\n"
         "print(os.environ['ROCM_PASSES_TUNE_SECONDS'], ahead.active(), sys.argv[1:])"
     )
     choices = tmp_path / "made" / "c.json"
@@ -129,7 +129,7 @@ def test_the_command_runs_a_script_with_its_budget_and_its_file(
     said = capsys.readouterr().out
     assert "90.0 True ['--fast']" in said
     assert f"choices are kept in {choices}" in said
-    from rocm_passes.selection import ahead
+    from rocm_passes.tuning import ahead
 
     assert not ahead.active()
 
@@ -141,7 +141,7 @@ def test_a_script_that_fails_keeps_its_code_and_its_calls(
     monkeypatch.setattr(tune, "measure", lambda calls, *_: measured.extend(c.key for c in calls) or [])
     script = tmp_path / "decode.py"
     script.write_text(
-        "from rocm_passes.selection import ahead\n"
+        "from rocm_passes.tuning import ahead\n"
         "ahead._NOTED.add(ahead.Call('conv3d met', ('taps',), {}))\n"
         "raise LookupError('no weights')\n"
     )

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._inductor import inductor_prims
 
-from rocm_passes.idioms import conv3d as idiom
-from rocm_passes.idioms.idiom import Context, Site
+from rocm_passes.idioms.convolution import conv3d as idiom
 from rocm_passes.ops import conv3d as op
 from rocm_passes.options import Options
-from rocm_passes.selection import ahead
+from rocm_passes.rewrite.match import Context, Match
 from rocm_passes.target import Target
+from rocm_passes.tuning import ahead
 from tests.ops.test_conv3d_lowerings import call
 from tests.rewriting import ON_CPU, Rewritten, rewrite
 
@@ -240,7 +240,7 @@ def test_each_call_knows_the_largest_of_its_graph() -> None:
         return F.conv3d(x, WEIGHT, BIAS), F.conv3d(y, WEIGHT, BIAS)
 
     graph = rewrite(fn, video(3), video(12), options={"select": "auto"}).before[0]
-    sites = [site for site in idiom.find(graph, Context(Options())) if isinstance(site, Site)]
+    sites = [site for site in idiom.find(graph, Context(Options())) if isinstance(site, Match)]
     # 4 channels in 12 frames of 6 x 7, 6 channels in 10 frames of 4 x 5; float32.
     mib = (4 * 12 * 42 + 6 * 10 * 20) * 4 / 2**20
     assert [site.arguments["largest_mib"] for site in sites] == [mib, mib]

@@ -141,7 +141,7 @@ def test_symbolic_sizes() -> None:
 
 def test_the_bias_of_the_convolution_before_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """On a GPU the norm takes it over, as `group_norm` does."""
-    from rocm_passes.graph.biases import absorb_biases
+    from rocm_passes.passes.fold_conv_bias import fold_conv_bias
 
     def biased(x: Tensor, w: Tensor, b: Tensor, kernel: Tensor) -> Tensor:
         return resnet(F.conv3d(x, torch.eye(C).reshape(C, C, 1, 1, 1), b), w, b, kernel)
@@ -150,7 +150,7 @@ def test_the_bias_of_the_convolution_before_it(monkeypatch: pytest.MonkeyPatch) 
     seen = rewrite(biased, *drawn(), options={**PADS, "lowering": {"group_norm_pad": "triton"}})
     assert outcomes(seen)[0] == ("group_norm_pad", "rewritten")
     (graph,) = seen.after
-    assert absorb_biases(graph) == 1
+    assert fold_conv_bias(graph) == 1
     (node,) = graph.find_nodes(op="call_function", target=OURS)
     first = next(n for n in graph.nodes if n.target is aten.convolution.default)
     assert node.args[1] is not None and first.args[2] is None

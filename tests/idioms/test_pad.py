@@ -12,8 +12,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rocm_passes.ledger import Entry
 from rocm_passes.ops import pad as op
+from rocm_passes.report.ledger import Entry
 from rocm_passes.target import Target
 from tests.idioms.norm_cases import BF16, F16, F32, draw, use_reference
 from tests.rewriting import Rewritten, rewrite

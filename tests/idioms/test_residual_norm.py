@@ -12,9 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import rocm_passes
+from rocm_passes.graph_pass import GraphPass
 from rocm_passes.ops import fused_norm as op
 from rocm_passes.options import Options
-from rocm_passes.pipeline import Pipeline
 from rocm_passes.target import Target
 from tests.idioms.norm_cases import (
     BF16,
@@ -134,7 +134,7 @@ def test_the_ledger_says_that_a_branch_with_a_norm_has_too_few_rows(rows: int) -
             torch.empty(3840, dtype=BF16) for _ in "wv"
         ]
         graph = make_fx(block)(*inputs).graph
-    Pipeline(Options(), H200)(graph)
+    GraphPass(Options(), H200)(graph)
     entries = rocm_passes.history()[-1].entries
     reason = (
         "with a norm of the branch and 1024 rows, below 3072, Inductor's own code was about as fast or faster"

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rocm_passes.graph import norms
-from rocm_passes.idioms import rms_norm
-from rocm_passes.idioms.idiom import Context, NearMiss, Site
+from rocm_passes.idioms.norms import rms as norms
+from rocm_passes.idioms.norms import rms_norm
 from rocm_passes.options import Options
+from rocm_passes.rewrite.match import Context, Match, Miss
 from tests.idioms.norm_cases import BF16, F32, draw
 from tests.idioms.rms_norm_spellings import D
 
@@ -35,7 +35,7 @@ def fused_graph(x_dtype: torch.dtype, eps: float | None) -> torch.fx.Graph:
 @pytest.mark.parametrize(("eps", "expected"), [(1e-6, 1e-6), (None, torch.finfo(F32).eps)])
 def test_the_fused_operator_of_gpu_builds(eps: float | None, expected: float) -> None:
     (found,) = rms_norm.find(fused_graph(BF16, eps), Context(Options()))
-    assert isinstance(found, Site)
+    assert isinstance(found, Match)
     assert found.arguments["eps"] == expected
     assert found.arguments["round_to"] is None
     assert found.outputs[0].target is operator.getitem
@@ -50,7 +50,7 @@ def test_the_fused_operator_with_a_bias() -> None:
     total.meta["val"] = y.meta["val"] + w.meta["val"]
     graph.output_node().args = ((total,),)
     (found,) = rms_norm.find(graph, Context(Options()))
-    assert isinstance(found, Site)
+    assert isinstance(found, Match)
     assert (found.outputs, found.arguments["bias"], found.arguments["round_product"]) == ((total,), w, BF16)
     assert {y, total} < found.nodes
 
@@ -62,6 +62,6 @@ def test_the_fused_operator_with_its_rsqrt_used() -> None:
         rstd = graph.call_function(operator.getitem, (both, 1))
     graph.output_node().args = ((*graph.output_node().args[0], rstd),)
     (found,) = rms_norm.find(graph, Context(Options()))
-    assert isinstance(found, NearMiss)
+    assert isinstance(found, Miss)
     assert "rsqrt is used outside" in found.reason
     assert isinstance(norms.read_fused(both), str)

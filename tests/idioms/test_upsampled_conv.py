@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rocm_passes.ledger import Entry
+from rocm_passes.report.ledger import Entry
 from tests.idioms.norm_cases import BF16, F16, F32, check, draw
 from tests.rewriting import Rewritten, rewrite
 

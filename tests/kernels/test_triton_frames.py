@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rocm_passes.kernels.triton.channel_norm import channel_norm
-from rocm_passes.kernels.triton.frames import FrameTile, choose_tile, copy_frames
-from rocm_passes.kernels.triton.group_norm import group_norm
+from rocm_passes.kernels.triton.convolution.frames import FrameTile, choose_tile, copy_frames
+from rocm_passes.kernels.triton.norms.channel_norm import channel_norm
+from rocm_passes.kernels.triton.norms.group_norm import group_norm
 from rocm_passes.ops import channel_norm as channel_op
 from rocm_passes.ops import group_norm as group_op
 from rocm_passes.ops.operator import Operator
@@ -71,7 +71,7 @@ def test_frames_apart_and_frames_repeated(layout: str) -> None:
 
 
 def test_64_bit_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rocm_passes.kernels.triton.frames.INT32_MAX", 10)
+    monkeypatch.setattr("rocm_passes.kernels.triton.convolution.frames.INT32_MAX", 10)
     check_copy(video((2, 20, 2, 3, 5), "contiguous", BF16), 2, "channels-last")
 
 

@@ -9,9 +9,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rocm_passes.kernels.triton.group_norm import group_norm
-from rocm_passes.kernels.triton.group_norm_pad import group_norm_pad, group_norm_pad_kernel, isa_examples
-from rocm_passes.kernels.triton.pad import PadTile
+from rocm_passes.kernels.triton.convolution.pad import PadTile
+from rocm_passes.kernels.triton.norms.group_norm import group_norm
+from rocm_passes.kernels.triton.norms.group_norm_pad import (
+    group_norm_pad,
+    group_norm_pad_kernel,
+    isa_examples,
+)
 from tests.kernels.norm_reference import assert_accurate
 from tests.kernels.test_triton_channel_norm import ORDERS, video
 from tests.kernels.test_triton_group_norm import affine, original
@@ -126,7 +130,7 @@ def test_any_padding(
 
 
 def test_64_bit_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rocm_passes.kernels.triton.pad.INT32_MAX", 10)
+    monkeypatch.setattr("rocm_passes.kernels.triton.convolution.pad.INT32_MAX", 10)
     check(video((2, 20, 3, 4, 5), "channels-last", BF16), 4, CAUSAL, "replicate", silu=True)
 
 

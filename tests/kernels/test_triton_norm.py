@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rocm_passes.kernels.triton.norm import add_rms_norm, fused_norm, isa_examples, rms_norm
-from rocm_passes.kernels.triton.norm_plan import MAX_RESIDENT_WIDTH, MAX_WIDTH, NormTile, choose_tile
+from rocm_passes.kernels.triton.norms.norm import add_rms_norm, fused_norm, isa_examples, rms_norm
+from rocm_passes.kernels.triton.norms.norm_plan import MAX_RESIDENT_WIDTH, MAX_WIDTH, NormTile, choose_tile
 from rocm_passes.kernels.triton.rows import RowBlocks, collapse
 from tests.kernels.norm_reference import assert_accurate, wide
 

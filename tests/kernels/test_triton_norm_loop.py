@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rocm_passes.kernels.triton import norm
-from rocm_passes.kernels.triton.norm_plan import NormTile, choose_tile, plan_launch
+from rocm_passes.kernels.triton.norms import norm
+from rocm_passes.kernels.triton.norms.norm_plan import NormTile, choose_tile, plan_launch
 from tests.on_the_gpu import where_kernels_run
 
 fused_norm = where_kernels_run(norm.fused_norm)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rocm_passes.graph.builder import Eager
+from rocm_passes.fx.builder import Eager
 from rocm_passes.ops import conv3d
 from rocm_passes.ops.conv3d import LOWERINGS
 from tests.ops.test_conv3d_lowerings import BY_NAME, call, calls, has_output, plain

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rocm_passes.graph.builder import Eager
+from rocm_passes.fx.builder import Eager
 from rocm_passes.ops import conv3d
 from rocm_passes.ops.conv3d.write import channels_last_strides
 from tests import inductor_for_amd as amd

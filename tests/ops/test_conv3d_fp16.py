@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from rocm_passes.graph.builder import Eager
+from rocm_passes.fx.builder import Eager
 from rocm_passes.ops.conv3d import COMPUTE_ERRORS, LOWERINGS
 from rocm_passes.ops.conv3d.fp16_range import Ranges
 from rocm_passes.target import Target

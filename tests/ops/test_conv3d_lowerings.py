@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rocm_passes.graph.builder import Eager
+from rocm_passes.fx.builder import Eager
 from rocm_passes.ops import conv3d
 from rocm_passes.ops.computed import COMPUTED
 from rocm_passes.ops.conv3d import LOWERINGS, live_taps

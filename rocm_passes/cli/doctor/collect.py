@@ -12,8 +12,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ... import __version__, torch_version
-from .machine import Access, Aiter, DeviceNode, Gpu, Library, LoweringRow, Machine, Miopen
+from rocm_passes import __version__, torch_version
+from rocm_passes.cli.doctor.machine import (
+    Access,
+    Aiter,
+    DeviceNode,
+    Gpu,
+    Library,
+    LoweringRow,
+    Machine,
+    Miopen,
+)
 
 BACKEND = "rocm_diffusion"
 LIBRARIES = ("diffusers", "transformers", "accelerate", "numpy")
@@ -88,9 +97,16 @@ def _group_of(path: Path) -> str:
 
 
 def _groups() -> tuple[str, ...]:
+    return tuple(sorted(map(_group_name, {*os.getgroups()})))
+
+
+def _group_name(number: int) -> str:
     import grp
 
-    return tuple(sorted(_quietly(lambda g=g: grp.getgrgid(g).gr_name, str(g)) for g in {*os.getgroups()}))
+    try:
+        return grp.getgrgid(number).gr_name
+    except KeyError:
+        return str(number)
 
 
 def _rocm() -> str | None:
@@ -191,15 +207,15 @@ def _can_write(folder: Path) -> bool:
 
 
 def _aiter() -> Aiter:
-    from ...kernels.aiter import installation
+    from rocm_passes.kernels.aiter import installation
 
     found = installation.find()
     return Aiter(found.status, found.version, found.detail, tuple(sorted(found.features)))
 
 
 def _option_error() -> str | None:
-    from ...errors import OptionError
-    from ...options import parse
+    from rocm_passes.errors import OptionError
+    from rocm_passes.options import parse
 
     try:
         parse(None, None)
@@ -210,8 +226,8 @@ def _option_error() -> str | None:
 
 def lowerings(machine: Machine) -> tuple[LoweringRow, ...]:
     """Every lowering of every idiom on the machine's first GPU, or on its CPU."""
-    from ...pipeline import IDIOMS
-    from ...target import Target, unmet
+    from rocm_passes.registry import IDIOMS
+    from rocm_passes.target import Target, unmet
 
     gpu, triton = machine.gpu, machine.triton.version if machine.triton.usable else None
     about = ("cpu", "", "CPU") if gpu is None else (gpu.vendor, gpu.arch, gpu.name)

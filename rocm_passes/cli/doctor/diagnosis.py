@@ -11,9 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from ... import torch_version
-from .known import ADVICE, INTEGRATED, KNOWN_ISSUES
-from .machine import Gpu, Machine
+from rocm_passes import torch_version
+from rocm_passes.cli.doctor.known import ADVICE, INTEGRATED, KNOWN_ISSUES
+from rocm_passes.cli.doctor.machine import Gpu, Machine
 
 BACKEND = "rocm_diffusion"
 OLDEST_PYTHON = (3, 11)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .machine import Machine
+from rocm_passes.cli.doctor.machine import Machine
 
 #: AMD GPUs that the kernels of this package were not checked on: what to expect there.
 ADVICE = {

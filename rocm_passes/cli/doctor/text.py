@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from .diagnosis import Finding, exit_code, is_integrated, verdict
-from .machine import Gpu, Library, Machine
+from rocm_passes.cli.doctor.diagnosis import Finding, exit_code, is_integrated, verdict
+from rocm_passes.cli.doctor.machine import Gpu, Library, Machine
 
 _LABEL = 13
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from ...errors import ContractError
-from . import installation
+from rocm_passes.errors import ContractError
+from rocm_passes.kernels.aiter import installation
 
 # A host pointer handed to a HIP kernel is a memory fault, so only GPU tensors may pass.
 # The test double, which computes on the CPU, widens this while it is installed.

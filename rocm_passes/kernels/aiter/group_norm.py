@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from . import contract
+from rocm_passes.kernels.aiter import contract
 
 # From this many blocks of 8192 elements in a group on, aiter's kernel takes four elements at a time and gives
 # all four the weight and bias of the first one's channel.

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from . import contract, installation
-from .rotary import table_violations
+from rocm_passes.kernels.aiter import contract, installation
+from rocm_passes.kernels.aiter.rotary import table_violations
 
 HEAD_SIZES = (64, 128, 256)
 # The kernel's widest loads spread one head over 16 lanes.

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from . import contract
+from rocm_passes.kernels.aiter import contract
 
 HALF_SPLIT, INTERLEAVED = 0, 1
 

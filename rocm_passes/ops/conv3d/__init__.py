@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 
-from ...target import Target
-from ..operator import Lowering, Verdict
-from .frames import TimeAxis, axis_of, out_size
-from .write import (
+from rocm_passes.ops.conv3d.frames import TimeAxis, axis_of, out_size
+from rocm_passes.ops.conv3d.write import (
     LOW_PRECISION,
     TILE_FRAMES,
     tiles_of_taps,
@@ -24,6 +22,8 @@ from .write import (
     write_tiled,
     write_unfold,
 )
+from rocm_passes.ops.operator import Lowering, Verdict
+from rocm_passes.target import Target
 
 __all__ = [
     "LOWERINGS",

@@ -20,9 +20,9 @@ from typing import Any, Protocol
 import torch
 from torch._inductor import inductor_prims
 
-from ..computed import COMPUTED
-from .fp16_range import Ranges
-from .frames import Tap, TimeAxis, axis_of, frames_of
+from rocm_passes.ops.computed import COMPUTED
+from rocm_passes.ops.conv3d.fp16_range import Ranges
+from rocm_passes.ops.conv3d.frames import Tap, TimeAxis, axis_of, frames_of
 
 aten = torch.ops.aten
 convert = torch.ops.prims.convert_element_type.default

@@ -1,0 +1,448 @@
+"""VAE decodes: eager, Inductor, and this backend; time, peak memory, agreement, kernels.
+
+    python -m rocm_passes.bench.vae [--only vae_wan,vae_flux@float32] [--variants eager,static,pipeline]
+        [--dtype bfloat16] [--out results.json] [--seconds 500] [--choices FILE]
+
+In three phases. First the choices: every decoder runs its passes alone, all at once; then one process measures the
+convolutions that they met, on a GPU that does nothing else. Then each (decoder, variant) compiles in a process
+of its own with these choices, as many at once as the GPU's memory allows. Last, decoder by decoder, the variants
+take turns in short bursts, and each row is printed as it is known.
+
+Weights are random; times are medians over whole decodes, caches warm. `compile s` is the first decode, while
+others compile as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rocm_passes.bench.workers import Admission, Worker, WorkerFailed, commands, reply
+
+DECODERS = ("vae_wan", "vae_cogvideox", "vae_hunyuan_video", "vae_qwen_image", "vae_ltx", "vae_flux")
+#: eager: no compile. called: Inductor as users call it. static: Inductor without dynamic shapes.
+#: ours: this backend by the same call as static. pipeline: as `rocm_passes.compile_pipeline` does it; behind a plus
+#: the conv_dtype of decoders in float32, as in pipeline+fp16.
+VARIANTS = ("eager", "called", "static", "pipeline")
+OURS = ("ours", "pipeline")
+ROUNDS = 5
+#: A variant's burst in each round: so many seconds, or decodes, whichever is less.
+BURST_SECONDS, BURST_DECODES = 0.8, 4
+#: Peak GiB of a first decode in bfloat16, compile time included: estimates, rounded up generously.
+PEAK_GIB = {"vae_cogvideox": 24.0, "vae_qwen_image": 10.0, "vae_wan_720p": 16.0, "vae_wan22": 24.0}
+OTHER_GIB = 8.0
+#: What a process keeps once its cache is emptied: weights and its context.
+IDLE_GIB = 1.5
+
+
+def vae_of(name: str, dtype: torch.dtype, device: str, tiny: bool) -> tuple[Any, Callable[[], Any]]:
+    """The VAE and its decode, of production size or, to try this program, of the tests' size."""
+    if not tiny:
+        from rocm_passes.bench.models import workload
+
+        work = workload(name).build(device=device, dtype=dtype)
+        return work.module, work
+    from tests.zoo.vaes import VAES
+
+    case = next(case for case in VAES if case.name == name)
+    model = case.build(dtype).to(device)
+    args, kwargs = case.inputs(model)
+    return model, lambda: getattr(model, case.entry)(*args, **kwargs)
+
+
+def compile_as(variant: str, vae: Any, options: dict[str, Any]) -> None:
+    """Compile the VAE's decoder as the variant says."""
+    from rocm_passes.backend import rocm_diffusion
+    from rocm_passes.pipelines import compile_vae
+
+    variant, _, conv_dtype = variant.partition("+")
+    options = {**options, "conv_dtype": conv_dtype} if conv_dtype else options
+    torch._dynamo.config.recompile_limit = 8 if variant == "called" else 64
+    if variant == "called":
+        vae.decoder = torch.compile(vae.decoder)
+    elif variant == "static":
+        vae.decoder = torch.compile(vae.decoder, dynamic=False)
+    elif variant == "ours":
+        vae.decoder = torch.compile(
+            vae.decoder, backend=rocm_diffusion, dynamic=False, options=options or None
+        )
+    elif variant == "pipeline":
+        compile_vae(vae, options=options or None)
+
+
+def is_ours(variant: str) -> bool:
+    return variant.partition("+")[0] in OURS
+
+
+def note_worker(name: str, variant: str, given: argparse.Namespace) -> None:
+    """Phase 1: run the passes alone, and reply with the calls that they met."""
+    from rocm_passes.tuning import ahead
+
+    vae, decode = vae_of(name, getattr(torch, given.dtype), given.device, given.tiny)
+    compile_as(variant, vae, given.options)
+    with torch.no_grad(), ahead.noting() as noted:
+        decode()
+    reply(calls=noted.dumps())
+
+
+def measure_worker(given: argparse.Namespace) -> None:
+    """Phase 1: measure the calls in a file, one after another, into the file of choices."""
+    from rocm_passes.options import Options
+    from rocm_passes.target import Target
+    from rocm_passes.tuning import ahead, tuning
+
+    calls = ahead.Noted.loads(*json.loads(Path(given.calls).read_text())).calls
+    options = Options(choices=str(given.choices), tune_seconds=given.tune_seconds)
+    known = tuning.measure_noted(calls, options, Target.current())
+    reply(calls=len(calls), known=known)
+
+
+def decode_worker(name: str, variant: str, given: argparse.Namespace) -> None:
+    """Phases 2 and 3: compile and say so; then decode whenever told to."""
+    vae, decode = vae_of(name, getattr(torch, given.dtype), given.device, given.tiny)
+    compile_as(variant, vae, given.options)
+    device = Device(given.device)
+    with torch.no_grad():
+        started = time.perf_counter()
+        result = sample(decode())
+        device.synchronize()
+        compile_seconds = time.perf_counter() - started
+        decode()
+        device.let_go()
+        reply(compile_s=round(compile_seconds, 1))
+        for command, *words in commands():
+            if command == "burst":
+                reply(ms=burst(decode, device))
+            elif command == "finish":
+                torch.save(result.half().cpu()[..., ::4, ::4], words[0])
+                reply(
+                    peak_gib=round(device.peak() / 2**30, 2),
+                    kernels=kernels(decode) if given.device == "cuda" else {},
+                    sites=sites() if is_ours(variant) else {},
+                )
+
+
+class Device:
+    """A GPU, or a CPU standing in for one where this program is tried out."""
+
+    def __init__(self, name: str) -> None:
+        self._gpu = name == "cuda"
+
+    def synchronize(self) -> None:
+        if self._gpu:
+            torch.cuda.synchronize()
+
+    def let_go(self) -> None:
+        """Give back what the first decodes needed, and count the peak from here."""
+        if self._gpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+
+    def peak(self) -> int:
+        return torch.cuda.max_memory_allocated() if self._gpu else 0
+
+    def milliseconds(self, run: Callable[[], Any]) -> float:
+        """From the first kernel's start to the last one's end; the host's time counts where it is the longer."""
+        if not self._gpu:
+            started = time.perf_counter()
+            run()
+            return 1000 * (time.perf_counter() - started)
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+
+def burst(decode: Callable[[], Any], device: Device) -> list[float]:
+    """Milliseconds of some decodes in a row, behind one that is not counted."""
+    first = device.milliseconds(decode)
+    count = max(1, min(BURST_DECODES, int(1000 * BURST_SECONDS / first)))
+    return [device.milliseconds(decode) for _ in range(count)]
+
+
+def sample(result: Any) -> torch.Tensor:
+    return result[0] if isinstance(result, tuple) else result.sample
+
+
+def kernels(work: Callable[[], Any]) -> dict[str, list[Any]]:
+    """GPU time by kernel of one decode, largest first: milliseconds and launches."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        work()
+        torch.cuda.synchronize()
+    rows = [(e.key, e.self_device_time_total / 1000, e.count) for e in profile.key_averages()]
+    rows.sort(key=lambda r: -r[1])
+    named = {f"{i:02} {key[:110]}": [round(ms, 3), count] for i, (key, ms, count) in enumerate(rows[:60])}
+    return {"total": [round(sum(r[1] for r in rows), 2), sum(r[2] for r in rows)], **named}
+
+
+def sites() -> dict[str, int]:
+    import rocm_passes
+
+    found = Counter(
+        f"{e.idiom} {e.outcome} {e.lowering or ''}".strip() for g in rocm_passes.history() for e in g.entries
+    )
+    return {**dict(found), "graphs": len(rocm_passes.history())}
+
+
+@dataclass
+class Job:
+    """One decoder in one variant, compiled in its own process. named: perhaps with a dtype of its own behind an @."""
+
+    named: str
+    variant: str
+    usual_dtype: str
+    worker: Worker | None = None
+    failed: str = ""
+    compile_s: float | None = None
+    times: list[float] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return self.named.partition("@")[0]
+
+    @property
+    def dtype(self) -> str:
+        return self.named.partition("@")[2] or self.usual_dtype
+
+    @property
+    def ready(self) -> bool:
+        return self.compile_s is not None and not self.failed
+
+    def row(self, finished: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "decoder": self.name,
+            "variant": self.variant,
+            "dtype": self.dtype,
+            "ms": round(statistics.median(self.times), 2),
+            "spread_ms": round(max(self.times) - min(self.times), 2),
+            "compile_s": self.compile_s,
+            **finished,
+        }
+
+
+class Run:
+    """The parent's side: the three phases over all the jobs."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.given = given
+        self.began = time.perf_counter()
+        self.folder = Path(tempfile.mkdtemp(prefix="vae-benchmark-"))
+        self.choices = Path(given.choices or self.folder / "choices.json").resolve()
+        jobs = [
+            Job(name, variant, given.dtype)
+            for name in given.only.split(",")
+            for variant in given.variants.split(",")
+        ]
+        self.jobs = [j for j in jobs if j.dtype == "float32" or "+" not in j.variant]
+        self.rows: list[dict[str, Any]] = []
+
+    def __call__(self) -> None:
+        self.measure_choices()
+        self.compile_all()
+        print(HEADER, flush=True)
+        for name in self.given.only.split(","):
+            self.time_decoder([j for j in self.jobs if j.named == name])
+        for job in self.jobs:
+            if job.failed:
+                print(f"{job.named} {job.variant} failed: {job.failed}")
+
+    def elapsed(self) -> float:
+        return time.perf_counter() - self.began
+
+    def measure_choices(self) -> None:
+        ours = [j for j in self.jobs if is_ours(j.variant)]
+        if not ours or self.given.tune_seconds == 0:
+            return
+        admission = Admission(self.given.at_once, self.given.gib)
+
+        def note(job: Job) -> str | None:
+            with admission.admitted(self.gib(job)):
+                worker = self.start("--note", job.name, job.variant, dtype=job.dtype)
+                try:
+                    return str(worker.wait()["calls"])
+                except WorkerFailed as error:
+                    print(f"{job.named} {job.variant}: its calls are not known: {error}")
+                    return None
+                finally:
+                    worker.close()
+
+        with ThreadPoolExecutor(len(ours)) as pool:
+            texts = [text for text in pool.map(note, ours) if text is not None]
+        noted_at = self.elapsed()
+        calls = self.folder / "calls.json"
+        calls.write_text(json.dumps(texts))
+        worker = self.start("--measure", "--calls", str(calls))
+        try:
+            found = worker.wait()
+        except WorkerFailed as error:
+            print(f"the choices were not measured: {error}")
+            return
+        finally:
+            worker.close()
+        took = self.elapsed() - noted_at
+        print(
+            f"{found['calls']} convolutions noted in {noted_at:.0f} s; {found['known']} measured in {took:.0f} s"
+        )
+
+    def compile_all(self) -> None:
+        admission = Admission(self.given.at_once, self.given.gib)
+        pool = ThreadPoolExecutor(len(self.jobs))
+        # The eager ones are there at once: last, so that compiles begin early.
+        order = sorted(self.jobs, key=lambda j: j.variant == "eager")
+        waiting = [pool.submit(self.compile_one, job, admission) for job in order]
+        for future in waiting:
+            reserve = 6 * sum(j.ready for j in self.jobs)
+            left = self.given.seconds - reserve - self.elapsed()
+            try:
+                future.result(timeout=max(0.0, left))
+            except TimeoutError:
+                break
+        for job in self.jobs:
+            if not job.ready and not job.failed:
+                job.failed = f"not compiled within the time ({self.elapsed():.0f} s)"
+                if job.worker is not None:
+                    job.worker.kill()
+        pool.shutdown(cancel_futures=True)
+        for job in self.jobs:
+            if "OutOfMemoryError" in job.failed and self.elapsed() < 0.6 * self.given.seconds:
+                job.failed = ""
+                self.compile_one(job, Admission(1, self.given.gib))
+        print(f"{sum(j.ready for j in self.jobs)} of {len(self.jobs)} ready after {self.elapsed():.0f} s")
+
+    def compile_one(self, job: Job, admission: Admission) -> None:
+        with admission.admitted(self.gib(job), kept=IDLE_GIB):
+            if job.failed:
+                return
+            job.worker = self.start("--decode", job.name, job.variant, dtype=job.dtype)
+            if job.failed:  # the time was up meanwhile
+                job.worker.kill()
+            try:
+                job.compile_s = job.worker.wait()["compile_s"]
+            except WorkerFailed as error:
+                job.failed = job.failed or str(error)
+
+    def time_decoder(self, jobs: list[Job]) -> None:
+        ready = [j for j in jobs if j.ready]
+        turn = list(ready)
+        try:
+            for _ in range(ROUNDS):
+                for job in turn:
+                    assert job.worker is not None
+                    job.times += job.worker.ask("burst")["ms"]
+                turn = turn[1:] + turn[:1]
+        except WorkerFailed as error:
+            for job in ready:
+                job.failed = job.failed or f"timing stopped: {error}"
+        for job in ready:
+            self.finish(job)
+
+    def finish(self, job: Job) -> None:
+        assert job.worker is not None
+        try:
+            finished = job.worker.ask("finish", str(self.sample(job.variant, job.named)))
+        except WorkerFailed as error:
+            job.failed = str(error)
+        else:
+            row = job.row(finished)
+            eager = self.sample("eager", job.named)
+            if eager.exists():
+                row["difference_to_eager"] = difference(self.sample(job.variant, job.named), eager)
+            self.rows.append(row)
+            print(line(row), flush=True)
+            self.given.out.write_text(json.dumps(self.rows, indent=1))
+        job.worker.close()
+
+    def sample(self, variant: str, name: str) -> Path:
+        return self.folder / f"{name}.{variant}.pt"
+
+    def gib(self, job: Job) -> float:
+        wide = 2 if job.dtype == "float32" else 1
+        return wide * PEAK_GIB.get(job.name, OTHER_GIB)
+
+    def start(self, role: str, *arguments: str, dtype: str = "") -> Worker:
+        name = ".".join(a for a in (role.strip("-"), *arguments, dtype) if a and "/" not in a)
+        env = {
+            "TORCHINDUCTOR_COMPILE_THREADS": "4",
+            "TORCHINDUCTOR_CACHE_DIR": str(self.folder / f"cache.{name}"),
+        }
+        if role == "--decode":
+            env |= {"ROCM_PASSES_CHOICES": str(self.choices), "ROCM_PASSES_TUNE_SECONDS": "0"}
+        given = self.given
+        settings = ["--dtype", dtype or given.dtype, "--device", given.device]
+        settings += ["--options", json.dumps(given.options)]
+        settings += ["--choices", str(self.choices), "--tune-seconds", str(given.tune_seconds)]
+        settings += ["--tiny"] * given.tiny
+        return Worker(
+            "rocm_passes.bench.vae", [role, *arguments, *settings], env, self.folder / f"{name}.log"
+        )
+
+
+def difference(result: Path, reference: Path) -> float:
+    """Of two saved samples, relative to the norm of the second."""
+    a, b = torch.load(result).double(), torch.load(reference).double()
+    return float(f"{((a - b).norm() / b.norm()).item():.2e}")
+
+
+HEADER = (
+    f"{'decoder':20} {'dtype':8} {'variant':13} {'ms':>8} {'spread':>7} "
+    f"{'GiB':>6} {'compile s':>9} {'vs eager':>9}"
+)
+
+
+def line(r: dict[str, Any]) -> str:
+    return (
+        f"{r['decoder']:20} {r['dtype']:8} {r['variant']:13} {r['ms']:8.2f} {r['spread_ms']:7.2f} "
+        f"{r['peak_gib']:6.2f} {r['compile_s']:9.1f} {r.get('difference_to_eager', ''):>9}"
+    )
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made.add_argument("--only", default=",".join(DECODERS), help="decoders (rocm_passes/bench/models.py)")
+    made.add_argument("--variants", default=",".join(VARIANTS), help=f"of {', '.join((*VARIANTS, 'ours'))}")
+    made.add_argument("--dtype", default="bfloat16")
+    made.add_argument("--out", type=Path, default=Path("vae.json"))
+    made.add_argument("--choices", help="file of measured choices to use and add to (default: a new one)")
+    made.add_argument("--options", type=json.loads, default={}, help="the backend's, as JSON")
+    made.add_argument("--tune-seconds", type=float, default=60.0, help="0: choose by rule")
+    made.add_argument("--seconds", type=float, default=500.0, help="compile no longer than fits into these")
+    made.add_argument("--at-once", type=int, default=max(2, (os.cpu_count() or 2) * 3 // 4))
+    made.add_argument("--gib", type=float, default=110.0, help="memory of the GPU to fill while compiling")
+    made.add_argument("--device", default="cuda", help="cpu, with --tiny, to try this program")
+    made.add_argument("--tiny", action="store_true", help="the tests' models")
+    for role in ("--note", "--decode"):
+        made.add_argument(role, nargs=2, help=argparse.SUPPRESS)
+    made.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
+    made.add_argument("--calls", help=argparse.SUPPRESS)
+    return made
+
+
+def main(arguments: list[str] | None = None) -> None:
+    given = parser().parse_args(arguments)
+    if given.note:
+        note_worker(*given.note, given)
+    elif given.decode:
+        decode_worker(*given.decode, given)
+    elif given.measure:
+        measure_worker(given)
+    else:
+        Run(given)()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

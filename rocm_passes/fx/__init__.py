@@ -1,0 +1,1 @@
+"""Reading and writing FX graphs of ATen operators. Knows no idiom."""

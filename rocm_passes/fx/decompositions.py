@@ -1,0 +1,153 @@
+"""High-level operators kept whole for matching, and the pass that decomposes those that nobody matched.
+
+Inductor's decomposition table breaks `native_layer_norm`, `native_group_norm`, `silu` … into many nodes, and
+into different ones on the CPU and on a GPU. Kept whole they are one node everywhere. What no idiom claims is
+decomposed again with Inductor's own table, so that it fuses as it would have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+from torch._inductor.decomposition import select_decomp_table
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.node import map_aggregate, map_arg
+
+from rocm_passes.fx.builder import Builder, fake_mode_of
+
+aten = torch.ops.aten
+
+Packet = torch._ops.OpOverloadPacket
+
+
+class PreservingTable(dict[Any, Callable[..., Any]]):
+    """Inductor's decomposition table without the kept operators.
+
+    It pickles as its recipe: Inductor puts the table into its cache key, and the functions themselves
+    do not pickle.
+    """
+
+    keep: tuple[str, ...] = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return table_preserving, (self.keep,)
+
+
+def table_preserving(keep: Iterable[str]) -> PreservingTable:
+    """The table that keeps the named ATen operators, e.g. "native_group_norm", in all their overloads."""
+    names = tuple(sorted(set(keep)))
+    packets = {getattr(aten, name) for name in names}
+    table = PreservingTable(
+        {
+            op: f
+            for op, f in select_decomp_table().items()
+            if getattr(op, "overloadpacket", None) not in packets
+        }
+    )
+    table.keep = names
+    return table
+
+
+def decompose_preserved(graph: fx.Graph, keep: Iterable[str]) -> int:
+    """Decompose every remaining node of the kept operators. Returns how many there were."""
+    nodes = nodes_of(graph, keep)
+    if not nodes:
+        return 0
+    fake_mode = fake_mode_of(graph)
+    assert fake_mode is not None
+    table = select_decomp_table()
+    templates: dict[Any, fx.GraphModule] = {}
+    done = 0
+    for node in nodes:
+        if node.target not in table:
+            continue
+        with graph.inserting_before(node):
+            _inline(Builder(graph, fake_mode, node), node, _template(node, table, templates, fake_mode))
+        done += 1
+    return done
+
+
+def nodes_of(graph: fx.Graph, keep: Iterable[str]) -> list[fx.Node]:
+    """The calls of the named ATen operators, in all their overloads."""
+    return [n for name in keep for n in _nodes_of(graph, getattr(aten, name))]
+
+
+def _nodes_of(graph: fx.Graph, packet: Packet) -> list[fx.Node]:
+    overloads = [getattr(packet, name) for name in packet.overloads()]
+    return [n for o in overloads for n in graph.find_nodes(op="call_function", target=o)]
+
+
+def _template(
+    node: fx.Node, table: Mapping[Any, Any], templates: dict[Any, fx.GraphModule], fake_mode: Any
+) -> fx.GraphModule:
+    """The traced decomposition of a call; calls alike in every shape, stride and literal share one trace."""
+    inputs = node.all_input_nodes
+    key = _signature(node)
+    if key is not None and key in templates:
+        return templates[key]
+
+    def call(*values: Any) -> Any:
+        env = dict(zip(inputs, values, strict=True))
+        args, kwargs = map_arg((node.args, node.kwargs), lambda n: env[n])
+        result = table[node.target](*args, **kwargs)
+        # A named tuple would be written into the graph as a call of its class.
+        return tuple(result) if isinstance(result, tuple) else result
+
+    with fake_mode, torch.no_grad():
+        traced = make_fx(call, decomposition_table=dict(table))(*[n.meta["val"] for n in inputs])
+    traced.graph.eliminate_dead_code()
+    if key is not None:
+        templates[key] = traced
+    return traced
+
+
+def _signature(node: fx.Node) -> Any:
+    """What the trace depends on, or None where sizes are symbolic and a trace holds for one node only."""
+    numbers = {n: i for i, n in enumerate(node.all_input_nodes)}
+    tensors: list[Any] = []
+    for n in numbers:
+        v = n.meta["val"]
+        if not isinstance(v, torch.Tensor):
+            return None
+        sizes = (*v.shape, *v.stride())
+        if not all(isinstance(s, int) for s in sizes):
+            return None
+        tensors.append((v.shape, v.stride(), v.dtype, v.device))
+    literals = map_aggregate(
+        (node.args, node.kwargs), lambda a: ("arg", numbers[a]) if isinstance(a, fx.Node) else a
+    )
+    return node.target, tuple(tensors), repr(literals)
+
+
+def _inline(b: Builder, node: fx.Node, template: fx.GraphModule) -> None:
+    inputs = iter(node.all_input_nodes)
+    env: dict[fx.Node, Any] = {}
+    for t in template.graph.nodes:
+        if t.op == "placeholder":
+            env[t] = next(inputs)
+        elif t.op == "call_function":
+            args, kwargs = map_arg((t.args, t.kwargs), lambda n: env[n])
+            env[t] = b(t.target, *args, **kwargs)
+        elif t.op == "get_attr":
+            env[t] = _constant(b, getattr(template, t.target))
+        elif t.op == "output":
+            _replace(b.graph, node, map_arg(t.args[0], lambda n: env[n]))
+
+
+def _constant(b: Builder, found: torch.Tensor) -> Any:
+    return b(aten.full.default, list(found.shape), found.item(), dtype=found.dtype, device=found.device)
+
+
+def _replace(graph: fx.Graph, node: fx.Node, results: Any) -> None:
+    if isinstance(results, fx.Node):
+        node.replace_all_uses_with(results)
+    else:
+        for user in list(node.users):
+            result = results[user.args[1]]
+            if isinstance(result, fx.Node):
+                user.replace_all_uses_with(result)
+            graph.erase_node(user)
+    graph.erase_node(node)

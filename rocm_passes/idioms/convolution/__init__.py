@@ -1,0 +1,1 @@
+"""Convolutions, and the pads and upsamplings around them."""

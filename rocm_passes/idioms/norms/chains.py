@@ -1,0 +1,349 @@
+"""What stands round a norm, read off the graph: the residual before it and the modulations after it.
+
+b = gate * y                    before: or y * gate, gate * norm(y), norm(y), y; the gate per sample or per token
+s = x + b                       rounded to x's dtype where the graph does so
+n = norm(s)
+m = n * (1 + scale) + shift     after: or (1 + scale) * n, or without a shift; up to two of them
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from rocm_passes.fx import nodes as n
+from rocm_passes.fx.nodes import aten
+from rocm_passes.idioms.norms import layer as layer_norms
+from rocm_passes.idioms.norms import rms as norms
+from rocm_passes.idioms.norms.layer import Layer
+from rocm_passes.idioms.norms.rms import RMS, adds_one, dying_casts
+from rocm_passes.rewrite.rewriter import escapes
+
+Norm = RMS | Layer
+
+
+@dataclass
+class Residual:
+    """s = x + gate * norm?(branch). total: s as it is read later, of dtype sum_dtype.
+
+    rounds: the graph rounds the gate's product or the branch's norm on the way.
+    """
+
+    x: fx.Node
+    branch: fx.Node
+    total: fx.Node
+    gate: fx.Node | None = None
+    norm: RMS | None = None
+    rounds: bool = False
+    nodes: set[fx.Node] = field(default_factory=set)
+
+
+@dataclass
+class Modulation:
+    """result = norm * (1 + scale) + shift. factor: (1 + scale) as the graph has it; scale is None where that
+    is not the sum itself but a view of it."""
+
+    result: fx.Node
+    factor: fx.Node | None = None
+    scale: fx.Node | None = None
+    shift: fx.Node | None = None
+    nodes: set[fx.Node] = field(default_factory=set)
+
+
+def all_norms(graph: fx.Graph) -> list[Norm]:
+    """Every RMSNorm and LayerNorm that can be read, with its bias, in graph order."""
+    found: list[Norm] = []
+    anchors = n.calls(graph, aten.rsqrt.default, aten._fused_rms_norm.default)
+    for anchor in sorted([*anchors, *layer_norms.calls(graph)]):
+        read: Norm | str | None
+        if n.is_call(anchor, aten.rsqrt.default):
+            read = norms.read(anchor)
+        elif n.is_call(anchor, aten._fused_rms_norm.default):
+            read = norms.read_fused(anchor)
+        else:
+            read = layer_norms.read(anchor)
+        if isinstance(read, RMS):
+            found.append(norms.with_bias(read))
+        elif isinstance(read, Layer):
+            found.append(read)
+    return found
+
+
+def branch_norms(found: list[Norm]) -> dict[fx.Node, RMS]:
+    """The RMSNorms that may stand on a residual's branch, by their result."""
+    return {m.result: m for m in found if isinstance(m, RMS)}
+
+
+def residual(total: fx.Node, branches: Mapping[fx.Node, RMS]) -> Residual | None:
+    """The sum that `total` is, perhaps rounded; None where it is none of two tensors of its own shape."""
+    add, nodes = total, {total}
+    if n.is_cast(total):
+        add = n.argument(total)
+        nodes.add(add)
+        if len(add.users) != 1:
+            return None
+    if not (n.is_call(add, aten.add.Tensor) and n.alpha_is_one(add)):
+        return None
+    pairs = [(a, b) for a, b in n.operands(add) if _full(a, total) and _full(b, total)]
+    if not pairs:
+        return None
+    found = [_with_term(x, term, total, add, branches) for x, term in pairs]
+    best = max(found, key=lambda r: (r.norm is not None, r.gate is not None))
+    best.nodes |= nodes
+    for operand in add.args:
+        best.nodes |= dying_casts(operand, best.nodes)
+    return best
+
+
+def _with_term(
+    x: fx.Node, term: fx.Node, total: fx.Node, add: fx.Node, branches: Mapping[fx.Node, RMS]
+) -> Residual:
+    made = Residual(n.through_widening(x), n.through_widening(term), total)
+    made.nodes |= dying_casts(term, {add})
+    # A norm's own weight is no gate.
+    product = None if made.branch in branches else _product(term, total)
+    if product is not None:
+        made.branch, made.gate, inside = product
+        made.nodes |= inside
+        made.rounds = n.dtype(term) in n.LOW_PRECISION
+    # The norm itself, or the norm widened again for arithmetic in fp32.
+    inner = branches.get(made.branch)
+    taken = inner is not None and inner.bias is None  # The operator's branch norm has no bias.
+    if inner is not None and taken and all(u in made.nodes or u is add for u in inner.result.users):
+        made.norm = inner
+        made.branch = inner.x
+        made.nodes |= inner.nodes
+        rounded = inner.round_to is not None or inner.out_dtype in n.LOW_PRECISION
+        made.rounds = made.rounds or rounded
+    return made
+
+
+def _product(term: fx.Node, total: fx.Node) -> tuple[fx.Node, fx.Node, set[fx.Node]] | None:
+    """(branch, gate, nodes) of a product that only the sum uses, perhaps cast on its way there."""
+    nodes = {term}
+    product = term
+    while n.is_cast(product) and len(product.users) == 1:
+        product = n.argument(product)
+        nodes.add(product)
+    if not n.is_call(product, aten.mul.Tensor) or len(product.users) != 1:
+        return None
+    choices = [(b, g) for b, g in n.operands(product) if _full(b, total) and _table(g, total)]
+    if not choices:
+        return None
+    # A gate of x's own shape is one per token: which of the two is the gate makes no difference then.
+    branch, gate = min(choices, key=lambda pair: _full(pair[1], total))
+    nodes |= dying_casts(branch, nodes) | dying_casts(gate, nodes)
+    return n.through_widening(branch), n.through_widening(gate), nodes
+
+
+def modulations(norm: Norm) -> list[Modulation]:
+    """What the uses of a norm's result are: modulations first; then, where there are other uses too, the
+    result itself. Empty where none modulates it."""
+    found: list[Modulation] = []
+    others = False
+    for user in norm.result.users:
+        made = _modulation(user, norm.result)
+        if made is None:
+            others = True
+        else:
+            found.append(made)
+    if found and others:
+        found.append(Modulation(norm.result))
+    return found
+
+
+def _modulation(user: fx.Node, normed: fx.Node) -> Modulation | None:
+    nodes: set[fx.Node] = set()
+    value = normed
+    if n.is_widening(user):
+        following = n.only_user(user)
+        if following is None:
+            return None
+        nodes, value, user = {user}, user, following
+    if not n.is_call(user, aten.mul.Tensor):
+        return None
+    factor = next((o for v, o in n.operands(user) if v is value), None)
+    if not isinstance(factor, fx.Node) or not _table(factor, normed) or not _full(user, normed):
+        return None
+    scale = n.through_widening(adds_one(n.through_widening(factor)))
+    if scale is None and not _views_one_plus(factor):
+        return None
+    made = Modulation(user, n.through_widening(factor), scale, nodes=nodes | {user})
+    total = n.only_user(user)
+    if n.is_call(total, aten.add.Tensor) and n.alpha_is_one(total) and _full(total, normed):
+        shift = next((o for v, o in n.operands(total) if v is user), None)
+        if isinstance(shift, fx.Node) and shift is not user and _table(shift, normed):
+            made.shift = n.through_widening(shift)
+            made.result = total
+            made.nodes.add(total)
+            made.nodes |= dying_casts(shift, made.nodes)
+    cast = n.only_user(made.result)
+    if cast is not None and n.is_cast(cast) and not n.is_widening(cast) and n.dtype(cast) in n.FLOATING:
+        made.result = cast
+        made.nodes.add(cast)
+    made.nodes |= dying_casts(factor, made.nodes)
+    plus = made.factor
+    if scale is not None and plus is not None and all(u in made.nodes for u in plus.users):
+        made.nodes.add(plus)
+    return made
+
+
+def _views_one_plus(node: Any) -> bool:
+    """A view of 1 + s: the modulation is then computed with the sum itself."""
+    while (
+        n.is_widening(node)
+        or n.is_call(node, aten.slice.Tensor)
+        or (isinstance(node, fx.Node) and node.target in n.VIEWS)
+    ):
+        node = node.args[0]
+    return adds_one(node) is not None
+
+
+def _full(node: object, like: fx.Node) -> bool:
+    return isinstance(node, fx.Node) and n.same_shape(n.shape(node), n.shape(like))
+
+
+def _table(node: object, like: fx.Node) -> bool:
+    """A floating tensor that broadcasts to the rows."""
+    dims, full = n.shape(node), n.shape(like)
+    if n.dtype(node) not in n.FLOATING or not 0 < len(dims) <= len(full):
+        return False
+    tail = full[len(full) - len(dims) :]
+    return all(n.same_size(d, 1) or n.same_size(d, t) for d, t in zip(dims, tail, strict=True))
+
+
+@dataclass
+class Chain:
+    """A norm with what is taken of its surroundings. norm is None for a sum with a norm on its branch."""
+
+    norm: Norm | None
+    residual: Residual | None = None
+    modulations: list[Modulation] = field(default_factory=list)
+
+    @property
+    def anchor(self) -> fx.Node:
+        if self.norm is not None:
+            return self.norm.anchor
+        assert self.residual is not None and self.residual.norm is not None
+        return self.residual.norm.anchor
+
+    @property
+    def nodes(self) -> frozenset[fx.Node]:
+        found = set(self.norm.nodes) if self.norm is not None else set()
+        if self.residual is not None:
+            found |= self.residual.nodes
+        for m in self.modulations:
+            found |= m.nodes
+        return frozenset(found)
+
+    @property
+    def keeps_sum(self) -> bool:
+        if self.residual is None:
+            return False
+        return self.norm is None or any(u not in self.nodes for u in self.residual.total.users)
+
+    @property
+    def results(self) -> list[fx.Node]:
+        if self.norm is None:
+            return []
+        return [m.result for m in self.modulations] or [self.norm.result]
+
+    @property
+    def outputs(self) -> tuple[fx.Node, ...]:
+        total = [self.residual.total] if self.residual is not None and self.keeps_sum else []
+        return (*total, *self.results)
+
+    def covers(self) -> dict[str, int]:
+        found = {"layer_norm": 0, "rms_norm": 0}
+        if self.norm is not None:
+            found["rms_norm" if isinstance(self.norm, RMS) else "layer_norm"] += 1
+        if self.residual is not None and self.residual.norm is not None:
+            found["rms_norm"] += 1
+        return {name: count for name, count in found.items() if count}
+
+    def refusal(self) -> str | None:
+        """Why one operator cannot compute it, or None where it can."""
+        x = self.residual.x if self.residual is not None else self.norm.x if self.norm is not None else None
+        read = [m for m in (self.norm, self.residual.norm if self.residual else None) if m is not None]
+        if any(m.compute_dtype is torch.float64 for m in read):
+            return "it computes in float64"
+        dtypes = [n.dtype(node) for node in (x, *self.outputs)]
+        if self.residual is not None:
+            dtypes += [n.dtype(self.residual.branch), n.dtype(self.residual.total)]
+        if not all(d in n.FLOATING for d in dtypes):
+            return f"it reads {dtypes[0]} and gives {', '.join(str(d) for d in dtypes[1:])}"
+        if len(self.results) > 2:
+            return f"the norm has {len(self.results)} different uses, and two are taken"
+        if len({n.dtype(r) for r in self.results}) > 1:
+            return "its results have different dtypes"
+        outside = escapes(self.nodes, self.outputs)
+        if outside is not None:
+            return f"an inner value ({outside.name}) is used outside it"
+        return None
+
+    def arguments(self) -> dict[str, Any]:
+        """As the fused_norm operator takes them."""
+        norm, r = self.norm, self.residual
+        x = r.x if r is not None else norm.x if norm is not None else None
+        assert x is not None
+        inner = r.norm if r is not None else None
+        inner_eps = inner.eps_arguments() if inner is not None else {"eps_tensor": None, "eps": 0.0}
+        eps = norm.eps_arguments() if norm is not None else {"eps_tensor": None, "eps": 0.0}
+        # One offset serves both modulations: with any factor that is no plain 1 + scale, all are given whole.
+        plain = all(m.factor is None or m.scale is not None for m in self.modulations)
+        pairs = [((m.scale if plain else m.factor), m.shift) for m in self.modulations]
+        pairs += [(None, None)] * (2 - len(pairs))
+        return {
+            "x": x,
+            "branch": r.branch if r is not None else None,
+            "gate": r.gate if r is not None else None,
+            "branch_norm": inner is not None,
+            "branch_weight": inner.weight if inner is not None else None,
+            "branch_weight_offset": inner.weight_offset if inner is not None else 0.0,
+            "branch_eps_tensor": inner_eps["eps_tensor"],
+            "branch_eps": inner_eps["eps"],
+            "sum_dtype": n.dtype(r.total) if r is not None else n.dtype(x),
+            "keep_sum": self.keeps_sum,
+            "kind": "none" if norm is None else "rms" if isinstance(norm, RMS) else "layer",
+            "weight": norm.weight if norm is not None else None,
+            "bias": norm.bias if norm is not None else None,
+            **eps,
+            "weight_offset": norm.weight_offset if norm is not None else 0.0,
+            "round_to": norm.round_to if norm is not None else None,
+            "round_product": norm.round_product if isinstance(norm, RMS) else None,
+            "scale0": pairs[0][0],
+            "shift0": pairs[0][1],
+            "scale1": pairs[1][0],
+            "shift1": pairs[1][1],
+            "scale_offset": 1.0 if plain else 0.0,
+            "outputs": len(self.results),
+            "out_dtype": n.dtype(self.results[0]) if self.results else n.dtype(x),
+            "rounds_between": self.rounds_between,
+        }
+
+    @property
+    def rounds_between(self) -> bool:
+        """Does the graph round a value that the operator does not?"""
+        residual = self.residual is not None and self.residual.rounds
+        modulated = any(m.factor is not None for m in self.modulations)
+        normed = self.norm is not None and self.norm.out_dtype in n.LOW_PRECISION
+        return residual or (modulated and normed)
+
+    def parameters(self) -> dict[str, Any]:
+        found: dict[str, Any] = dict(self.norm.parameters()) if self.norm is not None else {}
+        if self.residual is not None:
+            found["gate"] = list(n.shape(self.residual.gate)) if self.residual.gate is not None else None
+            found["sum_dtype"] = n.dtype(self.residual.total)
+            found["sum_used_elsewhere"] = self.keeps_sum
+            inner = self.residual.norm
+            found["branch_norm"] = inner is not None
+            if inner is not None:
+                found["branch_weight_offset"] = inner.weight_offset
+        if self.modulations:
+            found["modulations"] = len(self.modulations)
+            found["shift"] = any(m.shift is not None for m in self.modulations)
+        return found

@@ -1,0 +1,63 @@
+"""LayerNorm over the last dimension, alone.
+
+Before                                                 After
+    y = native_layer_norm(x.float(), [D], w, b, eps)[0]    y = rocm_passes.layer_norm(x, w, b, eps, bf16, "triton")
+    y = convert(y, bf16)
+
+When it pays: not by itself. Inductor fuses it with what stands before and after; norm_modulate and
+residual_norm take it together with that.
+
+Refused: several normalised dimensions; the mean or rsqrt used elsewhere (saved for a backward pass); fp64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import fx
+
+from rocm_passes.fx import nodes as n
+from rocm_passes.idioms.norms import layer as layer_norms
+from rocm_passes.idioms.norms.layer import Layer
+from rocm_passes.ops import layer_norm as op
+from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
+from rocm_passes.rewrite.rewriter import escapes
+
+NAME = "layer_norm"
+COVERS = {"layer_norm": 1}
+
+
+def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
+    for node in layer_norms.calls(graph):
+        yield _found(node, layer_norms.read(node))
+
+
+def _found(anchor: fx.Node, read: Layer | str) -> Found:
+    if isinstance(read, str):
+        return Miss(anchor, read, COVERS)
+    reason = refusal(read)
+    if reason is not None:
+        return Miss(anchor, reason, COVERS, read.parameters())
+    arguments = {
+        "x": read.x,
+        "weight": read.weight,
+        "bias": read.bias,
+        "eps": read.eps,
+        "out_dtype": read.out_dtype,
+    }
+    return Match(anchor, frozenset(read.nodes), (read.result,), arguments, COVERS, read.parameters())
+
+
+def refusal(read: Layer) -> str | None:
+    """Why a norm that was read cannot be computed by one operator, or None where it can."""
+    dtype = n.tensor(read.x).dtype
+    if dtype not in n.FLOATING or read.compute_dtype is torch.float64 or read.out_dtype not in n.FLOATING:
+        return f"it computes in {read.compute_dtype} on {dtype} and gives {read.out_dtype}"
+    outside = escapes(frozenset(read.nodes), (read.result,))
+    if outside is not None:
+        return f"an inner value ({outside.name}) is used outside the norm"
+    return None
+
+
+IDIOM = Idiom(NAME, find, op.OPERATOR.lowerings, op.OPERATOR, keeps=("native_layer_norm",))

@@ -1,0 +1,69 @@
+"""q and k rotated by the same tables, as one call.
+
+Before (FLUX)                                          After
+    q2 = convert(q * cos + turned(q) * sin, bf16)          q2, k2 = rocm_passes.rotary_pair(q, k, cos, ...)
+    k2 = convert(k * cos + turned(k) * sin, bf16)
+
+When it pays: as `rotary`, with half the launches, and table rows read once for both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from torch import fx
+
+from rocm_passes.idioms.rotary import rotary
+from rocm_passes.idioms.rotary.rotations import Rotation, rotations, share_tables
+from rocm_passes.ops import rotary_pair as op
+from rocm_passes.ops.rotary_layout import Recipe
+from rocm_passes.rewrite.match import Context, Found, Idiom, Match
+from rocm_passes.rewrite.rewriter import is_convex
+
+NAME = "rotary_pair"
+COVERS = {"rotary": 2}
+#: A rotation is paired with one of so many before it: a block rotates eight at most (LTX-2's).
+NEAR = 8
+
+
+def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
+    found = rotations(graph)
+    rotary.merge_tables(found)
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    for q, k in pairs(found, order):
+        recipe, k_recipe = rotary.recipe_of(q, context), rotary.recipe_of(k, context)
+        if isinstance(recipe, Recipe) and isinstance(k_recipe, Recipe):
+            yield _site(q, k, recipe, k_recipe)
+
+
+def pairs(found: list[Rotation], order: Mapping[fx.Node, int]) -> Iterator[tuple[Rotation, Rotation]]:
+    """Neighbours in graph order that share tables and do not need each other: one attention's q and k."""
+    waiting: list[Rotation] = []
+    for rotation in found:
+        if rotation.leak is not None:
+            continue
+        for other in reversed(waiting[-NEAR:]):
+            if share_tables(other, rotation) and _independent(_site_of(other, rotation), order):
+                waiting.remove(other)
+                yield other, rotation
+                break
+        else:
+            waiting.append(rotation)
+
+
+def _independent(site: Match, order: Mapping[fx.Node, int]) -> bool:
+    return not site.nodes.intersection(site.inputs()) and is_convex(site, order)
+
+
+def _site_of(q: Rotation, k: Rotation) -> Match:
+    arguments = {"q": q.x, "k": k.x, "tables": list(q.tables)}
+    return Match(q.anchor, frozenset(q.nodes | k.nodes), (q.result, k.result), arguments, COVERS)
+
+
+def _site(q: Rotation, k: Rotation, recipe: Recipe, k_recipe: Recipe) -> Match:
+    arguments = {"q": q.x, "k": k.x, "tables": list(q.tables), "recipe": recipe, "k_recipe": k_recipe}
+    nodes = frozenset(q.nodes | k.nodes)
+    return Match(q.anchor, nodes, (q.result, k.result), arguments, COVERS, q.parameters())
+
+
+IDIOM = Idiom(NAME, find, op.LOWERINGS, op.OPERATOR, fuses=True)

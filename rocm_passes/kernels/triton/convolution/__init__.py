@@ -1,0 +1,1 @@
+"""Triton kernels beside convolutions: pads, and frames joined behind frames."""

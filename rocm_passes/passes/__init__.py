@@ -1,0 +1,1 @@
+"""Whole-graph passes: one file is one function, and draws the graph before and after."""

@@ -1,0 +1,63 @@
+"""A convolution's bias, taken over by the norm that alone reads the convolution.
+
+On a GPU Inductor adds the bias apart from the convolution, and fuses the sum with what follows. An opaque norm
+would leave it a pass over memory of its own: the norm's kernel adds it instead.
+
+Before                                          After
+    c = convolution(x, w, bias, ...)                c = convolution(x, w, None, ...)
+    y = rocm_passes.channel_norm(c, None, ...)      y = rocm_passes.channel_norm(c, bias, ...)
+"""
+
+from __future__ import annotations
+
+from torch import fx
+
+from rocm_passes.fx import nodes as n
+from rocm_passes.fx.nodes import aten
+from rocm_passes.ops import channel_norm, group_norm, group_norm_pad
+
+_X, _X_BIAS = 0, 1
+_BIAS = 2
+
+
+def fold_conv_bias(graph: fx.Graph) -> int:
+    """Move the biases into the norms that the passes have written. Returns how many."""
+    moved = 0
+    for operator in (channel_norm.OPERATOR, group_norm.OPERATOR, group_norm_pad.OPERATOR):
+        for norm in n.calls(graph, operator.overload):
+            if norm.args[-1] == "triton" and norm.args[_X_BIAS] is None:
+                moved += _absorb(norm)
+    return moved
+
+
+def _absorb(norm: fx.Node) -> bool:
+    convolution = _convolution_behind(n.arg(norm, _X))
+    if convolution is None:
+        return False
+    bias = convolution.args[_BIAS]
+    if bias is None or n.dtype(bias) not in n.FLOATING:
+        return False
+    convolution.args = (*convolution.args[:_BIAS], None, *convolution.args[_BIAS + 1 :])
+    # The bias may be computed behind the convolution; the order is restored once all rewrites are done.
+    norm.args = (*norm.args[:_X_BIAS], bias, *norm.args[_X_BIAS + 1 :])
+    return True
+
+
+def _convolution_behind(x: fx.Node) -> fx.Node | None:
+    """The convolution that x is, or whose frames [T, C, H, W] x is as one video; nothing else may read either.
+
+    ATen's GroupNorm may have it copied into another layout first.
+    """
+    while n.is_call(x, aten.clone.default) and n.only_user(x):
+        x = n.arg(x, 0)
+    if n.is_call(x, aten.permute.default) and list(x.args[1]) == [0, 2, 1, 3, 4] and n.only_user(x):  # type: ignore[arg-type]
+        unsqueezed = n.arg(x, 0)
+        if (
+            n.is_call(unsqueezed, aten.unsqueeze.default)
+            and unsqueezed.args[1] == 0
+            and n.only_user(unsqueezed)
+        ):
+            x = n.arg(unsqueezed, 0)
+    if not n.is_call(x, aten.convolution.default) or n.only_user(x) is None:
+        return None
+    return x

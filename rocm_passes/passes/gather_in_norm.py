@@ -1,0 +1,90 @@
+"""Upsampling in front of a GroupNorm's multiplier and addend, left to the norm's kernel, which reads by index.
+
+Before (CogVideoX's SpatialNorm3D)                      After
+    m = cat([index(y[:, :, :1], [None, None, t, h, w]),     i = cat([index(numbers of y's pixels, ...), ...], 2)
+             index(y[:, :, 1:], ...)], 2)                   z = rocm_passes.group_norm(x, ..., multiplier y,
+    z = rocm_passes.group_norm(x, ..., multiplier m,                                   addend b, pixel_index i)
+                               addend a)
+
+m and a are as large as x, which has thousands of bytes for each of y's pixels; i has four for each of x's. It is
+made by the very moves that made m, applied to numbers: right for any gathers, whatever they are for.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from rocm_passes.fx import nodes as n
+from rocm_passes.fx.builder import Builder
+from rocm_passes.fx.nodes import aten, prims
+from rocm_passes.idioms.convolution import pixels
+from rocm_passes.ops import group_norm
+from rocm_passes.ops.upsampled_conv import LEAST_REPETITION
+
+_MULTIPLIER, _ADDEND, _PIXEL_INDEX = (
+    group_norm.OPERATOR.parameters.index(name) for name in ("multiplier", "addend", "pixel_index")
+)
+
+
+def gather_in_norm(graph: fx.Graph, fake_mode: FakeTensorMode) -> dict[fx.Node, pixels.Moved]:
+    """The norms whose operands are now read by index, each with what was upsampled."""
+    found = {}
+    for norm in n.calls(graph, group_norm.OPERATOR.overload):
+        if norm.args[-1] != "triton" or n.arg(norm, _PIXEL_INDEX) is not None:
+            continue
+        operands = [n.arg(norm, i) for i in (_MULTIPLIER, _ADDEND)]
+        moved = [_upsampled(operand, norm) for operand in operands]
+        multiplier, addend = moved
+        if multiplier is None or addend is None or _placing(multiplier) != _placing(addend):
+            continue
+        _absorb(norm, multiplier, addend, fake_mode)
+        found[norm] = multiplier
+    return found
+
+
+def _upsampled(operand: object, norm: fx.Node) -> pixels.Moved | None:
+    """The operand as the pixels of one tensor, each in several places; None where it isn't."""
+    if not isinstance(operand, fx.Node) or not n.same_shape(n.shape(operand), n.shape(norm)):
+        return None
+    moved = pixels.read(operand)
+    sources = {piece.source for piece in moved.pieces}
+    if not moved.repeats() or len(sources) > 1 or any(piece.casts for piece in moved.pieces):
+        return None
+    if not all(pixels.sizes_are_known(node) for node in (operand, *sources)):
+        return None
+    enough = pixels.pixels(operand) >= LEAST_REPETITION * moved.source_pixels()
+    return moved if enough else None
+
+
+def _placing(moved: pixels.Moved) -> object:
+    """Where the pixels go: the same for two tensors that one index serves."""
+    (size, *_) = [n.shape(piece.source)[2:] for piece in moved.pieces]
+    return size, moved.dim, [piece.moves for piece in moved.pieces]
+
+
+def _absorb(norm: fx.Node, multiplier: pixels.Moved, addend: pixels.Moved, fake_mode: FakeTensorMode) -> None:
+    source = multiplier.pieces[0].source
+    size = n.shape(source)[2:]
+    with norm.graph.inserting_before(norm):
+        b = Builder(norm.graph, fake_mode, norm)
+        numbers = b(
+            prims.iota.default,
+            math.prod(size),
+            start=0,
+            step=1,
+            dtype=torch.int32,
+            device=n.tensor(source).device,
+            requires_grad=False,
+        )
+        numbers = b(aten.reshape.default, numbers, [1, 1, *size])
+        parts = [pixels.write(b, piece.moves, numbers) for piece in multiplier.pieces]
+        index = parts[0] if multiplier.dim is None else b(aten.cat.default, parts, multiplier.dim)
+        index = b(aten.reshape.default, index, list(n.shape(norm)[2:]))
+    arguments = list(norm.args)
+    arguments[_MULTIPLIER], arguments[_ADDEND] = source, addend.pieces[0].source
+    arguments[_PIXEL_INDEX] = index
+    norm.args = tuple(arguments)

@@ -1,0 +1,77 @@
+"""Frames sliced from videos joined in time are sliced from the piece that they come from.
+
+A causal convolution keeps its last input frames for the next chunk. CogVideoX slices them from the joined
+video, which then has a second reader and must be written whole, in the layout of either:
+
+Before                                          After
+    v = cat([cache, x], 2)                          v = cat([cache, x], 2)
+    y = convolution(v, ...)                         y = convolution(v, ...)
+    kept = v[:, :, -2:]                             kept = x[:, :, -2:]
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from rocm_passes.fx import nodes as n
+from rocm_passes.fx.builder import Builder
+from rocm_passes.fx.nodes import aten
+from rocm_passes.ops.frames import TIME
+
+
+def slice_before_cat(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
+    """Redirect the slices beside convolutions of joined videos. Returns how many."""
+    moved = 0
+    for cat in n.calls(graph, aten.cat.default):
+        if is_joined_video(cat) and any(n.is_call(u, aten.convolution.default) for u in cat.users):
+            moved += sum(_redirected(user, cat, graph, fake_mode) for user in list(cat.users))
+    return moved
+
+
+def is_joined_video(node: fx.Node) -> bool:
+    """A cat in time of [N, C, T, H, W] tensors of one dtype."""
+    return len(n.shape(node)) == 5 and n.joined_dim(node) == TIME
+
+
+def is_first_frame(node: object, video: fx.Node) -> bool:
+    """video[:, :, :1]"""
+    if not n.is_call(node, aten.slice.Tensor) or node.args[0] is not video:
+        return False
+    dim, first, behind, _ = n.slice_bounds(n.shape(video)[TIME], node.args[1:])
+    return n.normalised_dim(dim, 5) == TIME and (first, behind) == (0, 1)
+
+
+def _redirected(user: fx.Node, cat: fx.Node, graph: fx.Graph, fake_mode: FakeTensorMode) -> bool:
+    if not n.is_call(user, aten.slice.Tensor):
+        return False
+    frames = n.shape(cat)[TIME]
+    sizes = [n.shape(p)[TIME] for p in cat.args[0]]  # type: ignore[union-attr]
+    dim, first, behind, step = n.slice_bounds(frames, user.args[1:])
+    if n.normalised_dim(dim, 5) != TIME or step != 1:
+        return False
+    if not all(isinstance(s, int) for s in (frames, first, behind, *sizes)):
+        return False
+    found = _piece_of(first, behind, sizes)
+    if found is None:
+        return False
+    which, begin = found
+    piece = cat.args[0][which]  # type: ignore[index]
+    with graph.inserting_before(user):
+        b = Builder(graph, fake_mode, user)
+        taken = b(aten.slice.Tensor, piece, TIME, first - begin, behind - begin)
+    user.replace_all_uses_with(taken)
+    graph.erase_node(user)
+    return True
+
+
+def _piece_of(first: int, behind: int, sizes: Sequence[int]) -> tuple[int, int] | None:
+    """The piece that holds the frames [first, behind) and where it begins, or None where several do."""
+    begin = 0
+    for which, size in enumerate(sizes):
+        if begin <= first < behind <= begin + size:
+            return which, begin
+        begin += size
+    return None

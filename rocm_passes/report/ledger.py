@@ -1,0 +1,193 @@
+"""The record of every candidate site: what it is, what became of it, and why.
+
+One Ledger per compiled graph; `history()` holds those of this process. The JSON form (`Entry.to_dict`,
+`to_dict`) is documented in docs/ledger.md and stable.
+"""
+
+from __future__ import annotations
+
+import collections
+import json
+import logging
+import os
+import tempfile
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rocm_passes.report import child_ledgers
+
+log = logging.getLogger("rocm_passes")
+
+OUTCOMES = ("rewritten", "kept", "refused")
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One candidate site.
+
+    outcome: "rewritten" (by `lowering`), "kept" (could be rewritten, does not pay or was not asked for),
+    "refused" (cannot be rewritten: `reason`).
+    covers: the elementary idioms inside and how many of each, by the names conv3d, rms_norm, layer_norm,
+    group_norm, channel_norm, rotary.
+    considered: larger fusions that were looked at here and not taken, each with its reason.
+    """
+
+    idiom: str
+    covers: Mapping[str, int]
+    outcome: str
+    lowering: str | None
+    reason: str
+    location: str
+    module: str
+    parameters: Mapping[str, Any]
+    inputs: tuple[Mapping[str, Any], ...]
+    considered: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "idiom": self.idiom,
+            "covers": dict(self.covers),
+            "outcome": self.outcome,
+            "lowering": self.lowering,
+            "reason": self.reason,
+            "location": self.location,
+            "module": self.module,
+            "parameters": {k: _plain(v) for k, v in self.parameters.items()},
+            "inputs": [{k: _plain(v) for k, v in i.items()} for i in self.inputs],
+            "considered": list(self.considered),
+            "notes": list(self.notes),
+        }
+
+    @staticmethod
+    def from_dict(found: Mapping[str, Any]) -> Entry:
+        """What `to_dict` made. Sizes and dtypes that became names stay names."""
+        lists = {name: tuple(found[name]) for name in ("inputs", "considered", "notes")}
+        return Entry(**{**found, **lists})
+
+    def __str__(self) -> str:
+        did = f"{self.outcome} by {self.lowering}" if self.outcome == "rewritten" else self.outcome
+        where = self.location or self.module or "unknown place"
+        return f"{self.idiom} at {where}: {did}: {self.reason}"
+
+
+@dataclass
+class Ledger:
+    """The entries of one compiled graph."""
+
+    graph: str
+    entries: list[Entry] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def add(self, entry: Entry) -> None:
+        assert entry.outcome in OUTCOMES, entry.outcome
+        self.entries.append(entry)
+        log.debug("%s", entry)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "graph": self.graph,
+            "pass_seconds": self.seconds,
+            "sites": [e.to_dict() for e in self.entries],
+        }
+
+    @staticmethod
+    def from_dict(found: Mapping[str, Any]) -> Ledger:
+        """What `to_dict` made, in another process say."""
+        entries = [Entry.from_dict(site) for site in found["sites"]]
+        return Ledger(str(found["graph"]), entries, float(found["pass_seconds"]))
+
+
+_LOCK = threading.Lock()
+_HISTORY: collections.deque[Ledger] = collections.deque(maxlen=4096)
+
+
+def publish(ledger: Ledger) -> None:
+    """Add a finished graph's ledger to this process's history and to torch's structured trace."""
+    with _LOCK:
+        _HISTORY.append(ledger)
+    child_ledgers.hand_over(ledger.to_dict)
+    _trace(ledger)
+
+
+def history() -> list[Ledger]:
+    """The ledgers of the graphs that this process compiled with the backend, oldest first."""
+    with _LOCK:
+        return list(_HISTORY)
+
+
+def clear_history() -> None:
+    with _LOCK:
+        _HISTORY.clear()
+
+
+def to_dict(ledgers: Iterable[Ledger], environment: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The documented JSON form: every site of all graphs in one flat list, each with its graph's name."""
+    ledgers = list(ledgers)
+    return {
+        "format": FORMAT_VERSION,
+        "environment": dict(environment or {}),
+        "graphs": [
+            {"graph": g.graph, "sites": len(g.entries), "pass_seconds": round(g.seconds, 6)} for g in ledgers
+        ],
+        "sites": [{"graph": g.graph, **e.to_dict()} for g in ledgers for e in g.entries],
+    }
+
+
+def totals(entries: Iterable[Entry]) -> dict[str, dict[str, int]]:
+    """Elementary idioms counted by outcome: {"rms_norm": {"rewritten": 2, "kept": 1, "refused": 0}}."""
+    counts: dict[str, dict[str, int]] = {}
+    for entry in entries:
+        for name, count in entry.covers.items():
+            row = counts.setdefault(name, dict.fromkeys(OUTCOMES, 0))
+            row[entry.outcome] += count
+    return counts
+
+
+def write_json(path: str, document: Mapping[str, Any]) -> None:
+    """Write a JSON file whole or not at all."""
+    directory = os.path.dirname(os.path.abspath(path))
+    os.makedirs(directory, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=directory, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(document, file, indent=1)
+            file.write("\n")
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    """mkstemp's files are for their owner alone; a report is for whoever the user's other files are for."""
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _plain(value: Any) -> Any:
+    """JSON's own types; symbolic sizes, dtypes and devices become their names."""
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else repr(value)
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return str(value).removeprefix("torch.")
+
+
+def _trace(ledger: Ledger) -> None:
+    from torch._logging._internal import trace_structured
+
+    trace_structured(
+        "artifact",
+        metadata_fn=lambda: {"name": f"rocm_passes_{ledger.graph}", "encoding": "json"},
+        payload_fn=lambda: json.dumps(ledger.to_dict()),
+    )

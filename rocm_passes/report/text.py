@@ -1,0 +1,131 @@
+"""A ledger as text, for people. (The HTML page is in html.py, the JSON in ledger.py.)"""
+
+from __future__ import annotations
+
+import collections
+import os
+import shutil
+import textwrap
+from collections.abc import Iterable, Sequence
+
+from rocm_passes.report.ledger import Entry, Ledger, totals
+
+#: Reasons of several lowerings are joined by this; each gets a line of its own.
+_JOINT = "; "
+
+
+def table(ledgers: Iterable[Ledger], width: int | None = None) -> str:
+    """Sites that agree in idiom, outcome, lowering and reason as one group; then elementary idioms' totals.
+
+    width: in characters; None takes the terminal's, or 100.
+    """
+    entries = [e for g in ledgers for e in g.entries]
+    if not entries:
+        return "no candidate sites were found"
+    width = width or shutil.get_terminal_size((100, 24)).columns
+    groups: dict[tuple[str, ...], list[Entry]] = collections.defaultdict(list)
+    for e in entries:
+        groups[(e.idiom, outcome(e), e.reason, *e.notes)].append(e)
+    heads = aligned([_head(found) for _, found in sorted(groups.items())])
+    blocks = [
+        "\n".join([head, *_reasons(found, width)])
+        for head, (_, found) in zip(heads, sorted(groups.items()), strict=True)
+    ]
+    return "\n".join([*blocks, "", *textwrap.wrap(f"in all: {summary(entries)}", width)])
+
+
+def every_site(ledgers: Iterable[Ledger]) -> str:
+    """One line per site, in the order of the graphs."""
+    rows = [
+        (
+            g.graph,
+            e.idiom,
+            outcome(e),
+            e.module or "-",
+            short_location(e.location) or "-",
+            inputs(e) or "-",
+            e.reason,
+        )
+        for g in ledgers
+        for e in g.entries
+    ]
+    if not rows:
+        return "no candidate sites were found"
+    return "\n".join(aligned([("graph", "idiom", "outcome", "module", "where", "inputs", "why"), *rows]))
+
+
+def summary(entries: Iterable[Entry]) -> str:
+    """One line: "rms_norm 4 (rewritten 2, kept 2); rotary 2 (rewritten 2)"."""
+    parts = []
+    for idiom, by_outcome in sorted(totals(entries).items()):
+        said = ", ".join(f"{name} {count}" for name, count in by_outcome.items() if count)
+        parts.append(f"{idiom} {sum(by_outcome.values())} ({said})")
+    return "; ".join(parts)
+
+
+def outcome(entry: Entry) -> str:
+    """`rewritten by unfold`, `kept` or `refused`."""
+    return f"{entry.outcome} by {entry.lowering}" if entry.lowering else entry.outcome
+
+
+def inputs(entry: Entry) -> str:
+    """The shapes and dtypes of a site's inputs: `bfloat16[1, 240, 48] bfloat16[48]`."""
+    return " ".join(
+        f"{str(i['dtype']).removeprefix('torch.')}[{', '.join(map(str, i['shape'] or ()))}]"
+        for i in entry.inputs
+    )
+
+
+def short_location(location: str) -> str:
+    """The file's last two path parts and the line."""
+    path, _, line = location.rpartition(":")
+    return f"{os.sep.join(path.split(os.sep)[-2:])}:{line}" if path else location
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Left-aligned columns; the last one runs free."""
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]) - 1)]
+    return [
+        "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]).rstrip()
+        for row in rows
+    ]
+
+
+def _head(found: Sequence[Entry]) -> tuple[str, ...]:
+    first = found[0]
+    return first.idiom, f"{len(found):>4}", outcome(first), _places(found)
+
+
+def _reasons(found: Sequence[Entry], width: int) -> list[str]:
+    """Why, beneath a group's head: each lowering's reason, note and larger fusion on a line of its own."""
+    says = [*found[0].reason.split(_JOINT), *(f"note: {note}" for note in found[0].notes)]
+    says += _considered(found)
+    return [
+        textwrap.fill(line, max(width, 40), initial_indent=" " * 4, subsequent_indent=" " * 6)
+        for line in says
+    ]
+
+
+def _considered(found: Sequence[Entry]) -> list[str]:
+    """Larger fusions that were not taken; those that have one answer are named together."""
+    names: dict[frozenset[str], list[str]] = {}
+    reasons: dict[frozenset[str], str] = {}
+    for considered in dict.fromkeys(c for e in found for c in e.considered):
+        name, _, reason = considered.partition(": ")
+        names.setdefault(_answers(reason), []).append(name)
+        reasons[_answers(reason)] = reason
+    own = _answers(found[0].reason)
+    return [
+        f"also looked at: {', '.join(those)}: {'the same' if answer == own else reasons[answer]}"
+        for answer, those in names.items()
+    ]
+
+
+def _answers(reason: str) -> frozenset[str]:
+    """What each lowering answered, in whatever order they were asked."""
+    return frozenset(reason.removeprefix("left to Inductor: ").split(_JOINT))
+
+
+def _places(entries: Sequence[Entry]) -> str:
+    places = list(dict.fromkeys(short_location(e.location) or e.module for e in entries))
+    return places[0] + (f" and {len(places) - 1} more" if len(places) > 1 else "")

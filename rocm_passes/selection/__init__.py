@@ -1,1 +1,0 @@
-"""Choosing how a site is lowered: rules, measurement, and the store that remembers."""

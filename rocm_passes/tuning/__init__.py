@@ -1,0 +1,1 @@
+"""Measuring lowerings on the user's machine, and the store that remembers."""

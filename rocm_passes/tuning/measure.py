@@ -1,0 +1,279 @@
+"""Timing the lowerings of one convolution call on the user's device, without compiling them.
+
+The convolutions and matrix products of a lowering are run and timed. What stands around them Inductor will
+fuse, so it is not timed as written but counted, in bytes that have to move, at the device's copy rate.
+"""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch._inductor import inductor_prims
+from torch.utils._python_dispatch import _disable_current_modes
+
+from rocm_passes.fx.builder import Eager
+from rocm_passes.ops.computed import COMPUTED
+from rocm_passes.ops.operator import Lowering
+from rocm_passes.tuning import rounds
+from rocm_passes.tuning.store import Measured
+
+aten = torch.ops.aten
+
+#: The library's own work: run and timed.
+TIMED = frozenset({aten.convolution.default, aten.mm.default, aten.addmm.default})
+#: Code that Inductor fuses behind the convolutions: each reads what they wrote.
+FUSED = frozenset({torch.ops.prims.convert_element_type.default, aten.add.Tensor, aten.mul.Tensor})
+#: A copy rate to assume where it isn't measured (tests on a CPU), bytes a second.
+NOMINAL_RATE = 1e12
+
+Work = Callable[[], Any]
+#: Told of each lowering's first run, the library's search included: name, seconds. False: measure no more.
+Watch = Callable[[str, float], bool]
+
+
+class Meter(Eager):
+    """Runs a lowering over real tensors once: keeps its timed calls, sums up bytes moved and memory held."""
+
+    def __init__(self) -> None:
+        self.work: list[Work] = []
+        self.moved = 0
+        self.workspace = 0
+        self.held = 0
+        # Held, so that no later tensor takes their address.
+        self._outputs: dict[int, torch.Tensor] = {}
+        self._parts: dict[int, torch.Tensor] = {}
+        self._beside_parts = 0
+        self._fused = False
+
+    def __call__(self, target: Any, *args: Any, **kwargs: Any) -> Any:
+        if target in TIMED:
+            return self._timed(target, args, kwargs)
+        if target is inductor_prims.force_stride_order:
+            return self._in_layout(*args)
+        if target is COMPUTED.overload:
+            return self._computed(args[0])
+        if target in (aten.cat.default, aten.constant_pad_nd.default):
+            return self._joined(target, args, kwargs)
+        result = target(*args, **kwargs)
+        if target in FUSED:
+            self._read(args)
+            self._fused = True
+        elif isinstance(result, torch.Tensor) and not _is_view(result, args):
+            self.moved += 2 * _bytes(result)
+            self.held += _bytes(result)
+        return result
+
+    def finish(self, result: torch.Tensor) -> int:
+        """The lowering's extra MiB: what it needs beside its inputs and `result`. Lets go of the outputs."""
+        if self._fused:
+            # The fused kernel behind the convolutions writes the result once.
+            self.moved += _bytes(result)
+        if self._parts:
+            # The result is there from the first part on: none of the outputs becomes it.
+            held = self.held + self._beside_parts
+        else:
+            held = self.held + sum(map(_bytes, self._outputs.values())) - _bytes(result)
+        self._outputs.clear()
+        self._parts.clear()
+        return max(0, held, self.workspace + held) // 2**20
+
+    def _timed(self, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        on_gpu = args[0].is_cuda
+        if on_gpu:
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            before = torch.cuda.memory_allocated()
+        result = target(*args, **kwargs)
+        if on_gpu:
+            torch.cuda.synchronize()
+            peak = torch.cuda.max_memory_allocated() - before - _bytes(result)
+            self.workspace = max(self.workspace, peak)
+        self.work.append(lambda: target(*args, **kwargs))
+        self._outputs[result.untyped_storage().data_ptr()] = result
+        return result
+
+    def _in_layout(self, x: torch.Tensor, strides: list[int]) -> torch.Tensor:
+        # Inputs come in the layout that they are asked for; a weight's conversion is the same for all.
+        if tuple(strides) == x.stride():
+            return x
+        return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
+
+    def _computed(self, x: torch.Tensor) -> torch.Tensor:
+        """A part is written in its place in the result, and what it was computed from is let go of."""
+        self._read((x,))
+        self._fused = True
+        self._beside_parts = max(self._beside_parts, sum(map(_bytes, self._outputs.values())))
+        self._outputs.clear()
+        self._parts[x.untyped_storage().data_ptr()] = x
+        return x
+
+    def _joined(self, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+        result: torch.Tensor = target(*args, **kwargs)
+        parts = args[0] if isinstance(args[0], (list, tuple)) else [args[0]]
+        if all(p.untyped_storage().data_ptr() in self._parts for p in parts):
+            # A sum fuses with a residual addition behind it. Joined parts do not: the addition reads and writes the
+            # whole once more. Behind half of a decoder's convolutions stands one, so half of that is counted.
+            self.moved += _bytes(result)
+            return result
+        if any(p.untyped_storage().data_ptr() in self._outputs for p in parts):
+            self._read((parts,))
+            self._fused = True
+            return result
+        # The largest part is computed in place; the others are copied in.
+        copied = _bytes(result) - max(_bytes(p) for p in parts)
+        self.moved += 2 * copied
+        self.held += copied
+        return result
+
+    def _read(self, args: Any) -> None:
+        """A fused kernel reads the outputs of convolutions among its arguments, each once."""
+        for a in args:
+            if isinstance(a, (list, tuple)):
+                self._read(a)
+            elif isinstance(a, torch.Tensor) and a.untyped_storage().data_ptr() in self._outputs:
+                self.moved += _bytes(a)
+
+
+def measure(
+    lowerings: Sequence[Lowering],
+    values: Mapping[str, Any],
+    watch: Watch | None = None,
+    patience: Mapping[str, Any] | None = None,
+) -> Measured:
+    """Milliseconds and extra MiB of each lowering over random tensors like `values` (real or fake tensors).
+
+    The lowerings take turns, so that a clock that drifts, or is lowered under load, is the same for all. What a
+    library raises, out of memory included, leaves that lowering out, with the reason. patience: keywords of
+    `rounds.in_turn`, to measure for longer.
+    """
+    with real_tensors(), torch.no_grad():
+        device = _device(values)
+        with torch.cuda.device(device) if device.type == "cuda" else _nothing():
+            session = _Session(values, device, watch or (lambda name, seconds: True), patience or {})
+            return session.measured(lowerings)
+
+
+class _Session:
+    """The measurement of one call on one device."""
+
+    def __init__(
+        self, values: Mapping[str, Any], device: torch.device, watch: Watch, patience: Mapping[str, Any]
+    ) -> None:
+        self._device = device
+        self._watch = watch
+        self._patience = patience
+        self._stopped = False
+        layout = bool(values.get("channels_last", False))
+        self._call = {k: _like(v, device, layout) for k, v in values.items()} | {"bias": None}
+        self._moved: dict[str, int] = {}
+        self._mib: dict[str, int] = {}
+        self._skipped: dict[str, str] = {}
+
+    def measured(self, lowerings: Sequence[Lowering]) -> Measured:
+        seconds: dict[str, float] | None
+        try:
+            seconds = self._together(lowerings)
+        except torch.OutOfMemoryError:
+            # Together they hold more than one alone. (The exception holds it, too, until this clause ends.)
+            seconds = None
+        if seconds is None:
+            seconds = {}
+            for lowering in lowerings:
+                seconds |= self._alone(lowering)
+        rate = copy_rate(self._device) if seconds else NOMINAL_RATE
+        ms = {name: round(1000 * (s + self._moved[name] / rate), 4) for name, s in seconds.items()}
+        return Measured(ms, {name: self._mib[name] for name in ms}, self._skipped)
+
+    def _alone(self, lowering: Lowering) -> dict[str, float]:
+        if self._stopped:
+            return {}
+        try:
+            return self._together([lowering])
+        except torch.OutOfMemoryError:
+            self._skipped[lowering.name] = "out of memory"
+            return {}
+
+    def _together(self, lowerings: Sequence[Lowering]) -> dict[str, float]:
+        """Seconds of each lowering's timed calls. Raises OutOfMemoryError."""
+        prepared: dict[str, list[Work]] = {}
+        for lowering in lowerings:
+            started = time.perf_counter()
+            try:
+                prepared[lowering.name] = self._prepared(lowering)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:
+                # A library that cannot run a shape (no kernel, a refused algorithm) is one candidate less.
+                said = str(error).splitlines()[0][:120] if str(error) else ""
+                self._skipped[lowering.name] = f"{type(error).__name__}: {said}"
+            if not self._watch(lowering.name, time.perf_counter() - started):
+                self._stopped = True
+                break
+        if not prepared:
+            return {}
+        return rounds.in_turn(prepared, rounds.bursts_on(self._device), **self._patience)
+
+    def _prepared(self, lowering: Lowering) -> list[Work]:
+        assert lowering.write is not None, f"{lowering.name} is not written in plain ATen"
+        meter = Meter()
+        result = lowering.write(meter, **self._call)
+        self._mib[lowering.name] = meter.finish(result)
+        self._moved[lowering.name] = meter.moved
+        return meter.work
+
+
+@contextmanager
+def real_tensors() -> Iterator[None]:
+    """Out of the fake mode that a compile runs under."""
+    with _disable_current_modes():
+        yield
+
+
+@functools.lru_cache(maxsize=64)
+def copy_rate(device: torch.device) -> float:
+    """Bytes a second, read and written, of a large copy on the device."""
+    if device.type != "cuda":
+        return NOMINAL_RATE
+    source = torch.empty(2**28, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    copy = {"copy": [lambda: target.copy_(source)]}
+    return 2 * source.numel() / rounds.in_turn(copy, rounds.bursts_on(device))["copy"]
+
+
+def _like(value: Any, device: torch.device, channels_last: bool) -> Any:
+    if isinstance(value, (list, tuple)) and any(isinstance(v, torch.Tensor) for v in value):
+        return tuple(_like(v, device, channels_last) for v in value)
+    if not isinstance(value, torch.Tensor):
+        return value
+    # A generator of its own: the user's random numbers must not depend on what was measured.
+    draw = torch.Generator(device).manual_seed(0)
+    made = torch.randn(tuple(value.shape), generator=draw, dtype=value.dtype, device=device)
+    return made.to(memory_format=torch.channels_last_3d) if channels_last and made.ndim == 5 else made
+
+
+def _device(call: Mapping[str, Any]) -> torch.device:
+    """The weight's; the current GPU for a call on the meta device, noted to be measured later."""
+    weight = call["weight"]
+    assert isinstance(weight, torch.Tensor)
+    if weight.device.type != "meta":
+        return weight.device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+def _bytes(x: torch.Tensor) -> int:
+    return x.numel() * x.element_size()
+
+
+def _is_view(result: torch.Tensor, args: tuple[Any, ...]) -> bool:
+    sources = [a for a in args if isinstance(a, torch.Tensor)]
+    return any(a.untyped_storage().data_ptr() == result.untyped_storage().data_ptr() for a in sources)

@@ -1,0 +1,117 @@
+"""Operators kept whole, and decomposed again where nothing claimed them."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+from torch import nn
+from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.utils import fresh_cache, run_and_get_code, run_fw_bw_and_get_code
+
+from rocm_passes.backend import rocm_diffusion
+from rocm_passes.fx import decompositions as keep
+from rocm_passes.registry import IDIOMS
+from rocm_passes.rewrite.match import Idiom
+from tests.generated_code import difference
+from tests.rewriting import rewrite
+
+aten = torch.ops.aten
+KEPT = ("native_layer_norm", "native_group_norm", "silu", "gelu")
+
+
+class Norms(nn.Module):
+    """Every kept operator, in a form that no idiom here claims."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.group = nn.GroupNorm(2, 4)
+        self.layer = nn.LayerNorm(6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.gelu(self.layer(nn.functional.silu(self.group(x))), approximate="tanh")
+
+
+@pytest.fixture
+def keeping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pipeline of one idiom that finds nothing and keeps everything."""
+    nothing = Idiom("nothing", lambda graph, context: iter(()), (), keeps=KEPT)
+    monkeypatch.setattr("rocm_passes.graph_pass.IDIOMS", (nothing,))
+
+
+def test_table_pickles_as_its_recipe() -> None:
+    table = keep.table_preserving(KEPT)
+    again = pickle.loads(pickle.dumps(table))
+    assert again.keep == tuple(sorted(KEPT))
+    assert set(again) == set(table)
+    left_out = set(select_decomp_table()) - set(table)
+    assert {str(op.overloadpacket).split(".")[-1] for op in left_out} == set(KEPT)
+
+
+def test_names_in_use_are_aten_operators() -> None:
+    for idiom in IDIOMS:
+        for name in idiom.keeps:
+            assert any(
+                op.overloadpacket is getattr(aten, name)
+                for op in select_decomp_table()
+                if hasattr(op, "overloadpacket")
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("dynamic", [None, True])
+def test_leftovers_are_seen_whole_and_then_decomposed(
+    keeping: None, dtype: torch.dtype, dynamic: bool | None
+) -> None:
+    torch.manual_seed(0)
+    model = Norms().to(dtype)
+    x = torch.randn(3, 4, 5, 6).to(dtype)
+    seen = rewrite(model, x, dynamic=dynamic)
+    whole = {
+        aten.native_layer_norm.default,
+        aten.native_group_norm.default,
+        aten.silu.default,
+        aten.gelu.default,
+    }
+    assert whole <= set(seen.targets("before"))
+    assert not whole & set(seen.targets("after"))
+    # One bf16 unit: Inductor keeps fp32 between fused operators where eager rounds.
+    tolerance = 2e-2 if dtype is torch.bfloat16 else 1e-5
+    torch.testing.assert_close(seen.result, model(x), rtol=tolerance, atol=tolerance)
+
+
+def test_training_decomposes_before_the_partitioner(keeping: None) -> None:
+    torch.manual_seed(0)
+    model = Norms()
+    x = torch.randn(3, 4, 5, 6, requires_grad=True)
+    seen = rewrite(model, x, grad=True)
+    assert aten.native_group_norm.default not in seen.targets("before")
+    seen.result.sum().backward()
+    ours = [x.grad.clone(), *(p.grad.clone() for p in model.parameters())]
+    x.grad = None
+    model.zero_grad()
+    model(x).sum().backward()
+    for got, expected in zip(ours, [x.grad, *(p.grad for p in model.parameters())], strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_code_is_plain_inductors_in_forward_and_backward(keeping: None) -> None:
+    torch.manual_seed(0)
+    model = Norms()
+    x = torch.randn(3, 4, 5, 6)
+
+    def forward_code(**how: object) -> list[str]:
+        torch._dynamo.reset()
+        with fresh_cache(), torch.no_grad():
+            return run_and_get_code(torch.compile(model, **how), x)[1]
+
+    def training_code(**how: object) -> list[str]:
+        torch._dynamo.reset()
+        with fresh_cache():
+            compiled = torch.compile(model, **how)
+            return run_fw_bw_and_get_code(lambda: compiled(x.clone().requires_grad_()))[1]
+
+    # Not by its name, which is an entry point: a checkout that is not installed has none.
+    assert not difference(forward_code(backend=rocm_diffusion), forward_code())
+    assert not difference(training_code(backend=rocm_diffusion), training_code())

@@ -1,0 +1,180 @@
+"""The ledger as text and as a page."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rocm_passes.report import html as report_html
+from rocm_passes.report import ledger
+from rocm_passes.report import text as report
+from rocm_passes.report.ledger import Entry, Ledger
+
+
+def entry(**changes: Any) -> Entry:
+    about: dict[str, Any] = {
+        "idiom": "rms_norm",
+        "covers": {"rms_norm": 1},
+        "outcome": "kept",
+        "lowering": None,
+        "reason": "left to Inductor: triton: slower here; aiter: not installed",
+        "location": "/home/user/project/models/wan.py:95",
+        "module": "blocks.0.norm",
+        "parameters": {"eps": 1e-6},
+        "inputs": ({"name": "x", "shape": [2, 16], "stride": [16, 1], "dtype": "bfloat16"},),
+    }
+    return Entry(**{**about, **changes})
+
+
+@pytest.fixture
+def ledgers() -> list[Ledger]:
+    first, second = Ledger("graph0"), Ledger("graph1")
+    first.add(entry())
+    first.add(entry(module="blocks.1.norm", location="/home/user/project/models/wan.py:99"))
+    second.add(
+        entry(
+            idiom="add_rms_norm",
+            covers={"rms_norm": 2},
+            outcome="rewritten",
+            lowering="triton",
+            reason="41 µs against 47 µs",
+            notes=("the sum is not rounded",),
+        )
+    )
+    second.add(
+        entry(
+            outcome="refused",
+            reason="its <rsqrt> & weight are used elsewhere",
+            location="",
+            considered=("add_rms_norm: the sum is used 3 times",),
+        )
+    )
+    return [first, second]
+
+
+def test_table_groups_like_sites(ledgers: list[Ledger]) -> None:
+    lines = report.table(ledgers, width=100).splitlines()
+    heads = [line for line in lines if line and not line.startswith(" ")]
+    assert heads[:3] == [
+        "add_rms_norm     1  rewritten by triton  models/wan.py:95",
+        "rms_norm         2  kept                 models/wan.py:95 and 1 more",
+        "rms_norm         1  refused              blocks.0.norm",
+    ]
+    said = [line.strip() for line in lines if line.startswith(" ")]
+    assert said == [
+        "41 µs against 47 µs",
+        "note: the sum is not rounded",
+        "left to Inductor: triton: slower here",
+        "aiter: not installed",
+        "its <rsqrt> & weight are used elsewhere",
+        "also looked at: add_rms_norm: the sum is used 3 times",
+    ]
+
+
+def test_larger_fusions_with_the_same_answer_are_named_together() -> None:
+    same = "left to Inductor: aiter: not installed; triton: slower here"
+    graph = Ledger("graph0")
+    graph.add(entry(considered=(f"add_norm: {same}", f"norm_scale: {same}", "norm_rotary: fuel is used up")))
+    said = [line.strip() for line in report.table([graph], width=100).splitlines()]
+    assert "also looked at: add_norm, norm_scale: the same" in said
+    assert "also looked at: norm_rotary: fuel is used up" in said
+
+
+def test_table_counts_elementary_idioms(ledgers: list[Ledger]) -> None:
+    assert report.table(ledgers, width=100).endswith("in all: rms_norm 5 (rewritten 2, kept 2, refused 1)")
+
+
+def test_table_keeps_to_its_width(ledgers: list[Ledger]) -> None:
+    ledgers[0].add(entry(reason="word " * 60))
+    body = [line for line in report.table(ledgers, width=70).splitlines() if line.startswith(" ")]
+    assert max(map(len, body)) <= 70
+
+
+def test_table_of_nothing() -> None:
+    assert report.table([]) == report.table([Ledger("graph0")]) == "no candidate sites were found"
+    assert report.every_site([]) == "no candidate sites were found"
+
+
+def test_every_site_has_a_line(ledgers: list[Ledger]) -> None:
+    lines = report.every_site(ledgers).splitlines()
+    assert len(lines) == 1 + 4
+    assert re.split(r"\s{2,}", lines[1])[:6] == [
+        *("graph0", "rms_norm", "kept", "blocks.0.norm", "models/wan.py:95", "bfloat16[2, 16]"),
+    ]
+    assert lines[4].split("  ")[0] == "graph1" and "  -  " in lines[4], "a place that is not known is a dash"
+
+
+class Page(HTMLParser):
+    """The parts of a page that the tests look at."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.rows: list[dict[str, str | None]] = []
+        self.links: list[str] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "input"):
+            self.open.append(tag)
+        found = dict(attrs)
+        if tag == "tr" and "data-idiom" in found:
+            self.rows.append(found)
+        self.links += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "action", "data")]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def page(ledgers: list[Ledger], **more: Any) -> str:
+    return report_html.page({**ledger.to_dict(ledgers, {"torch": "2.13"}), **more}, "A <ledger>")
+
+
+def test_page_has_a_row_for_every_site(ledgers: list[Ledger]) -> None:
+    parsed = Page(page(ledgers))
+    assert parsed.open == [], "every tag is closed"
+    assert [r["data-outcome"] for r in parsed.rows] == ["kept", "kept", "rewritten", "refused"]
+    assert "its <rsqrt> & weight are used elsewhere" in parsed.text
+    assert "A <ledger>" in parsed.text
+    assert "add_rms_norm: the sum is used 3 times" in parsed.text
+    assert "models" not in re.findall(r'<table class="(\w+)"', page(ledgers))
+
+
+def test_page_loads_nothing(ledgers: list[Ledger]) -> None:
+    text = page(ledgers)
+    assert Page(text).links == []
+    assert "://" not in text
+    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\s*\(", text)
+
+
+def test_page_filters_by_model_where_sites_have_one(ledgers: list[Ledger]) -> None:
+    document = ledger.to_dict(ledgers)
+    document["sites"] = [{"model": f"Model{i % 2}", **s} for i, s in enumerate(document["sites"])]
+    text = report_html.page({**document, "models": [{"model": "Model0", "graph_breaks": 0}]}, "title")
+    assert [r["data-model"] for r in Page(text).rows] == ["Model0", "Model1"] * 2
+    assert re.findall(r'<select data-key="(\w+)"', text) == ["model", "idiom", "outcome"]
+    assert "graph breaks" in text
+
+
+def test_page_of_no_sites() -> None:
+    assert "0 sites" in page([])
+
+
+def test_json_is_written_whole_or_not_at_all(tmp_path: Path, ledgers: list[Ledger]) -> None:
+    target = tmp_path / "new" / "ledger.json"
+    ledger.write_json(str(target), ledger.to_dict(ledgers))
+    before = target.read_text()
+    assert len(json.loads(before)["sites"]) == 4
+    with pytest.raises(TypeError):
+        ledger.write_json(str(target), {"sites": object()})
+    assert target.read_text() == before
+    assert [p.name for p in target.parent.iterdir()] == ["ledger.json"]

@@ -1,0 +1,334 @@
+"""The pass itself: what is decided, fuel, what a bug may and may not cost, linear time, and the structured record."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from rocm_passes.graph_pass import GraphPass
+from rocm_passes.idioms.convolution import conv3d
+from rocm_passes.idioms.norms import rms_norm
+from rocm_passes.ops.operator import Lowering, Operator
+from rocm_passes.options import Options, parse
+from rocm_passes.rewrite.cache_key import cache_key
+from rocm_passes.rewrite.choose import Choice, choose
+from rocm_passes.rewrite.match import Context, Idiom, Match, Miss
+from rocm_passes.target import Target, needs_import
+from tests.rewriting import rewrite
+
+CPU = Target("cpu", "", "CPU", torch.__version__, None)
+GPU = Target("amd", "gfx942", "MI300X", torch.__version__, "3.6")
+D = 32
+
+aten = torch.ops.aten
+
+
+@pytest.fixture(autouse=True)
+def plain_torch_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rocm_passes.target.triton_is_interpreted", lambda: False)
+
+
+class TwoNorms(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.RMSNorm(D, eps=1e-6), nn.RMSNorm(D, eps=1e-5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(self.a(x) * 2)
+
+
+def with_lowerings(*lowerings: Lowering) -> Idiom:
+    return Idiom("rms_norm", rms_norm.find, lowerings, rms_norm.IDIOM.operator)
+
+
+def install(monkeypatch: pytest.MonkeyPatch, *idioms: Idiom) -> None:
+    monkeypatch.setattr("rocm_passes.graph_pass.IDIOMS", idioms)
+
+
+def check_eager(seen: Any, model: nn.Module, x: Tensor) -> None:
+    torch.testing.assert_close(seen.result, model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_select_off_changes_nothing_and_reports() -> None:
+    model, x = TwoNorms(), torch.randn(3, D)
+    seen = rewrite(model, x, options={"select": "off"})
+    assert [e.outcome for e in seen.sites] == ["kept", "kept"]
+    assert "could be rewritten by" in seen.sites[0].reason
+    assert seen.targets("before") == seen.targets("after")
+
+
+def test_auto_leaves_to_inductor_what_is_not_known_to_pay() -> None:
+    seen = rewrite(TwoNorms(), torch.randn(3, D), options={"select": "auto"})
+    assert [e.outcome for e in seen.sites] == ["kept", "kept"]
+    assert all(e.reason.startswith("left to Inductor") for e in seen.sites)
+
+
+def test_fuel_bounds_the_rewrites() -> None:
+    model, x = TwoNorms(), torch.randn(3, D)
+    seen = rewrite(model, x, options={"fuel": 1})
+    assert sorted(e.outcome for e in seen.sites) == ["kept", "rewritten"]
+    assert next(e.reason for e in seen.sites if e.outcome == "kept") == "fuel=1 is used up"
+    check_eager(seen, model, x)
+
+
+def test_a_lowering_that_does_not_import(monkeypatch: pytest.MonkeyPatch) -> None:
+    broken = Lowering("broken", requires=(needs_import("rocm_passes.no_such_kernel"),), run=lambda *a: 1 / 0)
+    install(monkeypatch, with_lowerings(broken))
+    model, x = TwoNorms(), torch.randn(3, D)
+    seen = rewrite(model, x)
+    assert [e.outcome for e in seen.sites] == ["refused", "refused"]
+    assert "broken: rocm_passes.no_such_kernel does not import: ModuleNotFoundError" in seen.sites[0].reason
+    check_eager(seen, model, x)
+
+
+def test_a_requirement_that_raises_counts_as_unmet(monkeypatch: pytest.MonkeyPatch) -> None:
+    def requirement(_: Target) -> str | None:
+        raise OSError("no such device")
+
+    install(monkeypatch, with_lowerings(Lowering("broken", requires=(requirement,))))
+    model, x = TwoNorms(), torch.randn(3, D)
+    seen = rewrite(model, x)
+    assert "could not be checked: OSError: no such device" in seen.sites[0].reason
+    check_eager(seen, model, x)
+
+
+def test_an_unmet_requirement_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    install(monkeypatch, with_lowerings(Lowering("far", requires=(lambda t: f"{t.name} is not a Radeon",))))
+    seen = rewrite(TwoNorms(), torch.randn(3, D))
+    assert {e.reason for e in seen.sites} == {"far: CPU is not a Radeon"}
+
+
+def test_a_decomposition_that_raises_leaves_the_graph_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(b: Any, x: Any, **_: Any) -> Any:
+        b(torch.ops.aten.neg.default, x)
+        raise RuntimeError("half way")
+
+    install(monkeypatch, with_lowerings(Lowering("broken", write=write)))
+    model, x = TwoNorms(), torch.randn(3, D)
+    seen = rewrite(model, x)
+    assert {e.outcome for e in seen.sites} == {"refused"}
+    assert "broken: writing it failed: RuntimeError: half way" in seen.sites[0].reason
+    assert seen.targets("before") == seen.targets("after")
+    check_eager(seen, model, x)
+
+
+@pytest.mark.parametrize(
+    ("write", "said"),
+    [
+        (lambda b, x, **_: b(torch.ops.aten.sum.dim_IntList, x, [0]), "where the graph has float32 [3, 32]"),
+        (
+            lambda b, x, **_: b(torch.ops.prims.convert_element_type.default, x, torch.float16),
+            "it gives float16",
+        ),
+        (lambda b, x, **_: [x, x], "2 results where the graph has 1"),
+    ],
+    ids=["shape", "dtype", "count"],
+)
+def test_a_lowering_with_a_wrong_result_is_refused(
+    monkeypatch: pytest.MonkeyPatch, write: Any, said: str
+) -> None:
+    install(monkeypatch, with_lowerings(Lowering("wrong", write=write)))
+    model, x = TwoNorms(), torch.randn(3, D)
+    seen = rewrite(model, x)
+    assert said in seen.sites[0].reason
+    check_eager(seen, model, x)
+
+
+def test_a_matcher_that_raises_costs_only_its_own_sites(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(graph: fx.Graph, context: Context) -> Iterator[Match]:
+        raise KeyError("val")
+        yield
+
+    install(monkeypatch, Idiom("buggy", find, ()), rms_norm.IDIOM)
+    model, x = TwoNorms(), torch.randn(3, D)
+    seen = rewrite(model, x)
+    by_idiom = {e.idiom: e for e in seen.sites}
+    assert "looking for it failed: KeyError" in by_idiom["buggy"].reason
+    assert by_idiom["rms_norm"].outcome == "rewritten"
+    check_eager(seen, model, x)
+
+
+def test_a_kernel_that_raises_at_run_time_is_said_once_and_replaced(caplog: pytest.LogCaptureFixture) -> None:
+    def run(x: Tensor) -> Tensor:
+        raise RuntimeError("no kernel image")
+
+    twice = Operator(
+        "test_twice",
+        "(Tensor x) -> Tensor",
+        reference=lambda x: x * 2,
+        fake=torch.empty_like,
+        lowerings=(Lowering("kernel", run=run),),
+    )
+    x = torch.ones(3)
+    with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.ERROR, "rocm_passes"):
+        patch.setattr("rocm_passes.ops.operator.triton_is_interpreted", lambda: True)
+        for _ in range(2):
+            assert torch.equal(twice.overload(x, "kernel"), x * 2)
+    said = [r.getMessage() for r in caplog.records]
+    assert len(said) == 1 and "test_twice: the kernel kernel failed" in said[0]
+
+
+def test_strict_numerics_refuses_a_lowering_that_rounds_elsewhere() -> None:
+    note = Lowering("kernel", note=lambda **_: "bf16 stores truncate", write=lambda b, x: x)
+    site = Match(_node(), frozenset(), (_node(),), {}, {})
+    idiom = Idiom("any", lambda g, c: iter(()), (note,))
+    refused = choose(idiom, site, CPU, Options(select="always", rewrite_numerics="strict"))
+    assert (refused.outcome, refused.reason) == (
+        "refused",
+        "kernel: rewrite_numerics='strict': bf16 stores truncate",
+    )
+    taken = choose(idiom, site, CPU, Options(select="always"))
+    assert (taken.outcome, taken.notes) == ("rewritten", ("bf16 stores truncate",))
+
+
+LAUNCHES = Lowering("triton", run=lambda x: x, launches=True)
+LIBRARY = Lowering("aiter", note=lambda **_: "bf16 stores truncate", run=lambda x: x)
+ATEN = Lowering("aten", write=lambda b, x: x)
+CALLED = "an operator call launches it, not Inductor's code: "
+
+
+@pytest.mark.parametrize(
+    ("lowering", "launch", "notes"),
+    [
+        (LAUNCHES, "inductor", ()),
+        (LAUNCHES, "python", (CALLED + "launch='python'",)),
+        (LIBRARY, "inductor", ("bf16 stores truncate", CALLED + "it calls a library")),
+        (LIBRARY, "python", ("bf16 stores truncate", CALLED + "it calls a library")),
+        (ATEN, "python", ()),
+    ],
+)
+def test_what_inductor_does_not_launch_is_noted(
+    lowering: Lowering, launch: str, notes: tuple[str, ...]
+) -> None:
+    assert chosen(lowering, torch.empty(3), launch=launch).notes == notes
+
+
+def chosen(lowering: Lowering, x: torch.Tensor, target: Target = GPU, **options: Any) -> Choice:
+    node = _node()
+    node.meta["val"] = x
+    site = Match(node, frozenset(), (node,), {"x": [node]}, {})
+    idiom = Idiom("any", lambda g, c: iter(()), (lowering,))
+    return choose(idiom, site, target, Options(select="always", **options))
+
+
+def test_symbolic_sizes_are_noted() -> None:
+    size = ShapeEnv().create_unbacked_symint()
+    with FakeTensorMode(shape_env=size.node.shape_env):
+        x = torch.empty(2, size)
+    assert chosen(LAUNCHES, x).notes == (CALLED + "its sizes are symbolic",)
+
+
+def test_on_a_cpu_nothing_is_launched() -> None:
+    assert chosen(LAUNCHES, torch.empty(3), CPU, launch="python").notes == ()
+
+
+def test_strict_numerics_take_what_inductor_does_not_launch() -> None:
+    choice = chosen(LAUNCHES, torch.empty(3), launch="python", rewrite_numerics="strict")
+    assert (choice.outcome, choice.notes) == ("rewritten", (CALLED + "launch='python'",))
+
+
+def test_a_forced_lowering_is_taken_or_refused() -> None:
+    one, other = Lowering("one"), Lowering("other", refuses=lambda **_: "never")
+    idiom = Idiom("any", lambda g, c: iter(()), (one, other))
+    site = Match(_node(), frozenset(), (_node(),), {}, {})
+    assert choose(idiom, site, CPU, Options(lowering=(("any", "one"),))).lowering is one
+    refused = choose(idiom, site, CPU, Options(lowering=(("any", "other"),)))
+    assert (refused.outcome, refused.reason) == ("refused", "other: never")
+
+
+def _node() -> fx.Node:
+    return fx.Graph().placeholder("x")
+
+
+def test_cache_key_covers_options_target_and_keep_table() -> None:
+    keys = {
+        cache_key(Options(), CPU, ()),
+        cache_key(Options(select="off"), CPU, ()),
+        cache_key(Options(), GPU, ()),
+        cache_key(Options(), CPU, ("silu",)),
+    }
+    assert len(keys) == 4
+    assert cache_key(Options(), CPU, ()) == cache_key(Options(), CPU, ())
+
+
+class Deep(nn.Module):
+    def __init__(self, blocks: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.RMSNorm(D, eps=1e-6) for _ in range(blocks))
+        self.convs = nn.ModuleList(nn.Conv3d(2, 2, 3, padding=1) for _ in range(blocks))
+
+    def forward(self, x: Tensor, video: Tensor) -> tuple[Tensor, Tensor]:
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            x, video = norm(x) * 1.5, conv(video)
+        return x, video
+
+
+def test_time_grows_linearly_with_the_graph() -> None:
+    """4x the blocks in at most 8x the time, 16x in at most 32x (a quadratic pass would need 256x)."""
+
+    def seconds(blocks: int) -> float:
+        graph = _graph(Deep(blocks), torch.randn(3, D), torch.randn(1, 2, 3, 4, 4))
+        pipeline = GraphPass(Options(select="always"), CPU)
+        started = time.perf_counter()
+        pipeline(graph)
+        return time.perf_counter() - started
+
+    seconds(1)
+    small, medium, large = (min(seconds(n) for _ in range(3)) for n in (4, 16, 64))
+    assert medium <= 8 * small, (small, medium)
+    assert large <= 32 * small, (small, large)
+
+
+def _graph(model: nn.Module, *args: Tensor) -> fx.Graph:
+    """The ATen graph that our pass is given, without compiling it."""
+    from torch._functorch.aot_autograd import aot_module_simplified
+    from torch._inductor.decomposition import select_decomp_table
+
+    found: list[fx.Graph] = []
+
+    def keep(gm: fx.GraphModule, _: Any) -> Any:
+        found.append(gm.graph)
+        return gm.forward
+
+    def backend(gm: fx.GraphModule, inputs: Any) -> Any:
+        return aot_module_simplified(gm, inputs, fw_compiler=keep, decompositions=select_decomp_table())
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.compile(model, backend=backend, fullgraph=True)(*args)
+    return found[0]
+
+
+def test_near_miss_has_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(graph: fx.Graph, context: Context) -> Iterator[Miss]:
+        yield Miss(next(iter(graph.nodes)), "groups=2", {"conv3d": 1}, {"groups": 2})
+
+    install(monkeypatch, Idiom("conv3d", find, ()))
+    entry = rewrite(TwoNorms(), torch.randn(3, D)).only().to_dict()
+    assert (entry["outcome"], entry["reason"], entry["parameters"]) == ("refused", "groups=2", {"groups": 2})
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, True),
+        ({"select": "off"}, False),
+        ({"fuel": 0}, False),
+        ({"fuel": 1}, True),
+        ({"idioms": "rotary"}, False),
+    ],
+    ids=str,
+)
+def test_graphs_are_prepared_only_where_something_may_be_rewritten(
+    options: dict[str, Any], expected: bool
+) -> None:
+    settings, _ = parse(options, None)
+    assert GraphPass(settings, CPU).may_rewrite(conv3d.IDIOM) is expected

@@ -1,0 +1,162 @@
+"""Measuring the lowerings of a call: what is run, what is counted, what a failure leaves."""
+
+from __future__ import annotations
+
+import weakref
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from rocm_passes.ops.conv3d import LOWERINGS
+from rocm_passes.ops.operator import Lowering
+from rocm_passes.tuning import measure as measuring
+from rocm_passes.tuning import rounds
+from tests.ops.test_conv3d_lowerings import call
+
+ABLE = [low for low in LOWERINGS if low.name in ("taps", "direct", "unfold")]
+SMALL = call((2, 4), zeros=(1, 0), channels=8, out=8, size=(16, 16), dtype=torch.float32)
+
+
+def failing(error: Exception) -> Lowering:
+    def write(b: Any, **_: Any) -> Any:
+        raise error
+
+    return replace(ABLE[0], name="failing", write=write)
+
+
+def test_lowerings_are_measured_from_fake_tensors() -> None:
+    """Inside a compile there are only fake tensors; and the user's random numbers stay as they are."""
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    with FakeTensorMode() as mode:
+        fake = {
+            k: tuple(mode.from_tensor(t) for t in v) if k == "x"
+            else mode.from_tensor(v) if isinstance(v, torch.Tensor) else v
+            for k, v in SMALL.items()
+        }  # fmt: skip
+        found = measuring.measure(ABLE, fake)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert set(found.ms) == set(found.mib) == {"taps", "direct", "unfold"}
+    assert min(found.ms.values()) > 0
+    assert not found.skipped
+
+
+def test_a_call_on_the_meta_device_is_measured_on_a_real_one() -> None:
+    meta = {k: tuple(t.to("meta") for t in v) if k == "x"
+            else v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in SMALL.items()}  # fmt: skip
+    assert set(measuring.measure(ABLE, meta).ms) == {"taps", "direct", "unfold"}
+
+
+def test_what_is_fused_is_counted_in_bytes() -> None:
+    """Taps: three convolutions are timed; their outputs are read once, the result is written once."""
+    c = call((3,), zeros=(0, 0), channels=4, out=4, size=(8, 8), dtype=torch.bfloat16)
+    taps = next(low for low in LOWERINGS if low.name == "taps")
+    meter = measuring.Meter()
+    assert taps.write is not None
+    result = taps.write(meter, **{**c, "bias": None})
+    meter.finish(result)
+    assert len(meter.work) == 3
+    assert meter.moved == 4 * result.numel() * 2
+
+
+def test_extra_memory_is_what_is_held_beside_the_result() -> None:
+    """Of one megabyte a frame: three taps hold three outputs, of which the result re-uses one."""
+    c = call((3,), zeros=(1, 1), channels=4, out=4, size=(512, 512), dtype=torch.float16)
+    c = {**c, "bias": None, "zeros": (0, 0), "weight": c["weight"][:, :, :3]}
+    one_frame = 2  # MiB: 4 * 512 * 512 * 2 bytes
+    for name, expected in (("direct", 0), ("taps", 2 * one_frame)):
+        meter = measuring.Meter()
+        low = next(low for low in LOWERINGS if low.name == name)
+        assert low.write is not None
+        assert meter.finish(low.write(meter, **c)) == expected
+
+
+def test_tiles_hold_one_tile_s_taps_beside_the_result() -> None:
+    """Four output frames of two megabytes: taps hold three times four less the result, tiles three times two."""
+    c = call((6,), channels=4, out=4, size=(512, 512), dtype=torch.float16)
+    mib, moved = {}, {}
+    for name in ("taps", "taps_tiled"):
+        meter = measuring.Meter()
+        low = next(low for low in LOWERINGS if low.name == name)
+        assert low.write is not None
+        mib[name] = meter.finish(low.write(meter, **{**c, "bias": None}))
+        moved[name] = meter.moved
+    assert mib == {"taps": 2 * 8, "taps_tiled": 3 * 2}
+    # The outputs are read, the result is written; of tiles, half a residual addition's passes are counted, too.
+    assert moved == {"taps": (3 + 1) * 8 * 2**20, "taps_tiled": (3 + 1 + 1) * 8 * 2**20}
+
+
+def test_a_tile_of_one_tap_alone_is_read_and_written() -> None:
+    """In float32 without a bias there is nothing to add or round: the output is copied to its place."""
+    c = call((2,), zeros=(0, 2), channels=4, out=4, size=(512, 512), dtype=torch.float32)
+    meter = measuring.Meter()
+    low = next(low for low in LOWERINGS if low.name == "taps_tiled")
+    assert low.write is not None
+    mib = meter.finish(low.write(meter, **{**c, "bias": None}))
+    assert len(meter.work) == 2 + 1
+    assert mib == 2 * 4
+    # Of four megabytes each: three outputs read, two frames written, and half an addition's passes over them.
+    assert meter.moved == (3 + 2 + 2) * 4 * 2**20
+
+
+def test_a_lowering_that_raises_is_one_less() -> None:
+    found = measuring.measure([failing(RuntimeError("miopenStatusUnknownError\nmore")), ABLE[0]], SMALL)
+    assert found.skipped == {"failing": "RuntimeError: miopenStatusUnknownError"}
+    assert set(found.ms) == {ABLE[0].name}
+
+
+def test_out_of_memory_leaves_out_that_lowering_alone() -> None:
+    found = measuring.measure([ABLE[0], failing(torch.OutOfMemoryError()), ABLE[1]], SMALL)
+    assert found.skipped == {"failing": "out of memory"}
+    assert set(found.ms) == {ABLE[0].name, ABLE[1].name}
+
+
+def test_what_fits_alone_only_is_measured_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And what the lowerings held together is let go of before."""
+    together: list[int] = []
+    held: list[weakref.ref[Any]] = []
+
+    def in_turn(candidates: dict[str, Any], burst: Any, **_: Any) -> dict[str, float]:
+        together.append(len(candidates))
+        if len(candidates) > 1:
+            held.extend(weakref.ref(work) for calls in candidates.values() for work in calls)
+            raise torch.OutOfMemoryError
+        assert all(ref() is None for ref in held)
+        return dict.fromkeys(candidates, 1.0)
+
+    monkeypatch.setattr(rounds, "in_turn", in_turn)
+    found = measuring.measure(ABLE, SMALL)
+    assert together == [3, 1, 1, 1]
+    assert len(held) == 1 + 3 + 1
+    assert set(found.ms) == {"taps", "direct", "unfold"}
+
+
+def test_the_watch_is_told_and_can_stop() -> None:
+    told: list[str] = []
+
+    def watch(name: str, seconds: float) -> bool:
+        told.append(name)
+        assert seconds > 0
+        return len(told) < 2
+
+    found = measuring.measure(ABLE, SMALL, watch)
+    assert told == [low.name for low in ABLE[:2]]
+    assert set(found.ms) == set(told)
+
+
+def test_a_stop_holds_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    def in_turn(candidates: dict[str, Any], burst: Any, **_: Any) -> dict[str, float]:
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(rounds, "in_turn", in_turn)
+    told: list[str] = []
+
+    def watch(name: str, seconds: float) -> bool:
+        told.append(name)
+        return False
+
+    assert not measuring.measure(ABLE, SMALL, watch).ms
+    assert told == [ABLE[0].name]
