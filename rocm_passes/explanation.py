@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib.metadata
+import platform
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -49,7 +51,8 @@ class Explanation:
 
         graphs = plural(len(self.ledgers), "graph")
         breaks = plural(self.graph_breaks, "graph break")
-        reasons = "".join(f"\n  break: {reason}" for reason in self.break_reasons)
+        whole = [reason.replace("\n", "\n      ") for reason in self.break_reasons]
+        reasons = "".join(f"\n  break: {reason}" for reason in whole)
         return f"{table(self.ledgers)}\n{graphs}, {breaks}{reasons}"
 
 
@@ -78,7 +81,7 @@ def explain(
     finally:
         torch._dynamo.reset()
     breaks = _graph_breaks() - before
-    reasons = tuple(dict.fromkeys(reason.strip().partition("\n")[0] for reason in breaks))
+    reasons = tuple(dict.fromkeys(reason.strip() for reason in breaks))
     return Explanation(tuple(found), result, breaks.total(), reasons)
 
 
@@ -135,9 +138,20 @@ def environment() -> dict[str, Any]:
     aiter = installation.find()
     return {
         "rocm_passes": rocm_passes.__version__,
+        "python": platform.python_version(),
         "torch": target.torch_version,
+        "hip": torch.version.hip,
+        "cuda": torch.version.cuda,
         "triton": target.triton_version,
         "device": target.name,
         "architecture": target.label,
         "aiter": aiter.version if aiter.status == "usable" else aiter.status,
+        **{name: _version(name) for name in ("diffusers", "transformers")},
     }
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return importlib.metadata.version(distribution)
+    except importlib.metadata.PackageNotFoundError:
+        return None

@@ -76,7 +76,7 @@ class GraphPass(CustomGraphPass):
     def __call__(self, graph: fx.Graph) -> None:
         started = time.perf_counter()
         self.runs += 1
-        ledger = Ledger(f"graph{next(_GRAPH_NUMBERS)}")
+        ledger = Ledger(f"graph{next(_GRAPH_NUMBERS)}", looked_for=tuple(i.name for i in self.idioms))
         while self._training:
             ledger.add(self._training.pop(0))
         changed = self._rewrite(graph, ledger)
@@ -91,7 +91,7 @@ class GraphPass(CustomGraphPass):
         if self.options.report:
             from rocm_passes.explanation import document
 
-            ledgers.write_json(self.options.report, document(ledgers.history()))
+            ledgers.write_report(self.options.report, document(ledgers.history()))
 
     def note_training(self, graph: fx.Graph) -> None:
         """Sites of the joint graph that stand on kept operators: refused, in the next graph's ledger."""

@@ -76,11 +76,12 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """The entries of one compiled graph."""
+    """The entries of one compiled graph. looked_for: the idioms that were looked for in it."""
 
     graph: str
     entries: list[Entry] = field(default_factory=list)
     seconds: float = 0.0
+    looked_for: tuple[str, ...] = ()
 
     def add(self, entry: Entry) -> None:
         assert entry.outcome in OUTCOMES, entry.outcome
@@ -91,6 +92,7 @@ class Ledger:
         return {
             "graph": self.graph,
             "pass_seconds": self.seconds,
+            "looked_for": list(self.looked_for),
             "sites": [e.to_dict() for e in self.entries],
         }
 
@@ -98,7 +100,8 @@ class Ledger:
     def from_dict(found: Mapping[str, Any]) -> Ledger:
         """What `to_dict` made, in another process say."""
         entries = [Entry.from_dict(site) for site in found["sites"]]
-        return Ledger(str(found["graph"]), entries, float(found["pass_seconds"]))
+        looked_for = tuple(found["looked_for"])
+        return Ledger(str(found["graph"]), entries, float(found["pass_seconds"]), looked_for)
 
 
 _LOCK = threading.Lock()
@@ -145,6 +148,19 @@ def totals(entries: Iterable[Entry]) -> dict[str, dict[str, int]]:
             row = counts.setdefault(name, dict.fromkeys(OUTCOMES, 0))
             row[entry.outcome] += count
     return counts
+
+
+def write_report(path: str, document: Mapping[str, Any]) -> None:
+    """Write the file of the option `report`. A file that cannot be written costs one warning, not a compile."""
+    try:
+        write_json(path, document)
+    except OSError as error:
+        if path not in _UNWRITABLE:
+            _UNWRITABLE.add(path)
+            log.warning("rocm_passes: the report %s cannot be written: %s", path, error)
+
+
+_UNWRITABLE: set[str] = set()
 
 
 def write_json(path: str, document: Mapping[str, Any]) -> None:
