@@ -1,4 +1,4 @@
-"""What is looked for, in which order."""
+"""Everything that the pass does to a graph, in order: three lists."""
 
 from __future__ import annotations
 
@@ -15,7 +15,20 @@ from rocm_passes.idioms.norms import (
     rms_norm,
 )
 from rocm_passes.idioms.rotary import qk_norm_rotary, rotary, rotary_pair
+from rocm_passes.passes import (
+    fold_conv_bias,
+    gather_in_norm,
+    mark_launcher,
+    memory_format,
+    slice_before_cat,
+    sort_depth_to_space,
+    write_into_cat,
+)
 from rocm_passes.rewrite.match import Idiom
+from rocm_passes.rewrite.work import WholeGraphPass
+
+#: Before the idioms are looked for.
+PREPARE: tuple[WholeGraphPass, ...] = (slice_before_cat.PASS, sort_depth_to_space.PASS)
 
 #: Larger fusions first: a node that one idiom has taken is not offered to the next.
 IDIOMS: tuple[Idiom, ...] = (
@@ -36,6 +49,15 @@ IDIOMS: tuple[Idiom, ...] = (
     conv2d.IDIOM,
     # Behind conv3d, which has padding of its own for zeros.
     pad.IDIOM,
+)
+
+#: After the rewrites: what hands our operators the nodes around them.
+FINISH: tuple[WholeGraphPass, ...] = (
+    gather_in_norm.PASS,
+    fold_conv_bias.PASS,
+    write_into_cat.PASS,
+    mark_launcher.PASS,
+    memory_format.PASS,
 )
 
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from tests.test_pipeline import D, TwoNorms, aten, install
 from torch import Tensor, fx
 
 from rocm_passes.idioms.norms import rms_norm
@@ -15,6 +14,7 @@ from rocm_passes.ops.operator import Lowering, Verdict
 from rocm_passes.rewrite.match import Context, Idiom, Match
 from rocm_passes.rewrite.rewriter import is_convex
 from tests.rewriting import rewrite
+from tests.test_graph_pass import D, TwoNorms, aten, install
 
 
 @pytest.fixture(autouse=True)

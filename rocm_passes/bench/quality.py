@@ -92,8 +92,8 @@ def decode_worker(name: str, out: Path, given: argparse.Namespace) -> None:
     """Encode the clip in float32, decode it in that form, and save the video."""
     from diffusers import AutoencoderKLWan
 
+    from rocm_passes.bench.inputs import randomise
     from rocm_passes.pipelines import compile_vae
-    from tests.zoo.case import randomise
 
     form = FORMS[name]
     torch.manual_seed(0)

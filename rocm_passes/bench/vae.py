@@ -55,7 +55,10 @@ def vae_of(name: str, dtype: torch.dtype, device: str, tiny: bool) -> tuple[Any,
 
         work = workload(name).build(device=device, dtype=dtype)
         return work.module, work
-    from tests.zoo.vaes import VAES
+    try:
+        from tests.zoo.vaes import VAES
+    except ImportError as error:
+        raise SystemExit("--tiny takes its models from the tests: run it in a checkout") from error
 
     case = next(case for case in VAES if case.name == name)
     model = case.build(dtype).to(device)

@@ -15,6 +15,7 @@ from torch import fx
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
 from rocm_passes.ops import channel_norm, group_norm, group_norm_pad
+from rocm_passes.rewrite.work import WholeGraphPass, Work
 
 _X, _X_BIAS = 0, 1
 _BIAS = 2
@@ -61,3 +62,14 @@ def _convolution_behind(x: fx.Node) -> fx.Node | None:
     if not n.is_call(x, aten.convolution.default) or n.only_user(x) is None:
         return None
     return x
+
+
+def _applies(work: Work) -> bool:
+    return work.on_gpu and work.rewritten > 0
+
+
+def _run(work: Work) -> None:
+    fold_conv_bias(work.graph)
+
+
+PASS = WholeGraphPass("fold_conv_bias", _run, _applies)

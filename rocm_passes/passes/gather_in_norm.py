@@ -24,6 +24,7 @@ from rocm_passes.fx.nodes import aten, prims
 from rocm_passes.idioms.convolution import pixels
 from rocm_passes.ops import group_norm
 from rocm_passes.ops.upsampled_conv import LEAST_REPETITION
+from rocm_passes.rewrite.work import WholeGraphPass, Work
 
 _MULTIPLIER, _ADDEND, _PIXEL_INDEX = (
     group_norm.OPERATOR.parameters.index(name) for name in ("multiplier", "addend", "pixel_index")
@@ -88,3 +89,17 @@ def _absorb(norm: fx.Node, multiplier: pixels.Moved, addend: pixels.Moved, fake_
     arguments[_MULTIPLIER], arguments[_ADDEND] = source, addend.pieces[0].source
     arguments[_PIXEL_INDEX] = index
     norm.args = tuple(arguments)
+
+
+def _applies(work: Work) -> bool:
+    return work.rewritten > 0
+
+
+def _run(work: Work) -> None:
+    for norm, moved in gather_in_norm(work.graph, work.fake_mode).items():
+        pixels_of_norm = math.prod(n.shape(norm)[2:])
+        work.amend(norm, {"pixels": pixels_of_norm, "source_pixels": moved.source_pixels()})
+    work.graph.eliminate_dead_code()
+
+
+PASS = WholeGraphPass("gather_in_norm", _run, _applies)

@@ -82,6 +82,7 @@ class Ledger:
     entries: list[Entry] = field(default_factory=list)
     seconds: float = 0.0
     looked_for: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
 
     def add(self, entry: Entry) -> None:
         assert entry.outcome in OUTCOMES, entry.outcome
@@ -93,6 +94,7 @@ class Ledger:
             "graph": self.graph,
             "pass_seconds": self.seconds,
             "looked_for": list(self.looked_for),
+            "notes": list(self.notes),
             "sites": [e.to_dict() for e in self.entries],
         }
 
@@ -100,8 +102,13 @@ class Ledger:
     def from_dict(found: Mapping[str, Any]) -> Ledger:
         """What `to_dict` made, in another process say."""
         entries = [Entry.from_dict(site) for site in found["sites"]]
-        looked_for = tuple(found["looked_for"])
-        return Ledger(str(found["graph"]), entries, float(found["pass_seconds"]), looked_for)
+        return Ledger(
+            graph=str(found["graph"]),
+            entries=entries,
+            seconds=float(found["pass_seconds"]),
+            looked_for=tuple(found["looked_for"]),
+            notes=list(found["notes"]),
+        )
 
 
 _LOCK = threading.Lock()

@@ -59,8 +59,7 @@ class Context:
     """What a find may consult beside the graph."""
 
     options: Options
-    training: bool = False
-    target: Target | None = None
+    target: Target = field(default_factory=lambda: Target.of_device("cpu"))
 
 
 Found = Match | Miss

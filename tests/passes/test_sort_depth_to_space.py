@@ -13,7 +13,8 @@ from torch._inductor.decomposition import select_decomp_table
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from rocm_passes.passes.sort_depth_to_space import SORTED_BY, sort_channels
+from rocm_passes.idioms.convolution.videos import SORTED_BY
+from rocm_passes.passes.sort_depth_to_space import sort_channels
 
 C = 32
 VIDEO = ((2, 3, 4, 5, 6), (8 * C, 3, 3, 3, 3), (8 * C,))

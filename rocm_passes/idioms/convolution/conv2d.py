@@ -18,22 +18,22 @@ from typing import Any
 from torch import fx
 from torch._inductor import inductor_prims
 
+from rocm_passes.fx import memory_format
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
+from rocm_passes.idioms.convolution.videos import SORTED_BY
 from rocm_passes.ops.conv3d.write import channels_last_strides
 from rocm_passes.ops.operator import Lowering, Verdict
-from rocm_passes.passes import memory_format as layout
-from rocm_passes.passes.sort_depth_to_space import SORTED_BY
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match
 
 NAME = "conv2d"
 
 
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
-    if not layout.channels_last(graph, context):
+    if not memory_format.channels_last(graph, context.options, context.target):
         return
     for node in n.calls(graph, aten.convolution.default):
-        if len(n.shape(node.args[0])) == 4 and not node.args[6] and layout.suits(node):
+        if len(n.shape(node.args[0])) == 4 and not node.args[6] and memory_format.suits(node):
             names = (
                 "x",
                 "weight",
