@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import importlib.metadata
-import platform
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,9 +14,8 @@ from torch import nn
 
 from rocm_passes.backend import rocm_diffusion
 from rocm_passes.errors import plural
-from rocm_passes.report import ledger as ledgers
+from rocm_passes.report.environment import document
 from rocm_passes.report.ledger import Entry, Ledger
-from rocm_passes.target import Target
 
 
 @dataclass(frozen=True)
@@ -123,35 +120,3 @@ def _parts(model: nn.Module) -> Iterator[tuple[nn.Module, str, Callable[..., Any
 
 def _graph_breaks() -> Counter[str]:
     return Counter(torch._dynamo.utils.counters["graph_break"])
-
-
-def document(graphs: Iterable[Ledger]) -> dict[str, Any]:
-    return ledgers.to_dict(graphs, environment())
-
-
-def environment() -> dict[str, Any]:
-    """What a reader of a ledger must know about the machine that it comes from."""
-    import rocm_passes
-    from rocm_passes.kernels.aiter import installation
-
-    target = Target.current()
-    aiter = installation.find()
-    return {
-        "rocm_passes": rocm_passes.__version__,
-        "python": platform.python_version(),
-        "torch": target.torch_version,
-        "hip": torch.version.hip,
-        "cuda": torch.version.cuda,
-        "triton": target.triton_version,
-        "device": target.name,
-        "architecture": target.label,
-        "aiter": aiter.version if aiter.status == "usable" else aiter.status,
-        **{name: _version(name) for name in ("diffusers", "transformers")},
-    }
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return importlib.metadata.version(distribution)
-    except importlib.metadata.PackageNotFoundError:
-        return None

@@ -153,7 +153,7 @@ class GraphPass(CustomGraphPass):
         if self._listener is not None:
             self._listener(ledger)
         if self.options.report:
-            from rocm_passes.explanation import document
+            from rocm_passes.report.environment import document
 
             ledgers.write_report(self.options.report, document(ledgers.history()))
 

@@ -16,6 +16,7 @@ from typing import Any, get_origin
 from torch._inductor import config as inductor_config
 from torch._inductor import list_mode_options
 
+from rocm_passes import option_values
 from rocm_passes.errors import OptionError, nearest
 
 ENVIRONMENT_PREFIX = "ROCM_PASSES_"
@@ -25,103 +26,6 @@ REWRITE_NUMERICS = ("default", "strict", "fast")
 LAYOUTS = ("auto", "channels_last", "as_is")
 CONV_DTYPES = ("", "bf16", "fp16")
 LAUNCHES = ("inductor", "python")
-
-
-def _choice(*allowed: str) -> Callable[[str, object], str]:
-    def check(source: str, value: object) -> str:
-        if value not in allowed:
-            raise OptionError.value(
-                source, f"one of {', '.join(map(repr, allowed))}", value, nearest(str(value), allowed)
-            )
-        return str(value)
-
-    return check
-
-
-def _names(source: str, value: object) -> tuple[str, ...]:
-    """Idiom names: "all", "none", a comma list or a sequence; a leading '-' takes a name out of "all"."""
-    from rocm_passes.registry import idiom_names
-
-    known = idiom_names()
-    words = [w.strip() for w in value.split(",")] if isinstance(value, str) else value
-    if not isinstance(words, (list, tuple, set, frozenset)) or not all(isinstance(w, str) for w in words):
-        raise OptionError.value(source, "a comma-separated string or a list of idiom names", value)
-    words = [w for w in words if w]
-    chosen = set(known) if not words or all(w.startswith("-") for w in words) else set()
-    for word in words:
-        name = word.removeprefix("-")
-        if word in ("all", "none"):
-            chosen = set(known) if word == "all" else set()
-        elif name not in known:
-            raise OptionError.value(
-                source, f"'all', 'none' or idioms among {', '.join(known)}", name, nearest(name, known)
-            )
-        elif word.startswith("-"):
-            chosen.discard(name)
-        else:
-            chosen.add(name)
-    return tuple(n for n in known if n in chosen)
-
-
-def _lowerings(source: str, value: object) -> tuple[tuple[str, str], ...]:
-    """Forced lowerings: {"rms_norm": "triton"} or "rms_norm=triton,conv3d=unfold"."""
-    from rocm_passes.registry import lowering_names
-
-    if isinstance(value, str):
-        words = [w.strip() for w in value.split(",") if w.strip()]
-        if not all("=" in w for w in words):
-            raise OptionError.value(source, "pairs such as 'rms_norm=triton'", value)
-        value = dict(w.split("=", 1) for w in words)
-    if isinstance(value, tuple):
-        value = dict(value)
-    if not isinstance(value, Mapping):
-        raise OptionError.value(source, "a dict of idiom to lowering", value)
-    known = lowering_names()
-    for idiom, lowering in value.items():
-        if idiom not in known:
-            raise OptionError.value(source, f"idioms among {', '.join(known)}", idiom, nearest(idiom, known))
-        if lowering not in known[idiom]:
-            raise OptionError.value(
-                f"{source} for {idiom}",
-                f"one of {', '.join(map(repr, known[idiom]))}",
-                lowering,
-                nearest(str(lowering), known[idiom]),
-            )
-    return tuple(sorted((str(k), str(v)) for k, v in value.items()))
-
-
-def _optional_count(source: str, value: object) -> int | None:
-    return None if value is None or value == "" else _count(source, value)
-
-
-def _count(source: str, value: object) -> int:
-    try:
-        count = int(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else -1
-    except ValueError:
-        count = -1
-    if count < 0:
-        raise OptionError.value(source, "a whole number, 0 or more", value)
-    return count
-
-
-def _seconds(source: str, value: object) -> float:
-    try:
-        is_number = isinstance(value, (int, float, str)) and not isinstance(value, bool)
-        seconds = float(value) if is_number else -1.0  # type: ignore[arg-type]
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise OptionError.value(source, "a number of seconds, 0 or more", value)
-    return seconds
-
-
-def _path(source: str, value: object) -> str:
-    if not isinstance(value, (str, os.PathLike)):
-        raise OptionError.value(source, "a file path", value)
-    path = os.fspath(value)
-    if path and os.path.isdir(os.path.expanduser(path)):
-        raise OptionError(f"{source}: expected a file path, found the folder {path!r}")
-    return path
 
 
 def option(default: Any, check: Callable[[str, object], Any], doc: str) -> Any:
@@ -134,69 +38,75 @@ class Options:
 
     select: str = option(
         "auto",
-        _choice(*SELECT),
+        option_values.choice(*SELECT),
         "auto: rewrite a site where it is known to pay on this machine; always: rewrite all that can be; "
         "off: change nothing, only report",
     )
     idioms: tuple[str, ...] | None = option(
-        None, _names, "which idioms to look for: 'all', 'none', a comma list, or '-name' to leave one out"
+        None,
+        option_values.idioms,
+        "which idioms to look for: 'all', 'none', a comma list, or '-name' to leave one out",
     )
     lowering: tuple[tuple[str, str], ...] = option(
-        (), _lowerings, "force a lowering for an idiom, e.g. {'rms_norm': 'triton'}"
+        (), option_values.lowerings, "force a lowering for an idiom, e.g. {'rms_norm': 'triton'}"
     )
     rewrite_numerics: str = option(
         "default",
-        _choice(*REWRITE_NUMERICS),
+        option_values.choice(*REWRITE_NUMERICS),
         "strict: refuse a lowering that rounds elsewhere than the graph does (the default where Inductor's own "
         "option numerics is strict); fast: also allow fp64 rotary arithmetic (complex128 tables) in fp32",
     )
     layout: str = option(
         "auto",
-        _choice(*LAYOUTS),
+        option_values.choice(*LAYOUTS),
         "memory layout of a graph's convolutions: auto: by rule for this machine; "
         "channels_last; as_is: leave it to Inductor",
     )
     conv_dtype: str = option(
         "",
-        _choice(*CONV_DTYPES),
+        option_values.choice(*CONV_DTYPES),
         "'bf16' or 'fp16': compute the float32 3-D convolutions in bfloat16, or in float16 scaled into its range "
         "(less exact, as the ledger says; not with rewrite_numerics='strict')",
     )
     conv_frames_bucket: int = option(
         0,
-        _count,
+        option_values.count,
         "compute a 3-D convolution's frames up to a multiple of this, so that chunks of neighbouring lengths share one "
         "tuned convolution; 0: as many as there are",
     )
     conv_search: str = option(
         "off",
-        _choice("off", "on"),
+        option_values.choice("off", "on"),
         "on: cudnn.benchmark (find mode in MIOpen) while the compiled graph runs, within tune_seconds",
     )
     tune_seconds: float = option(
         60.0,
-        _seconds,
+        option_values.seconds,
         "time that a process may spend measuring lowerings on its GPU; 0: never measure, choose by rule",
     )
     choices: str = option(
-        "", _path, "file of measured choices; default: rocm-passes/choices.json in the user's cache folder"
+        "",
+        option_values.path,
+        "file of measured choices; default: rocm-passes/choices.json in the user's cache folder",
     )
     conv_memory_mib: int | None = option(
         None,
-        _optional_count,
+        option_values.optional_count,
         "choose no convolution measured to need more MiB than this beside its tensors (0: no bound; "
         "default: for the graph's largest 512, or three quarters of its tensors where that is more)",
     )
     launch: str = option(
         "inductor",
-        _choice(*LAUNCHES),
+        option_values.choice(*LAUNCHES),
         "who launches our Triton kernels: inductor: its generated code, at its own kernels' cost; python: an "
         "operator call each, slower for the host, and where a kernel fails plain torch takes over",
     )
     fuel: int | None = option(
-        None, _optional_count, "at most this many rewrites per graph, to bisect a wrong result"
+        None, option_values.optional_count, "at most this many rewrites per graph, to bisect a wrong result"
     )
-    report: str = option("", _path, "write the ledger of this process to this JSON file after each compile")
+    report: str = option(
+        "", option_values.path, "write the ledger of this process to this JSON file after each compile"
+    )
 
     def looks_for(self, idiom: str) -> bool:
         return self.idioms is None or idiom in self.idioms
