@@ -77,7 +77,7 @@ KNOWN_ISSUES = (
         "miopen-naive-search",
         lambda m: _miopen(m, before=(3, 5, 2)) and _searches(m),
         "before version 3.5.2 MIOpen's search times its naive convolutions too: a first decode can take 30 minutes",
-        "unset the search (MIOPEN_FIND_MODE, MIOPEN_FIND_ENFORCE, ROCM_PASSES_CONV_SEARCH), or use ROCm 7.14",
+        "leave torch.backends.cudnn.benchmark and conv_search off, unset the MIOPEN_FIND_* variables, or use ROCm 7.14",
         "ROCm/TheRock#2591",
     ),
     KnownIssue(
