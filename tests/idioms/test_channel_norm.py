@@ -11,6 +11,8 @@ from rocm_passes.backend import rocm_diffusion
 from tests.idioms.norm_cases import BF16, F16, F32, check, draw, outcomes, use_reference, wide
 from tests.rewriting import rewrite
 
+pytestmark = pytest.mark.pairwise
+
 C = 12
 
 

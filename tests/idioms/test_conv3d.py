@@ -20,6 +20,8 @@ from rocm_passes.tuning import ahead
 from tests.ops.test_conv3d_lowerings import call
 from tests.rewriting import ON_CPU, Rewritten, rewrite
 
+pytestmark = pytest.mark.pairwise
+
 aten = torch.ops.aten
 WEIGHT = torch.randn(6, 4, 3, 3, 3, generator=torch.Generator().manual_seed(1)) / 10
 BIAS = torch.randn(6, generator=torch.Generator().manual_seed(2))

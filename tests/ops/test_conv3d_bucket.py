@@ -13,13 +13,14 @@ from rocm_passes.fx.builder import Eager
 from rocm_passes.ops import conv3d
 from rocm_passes.ops.conv3d import LOWERINGS
 from tests.ops.test_conv3d_lowerings import BY_NAME, call, calls, has_output, plain
+from tests.suites import examples
 
 
 def bucketed(bucket: int, c: dict[str, Any]) -> dict[str, Any]:
     return {**c, "extra_frames": conv3d.extra_frames(bucket, **c)}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(calls(), st.integers(2, 8))
 def test_every_lowering_is_exact(c: dict[str, Any], bucket: int) -> None:
     c = bucketed(bucket, c)

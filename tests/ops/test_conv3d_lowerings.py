@@ -17,6 +17,7 @@ from rocm_passes.ops.conv3d import LOWERINGS, live_taps
 from rocm_passes.ops.conv3d.frames import TimeAxis
 from rocm_passes.ops.conv3d.write import TILE_FRAMES, channels_last_strides, tiles_of_taps
 from rocm_passes.target import Target
+from tests.suites import examples
 
 BY_NAME = {low.name: low for low in LOWERINGS}
 
@@ -105,7 +106,7 @@ def calls(draw: Any) -> dict[str, Any]:
     return c
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(calls())
 def test_every_lowering_is_exact(c: dict[str, Any]) -> None:
     expected = plain(c)
@@ -117,7 +118,7 @@ def test_every_lowering_is_exact(c: dict[str, Any]) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12, msg=low.name)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     frames=st.integers(1, 6), front=st.integers(0, 4), back=st.integers(0, 4), kernel=st.integers(1, 4),
     stride=st.integers(1, 3), dilation=st.integers(1, 3),
@@ -138,7 +139,7 @@ def test_taps_are_those_that_see_a_frame(**sizes: int) -> None:
             assert t.start == reads[t.first] - axis.front
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     frames=st.integers(1, 12), front=st.integers(0, 4), back=st.integers(0, 4), kernel=st.integers(1, 4),
     stride=st.integers(1, 3), dilation=st.integers(1, 3),

@@ -84,7 +84,8 @@ def conv3d(
         TIME_REPLICATE=conv.time == "replicate" and any(conv.padding[0]),
         SPACE_REPLICATE=conv.space == "replicate" and any(map(any, conv.padding[1:])),
         HAS_FRONT=front is not None, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, SILU=silu,
-        WIDE=max_offset(conv, x, weight, residual, size, tile) > INT32_MAX, WIDEN=triton_is_interpreted() and x.itemsize == 2,
+        WIDE=max_offset(conv, x, weight, residual, size, tile) > INT32_MAX,
+        WIDEN=triton_is_interpreted() and x.itemsize == 2,
         BM=tile.rows, BN=tile.columns, BN2=tile.more_columns, BK=tile.depth, UNROLL=tile.unroll,
         GROUP=tile.group, STAGES=tile.stages, num_warps=tile.warps,
     )  # fmt: skip
