@@ -91,7 +91,7 @@ class GraphPass(CustomGraphPass):
         self._report(ledger)
 
     def _new_ledger(self) -> Ledger:
-        ledger = Ledger(f"graph{next(_GRAPH_NUMBERS)}")
+        ledger = Ledger(f"graph{next(_GRAPH_NUMBERS)}", looked_for=tuple(i.name for i in self.idioms))
         while self._training:
             ledger.add(self._training.pop(0))
         return ledger
@@ -160,9 +160,9 @@ class GraphPass(CustomGraphPass):
         if self._listener is not None:
             self._listener(ledger)
         if self.options.report:
-            from rocm_passes.explain import document
+            from rocm_passes.report.environment import document
 
-            ledgers.write_json(self.options.report, document(ledgers.history()))
+            ledgers.write_report(self.options.report, document(ledgers.history()))
 
     def note_training(self, graph: fx.Graph) -> None:
         """Sites of the joint graph that stand on kept operators: refused, in the next graph's ledger."""

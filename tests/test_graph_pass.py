@@ -202,10 +202,10 @@ def test_strict_numerics_refuses_a_lowering_that_rounds_elsewhere() -> None:
     note = Lowering("kernel", note=lambda *_: "bf16 stores truncate", write=lambda b, call: call.x)
     site = Match(_node(), frozenset(), (_node(),), Anything(), {})
     idiom = Idiom("any", lambda g, c: iter(()), (note,))
-    refused = choose(idiom, site, CPU, Options(select="always", numerics="strict"))
+    refused = choose(idiom, site, CPU, Options(select="always", rewrite_numerics="strict"))
     assert (refused.outcome, refused.reason) == (
         "refused",
-        "kernel: numerics='strict': bf16 stores truncate",
+        "kernel: rewrite_numerics='strict': bf16 stores truncate",
     )
     taken = choose(idiom, site, CPU, Options(select="always"))
     assert (taken.outcome, taken.notes) == ("rewritten", ("bf16 stores truncate",))
@@ -253,7 +253,7 @@ def test_on_a_cpu_nothing_is_launched() -> None:
 
 
 def test_strict_numerics_take_what_inductor_does_not_launch() -> None:
-    choice = chosen(LAUNCHES, torch.empty(3), launch="python", numerics="strict")
+    choice = chosen(LAUNCHES, torch.empty(3), launch="python", rewrite_numerics="strict")
     assert (choice.outcome, choice.notes) == ("rewritten", (CALLED + "launch='python'",))
 
 

@@ -45,8 +45,8 @@ class Settings:
         if vae_dtype is not None:
             if vae_dtype not in VAE_DTYPES:
                 raise _not_one_of("vae_dtype", VAE_DTYPES, vae_dtype)
-            if parsed.numerics == "strict":
-                raise OptionError.value("vae_dtype", "None beside numerics='strict'", vae_dtype)
+            if parsed.rewrite_numerics == "strict":
+                raise OptionError.value("vae_dtype", "None beside rewrite_numerics='strict'", vae_dtype)
             if parsed.conv_dtype not in ("", vae_dtype):
                 raise OptionError.value(
                     "vae_dtype", f"{parsed.conv_dtype!r} as in option 'conv_dtype', or None", vae_dtype

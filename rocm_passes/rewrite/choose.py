@@ -80,9 +80,9 @@ def asked(lowering: Lowering[Any], call: Call, target: Target, options: Options)
         return LoweringVerdict(lowering.name, "unavailable", reason)
     try:
         reason = lowering.refuses(call, target)
-        if reason is None and options.numerics == "strict":
+        if reason is None and options.rewrite_numerics == "strict":
             note = lowering.note(call, target)
-            reason = f"numerics='strict': {note}" if note else None
+            reason = f"rewrite_numerics='strict': {note}" if note else None
     except Exception as error:
         reason = f"its check failed: {type(error).__name__}: {error}"
         return LoweringVerdict(lowering.name, "failed", reason)

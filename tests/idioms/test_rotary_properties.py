@@ -53,7 +53,9 @@ def test_any_rotation(
     x = x if spelling.flat else laid_out(x, layout)
     caplog.clear()
     with without_codegen():
-        seen = rewrite(spelling.rotate, x, *tables, options={"idioms": "rotary", "numerics": numerics})
+        seen = rewrite(
+            spelling.rotate, x, *tables, options={"idioms": "rotary", "rewrite_numerics": numerics}
+        )
     entry = seen.only()
     assert entry.outcome == "rewritten", entry.reason
     assert_no_worse(seen.result, case.original, case.exact)

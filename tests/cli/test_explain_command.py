@@ -1,4 +1,4 @@
-"""The command, mostly run as a user runs it: in a process of its own."""
+"""`rocm-passes explain`, run as a user runs it, and what else shows a ledger: torch's logs and its trace."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from rocm_passes import cli
+from tests.cli.running import run
 
 SCRIPT = """
 import atexit, os, sys
@@ -75,17 +75,6 @@ def plain_run(tmp_path_factory: pytest.TempPathFactory) -> PlainRun:
     return PlainRun(script, trace, cache, done.stderr)
 
 
-def run(*arguments: object, cwd: Path | None = None, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "rocm_passes.cli", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, **environment},
-        timeout=300,
-    )
-
-
 def test_explain_prints_the_ledger_after_the_script_even_on_a_warm_cache(
     plain_run: PlainRun, tmp_path: Path
 ) -> None:
@@ -129,92 +118,66 @@ def test_explain_of_a_script_that_compiles_nothing(tmp_path: Path) -> None:
     assert "compiled nothing with torch.compile(..., backend='rocm_diffusion')" in done.stdout
 
 
-@pytest.mark.parametrize(
-    ("arguments", "says"),
-    [
-        ([], "COMMAND"),
-        (["explain"], "script"),
-        (["explain", "no_such_file.py"], "no script 'no_such_file.py'"),
-        (
-            ["explain", "--json", "no_such_folder/l.json", __file__],
-            "no folder to write 'no_such_folder/l.json'",
-        ),
-        (["explane", "script.py"], "invalid choice: 'explane'"),
-        (["doctor", "--loudly"], "--loudly"),
-        (["demo", "no_such_model"], "no model 'no_such_model'"),
-        (["bench", "no_such_benchmark"], "no 'no_such_benchmark'; there are "),
-    ],
-)
-def test_wrong_usage_exits_with_2(
-    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    try:
-        code = cli.main(arguments)
-    except SystemExit as error:
-        code = error.code  # type: ignore[assignment]
-    assert code == 2
-    assert says in capsys.readouterr().err
+def test_a_script_s_own_traceback_is_shown_from_its_frames_on(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("def fails():\n    raise LookupError('no such thing')\n\nfails()\n")
+    done = run("explain", script)
+    assert done.returncode == 1
+    plain = subprocess.run([sys.executable, script], capture_output=True, text=True)
+    assert done.stderr == plain.stderr
+    script.write_text("this is no Python\n")
+    assert run("explain", script).stderr.rstrip().endswith("SyntaxError: invalid syntax")
 
 
-def test_doctor(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["doctor"]) == 0
-    assert "lowerings" in capsys.readouterr().out
-    assert cli.main(["doctor", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["problems"] == []
+def test_explain_runs_a_module_as_python_does(tmp_path: Path) -> None:
+    package = tmp_path / "program"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "__main__.py").write_text(
+        "import sys\nfrom . import part\nprint(__name__, sys.argv, sys.path[0])\n"
+    )
+    (package / "part.py").write_text("import sys\nprint('part', __name__)\n")
+    done = run("explain", "-m", "program", "--json", "x", cwd=tmp_path, PYTHONPATH=os.environ["PYTHONPATH"])
+    plain = subprocess.run(
+        [sys.executable, "-m", "program", "--json", "x"], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.stdout.startswith(plain.stdout) and "['" + str(package / "__main__.py") in plain.stdout
+    assert "--json stands behind the script's name" in done.stderr
+    assert not (tmp_path / "x").exists()
 
 
-def test_doctor_exits_with_1_on_a_problem(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("ROCM_PASSES_SELEKT", "auto")
-    assert cli.main(["doctor"]) == 1
-    assert "did you mean 'ROCM_PASSES_SELECT'" in capsys.readouterr().out
+CHILDREN = """
+import multiprocessing, subprocess, sys
+import torch
+
+def compiled(rows):
+    conv = torch.nn.Conv3d(2, 2, 3)
+    call = torch.compile(conv, backend="rocm_diffusion", options={"select": "off"})
+    with torch.no_grad():
+        call(torch.randn(rows, 2, 3, 4, 4))
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["alone"]:
+        compiled(3)
+    else:
+        child = multiprocessing.get_context("spawn").Process(target=compiled, args=(2,))
+        child.start()
+        subprocess.run([sys.executable, __file__, "alone"], env={**__import__("os").environ, "RANK": "1"}, check=True)
+        child.join()
+        assert child.exitcode == 0
+"""
 
 
-def test_a_subcommand_exists_where_its_module_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "HANDED_OVER", {"measure": ("rocm_passes.no_such_module", "help")})
-    assert "measure" not in cli.parser().format_help()
-    monkeypatch.setattr(cli, "HANDED_OVER", {"measure": ("rocm_passes.doctor", "look closely")})
-    assert "measure" not in cli.parser().format_help(), "it has no main"
-    calls: list[list[str]] = []
-    monkeypatch.setattr("rocm_passes.doctor.main", calls.append, raising=False)
-    assert "look closely" in cli.parser().format_help()
-    assert cli.main(["measure", "--quickly"]) == 0
-    assert calls == [["--quickly"]]
-
-
-def test_bench_runs_a_program_of_the_checkout(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    folder = tmp_path / "benchmarks"
-    folder.mkdir()
-    (folder / "speed.py").write_text('import sys\nif __name__ == "__main__":\n    print(sys.argv)\n')
-    for name in ("__init__.py", "helper.py"):
-        (folder / name).write_text("")
-    monkeypatch.setattr(cli, "ROOT", tmp_path)
-    monkeypatch.setattr(sys, "argv", [])
-    monkeypatch.delitem(sys.modules, "benchmarks", raising=False)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    assert cli._benchmarks() == ["speed"]
-    assert cli.main(["bench", "speed", "--steps", "3"]) == 0
-    assert capsys.readouterr().out == "['rocm-passes bench speed', '--steps', '3']\n"
-
-
-def test_the_demo_and_the_benchmarks_need_a_checkout(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    monkeypatch.setattr(cli, "ROOT", tmp_path)
-    assert cli.main(["demo"]) == 2
-    assert "part of a checkout" in capsys.readouterr().err
-    assert cli.main(["bench", "norms"]) == 2
-    assert "there are none" in capsys.readouterr().err
-
-
-def test_the_command_is_installed() -> None:
-    command = Path(sys.executable).with_name("rocm-passes")
-    done = subprocess.run([command, "--help"], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0
-    assert "doctor" in done.stdout and "explain" in done.stdout
+def test_what_child_processes_compiled_is_in_the_ledger(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(CHILDREN)
+    done = run("explain", "--json", tmp_path / "l.json", script)
+    assert done.returncode == 0, done.stderr
+    assert f"2 graphs compiled by {script}" in done.stdout
+    sites = json.loads((tmp_path / "l.json").read_text())["sites"]
+    assert sorted(s["inputs"][0]["shape"][0] for s in sites) == [2, 3]
+    graphs = sorted(s["graph"].partition(" of ")[2].split()[0] for s in sites)
+    assert graphs == ["process", "rank"]
 
 
 def test_torch_logs_prints_entries_as_they_happen(plain_run: PlainRun) -> None:
