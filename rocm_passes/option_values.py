@@ -7,6 +7,15 @@ from collections.abc import Callable, Mapping
 
 from rocm_passes.errors import OptionError, nearest
 
+#: The lowerings of each idiom, by their names: the registry, which stands above this module, declares them.
+_LOWERINGS: dict[str, tuple[str, ...]] = {}
+
+
+def declare(lowerings: Mapping[str, tuple[str, ...]]) -> None:
+    """Say which idioms there are, and the lowerings of each."""
+    _LOWERINGS.clear()
+    _LOWERINGS.update(lowerings)
+
 
 def choice(*allowed: str) -> Callable[[str, object], str]:
     def check(source: str, value: object) -> str:
@@ -21,9 +30,7 @@ def choice(*allowed: str) -> Callable[[str, object], str]:
 
 def idioms(source: str, value: object) -> tuple[str, ...]:
     """Idiom names: "all", "none", a comma list or a sequence; a leading '-' takes a name out of "all"."""
-    from rocm_passes.registry import idiom_names
-
-    known = idiom_names()
+    known = tuple(_LOWERINGS)
     words = [w.strip() for w in value.split(",")] if isinstance(value, str) else value
     if not isinstance(words, (list, tuple, set, frozenset)) or not all(isinstance(w, str) for w in words):
         raise OptionError.value(source, "a comma-separated string or a list of idiom names", value)
@@ -46,8 +53,6 @@ def idioms(source: str, value: object) -> tuple[str, ...]:
 
 def lowerings(source: str, value: object) -> tuple[tuple[str, str], ...]:
     """Forced lowerings: {"rms_norm": "triton"} or "rms_norm=triton,conv3d=unfold"."""
-    from rocm_passes.registry import lowering_names
-
     if isinstance(value, str):
         words = [w.strip() for w in value.split(",") if w.strip()]
         if not all("=" in w for w in words):
@@ -57,7 +62,7 @@ def lowerings(source: str, value: object) -> tuple[tuple[str, str], ...]:
         value = dict(value)
     if not isinstance(value, Mapping):
         raise OptionError.value(source, "a dict of idiom to lowering", value)
-    known = lowering_names()
+    known = _LOWERINGS
     for idiom, lowering in value.items():
         if idiom not in known:
             raise OptionError.value(source, f"idioms among {', '.join(known)}", idiom, nearest(idiom, known))

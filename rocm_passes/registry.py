@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from rocm_passes import option_values
 from rocm_passes.idioms.convolution import conv2d, conv3d, pad, upsampled_conv
 from rocm_passes.idioms.norms import (
     channel_norm,
@@ -70,3 +71,6 @@ def idiom_names() -> tuple[str, ...]:
 
 def lowering_names() -> dict[str, tuple[str, ...]]:
     return {i.name: tuple(low.name for low in i.lowerings) for i in IDIOMS}
+
+
+option_values.declare(lowering_names())

@@ -78,7 +78,7 @@ def test_what_several_read_is_written_out_once() -> None:
 
     force = torch.ops.prims.inductor_force_stride_order.default
     (written,) = run(function, VIDEO)[1].find_nodes(op="call_function", target=force)
-    assert written.args[1] == [C * 7 * 10 * 12, 1, C * 10 * 12, C * 12, C]
+    assert list(written.args[1]) == [C * 7 * 10 * 12, 1, C * 10 * 12, C * 12, C]
     assert len(written.users) == 2
     assert run(ltx, VIDEO)[1].find_nodes(op="call_function", target=force) == []
 

@@ -214,6 +214,7 @@ def _aiter() -> Aiter:
 
 
 def _option_error() -> str | None:
+    from rocm_passes import registry  # noqa: F401  (declares the idioms' names)
     from rocm_passes.errors import OptionError
     from rocm_passes.options import parse
 
