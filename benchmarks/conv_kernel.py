@@ -1,15 +1,16 @@
 """The Triton convolution beside cuDNN's (MIOpen's), at the sizes of video and image decoders, bf16.
 
     python -m benchmarks.conv_kernel                 the table's tile for each shape
-    python -m benchmarks.conv_kernel --sweep         every candidate tile, the best of them in the table
+    python -m benchmarks.conv_kernel --sweep         every candidate tile; the table shows the best
     python -m benchmarks.conv_kernel --sweep --only 96-96 --json results.json
 
-"384-384 3x3x3 2+1f 90x160": channels in and out, the kernel, cached frames before the new ones, the input's height
-and width. "up" reads pixels repeated twice along height and width; "x4" counts images.
+"384-384 3x3x3 2+1f 90x160": channels in and out, the kernel, cached frames before the new ones, and
+the input's height and width. "up": pixels are repeated twice along height and width. "x4": images.
 
-library: conv3d (conv2d) on one channels-last tensor, frames joined and pixels repeated before. joined: the same with
-that copy. taps: the sum of one conv2d for each temporal tap. Medians in milliseconds; rate and share of the rate of a
-large matrix product are those of the Triton kernel. error: rms over the rms of float32's result, and the library's.
+library: conv3d (conv2d) on one channels-last tensor, frames joined and pixels repeated before.
+joined: the same with that copy. taps: the sum of one conv2d for each temporal tap. Medians in
+milliseconds. TF/s and share (of the rate of a large matrix product): those of the Triton kernel.
+error: rms over the rms of float32's result, then the library's.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ SHAPES = (
     "256-256 3x3x3 2+9f 128x128",
 )
 _SHAPE = re.compile(
-    r"(?P<c>\d+)-(?P<o>\d+) (?P<k>[\dx]+) (?:x(?P<n>\d+)|(?:(?P<front>\d+)\+)?(?P<t>\d+)f) (?P<h>\d+)x(?P<w>\d+)"
+    r"(?P<c>\d+)-(?P<o>\d+) (?P<k>[\dx]+) (?:x(?P<n>\d+)|(?:(?P<front>\d+)\+)?(?P<t>\d+)f) "
+    r"(?P<h>\d+)x(?P<w>\d+)"
     r"(?P<up> up)?"
 )
 DTYPE = torch.bfloat16
@@ -96,8 +98,9 @@ class Shape:
         sizes = [int(k) for k in found["k"].split("x")]
         kernel = (sizes[0], sizes[1], sizes[2]) if len(sizes) == 3 else (1, sizes[0], sizes[1])
         return Shape(
-            name, int(found["n"] or 1), int(found["c"]), int(found["o"]), kernel, int(found["front"] or 0),
-            int(found["t"] or 1), int(found["h"]), int(found["w"]), 2 if found["up"] else 1,
+            name, int(found["n"] or 1), int(found["c"]), int(found["o"]), kernel,
+            int(found["front"] or 0), int(found["t"] or 1), int(found["h"]), int(found["w"]),
+            2 if found["up"] else 1,
         )  # fmt: skip
 
     @property
@@ -165,7 +168,7 @@ def library(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor | None) -> T
 
 
 def taps(inputs: Inputs, x: Tensor, kernels: Sequence[Tensor]) -> Tensor:
-    """As the lowering of that name: 16 bits for each tap; here added in 16 bits, too, in one pass a tap."""
+    """As the lowering of that name: 16 bits for each tap; here added in 16 bits as well."""
     shape, total = inputs.shape, None
     frames = x[0].transpose(0, 1)
     for k, kernel in enumerate(kernels):
@@ -182,29 +185,30 @@ def candidates(shape: Shape) -> list[Any]:
     found: Sequence[tuple[int, ...]]
     if shape.out <= 16:
         found = (
-            (128, 16, 32, 4, 4), (128, 16, 32, 4, 3, 3), (256, 16, 32, 4, 4), (256, 16, 32, 4, 3, 3),
-            (256, 16, 32, 8, 4), (128, 16, 64, 4, 4),
+            (128, 16, 32, 4, 4), (128, 16, 32, 4, 3, 3), (256, 16, 32, 4, 4),
+            (256, 16, 32, 4, 3, 3), (256, 16, 32, 8, 4), (128, 16, 64, 4, 4),
         )  # fmt: skip
     elif shape.out == 96:
         found = (
             (128, 64, 32, 4, 4, 1, 32), (128, 64, 32, 4, 3, 3, 32), (128, 64, 32, 8, 4, 1, 32),
             (256, 64, 32, 8, 4, 1, 32), (256, 64, 32, 8, 2, 3, 32), (256, 64, 32, 8, 3, 3, 32),
-            (128, 128, 32, 4, 4), (128, 128, 32, 4, 3, 3), (128, 128, 32, 8, 4), (256, 128, 32, 8, 4),
-            (256, 128, 32, 8, 2, 3), (128, 32, 32, 4, 4), (256, 32, 32, 8, 3, 3), (128, 128, 64, 8, 3),
+            (128, 128, 32, 4, 4), (128, 128, 32, 4, 3, 3), (128, 128, 32, 8, 4),
+            (256, 128, 32, 8, 4), (256, 128, 32, 8, 2, 3), (128, 32, 32, 4, 4),
+            (256, 32, 32, 8, 3, 3), (128, 128, 64, 8, 3),
         )  # fmt: skip
     elif shape.out % 192 == 0 and shape.out % 128:
         found = (
             (128, 128, 64, 8, 3, 1, 64), (128, 128, 64, 8, 4, 1, 64), (128, 128, 32, 8, 4, 1, 64),
-            (128, 64, 64, 4, 3), (128, 64, 64, 4, 4), (256, 64, 64, 8, 3), (64, 128, 64, 4, 3, 1, 64),
-            (128, 256, 64, 8, 3), (128, 128, 64, 8, 2, 1, 64),
+            (128, 64, 64, 4, 3), (128, 64, 64, 4, 4), (256, 64, 64, 8, 3),
+            (64, 128, 64, 4, 3, 1, 64), (128, 256, 64, 8, 3), (128, 128, 64, 8, 2, 1, 64),
         )  # fmt: skip
     else:
         found = (
-            (128, 128, 64, 8, 3), (128, 128, 64, 8, 4), (128, 128, 64, 4, 3), (256, 128, 64, 8, 3),
-            (128, 256, 64, 8, 3), (64, 128, 64, 4, 4), (64, 256, 64, 4, 3), (128, 128, 64, 8, 3, 1, 64),
-            (128, 64, 64, 4, 4), (128, 128, 128, 8, 2),
+            (128, 128, 64, 8, 3), (128, 128, 64, 8, 4), (128, 128, 64, 4, 3),
+            (256, 128, 64, 8, 3), (128, 256, 64, 8, 3), (64, 128, 64, 4, 4), (64, 256, 64, 4, 3),
+            (128, 128, 64, 8, 3, 1, 64), (128, 64, 64, 4, 4), (128, 128, 128, 8, 2),
         )  # fmt: skip
-    return [Tile(*f[:5], *f[5:]) for f in found if f[3] <= 8]
+    return [Tile(*f) for f in found]
 
 
 def ours(inputs: Inputs, tile: Any, i: int) -> Tensor:
@@ -241,12 +245,6 @@ def tiles_of(shape: Shape, sweep: bool) -> list[Any]:
     arch = Target.current().arch
     chosen = choose_tile(arch, DTYPE.itemsize, shape.pixels, shape.channels, shape.out)
     return [chosen, *(t for t in candidates(shape) if t != chosen)] if sweep else [chosen]
-
-
-def short(tile: Any) -> str:
-    more = f"+{tile.more_columns}" if tile.more_columns else ""
-    unroll = f"x{tile.unroll}" if tile.unroll > 1 else ""
-    return f"{tile.rows}x{tile.columns}{more}x{tile.depth}{unroll} w{tile.warps} s{tile.stages}"
 
 
 def error_of(y: Tensor, exact: Tensor) -> float:
@@ -294,9 +292,9 @@ def measure(shape: Shape, sweep: bool, rep: int) -> dict[str, Any]:
         )
     tiles = []
     for tile in tiles_of(shape, sweep):
-        found = tried(short(tile), lambda tile=tile: one_tile(inputs, tile, exact, rep))  # type: ignore[misc]
+        found = tried(tile.label, lambda tile=tile: one_tile(inputs, tile, exact, rep))  # type: ignore[misc]
         if found is not None:
-            tiles.append({"tile": dataclasses.asdict(tile), "name": short(tile), **found})
+            tiles.append({"tile": dataclasses.asdict(tile), "name": tile.label, **found})
     row["tiles"] = sorted(tiles, key=lambda t: t["ms"])
     return row
 
@@ -332,8 +330,8 @@ def line(row: dict[str, Any], rate: float, sweep: bool) -> Iterator[str]:
 
 
 HEAD = (
-    f"{'shape':28s} {'TFLOP':>6s} {'library':>8s} {'joined':>8s} {'taps':>8s} {'ours':>8s} {'TF/s':>6s} {'share':>5s}"
-    f"  {'tile':24s} error (ours, library)"
+    f"{'shape':28s} {'TFLOP':>6s} {'library':>8s} {'joined':>8s} {'taps':>8s} {'ours':>8s} "
+    f"{'TF/s':>6s} {'share':>5s}  {'tile':24s} error (ours, library)"
 )
 
 
@@ -358,12 +356,12 @@ def compile_share(shapes: Sequence[Shape], sweep: bool, share: int, of: int) -> 
             if count % of != share:
                 continue
             inputs = inputs or Inputs(shape, "cuda")
-            tried(short(tile), lambda i=inputs, t=tile: ours(i, t, 0))  # type: ignore[misc]
+            tried(tile.label, lambda i=inputs, t=tile: ours(i, t, 0))  # type: ignore[misc]
     torch.cuda.synchronize()
 
 
 def compile_ahead(arguments: Sequence[str], workers: int) -> None:
-    """In several processes: one after another the kernels of a sweep would compile for ten minutes."""
+    """In several processes: in one, the kernels of a sweep would compile for ten minutes."""
     command = [sys.executable, "-m", "benchmarks.conv_kernel", *arguments]
     running = [
         subprocess.Popen([*command, "--compile", f"{i}/{workers}"], stderr=subprocess.DEVNULL)

@@ -2,9 +2,9 @@
 
     out[m, o] = sum over taps and channels of x[pixel of m at the tap, c] * weight[o, tap, c]
 
-A program computes BM consecutive pixels of one output frame by BN (+ BN2) channels. One frame has one set of live
-temporal taps, and each tap reads one frame: of the cached ones or of the chunk. The loop runs over (tap, channel
-block), so every step is one product and nothing is copied between memories but x and the weight.
+A program computes BM consecutive pixels of one output frame by BN (+ BN2) channels. A frame has one
+set of live temporal taps, and each tap reads one frame: a cached one or one of the chunk. One flat
+loop over taps and channel blocks, so that it is pipelined from end to end.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -20,7 +20,10 @@ from rocm_passes.kernels.triton.common import silu
 
 @triton.jit
 def _live_taps(first, frames, KT: tl.constexpr, DT: tl.constexpr):
-    """The first temporal tap that sees a frame of [0, frames), and how many do; tap k sees first + k * DT."""
+    """The first temporal tap that sees a frame of [0, frames), and how many do.
+
+    Tap k sees frame first + k * DT.
+    """
     begin = tl.where(first < 0, (DT - 1 - first) // DT, 0)
     end = tl.where(first < frames, (frames - first + DT - 1) // DT, 0)
     end = tl.minimum(end, KT)
@@ -34,7 +37,8 @@ def _inside(position, size):
 
 @triton.jit
 def _tap_bits(
-    top, left, height, width, real, KH: tl.constexpr, KW: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr
+    top, left, height, width, real, KH: tl.constexpr, KW: tl.constexpr, DH: tl.constexpr,
+    DW: tl.constexpr,
 ):  # fmt: skip
     """One bit for each spatial tap: set where it sees a pixel of the frame."""
     bits = tl.zeros_like(top)
@@ -70,19 +74,21 @@ def _finish(
 
 #: Sizes and counts: what divides them changes no code, so they get none of its variants.
 SIZES = (
-    "frames", "front_frames", "height", "width", "out_frames", "out_height", "out_width", "frame_blocks",
-    "pixel_blocks",
+    "frames", "front_frames", "height", "width", "out_frames", "out_height", "out_width",
+    "frame_blocks", "pixel_blocks",
 )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=SIZES)
 def conv_kernel(
     x_ptr, front_ptr, w_ptr, bias_ptr, res_ptr, out_ptr,
-    frames, front_frames, height, width, out_frames, out_height, out_width, frame_blocks, pixel_blocks,
+    frames, front_frames, height, width, out_frames, out_height, out_width,
+    frame_blocks, pixel_blocks,
     x_stride_n, x_stride_t, front_stride_n, front_stride_t, stride_h, stride_w,
     res_stride_n, res_stride_t, res_stride_h, res_stride_w, res_stride_c,
     C: tl.constexpr, OUT: tl.constexpr, KT: tl.constexpr, KH: tl.constexpr, KW: tl.constexpr,
-    ST: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr, DT: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
+    ST: tl.constexpr, SH: tl.constexpr, SW: tl.constexpr,
+    DT: tl.constexpr, DH: tl.constexpr, DW: tl.constexpr,
     PT: tl.constexpr, PH: tl.constexpr, PW: tl.constexpr,
     RT: tl.constexpr, RH: tl.constexpr, RW: tl.constexpr, SKIPPED: tl.constexpr,
     TIME_REPLICATE: tl.constexpr, SPACE_REPLICATE: tl.constexpr,
@@ -91,11 +97,11 @@ def conv_kernel(
     BM: tl.constexpr, BN: tl.constexpr, BN2: tl.constexpr, BK: tl.constexpr, UNROLL: tl.constexpr,
     GROUP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """frames, height, width: x's own. RT, RH, RW: repeats; SKIPPED: repeated frames left out in front.
+    """frames, height, width: x's own. RT, RH, RW: repeats of each. SKIPPED: of frames left out.
 
-    x and front have channel stride 1 and share stride_h and stride_w; the weight is [O, KT, KH, KW, C], the result
-    [N, T, H, W, O], both dense. WIDE: offsets within a frame need 64 bits. WIDEN: multiply in fp32 (the
-    interpreter has no bf16).
+    x and front have channel stride 1 and share stride_h and stride_w. The weight is [OUT, KT, KH,
+    KW, C], the result [N, T, H, W, OUT], both dense. WIDE: offsets within a frame need 64 bits.
+    WIDEN: multiply in fp32 (the interpreter has no bf16).
     """
     SPOTS: tl.constexpr = KH * KW
     STEP: tl.constexpr = BK * UNROLL

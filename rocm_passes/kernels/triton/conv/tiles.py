@@ -1,4 +1,4 @@
-"""Which tile a convolution is computed in: rows of a table, by family of architectures and size of the problem."""
+"""The tiles of a convolution: a table by family of architectures and size of the problem."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from rocm_passes.kernels.triton.common import cdiv
 class Tile:
     """What one program computes, and how.
 
-    rows: output pixels. columns: output channels; with `more_columns`, a second product of so many shares the rows
-    (96 = 64 + 32 without a padded column). depth: input channels of one product; `unroll` products make one step of
-    the loop. warps are counted for 32 lanes; launches halve them where a warp has 64. stages: of the loop's
-    pipeline. group: pixel blocks whose channel blocks run one after another, so that they share rows in the cache.
+    rows: output pixels. columns: output channels. more_columns: of a second product over the same
+    rows (96 = 64 + 32 without a padded column). depth: input channels of one product. unroll:
+    products in one step of the loop. warps: counted for 32 lanes; launches halve them where a warp
+    has 64. stages: of the loop's pipeline. group: pixel blocks whose channel blocks are neighbours
+    in the grid, so that they share rows in the cache.
     """
 
     rows: int
@@ -27,10 +28,21 @@ class Tile:
     more_columns: int = 0
     group: int = 8
 
+    @property
+    def label(self) -> str:
+        """As tables name it: "128x64+32x32 w4 s3"."""
+        more = f"+{self.more_columns}" if self.more_columns else ""
+        unroll = f"x{self.unroll}" if self.unroll > 1 else ""
+        sizes = f"{self.rows}x{self.columns}{more}x{self.depth}{unroll}"
+        return f"{sizes} w{self.warps} s{self.stages}"
+
 
 @dataclass(frozen=True)
 class Row:
-    """A tile for problems of at most so many output channels, input channels and full-size tiles of 128 by 128."""
+    """A tile, and the largest problem that gets it.
+
+    out, channels: of the result and of x. blocks: tiles of 128 by 128 that cover the result.
+    """
 
     tile: Tile
     out: int = 2**31
@@ -60,7 +72,8 @@ SIXTEEN_BIT: Mapping[str, tuple[Row, ...]] = {
         Row(Tile(128, 32, 32, warps=8, stages=2), out=32),
         Row(Tile(128, 64, 32, warps=8, stages=2), out=64),
         Row(Tile(128, 64, 32, warps=8, stages=2, more_columns=32), out=96),
-        Row(Tile(128, 128, 32, warps=8, stages=2)),
+        Row(Tile(128, 128, 32, warps=8, stages=2), channels=32),
+        Row(Tile(128, 128, 64, warps=8, stages=2)),
     ),
     "rdna": (
         Row(Tile(64, 16, 32, warps=4, stages=2), out=16),
@@ -93,7 +106,7 @@ FLOAT32: Mapping[str, tuple[Row, ...]] = {
 
 
 def family(arch: str) -> str:
-    """The table's name for an architecture: "gfx942" is "cdna", "sm_86" "nvidia"; "" (the interpreter) as well."""
+    """The table's name for an architecture; "" (the interpreter) counts as "nvidia"."""
     if arch.startswith("gfx9"):
         return "cdna"
     if arch.startswith("gfx"):
