@@ -149,8 +149,8 @@ def test_epilogues(with_bias: bool, layout: str | None, silu: bool, dtype: torch
 
 TILES = (
     Tile(16, 16, 16, warps=1, stages=1, group=1),
-    Tile(32, 16, 16, warps=2, stages=3, unroll=2, group=3),
-    Tile(16, 16, 16, warps=4, stages=2, unroll=3, more_columns=32),
+    Tile(32, 16, 16, warps=2, stages=3, group=3),
+    Tile(16, 32, 16, warps=4, stages=2, more_columns=16),
     Tile(64, 32, 32, warps=4, stages=2, more_columns=16, group=64),
 )
 

@@ -22,9 +22,9 @@ class Conv:
     """How the convolution reads x, as (time, height, width).
 
     The input is front's frames and then x's. Each pixel of both and each frame of x is repeated
-    `upsample` times (nearest), and the first `skipped` repeated frames are left out. `padding` is (before,
-    behind) along each dim: zeros, or the outermost frames ("replicate" in `time`) and pixels (in
-    `space`).
+    `upsample` times (nearest), and the first `skipped` repeated frames are left out. `padding` is
+    (before, behind) along each dim: zeros, or the outermost frames ("replicate" in `time`) and
+    pixels (in `space`).
     """
 
     stride: tuple[int, int, int] = (1, 1, 1)

@@ -91,7 +91,7 @@ def conv3d(
         HAS_RESIDUAL=residual is not None, SILU=silu,
         WIDE=max_offset(conv, x, weight, residual, size, tile) > INT32_MAX,
         WIDEN=triton_is_interpreted() and x.itemsize == 2,
-        BM=tile.rows, BN=tile.columns, BN2=tile.more_columns, BK=tile.depth, UNROLL=tile.unroll,
+        BM=tile.rows, BN=tile.columns, BN2=tile.more_columns, BK=tile.depth,
         GROUP=tile.group, STAGES=tile.stages, num_warps=tile.warps,
     )  # fmt: skip
     return out

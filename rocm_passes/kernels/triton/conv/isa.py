@@ -84,7 +84,7 @@ def example(shape: Shape, tile: Tile) -> IsaExample:
         "RT": 1, "RH": 1, "RW": 1, "SKIPPED": 0, "TIME_REPLICATE": False, "SPACE_REPLICATE": False,
         "HAS_FRONT": False, "HAS_BIAS": True, "HAS_RESIDUAL": False, "SILU": False,
         "WIDE": False, "WIDEN": False, "BM": tile.rows, "BN": tile.columns,
-        "BN2": tile.more_columns, "BK": tile.depth, "UNROLL": tile.unroll, "GROUP": tile.group,
+        "BN2": tile.more_columns, "BK": tile.depth, "GROUP": tile.group,
         "STAGES": tile.stages, "res_stride_c": 1,
     } | dict(shape.others)  # fmt: skip
     names = ("x_ptr", "front_ptr", "w_ptr", "bias_ptr", "res_ptr", "out_ptr")

@@ -13,10 +13,9 @@ class Tile:
     """What one program computes, and how.
 
     rows: output pixels. columns: output channels. more_columns: of a second product over the same
-    rows (96 = 64 + 32 without a padded column). depth: input channels of one product. unroll:
-    products in one step of the loop. warps: counted for 32 lanes; launches halve them where a warp
-    has 64. stages: of the loop's pipeline. group: pixel blocks whose channel blocks are neighbours
-    in the grid, so that they share rows in the cache.
+    rows (96 = 64 + 32 without a padded column). depth: input channels of one step. warps: counted
+    for 32 lanes; launches halve them where a warp has 64. stages: of the loop's pipeline. group:
+    pixel blocks whose channel blocks are neighbours in the grid, so that they share rows in caches.
     """
 
     rows: int
@@ -24,7 +23,6 @@ class Tile:
     depth: int
     warps: int
     stages: int
-    unroll: int = 1
     more_columns: int = 0
     group: int = 8
 
@@ -32,8 +30,7 @@ class Tile:
     def label(self) -> str:
         """As tables name it: "128x64+32x32 w4 s3"."""
         more = f"+{self.more_columns}" if self.more_columns else ""
-        unroll = f"x{self.unroll}" if self.unroll > 1 else ""
-        sizes = f"{self.rows}x{self.columns}{more}x{self.depth}{unroll}"
+        sizes = f"{self.rows}x{self.columns}{more}x{self.depth}"
         return f"{sizes} w{self.warps} s{self.stages}"
 
 
@@ -52,15 +49,18 @@ class Row:
 
 #: For bf16 and fp16. The first row that fits is taken.
 SIXTEEN_BIT: Mapping[str, tuple[Row, ...]] = {
+    # python -m benchmarks.conv_kernel --sweep, on an H100.
     "sm_90": (
-        Row(Tile(128, 16, 32, warps=4, stages=4), out=16),
+        Row(Tile(128, 16, 32, warps=4, stages=4), out=16, channels=32),
+        Row(Tile(128, 16, 64, warps=4, stages=4), out=16),
         Row(Tile(128, 32, 32, warps=4, stages=4), out=32),
         Row(Tile(128, 64, 32, warps=4, stages=4), out=64),
-        Row(Tile(128, 64, 32, warps=4, stages=4, more_columns=32), out=96, channels=96),
-        Row(Tile(128, 128, 64, warps=8, stages=3), out=128),
-        Row(Tile(128, 128, 64, warps=8, stages=3), blocks=132),
+        Row(Tile(128, 64, 32, warps=4, stages=4, more_columns=32), out=96),
+        Row(Tile(128, 128, 32, warps=4, stages=4), channels=32),
+        Row(Tile(128, 128, 64, warps=4, stages=3), out=128),
         Row(Tile(128, 128, 64, warps=8, stages=3, more_columns=64), out=192),
-        Row(Tile(128, 128, 64, warps=8, stages=3)),
+        Row(Tile(128, 128, 64, warps=4, stages=3), blocks=600),
+        Row(Tile(256, 128, 64, warps=8, stages=3)),
     ),
     "nvidia": (
         Row(Tile(128, 16, 32, warps=4, stages=3), out=16),
