@@ -1,15 +1,16 @@
 """The Triton convolution beside cuDNN's (MIOpen's), at the sizes of video and image decoders, bf16.
 
     python -m rocm_passes.bench.conv_kernel                 the table's tile for each shape
-    python -m rocm_passes.bench.conv_kernel --sweep         every candidate tile, the best of them in the table
+    python -m rocm_passes.bench.conv_kernel --sweep         every candidate tile; the table shows the best
     python -m rocm_passes.bench.conv_kernel --sweep --only 96-96 --json results.json
 
-"384-384 3x3x3 2+1f 90x160": channels in and out, the kernel, cached frames before the new ones, the input's height
-and width. "up" reads pixels repeated twice along height and width; "x4" counts images.
+"384-384 3x3x3 2+1f 90x160": channels in and out, the kernel, cached frames before the new ones, and
+the input's height and width. "up": pixels are repeated twice along height and width. "x4": images.
 
-library: conv3d (conv2d) on one channels-last tensor, frames joined and pixels repeated before. joined: the same with
-that copy. taps: the sum of one conv2d for each temporal tap. Medians in milliseconds; rate and share of the rate of a
-large matrix product are those of the Triton kernel. error: rms over the rms of float32's result, and the library's.
+library: conv3d (conv2d) on one channels-last tensor, frames joined and pixels repeated before.
+joined: the same with that copy. taps: the sum of one conv2d for each temporal tap. Medians in
+milliseconds. TF/s and share (of the rate of a large matrix product): those of the Triton kernel.
+error: rms over the rms of float32's result, then the library's.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ SHAPES = (
     "256-256 3x3x3 2+9f 128x128",
 )
 _SHAPE = re.compile(
-    r"(?P<c>\d+)-(?P<o>\d+) (?P<k>[\dx]+) (?:x(?P<n>\d+)|(?:(?P<front>\d+)\+)?(?P<t>\d+)f) (?P<h>\d+)x(?P<w>\d+)"
+    r"(?P<c>\d+)-(?P<o>\d+) (?P<k>[\dx]+) (?:x(?P<n>\d+)|(?:(?P<front>\d+)\+)?(?P<t>\d+)f) "
+    r"(?P<h>\d+)x(?P<w>\d+)"
     r"(?P<up> up)?"
 )
 DTYPE = torch.bfloat16
@@ -96,8 +98,9 @@ class Shape:
         sizes = [int(k) for k in found["k"].split("x")]
         kernel = (sizes[0], sizes[1], sizes[2]) if len(sizes) == 3 else (1, sizes[0], sizes[1])
         return Shape(
-            name, int(found["n"] or 1), int(found["c"]), int(found["o"]), kernel, int(found["front"] or 0),
-            int(found["t"] or 1), int(found["h"]), int(found["w"]), 2 if found["up"] else 1,
+            name, int(found["n"] or 1), int(found["c"]), int(found["o"]), kernel,
+            int(found["front"] or 0), int(found["t"] or 1), int(found["h"]), int(found["w"]),
+            2 if found["up"] else 1,
         )  # fmt: skip
 
     @property
@@ -165,7 +168,7 @@ def library(inputs: Inputs, x: Tensor, weight: Tensor, bias: Tensor | None) -> T
 
 
 def taps(inputs: Inputs, x: Tensor, kernels: Sequence[Tensor]) -> Tensor:
-    """As the lowering of that name: 16 bits for each tap; here added in 16 bits, too, in one pass a tap."""
+    """As the lowering of that name: 16 bits for each tap; here added in 16 bits as well."""
     shape, total = inputs.shape, None
     frames = x[0].transpose(0, 1)
     for k, kernel in enumerate(kernels):
@@ -176,35 +179,37 @@ def taps(inputs: Inputs, x: Tensor, kernels: Sequence[Tensor]) -> Tensor:
 
 
 def candidates(shape: Shape) -> list[Any]:
-    """Tiles worth a try: rows, columns, depth, warps, stages, unroll, more columns."""
+    """Tiles worth a try: rows, columns, depth, warps, stages, more columns."""
     from rocm_passes.kernels.triton.conv import Tile
 
     found: Sequence[tuple[int, ...]]
     if shape.out <= 16:
-        found = (
-            (128, 16, 32, 4, 4), (128, 16, 32, 4, 3, 3), (256, 16, 32, 4, 4), (256, 16, 32, 4, 3, 3),
-            (256, 16, 32, 8, 4), (128, 16, 64, 4, 4),
-        )  # fmt: skip
+        found = ((128, 16, 64, 4, 4), (128, 16, 32, 4, 4), (256, 16, 64, 4, 3), (64, 16, 64, 4, 4))
     elif shape.out == 96:
         found = (
-            (128, 64, 32, 4, 4, 1, 32), (128, 64, 32, 4, 3, 3, 32), (128, 64, 32, 8, 4, 1, 32),
-            (256, 64, 32, 8, 4, 1, 32), (256, 64, 32, 8, 2, 3, 32), (256, 64, 32, 8, 3, 3, 32),
-            (128, 128, 32, 4, 4), (128, 128, 32, 4, 3, 3), (128, 128, 32, 8, 4), (256, 128, 32, 8, 4),
-            (256, 128, 32, 8, 2, 3), (128, 32, 32, 4, 4), (256, 32, 32, 8, 3, 3), (128, 128, 64, 8, 3),
+            (128, 64, 32, 4, 4, 32), (128, 64, 32, 4, 3, 32), (128, 64, 32, 4, 5, 32),
+            (256, 64, 32, 8, 4, 32), (128, 128, 32, 4, 4), (128, 128, 32, 4, 3),
+            (64, 64, 32, 4, 4, 32), (128, 128, 64, 8, 3), (128, 128, 64, 4, 3),
         )  # fmt: skip
-    elif shape.out % 192 == 0 and shape.out % 128:
+    elif shape.out == 192:
         found = (
-            (128, 128, 64, 8, 3, 1, 64), (128, 128, 64, 8, 4, 1, 64), (128, 128, 32, 8, 4, 1, 64),
-            (128, 64, 64, 4, 3), (128, 64, 64, 4, 4), (256, 64, 64, 8, 3), (64, 128, 64, 4, 3, 1, 64),
-            (128, 256, 64, 8, 3), (128, 128, 64, 8, 2, 1, 64),
+            (128, 128, 64, 8, 3, 64), (128, 128, 64, 8, 4, 64), (64, 128, 64, 4, 3, 64),
+            (128, 64, 64, 4, 3, 32), (128, 64, 32, 4, 4, 32), (128, 64, 64, 4, 2, 32),
+            (256, 64, 64, 8, 3, 32), (64, 128, 64, 4, 2, 64), (128, 128, 64, 4, 3),
         )  # fmt: skip
     else:
         found = (
-            (128, 128, 64, 8, 3), (128, 128, 64, 8, 4), (128, 128, 64, 4, 3), (256, 128, 64, 8, 3),
-            (128, 256, 64, 8, 3), (64, 128, 64, 4, 4), (64, 256, 64, 4, 3), (128, 128, 64, 8, 3, 1, 64),
-            (128, 64, 64, 4, 4), (128, 128, 128, 8, 2),
+            (128, 128, 64, 8, 3), (128, 128, 64, 4, 3), (128, 128, 64, 4, 2), (128, 128, 32, 4, 4),
+            (256, 128, 64, 8, 3), (256, 128, 64, 8, 4), (128, 256, 64, 8, 3), (64, 256, 64, 4, 3),
         )  # fmt: skip
-    return [Tile(*f[:5], *f[5:]) for f in found if f[3] <= 8]
+        if shape.out % 192 == 0:
+            found = (
+                *found,
+                (128, 128, 64, 8, 3, 64),
+                (64, 128, 64, 4, 3, 64),
+                (128, 64, 64, 4, 3, 32),
+            )
+    return [Tile(*f) for f in found]
 
 
 def ours(inputs: Inputs, tile: Any, i: int) -> Tensor:
@@ -213,12 +218,20 @@ def ours(inputs: Inputs, tile: Any, i: int) -> Tensor:
     shape = inputs.shape
     h, w = shape.space
     conv = Conv(padding=((0, 0), (h, h), (w, w)), upsample=(1, shape.repeat, shape.repeat))
-    return conv3d(inputs.x[i], inputs.weight, inputs.bias, conv=conv, front=inputs.front[i], tile=tile)
+    return conv3d(
+        inputs.x[i], inputs.weight, inputs.bias, conv=conv, front=inputs.front[i], tile=tile
+    )
 
 
-def median(run: Callable[[], Any], rep: int) -> float:
-    from triton.testing import do_bench
+#: Below so many TFLOP a call is timed in a CUDA graph: launched from Python, it waits for the host.
+SMALL_TFLOP = 0.35
 
+
+def median(run: Callable[[], Any], rep: int, shape: Shape | None = None) -> float:
+    from triton.testing import do_bench, do_bench_cudagraph
+
+    if shape is not None and shape.flops < SMALL_TFLOP * 1e12:
+        return float(do_bench_cudagraph(run, rep=rep // 2, return_mode="median"))
     return float(do_bench(run, warmup=10, rep=rep, return_mode="median"))
 
 
@@ -239,12 +252,6 @@ def tiles_of(shape: Shape, sweep: bool) -> list[Any]:
     arch = Target.current().arch
     chosen = choose_tile(arch, DTYPE.itemsize, shape.pixels, shape.channels, shape.out)
     return [chosen, *(t for t in candidates(shape) if t != chosen)] if sweep else [chosen]
-
-
-def short(tile: Any) -> str:
-    more = f"+{tile.more_columns}" if tile.more_columns else ""
-    unroll = f"x{tile.unroll}" if tile.unroll > 1 else ""
-    return f"{tile.rows}x{tile.columns}{more}x{tile.depth}{unroll} w{tile.warps} s{tile.stages}"
 
 
 def error_of(y: Tensor, exact: Tensor) -> float:
@@ -268,18 +275,23 @@ def measure(shape: Shape, sweep: bool, rep: int) -> dict[str, Any]:
     def lib() -> Tensor:
         return library(inputs, whole[inputs.turn()], weight, bias)
 
-    row["library"] = tried("library", lambda: median(lib, rep))
+    row["library"] = tried("library", lambda: median(lib, rep, shape))
     if shape.front or shape.repeat > 1:
         joined = tried(
             "joined",
-            lambda: median(lambda: library(inputs, inputs.joined(inputs.turn()), weight, bias), rep),
+            lambda: median(
+                lambda: library(inputs, inputs.joined(inputs.turn()), weight, bias), rep
+            ),
         )
         row["joined"] = joined
     if shape.kernel[0] > 1:
         kernels = [
-            weight[:, :, k].contiguous(memory_format=torch.channels_last) for k in range(shape.kernel[0])
+            weight[:, :, k].contiguous(memory_format=torch.channels_last)
+            for k in range(shape.kernel[0])
         ]
-        row["taps"] = tried("taps", lambda: median(lambda: taps(inputs, whole[inputs.turn()], kernels), rep))
+        row["taps"] = tried(
+            "taps", lambda: median(lambda: taps(inputs, whole[inputs.turn()], kernels), rep)
+        )
     exact = tried("float32", lambda: exact_result(inputs))
     if exact is not None:
         row["library_error"] = tried(
@@ -287,9 +299,9 @@ def measure(shape: Shape, sweep: bool, rep: int) -> dict[str, Any]:
         )
     tiles = []
     for tile in tiles_of(shape, sweep):
-        found = tried(short(tile), lambda tile=tile: one_tile(inputs, tile, exact, rep))  # type: ignore[misc]
+        found = tried(tile.label, lambda tile=tile: one_tile(inputs, tile, exact, rep))  # type: ignore[misc]
         if found is not None:
-            tiles.append({"tile": dataclasses.asdict(tile), "name": short(tile), **found})
+            tiles.append({"tile": dataclasses.asdict(tile), "name": tile.label, **found})
     row["tiles"] = sorted(tiles, key=lambda t: t["ms"])
     return row
 
@@ -298,7 +310,10 @@ def one_tile(inputs: Inputs, tile: Any, exact: Tensor | None, rep: int) -> dict[
     y = ours(inputs, tile, 0)
     error = None if exact is None else error_of(y, exact)
     del y
-    return {"ms": median(lambda: ours(inputs, tile, inputs.turn()), rep), "error": error}
+    return {
+        "ms": median(lambda: ours(inputs, tile, inputs.turn()), rep, inputs.shape),
+        "error": error,
+    }
 
 
 def line(row: dict[str, Any], rate: float, sweep: bool) -> Iterator[str]:
@@ -311,7 +326,9 @@ def line(row: dict[str, Any], rate: float, sweep: bool) -> Iterator[str]:
         return
     best = row["tiles"][0]
     speed = row["tflop"] / best["ms"] * 1e3
-    errors = " ".join("-" if e is None else f"{e:.2e}" for e in (best["error"], row.get("library_error")))
+    errors = " ".join(
+        "-" if e is None else f"{e:.2e}" for e in (best["error"], row.get("library_error"))
+    )
     bad = best["error"] is not None and best["error"] > 1.5 * (row.get("library_error") or 1.0)
     yield (
         f"{head} {best['ms']:8.3f} {speed:6.0f} {speed / rate:5.0%}  {best['name']:24s} {errors}"
@@ -323,8 +340,8 @@ def line(row: dict[str, Any], rate: float, sweep: bool) -> Iterator[str]:
 
 
 HEAD = (
-    f"{'shape':28s} {'TFLOP':>6s} {'library':>8s} {'joined':>8s} {'taps':>8s} {'ours':>8s} {'TF/s':>6s} {'share':>5s}"
-    f"  {'tile':24s} error (ours, library)"
+    f"{'shape':28s} {'TFLOP':>6s} {'library':>8s} {'joined':>8s} {'taps':>8s} {'ours':>8s} "
+    f"{'TF/s':>6s} {'share':>5s}  {'tile':24s} error (ours, library)"
 )
 
 
@@ -349,12 +366,12 @@ def compile_share(shapes: Sequence[Shape], sweep: bool, share: int, of: int) -> 
             if count % of != share:
                 continue
             inputs = inputs or Inputs(shape, "cuda")
-            tried(short(tile), lambda i=inputs, t=tile: ours(i, t, 0))  # type: ignore[misc]
+            tried(tile.label, lambda i=inputs, t=tile: ours(i, t, 0))  # type: ignore[misc]
     torch.cuda.synchronize()
 
 
 def compile_ahead(arguments: Sequence[str], workers: int) -> None:
-    """In several processes: one after another the kernels of a sweep would compile for ten minutes."""
+    """In several processes: in one, the kernels of a sweep would compile for ten minutes."""
     command = [sys.executable, "-m", "rocm_passes.bench.conv_kernel", *arguments]
     running = [
         subprocess.Popen([*command, "--compile", f"{i}/{workers}"], stderr=subprocess.DEVNULL)
@@ -374,10 +391,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--only", default="", metavar="TEXT", help="only shapes with this text in their names"
     )
-    parser.add_argument("--shape", action="append", metavar="SHAPE", help="this shape instead of the list")
+    parser.add_argument(
+        "--shape", action="append", metavar="SHAPE", help="this shape instead of the list"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--rep", type=int, default=40, metavar="MS", help="time to measure each for (40)")
-    parser.add_argument("--seconds", type=float, default=280, help="start no shape after so long (280)")
+    parser.add_argument(
+        "--rep", type=int, default=40, metavar="MS", help="time to measure each for (40)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=280, help="start no shape after so long (280)"
+    )
     parser.add_argument(
         "--workers", type=int, default=min(12, os.cpu_count() or 1), help="compiling processes"
     )

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from rocm_passes.kernels.triton.conv import Conv
 
-#: Units of the result's dtype at 1: one rounding is half of it. Triton's interpreter truncates to bf16.
+#: Units of the result's dtype at 1. Rounding is off by half of one at most; the interpreter, which
+#: truncates to bf16, by a whole one.
 UNIT = {torch.bfloat16: 2.0**-7, torch.float16: 2.0**-10, torch.float32: 2.0**-20}
 
 
@@ -24,12 +25,12 @@ def reference(
 ) -> Tensor:
     """In float64, whatever the dtypes."""
     conv = conv or Conv()
-    seen = x.double()
-    for dim, repeat in enumerate(conv.upsample, start=2):
-        seen = seen.repeat_interleave(repeat, dim)
-    seen = seen[:, :, conv.skipped :]
+    time, *space = conv.upsample
+    seen = x.double().repeat_interleave(time, 2)[:, :, conv.skipped :]
     if front is not None:
         seen = torch.cat([front.double(), seen], 2)
+    for dim, repeat in enumerate(space, start=3):
+        seen = seen.repeat_interleave(repeat, dim)
     (t0, t1), (h0, h1), (w0, w1) = conv.padding
     seen = F.pad(seen, (w0, w1, h0, h1, 0, 0), "replicate" if conv.space == "replicate" else "constant")
     seen = F.pad(seen, (0, 0, 0, 0, t0, t1), "replicate" if conv.time == "replicate" else "constant")
@@ -46,7 +47,7 @@ def reference(
 
 
 def video(shape: tuple[int, ...], dtype: torch.dtype, layout: str = "channels-last") -> Tensor:
-    """Normally distributed values; "sliced" is channels-last with gaps along every dim but the channels."""
+    """Normally distributed values; "sliced" is channels-last with gaps along every dim."""
     if layout == "sliced":
         n, c, t, h, w = shape
         whole = torch.randn(n + 1, t + 2, h + 1, w + 3, c + 5)
@@ -62,7 +63,7 @@ def kernel(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def check(y: Tensor, exact: Tensor) -> None:
-    """Shape, layout, and one rounding's error for each element (with fp32's own sum for the smallest ones)."""
+    """Shape, layout, and one rounding's error for each element, besides that of a sum in fp32."""
     assert y.shape == exact.shape
     assert y.is_contiguous(memory_format=torch.channels_last_3d)
     bound = UNIT[y.dtype] * exact.abs() + 2.0**-18

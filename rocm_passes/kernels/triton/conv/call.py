@@ -1,4 +1,4 @@
-"""A call of the convolution: its parameters, the sizes that follow from them, and what is refused."""
+"""A call of the convolution: its parameters, the sizes that follow, and what is refused."""
 
 from __future__ import annotations
 
@@ -21,9 +21,10 @@ Ends = tuple[int, int]
 class Conv:
     """How the convolution reads x, as (time, height, width).
 
-    The input is front's frames and then x's, each pixel and each frame of x repeated `upsample` times (nearest), the
-    first `skipped` repeated frames left out. Around it stands `padding`, (before, behind) along each dim: zeros, or
-    the outermost frames ("replicate" in `time`) and pixels (in `space`).
+    The input is front's frames and then x's. Each pixel of both and each frame of x is repeated
+    `upsample` times (nearest), and the first `skipped` repeated frames are left out. `padding` is
+    (before, behind) along each dim: zeros, or the outermost frames ("replicate" in `time`) and
+    pixels (in `space`).
     """
 
     stride: tuple[int, int, int] = (1, 1, 1)
@@ -61,7 +62,7 @@ def refusal(
     groups: int = 1,
     tile: Tile | None = None,
 ) -> str | None:
-    """Why `conv3d` does not take the call, or None. Reads shapes, dtypes and devices alone: fake tensors will do."""
+    """Why `conv3d` does not take the call, or None. Fake tensors will do: no value is read."""
     conv = conv or Conv()
     tensors = {"x": x, "weight": weight, "bias": bias, "front": front, "residual": residual}
     present = {name: t for name, t in tensors.items() if t is not None}
@@ -106,7 +107,8 @@ def _refuses_shapes(
     if front is not None:
         expected = (*x.shape[:2], *x.shape[3:])
         if front.dim() != 5 or (*front.shape[:2], *front.shape[3:]) != expected:
-            return f"front has shape {tuple(front.shape)} and x {tuple(x.shape)}; they differ in more than frames"
+            shapes = f"front has shape {tuple(front.shape)} and x {tuple(x.shape)}"
+            return f"{shapes}; they differ in more than frames"
     return None
 
 
@@ -150,8 +152,10 @@ def _refuses_sizes(
     return None
 
 
-def frame_extent(conv: Conv, x: Tensor, kernel: Sequence[int], out: Sequence[int], rows: int) -> int:
-    """A bound on the offsets in elements within one frame of x, its padding and a ragged last block included."""
+def frame_extent(
+    conv: Conv, x: Tensor, kernel: Sequence[int], out: Sequence[int], rows: int
+) -> int:
+    """A bound on the offsets in one frame of x, with its padding and a ragged last block."""
     steps = [
         (size + extra) * stride + d * k + before
         for size, extra, stride, d, k, (before, _) in zip(
@@ -164,13 +168,19 @@ def frame_extent(conv: Conv, x: Tensor, kernel: Sequence[int], out: Sequence[int
             strict=True,
         )
     ]
-    return math.prod((steps[0], abs(x.stride(3)))) + math.prod((steps[1], abs(x.stride(4)))) + x.shape[1]
+    return (
+        math.prod((steps[0], abs(x.stride(3))))
+        + math.prod((steps[1], abs(x.stride(4))))
+        + x.shape[1]
+    )
 
 
 def max_offset(
     conv: Conv, x: Tensor, weight: Tensor, residual: Tensor | None, out: Sequence[int], tile: Tile
 ) -> int:
-    """A bound on the offsets that a program counts in, of x, the weight, the result and the residual."""
+    """A bound on a program's offsets within a frame of x, of the result and of the residual, and
+    within the weight.
+    """
     columns = weight.shape[0] + tile.columns + tile.more_columns
     offsets = [
         frame_extent(conv, x, weight.shape[2:], out, tile.rows),

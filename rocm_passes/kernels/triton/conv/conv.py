@@ -1,9 +1,9 @@
-"""conv3d and conv2d, channels-last, in one kernel: padding, cached frames, upsampling and epilogue included.
+"""conv3d and conv2d, channels-last: padding, cached frames, upsampling and epilogue in one kernel.
 
     y = silu?(conv(pad(upsampled(cat([front, x]))), weight) + bias + residual)
 
-All products of an output are summed in fp32 and rounded once, as the libraries' conv3d does it. A sum of one
-convolution for each temporal tap rounds each of them, which shows where neighbouring frames cancel.
+All products of an output are summed in fp32 and rounded once, as in the libraries' conv3d. A sum of
+one convolution for each temporal tap rounds each of them, which shows where frames cancel.
 """
 
 from __future__ import annotations
@@ -39,14 +39,17 @@ def conv3d(
     groups: int = 1,
     tile: Tile | None = None,
 ) -> Tensor:
-    """[N, C, T, H, W] by [O, C, kT, kH, kW] to [N, O, T', H', W'] in x's dtype, channels-last in memory.
+    """[N, C, T, H, W] by [O, C, kT, kH, kW] to [N, O, T', H', W'] in x's dtype, channels-last.
 
-    front: frames before x's. bias and residual (of the result's shape, any strides) are added in fp32, and then comes
-    SiLU. x, front and weight are read where they lie if channels-last, and copied otherwise. tile: instead of the
-    table's. Raises ValueError with `refusal`'s reason.
+    front: frames before x's. bias and residual (of the result's shape, any strides) are added in
+    fp32, and then comes SiLU. x, front and weight are read where they lie if their channels are
+    neighbours in memory, and copied otherwise. tile: instead of the table's.
+    Raises ValueError with `refusal`'s reason.
     """
     conv = conv or Conv()
-    reason = refusal(x, weight, bias, conv=conv, front=front, residual=residual, groups=groups, tile=tile)
+    reason = refusal(
+        x, weight, bias, conv=conv, front=front, residual=residual, groups=groups, tile=tile
+    )
     if reason is not None:
         raise ValueError(reason)
     kernel = tuple(weight.shape[2:])
@@ -71,7 +74,8 @@ def conv3d(
     added = residual if residual is not None else out
     launch(
         conv_kernel, (pixel_blocks * out_blocks,),
-        x, before, pack_weight(weight), bias if bias is not None else x, residual if residual is not None else x, out,
+        x, before, pack_weight(weight), bias if bias is not None else x,
+        residual if residual is not None else x, out,
         x.shape[2], front.shape[2] if front is not None else 0, x.shape[3], x.shape[4],
         *size, frame_blocks, pixel_blocks,
         x.stride(0), x.stride(2), before.stride(0), before.stride(2), x.stride(3), x.stride(4),
@@ -83,10 +87,11 @@ def conv3d(
         RT=conv.upsample[0], RH=conv.upsample[1], RW=conv.upsample[2], SKIPPED=conv.skipped,
         TIME_REPLICATE=conv.time == "replicate" and any(conv.padding[0]),
         SPACE_REPLICATE=conv.space == "replicate" and any(map(any, conv.padding[1:])),
-        HAS_FRONT=front is not None, HAS_BIAS=bias is not None, HAS_RESIDUAL=residual is not None, SILU=silu,
+        HAS_FRONT=front is not None, HAS_BIAS=bias is not None,
+        HAS_RESIDUAL=residual is not None, SILU=silu,
         WIDE=max_offset(conv, x, weight, residual, size, tile) > INT32_MAX,
         WIDEN=triton_is_interpreted() and x.itemsize == 2,
-        BM=tile.rows, BN=tile.columns, BN2=tile.more_columns, BK=tile.depth, UNROLL=tile.unroll,
+        BM=tile.rows, BN=tile.columns, BN2=tile.more_columns, BK=tile.depth,
         GROUP=tile.group, STAGES=tile.stages, num_warps=tile.warps,
     )  # fmt: skip
     return out
@@ -103,12 +108,14 @@ def conv2d(
     groups: int = 1,
     tile: Tile | None = None,
 ) -> Tensor:
-    """[N, C, H, W] by [O, C, kH, kW] to [N, O, H', W'], channels-last: a `conv3d` of one frame and one tap.
+    """[N, C, H, W] by [O, C, kH, kW] to [N, O, H', W'], channels-last: `conv3d` of one frame.
 
     conv: as of conv3d, its time parts left alone.
     """
     if x.dim() != 4 or weight.dim() != 4:
-        raise ValueError(f"x has {x.dim()} dims and the weight {weight.dim()}; 4 of each are needed")
+        raise ValueError(
+            f"x has {x.dim()} dims and the weight {weight.dim()}; 4 of each are needed"
+        )
     y = conv3d(
         x.unsqueeze(2), weight.unsqueeze(2), bias, conv=conv, silu=silu, groups=groups, tile=tile,
         residual=None if residual is None else residual.unsqueeze(2),
@@ -117,7 +124,10 @@ def conv2d(
 
 
 def pack_weight(weight: Tensor) -> Tensor:
-    """[O, C, kT, kH, kW] as the kernel reads it, [O, kT * kH * kW * C]: no copy of a channels-last weight."""
+    """[O, C, kT, kH, kW] as [O, kT * kH * kW * C], which the kernel reads.
+
+    A channels-last weight is not copied.
+    """
     return weight.permute(0, 2, 3, 4, 1).contiguous().reshape(weight.shape[0], -1)
 
 

@@ -1,4 +1,4 @@
-"""Which tile a convolution is computed in: rows of a table, by family of architectures and size of the problem."""
+"""The tiles of a convolution: a table by family of architectures and size of the problem."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rocm_passes.kernels.triton.common import cdiv
 class Tile:
     """What one program computes, and how.
 
-    rows: output pixels. columns: output channels; with `more_columns`, a second product of so many shares the rows
-    (96 = 64 + 32 without a padded column). depth: input channels of one product; `unroll` products make one step of
-    the loop. warps are counted for 32 lanes; launches halve them where a warp has 64. stages: of the loop's
-    pipeline. group: pixel blocks whose channel blocks run one after another, so that they share rows in the cache.
+    rows: output pixels. columns: output channels. more_columns: of a second product over the same
+    rows (96 = 64 + 32 without a padded column). depth: input channels of one step. warps: counted
+    for 32 lanes; launches halve them where a warp has 64. stages: of the loop's pipeline. group:
+    pixel blocks whose channel blocks are neighbours in the grid, so that they share rows in caches.
     """
 
     rows: int
@@ -23,14 +23,23 @@ class Tile:
     depth: int
     warps: int
     stages: int
-    unroll: int = 1
     more_columns: int = 0
     group: int = 8
+
+    @property
+    def label(self) -> str:
+        """As tables name it: "128x64+32x32 w4 s3"."""
+        more = f"+{self.more_columns}" if self.more_columns else ""
+        sizes = f"{self.rows}x{self.columns}{more}x{self.depth}"
+        return f"{sizes} w{self.warps} s{self.stages}"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A tile for problems of at most so many output channels, input channels and full-size tiles of 128 by 128."""
+    """A tile, and the largest problem that gets it.
+
+    out, channels: of the result and of x. blocks: tiles of 128 by 128 that cover the result.
+    """
 
     tile: Tile
     out: int = 2**31
@@ -40,15 +49,18 @@ class Row:
 
 #: For bf16 and fp16. The first row that fits is taken.
 SIXTEEN_BIT: Mapping[str, tuple[Row, ...]] = {
+    # python -m benchmarks.conv_kernel --sweep, on an H100.
     "sm_90": (
-        Row(Tile(128, 16, 32, warps=4, stages=4), out=16),
+        Row(Tile(128, 16, 32, warps=4, stages=4), out=16, channels=32),
+        Row(Tile(128, 16, 64, warps=4, stages=4), out=16),
         Row(Tile(128, 32, 32, warps=4, stages=4), out=32),
         Row(Tile(128, 64, 32, warps=4, stages=4), out=64),
-        Row(Tile(128, 64, 32, warps=4, stages=4, more_columns=32), out=96, channels=96),
-        Row(Tile(128, 128, 64, warps=8, stages=3), out=128),
-        Row(Tile(128, 128, 64, warps=8, stages=3), blocks=132),
+        Row(Tile(128, 64, 32, warps=4, stages=4, more_columns=32), out=96),
+        Row(Tile(128, 128, 32, warps=4, stages=4), channels=32),
+        Row(Tile(128, 128, 64, warps=4, stages=3), out=128),
         Row(Tile(128, 128, 64, warps=8, stages=3, more_columns=64), out=192),
-        Row(Tile(128, 128, 64, warps=8, stages=3)),
+        Row(Tile(128, 128, 64, warps=4, stages=3), blocks=600),
+        Row(Tile(256, 128, 64, warps=8, stages=3)),
     ),
     "nvidia": (
         Row(Tile(128, 16, 32, warps=4, stages=3), out=16),
@@ -60,7 +72,8 @@ SIXTEEN_BIT: Mapping[str, tuple[Row, ...]] = {
         Row(Tile(128, 32, 32, warps=8, stages=2), out=32),
         Row(Tile(128, 64, 32, warps=8, stages=2), out=64),
         Row(Tile(128, 64, 32, warps=8, stages=2, more_columns=32), out=96),
-        Row(Tile(128, 128, 32, warps=8, stages=2)),
+        Row(Tile(128, 128, 32, warps=8, stages=2), channels=32),
+        Row(Tile(128, 128, 64, warps=8, stages=2)),
     ),
     "rdna": (
         Row(Tile(64, 16, 32, warps=4, stages=2), out=16),
@@ -93,7 +106,7 @@ FLOAT32: Mapping[str, tuple[Row, ...]] = {
 
 
 def family(arch: str) -> str:
-    """The table's name for an architecture: "gfx942" is "cdna", "sm_86" "nvidia"; "" (the interpreter) as well."""
+    """The table's name for an architecture; "" (the interpreter) counts as "nvidia"."""
     if arch.startswith("gfx9"):
         return "cdna"
     if arch.startswith("gfx"):
