@@ -15,8 +15,8 @@ from rocm_passes.errors import OptionError, RocmPassesError, TorchError
 
 if TYPE_CHECKING:
     from rocm_passes.backend import rocm_diffusion
+    from rocm_passes.diffusers_pipeline import compile_pipeline
     from rocm_passes.explanation import Explanation, explain
-    from rocm_passes.pipelines import compile_pipeline
     from rocm_passes.report.ledger import Entry, Ledger, history
 
 __all__ = [
@@ -38,7 +38,7 @@ _NEEDS_TORCH = {
     "Entry": "report.ledger",
     "Explanation": "explanation",
     "Ledger": "report.ledger",
-    "compile_pipeline": "pipelines",
+    "compile_pipeline": "diffusers_pipeline",
     "explain": "explanation",
     "history": "report.ledger",
     "rocm_diffusion": "backend",

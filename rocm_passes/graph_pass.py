@@ -6,7 +6,6 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
@@ -18,6 +17,7 @@ from rocm_passes.fx.snapshot import Snapshot
 from rocm_passes.options import Options
 from rocm_passes.registry import FINISH, IDIOMS, PREPARE
 from rocm_passes.report import ledger as ledgers
+from rocm_passes.report.dump import Dump
 from rocm_passes.report.ledger import Entry, Ledger
 from rocm_passes.rewrite import plan as planning
 from rocm_passes.rewrite.cache_key import cache_key
@@ -69,19 +69,26 @@ class GraphPass(CustomGraphPass):
     def __call__(self, graph: fx.Graph) -> None:
         started = time.perf_counter()
         work = self._work(graph)
+        ledger = work.ledger if work is not None else self._new_ledger()
+        dump = Dump(ledger.graph)
+        dump.step("before", graph)
         if work is not None:
             shared, laid_out = aliasing.sharing(graph), strides.output_strides(graph)
-            self._passes(work, PREPARE)
+            self._passes(work, PREPARE, dump)
             plan = self._decided(work)
             self._rewrite(work, plan)
-            self._passes(work, FINISH)
+            dump.step("rewritten", graph)
+            self._passes(work, FINISH, dump)
             aliasing.keep_apart(graph, shared, work.fake_mode)
         changed = decompositions.decompose_preserved(graph, self.keep) > 0
         if work is not None:
             strides.keep_output_strides(graph, laid_out, work.fake_mode)
         if changed or (work is not None and work.rewritten):
             _tidy(graph)
-        self._report(work.ledger if work is not None else self._new_ledger(), started)
+        dump.step("after", graph)
+        ledger.seconds = time.perf_counter() - started
+        dump.ledger(ledger)
+        self._report(ledger)
 
     def _new_ledger(self) -> Ledger:
         ledger = Ledger(f"graph{next(_GRAPH_NUMBERS)}", looked_for=tuple(i.name for i in self.idioms))
@@ -118,13 +125,13 @@ class GraphPass(CustomGraphPass):
                     applied = rewriter.apply(decision.match, lowering, decision.idiom.operator)
                     placed.append((applied, decision, len(work.ledger.entries)))
                 except RewriteError as error:
-                    entry = _refused(entry, f"{lowering.name}: {error}")
+                    entry = _failed(plan, decision, f"{lowering.name}: {error}")
             work.ledger.add(entry)
         undone = {id(a) for a in rewriter.undo_cycles()}
-        for applied, _, at in placed:
+        for applied, decision, at in placed:
             if id(applied) in undone:
                 reason = "together with other rewrites it waits for itself"
-                work.ledger.entries[at] = _refused(work.ledger.entries[at], reason)
+                work.ledger.entries[at] = _failed(plan, decision, reason)
             else:
                 work.entries[applied.results[0]] = at
         work.rewritten = rewriter.count
@@ -132,13 +139,14 @@ class GraphPass(CustomGraphPass):
             # What was replaced still reads its inputs, until it is gone.
             _tidy(work.graph)
 
-    def _passes(self, work: Work, passes: Iterable[WholeGraphPass]) -> None:
+    def _passes(self, work: Work, passes: Iterable[WholeGraphPass], dump: Dump) -> None:
         """Run whole-graph passes. One that fails is taken back with all of its list, and said."""
         wanted = [p for p in passes if p.applies(work)]
         before = Snapshot(work.graph) if wanted else None
         for each in wanted:
             try:
                 each.run(work)
+                dump.step(each.name, work.graph)
             except Exception as error:
                 assert before is not None
                 log.exception("rocm_passes: the pass %s failed; the graph is as it was before it", each.name)
@@ -147,8 +155,7 @@ class GraphPass(CustomGraphPass):
                 work.ledger.notes.append(f"{each.name} failed: {type(error).__name__}: {error}")
                 return
 
-    def _report(self, ledger: Ledger, started: float) -> None:
-        ledger.seconds = time.perf_counter() - started
+    def _report(self, ledger: Ledger) -> None:
         ledgers.publish(ledger)
         if self._listener is not None:
             self._listener(ledger)
@@ -173,8 +180,8 @@ class GraphPass(CustomGraphPass):
                 log.exception("rocm_passes: looking for %s in a training graph failed", idiom.name)
 
 
-def _refused(entry: Entry, reason: str) -> Entry:
-    return replace(entry, outcome="refused", lowering=None, reason=reason, notes=())
+def _failed(plan: Plan, decision: Decision, reason: str) -> Entry:
+    return plan.entry(decision.idiom, decision.match, decision.choice.undone("refused", "failed", reason))
 
 
 def _tidy(graph: fx.Graph) -> None:

@@ -20,6 +20,8 @@ from rocm_passes import option_values
 from rocm_passes.errors import OptionError, nearest
 
 ENVIRONMENT_PREFIX = "ROCM_PASSES_"
+#: Variables of that prefix that are read elsewhere and are no options: where to dump graphs (report/dump.py).
+NO_OPTIONS = ("ROCM_PASSES_DUMP",)
 
 SELECT = ("auto", "always", "off")
 REWRITE_NUMERICS = ("default", "strict", "fast")
@@ -200,10 +202,11 @@ def _environment(known: Mapping[str, str]) -> dict[str, str]:
         if old in found:
             found[new] = found.pop(old)
             _warn_of_old_name(f"environment variable {old}", new)
-    unknown = [variable for variable in found if variable not in known]
+    unknown = [variable for variable in found if variable not in known and variable not in NO_OPTIONS]
     if unknown:
-        raise OptionError(f"unknown environment variable {unknown[0]}{nearest(unknown[0], known)}")
-    return found
+        hint = nearest(unknown[0], [*known, *NO_OPTIONS])
+        raise OptionError(f"unknown environment variable {unknown[0]}{hint}")
+    return {variable: text for variable, text in found.items() if variable in known}
 
 
 def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:

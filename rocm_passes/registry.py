@@ -15,6 +15,7 @@ from rocm_passes.idioms.norms import (
     rms_norm,
 )
 from rocm_passes.idioms.rotary import qk_norm_rotary, rotary, rotary_pair
+from rocm_passes.kernels import register_lowerings
 from rocm_passes.passes import (
     fold_conv_bias,
     gather_in_norm,
@@ -29,6 +30,8 @@ from rocm_passes.rewrite.work import WholeGraphPass
 
 #: Before the idioms are looked for.
 PREPARE: tuple[WholeGraphPass, ...] = (slice_before_cat.PASS, sort_depth_to_space.PASS)
+
+register_lowerings()
 
 #: Larger fusions first: a node that one idiom has taken is not offered to the next.
 IDIOMS: tuple[Idiom, ...] = (

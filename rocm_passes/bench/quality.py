@@ -93,7 +93,7 @@ def decode_worker(name: str, out: Path, given: argparse.Namespace) -> None:
     from diffusers import AutoencoderKLWan
 
     from rocm_passes.bench.inputs import randomise
-    from rocm_passes.pipelines import compile_vae
+    from rocm_passes.diffusers_pipeline import compile_vae
 
     form = FORMS[name]
     torch.manual_seed(0)

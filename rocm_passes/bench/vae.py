@@ -69,7 +69,7 @@ def vae_of(name: str, dtype: torch.dtype, device: str, tiny: bool) -> tuple[Any,
 def compile_as(variant: str, vae: Any, options: dict[str, Any]) -> None:
     """Compile the VAE's decoder as the variant says."""
     from rocm_passes.backend import rocm_diffusion
-    from rocm_passes.pipelines import compile_vae
+    from rocm_passes.diffusers_pipeline import compile_vae
 
     variant, _, conv_dtype = variant.partition("+")
     options = {**options, "conv_dtype": conv_dtype} if conv_dtype else options

@@ -15,12 +15,13 @@ from rocm_passes.rewrite.work import WholeGraphPass, Work
 def mark_launcher(graph: fx.Graph, by: str) -> None:
     """Have Inductor launch the kernels of our operators in the graph, or leave them opaque calls."""
     # Imported here: the passes of a CPU graph need none of Inductor's lowerings.
-    from rocm_passes.ops import inductor
+    from rocm_passes.kernels.triton import inductor
 
     inductor.register()
     for operator in OPERATORS:
-        for node in graph.find_nodes(op="call_function", target=operator.overload):
-            node.meta[inductor.LAUNCHED_BY] = by
+        for overload in operator.overloads.values():
+            for node in graph.find_nodes(op="call_function", target=overload):
+                node.meta[inductor.LAUNCHED_BY] = by
 
 
 def _applies(work: Work) -> bool:

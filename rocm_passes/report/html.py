@@ -129,8 +129,10 @@ def _cell(site: SiteRecord, column: str) -> str:
 
 
 def _details(site: SiteRecord) -> str:
-    """What a click on a reason opens: parameters, inputs, notes, and larger fusions that were looked at."""
-    rows = [(k, v) for k, v in site["parameters"].items()]
+    """What a click on a reason opens: each lowering's verdict, parameters, inputs, notes, and larger fusions."""
+    rows: list[tuple[Any, Any]] = [(v["lowering"], _verdict(v)) for v in site["verdicts"]]
+    rows += [("error", site["error"])] if site["error"] else []
+    rows += [(k, v) for k, v in site["parameters"].items()]
     rows += [
         (f"input {i['name']}", f"{i['dtype']}{i['shape']}, strides {i['stride']}") for i in site["inputs"]
     ]
@@ -139,6 +141,11 @@ def _details(site: SiteRecord) -> str:
     rows += [("at", site["location"]), ("graph", site.get("graph"))]
     items = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(_text(v))}</dd>" for k, v in rows)
     return f"<dl>{items}</dl>"
+
+
+def _verdict(found: Mapping[str, str]) -> str:
+    said = found["verdict"].replace("_", " ")
+    return f"{said}: {found['reason']}" if found["reason"] else said
 
 
 def _short(location: str) -> str:

@@ -11,9 +11,6 @@ from collections.abc import Iterable, Sequence
 from rocm_passes.errors import plural
 from rocm_passes.report.ledger import Entry, Ledger, totals
 
-#: Reasons of several lowerings are joined by this; each gets a line of its own.
-_JOINT = "; "
-
 
 def table(ledgers: Iterable[Ledger], width: int | None = None) -> str:
     """Sites that agree in idiom, outcome, lowering and reason as one group; then elementary idioms' totals.
@@ -113,7 +110,7 @@ def _head(found: Sequence[Entry]) -> tuple[str, ...]:
 
 def _reasons(found: Sequence[Entry], width: int) -> list[str]:
     """Why, beneath a group's head: each lowering's reason, note and larger fusion on a line of its own."""
-    says = [*found[0].reason.split(_JOINT), *(f"note: {note}" for note in found[0].notes)]
+    says = [*found[0].reasons(), *(f"note: {note}" for note in found[0].notes)]
     says += _considered(found)
     return [
         textwrap.fill(line, max(width, 40), initial_indent=" " * 4, subsequent_indent=" " * 6)
@@ -123,22 +120,14 @@ def _reasons(found: Sequence[Entry], width: int) -> list[str]:
 
 def _considered(found: Sequence[Entry]) -> list[str]:
     """Larger fusions that were not taken; those that have one answer are named together."""
-    names: dict[frozenset[str], list[str]] = {}
-    reasons: dict[frozenset[str], str] = {}
+    names: dict[str, list[str]] = {}
     for considered in dict.fromkeys(c for e in found for c in e.considered):
         name, _, reason = considered.partition(": ")
-        names.setdefault(_answers(reason), []).append(name)
-        reasons[_answers(reason)] = reason
-    own = _answers(found[0].reason)
+        names.setdefault(reason, []).append(name)
     return [
-        f"also looked at: {', '.join(those)}: {'the same' if answer == own else reasons[answer]}"
-        for answer, those in names.items()
+        f"also looked at: {', '.join(those)}: {'the same' if reason == found[0].reason else reason}"
+        for reason, those in names.items()
     ]
-
-
-def _answers(reason: str) -> frozenset[str]:
-    """What each lowering answered, in whatever order they were asked."""
-    return frozenset(reason.removeprefix("left to Inductor: ").split(_JOINT))
 
 
 def _places(entries: Sequence[Entry]) -> str:

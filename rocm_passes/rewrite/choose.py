@@ -2,84 +2,106 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch.utils import _pytree as pytree
-
-from rocm_passes.ops.operator import Lowering
+from rocm_passes.ops.operator import Call, Lowering
 from rocm_passes.options import Options
+from rocm_passes.report.ledger import LEFT, LoweringVerdict, summary
 from rocm_passes.rewrite.match import Idiom, Match
 from rocm_passes.target import Target, unmet
 
 
 @dataclass(frozen=True)
 class Choice:
-    """outcome as in the ledger; lowering is None unless the outcome is "rewritten"."""
+    """outcome and verdicts as in the ledger; lowering is None unless the outcome is "rewritten"."""
 
     outcome: str
     reason: str
-    lowering: Lowering | None = None
+    lowering: Lowering[Any] | None = None
     notes: tuple[str, ...] = ()
+    verdicts: tuple[LoweringVerdict, ...] = ()
+    error: str = ""
+
+    def undone(self, outcome: str, verdict: str, reason: str) -> Choice:
+        """The choice once its lowering may not or cannot rewrite the site; that lowering's verdict becomes this one."""
+        assert self.lowering is not None
+        name = self.lowering.name
+        changed = LoweringVerdict(name, verdict, reason)
+        verdicts = tuple(changed if v.lowering == name else v for v in self.verdicts)
+        return Choice(outcome, reason, verdicts=verdicts)
 
 
 def choose(idiom: Idiom, site: Match, target: Target, options: Options) -> Choice:
-    values = site.values()
+    """The lowering for a site, or why none. Every lowering that could be asked has a verdict."""
+    found: dict[str, LoweringVerdict] = {}
+    choice = _choose(idiom, site, target, options, found)
+    return replace(choice, verdicts=tuple(found.values()))
+
+
+def _choose(
+    idiom: Idiom, site: Match, target: Target, options: Options, said: dict[str, LoweringVerdict]
+) -> Choice:
+    call = site.values()
     forced = options.forced_lowering(idiom.name)
     candidates = [low for low in idiom.lowerings if forced in (None, low.name)]
-    able: list[Lowering] = []
-    reasons: list[str] = []
     for lowering in candidates:
-        reason = obstacle(lowering, values, target, options)
-        if reason is None:
-            able.append(lowering)
-        else:
-            reasons.append(f"{lowering.name}: {reason}")
+        said[lowering.name] = asked(lowering, call, target, options)
+    able = [low for low in candidates if said[low.name].verdict == "able"]
     if not able:
-        return Choice("refused", "; ".join(reasons) or "no lowering exists for it")
+        return Choice("refused", summary(said.values()) or "no lowering exists for it")
     if options.select == "off":
         return Choice("kept", f"select='off': it could be rewritten by {able[0].name}")
+
+    def taken(lowering: Lowering[Any], reason: str) -> Choice:
+        said[lowering.name] = LoweringVerdict(lowering.name, "taken", reason)
+        return _taken(lowering, reason, call, target, options)
+
     if forced is not None:
-        return _taken(able[0], f"lowering {forced!r} was asked for", values, target, options)
+        return taken(able[0], f"lowering {forced!r} was asked for")
     if options.select == "always":
-        return _taken(able[0], "select='always'", values, target, options)
+        return taken(able[0], "select='always'")
     if idiom.measured is not None:
-        found = idiom.measured(able, values, target, options)
+        found = idiom.measured(able, call, target, options)
         if found is not None:
-            return _taken(*found, values, target, options)
-    verdicts = [(low, low.pays(target, **values)) for low in able]
-    for lowering, verdict in verdicts:
-        if verdict.pays:
-            return _taken(lowering, verdict.reason, values, target, options)
-    said = [f"{low.name}: {v.reason}" for low, v in verdicts]
-    return Choice("kept", "left to Inductor: " + "; ".join([*said, *reasons]))
+            return taken(*found)
+    for lowering in able:
+        pays, reason = lowering.pays(call, target)
+        if pays:
+            return taken(lowering, reason)
+        said[lowering.name] = LoweringVerdict(lowering.name, "not_faster", reason)
+    return Choice("kept", LEFT + summary(said.values()))
 
 
-def obstacle(lowering: Lowering, values: Mapping[str, Any], target: Target, options: Options) -> str | None:
-    """Why the lowering can't take this call on this machine, or None where it can."""
+def asked(lowering: Lowering[Any], call: Call, target: Target, options: Options) -> LoweringVerdict:
+    """Can the lowering take this call on this machine? "able" where it can."""
     reason = unmet(lowering.requires, target)
     if reason is not None:
-        return reason
+        return LoweringVerdict(lowering.name, "unavailable", reason)
     try:
-        reason = lowering.refuses(**values)
+        reason = lowering.refuses(call, target)
         if reason is None and options.rewrite_numerics == "strict":
-            note = lowering.note(target=target, **values)
+            note = lowering.note(call, target)
             reason = f"rewrite_numerics='strict': {note}" if note else None
     except Exception as error:
-        return f"its check failed: {type(error).__name__}: {error}"
-    return reason
+        reason = f"its check failed: {type(error).__name__}: {error}"
+        return LoweringVerdict(lowering.name, "failed", reason)
+    if reason is not None:
+        return LoweringVerdict(lowering.name, "refused", reason)
+    return LoweringVerdict(lowering.name, "able", "")
 
 
-def _taken(
-    lowering: Lowering, reason: str, values: Mapping[str, Any], target: Target, options: Options
-) -> Choice:
-    notes = (lowering.note(target=target, **values), _called(lowering, values, target, options))
+def obstacle(lowering: Lowering[Any], call: Call, target: Target, options: Options) -> str | None:
+    """Why the lowering can't take this call on this machine, or None where it can."""
+    return asked(lowering, call, target, options).reason or None
+
+
+def _taken(lowering: Lowering[Any], reason: str, call: Call, target: Target, options: Options) -> Choice:
+    notes = (lowering.note(call, target), _called(lowering, call, target, options))
     return Choice("rewritten", reason, lowering, tuple(note for note in notes if note))
 
 
-def _called(lowering: Lowering, values: Mapping[str, Any], target: Target, options: Options) -> str | None:
+def _called(lowering: Lowering[Any], call: Call, target: Target, options: Options) -> str | None:
     """A note where Inductor does not launch the kernels (ops/inductor.py), as far as that is known before it asks
     them. It says nothing of how they round: strict numerics do not refuse it."""
     if lowering.run is None or not target.is_gpu:
@@ -88,12 +110,8 @@ def _called(lowering: Lowering, values: Mapping[str, Any], target: Target, optio
         why = "it calls a library"
     elif options.launch == "python":
         why = "launch='python'"
-    elif not all(isinstance(s, int) for t in _tensors(values) for s in t.shape):
+    elif not all(isinstance(s, int) for t in call.tensors() for s in t.shape):
         why = "its sizes are symbolic"
     else:
         return None
     return f"an operator call launches it, not Inductor's code: {why}"
-
-
-def _tensors(values: Mapping[str, Any]) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(dict(values)) if isinstance(leaf, torch.Tensor)]

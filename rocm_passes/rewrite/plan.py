@@ -46,7 +46,7 @@ class Plan:
                 self._decide(idiom, found)
             except Exception as error:
                 log.exception("rocm_passes: deciding on %s at %s failed", idiom.name, found.anchor)
-                self._refuse(idiom, found, f"deciding on it failed: {type(error).__name__}: {error}")
+                self._fail(idiom, found, "deciding on it failed", error)
 
     def _found(self, idiom: Idiom) -> Iterator[Found]:
         """Matches and misses. A finder that raises ends: what it had found before stands."""
@@ -56,7 +56,7 @@ class Plan:
             # A matcher's bug must never break a user's compile: the graph is still untouched.
             log.exception("rocm_passes: looking for %s failed; the rest is left to Inductor", idiom.name)
             anchor = next(iter(self._graph.nodes))
-            yield Miss(anchor, f"looking for it failed: {type(error).__name__}: {error}", {})
+            self._fail(idiom, Miss(anchor, "", {}), "looking for it failed", error)
 
     def _decide(self, idiom: Idiom, found: Found) -> None:
         if isinstance(found, Miss):
@@ -85,7 +85,7 @@ class Plan:
         if choice.outcome != "rewritten" or self._fuel is None:
             return choice
         if self._fuel == 0:
-            return Choice("kept", f"fuel={self._context.options.fuel} is used up")
+            return choice.undone("kept", "able", f"fuel={self._context.options.fuel} is used up")
         self._fuel -= 1
         return choice
 
@@ -95,6 +95,11 @@ class Plan:
             self._note(idiom, nodes, reason)
         else:
             self._ledger.add(self.entry(idiom, found, Choice("refused", reason)))
+
+    def _fail(self, idiom: Idiom, found: Found, what: str, error: Exception) -> None:
+        """An entry for a fault of this package. It stands alone, also where the idiom is a fusion."""
+        reason = f"{what}: {type(error).__name__}: {error}"
+        self._ledger.add(self.entry(idiom, found, Choice("refused", reason, error=repr(error))))
 
     def _say_cut(self, idiom: Idiom, match: Match) -> None:
         """Say of a match that an earlier one has taken a part of it. (One wholly inside is covered by that one.)
@@ -142,6 +147,8 @@ def entry(idiom: Idiom, found: Found, choice: Choice, considered: tuple[str, ...
         inputs=tuple(_describe(i) for i in found.inputs()) if isinstance(found, Match) else (),
         considered=considered,
         notes=choice.notes,
+        verdicts=choice.verdicts,
+        error=choice.error,
     )
 
 

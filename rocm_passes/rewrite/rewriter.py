@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Builder, resolve
 from rocm_passes.fx.strides import reader_of_strides, restrided, same_strides
-from rocm_passes.ops.operator import Lowering, Operator
+from rocm_passes.ops.operator import Call, Lowering, Operator
 from rocm_passes.rewrite.match import Match
 
 
@@ -41,18 +41,18 @@ class Rewriter:
     def count(self) -> int:
         return len(self.applied)
 
-    def apply(self, match: Match, lowering: Lowering, operator: Operator | None) -> Applied:
+    def apply(self, match: Match, lowering: Lowering[Any], operator: Operator[Any] | None) -> Applied:
         """Write the lowering before the match's first output and let its results take the outputs' place.
 
         Raises RewriteError, with the graph untouched, where shapes, dtypes, or strides that a reader
         depends on would differ.
         """
-        arguments: Mapping[str, Any] = resolve(dict(match.arguments), self._replaced)
+        call = match.call.with_nodes(lambda node: resolve(node, self._replaced))
         b = Builder(self.graph, self._fake_mode, match.anchor)
         try:
             # The order is restored by a topological sort once every match is done.
             with self.graph.inserting_before(match.outputs[0]):
-                results = self._write(b, lowering, operator, arguments)
+                results = self._write(b, lowering, operator, call)
                 if not isinstance(results, (list, tuple)):
                     results = (results,)
                 _check(match, results)
@@ -92,16 +92,11 @@ class Rewriter:
             self.undo(at_fault[-1])
             yield at_fault[-1]
 
-    def _write(
-        self, b: Builder, lowering: Lowering, operator: Operator | None, arguments: Mapping[str, Any]
-    ) -> Any:
+    def _write(self, b: Builder, lowering: Lowering[Any], operator: Operator[Any] | None, call: Call) -> Any:
         if lowering.write is not None:
-            return lowering.write(b, **arguments)
+            return lowering.write(b, call)
         assert operator is not None, f"{lowering.name} has neither a decomposition nor an operator"
-        result = operator.call(b, lowering, arguments)
-        if isinstance(result.meta["val"], (list, tuple)):
-            return [b.item(result, i) for i in range(len(result.meta["val"]))]
-        return result
+        return operator.write(b, call, lowering.name)
 
 
 def _check(match: Match, results: Sequence[fx.Node]) -> None:

@@ -13,7 +13,12 @@ import pytest
 from rocm_passes.report import html as report_html
 from rocm_passes.report import ledger
 from rocm_passes.report import text as report
-from rocm_passes.report.ledger import Entry, Ledger
+from rocm_passes.report.ledger import LEFT, Entry, Ledger, LoweringVerdict, summary
+
+SAID = (
+    LoweringVerdict("triton", "not_faster", "slower here; by 3 µs"),
+    LoweringVerdict("aiter", "unavailable", "not installed"),
+)
 
 
 def entry(**changes: Any) -> Entry:
@@ -22,7 +27,8 @@ def entry(**changes: Any) -> Entry:
         "covers": {"rms_norm": 1},
         "outcome": "kept",
         "lowering": None,
-        "reason": "left to Inductor: triton: slower here; aiter: not installed",
+        "reason": LEFT + summary(SAID),
+        "verdicts": SAID,
         "location": "/home/user/project/models/wan.py:95",
         "module": "blocks.0.norm",
         "parameters": {"eps": 1e-6},
@@ -69,7 +75,7 @@ def test_table_groups_like_sites(ledgers: list[Ledger]) -> None:
     assert said == [
         "41 µs against 47 µs",
         "note: the sum is not rounded",
-        "left to Inductor: triton: slower here",
+        "left to Inductor: triton: slower here; by 3 µs",
         "aiter: not installed",
         "its <rsqrt> & weight are used elsewhere",
         "also looked at: add_rms_norm: the sum is used 3 times",
@@ -77,7 +83,7 @@ def test_table_groups_like_sites(ledgers: list[Ledger]) -> None:
 
 
 def test_larger_fusions_with_the_same_answer_are_named_together() -> None:
-    same = "left to Inductor: aiter: not installed; triton: slower here"
+    same = LEFT + summary(SAID)
     graph = Ledger("graph0")
     graph.add(entry(considered=(f"add_norm: {same}", f"norm_scale: {same}", "norm_rotary: fuel is used up")))
     said = [line.strip() for line in report.table([graph], width=100).splitlines()]
