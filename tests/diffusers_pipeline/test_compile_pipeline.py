@@ -105,7 +105,10 @@ def test_what_is_no_pipeline_is_refused() -> None:
         ({"how": "block"}, "did you mean 'blocks'"),
         ({"dynamic": "yes"}, "dynamic: expected None, True or False"),
         ({"vae_dtype": "bf61"}, "vae_dtype: expected one of 'bf16', 'fp16'"),
-        ({"vae_dtype": "bf16", "options": {"rewrite_numerics": "strict"}}, "beside rewrite_numerics='strict'"),
+        (
+            {"vae_dtype": "bf16", "options": {"rewrite_numerics": "strict"}},
+            "beside rewrite_numerics='strict'",
+        ),
         ({"vae_dtype": "bf16", "options": {"conv_dtype": "fp16"}}, "'fp16' as in option"),
         ({"include": ["vea"]}, "did you mean 'vae'"),
         ({"exclude": "vae"}, "exclude: expected a list"),
