@@ -166,6 +166,7 @@ def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     return tmp_path / "env" / "bin" / "python"
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("extra", ["", "[models]"])
 def test_pip_leaves_an_installed_torch_alone(built: Built, machine: Path, extra: str) -> None:
     done = pip(machine, f"{built.wheel}{extra}")

@@ -42,6 +42,15 @@ def test_help_and_version_need_no_torch(arguments: list[str], says: str) -> None
     assert says in done.stdout
 
 
+def test_the_doctor_of_a_torch_that_does_not_import_answers() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, "doctor"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 2, done.stderr
+    assert "fails to import" in done.stdout and done.stdout.rstrip().endswith("will not work here")
+    assert "Traceback" not in done.stderr
+
+
 def test_the_package_imports_without_torch_and_says_what_is_missing() -> None:
     program = (
         "import sys; sys.modules['torch'] = None\n"

@@ -6,13 +6,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from torch._inductor import config as inductor_config
 
+from rocm_passes import cli
+from rocm_passes.cli.explain import NO_CACHES
 from tests.cli.running import run
+from tests.without_codegen import without_codegen
 
 SCRIPT = """
 import atexit, os, sys
@@ -26,7 +30,6 @@ def model(x):
     return conv(x)
 
 if __name__ == "__main__":
-    atexit.register(lambda: print("at exit", sys.argv[1:]))
     with torch.no_grad():
         model(torch.randn(1, 2, 3, 4, 4))
     print("arguments", sys.argv, "beside", os.path.basename(sys.path[0]))
@@ -62,7 +65,8 @@ class PlainRun:
 def plain_run(tmp_path_factory: pytest.TempPathFactory) -> PlainRun:
     folder = tmp_path_factory.mktemp("plain")
     script, trace, cache = folder / "script.py", folder / "trace", folder / "cache"
-    script.write_text(SCRIPT.replace("{ending}", "pass"))
+    ending = "atexit.register(lambda: print('at exit', sys.argv[1:]))"
+    script.write_text(SCRIPT.replace("{ending}", ending))
     settings = {
         "TORCH_LOGS": "+rocm_passes",
         "TORCH_TRACE": str(trace),
@@ -94,28 +98,51 @@ def test_explain_prints_the_ledger_after_the_script_even_on_a_warm_cache(
     assert "<table" in (tmp_path / "l.html").read_text()
 
 
-def test_explain_keeps_the_exit_code_and_says_every_site(write: Script) -> None:
-    done = run("explain", "--all", write("sys.exit(7)"))
-    assert done.returncode == 7
-    header, row = done.stdout.splitlines()[2:4]
+@pytest.fixture
+def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The command in this process, without code generation; what a script changes here is put back."""
+    monkeypatch.setenv(NO_CACHES, "0")
+    monkeypatch.setattr(sys, "argv", ["rocm-passes"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    main = sys.modules["__main__"]
+    with inductor_config.patch(force_disable_caches=False), without_codegen():
+        yield
+    sys.modules["__main__"] = main
+
+
+@pytest.mark.usefixtures("in_process")
+def test_explain_keeps_the_exit_code_and_says_every_site(
+    write: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["explain", "--all", str(write("sys.exit(7)"))])
+    assert ended.value.code == 7
+    header, row = capsys.readouterr().out.splitlines()[2:4]
     assert header.split() == ["graph", "idiom", "outcome", "module", "where", "inputs", "why"]
-    assert row.startswith("graph0") and "float32[1, 2, 3, 4, 4] float32[2, 2, 3, 3, 3]" in row
+    assert row.startswith("graph") and "float32[1, 2, 3, 4, 4] float32[2, 2, 3, 3, 3]" in row
+    assert os.environ[NO_CACHES] == "1" and inductor_config.force_disable_caches
 
 
-def test_explain_lets_exceptions_through_and_reports_all_the_same(write: Script) -> None:
-    done = run("explain", write("raise LookupError('the script fails')"))
-    assert done.returncode == 1
-    assert done.stderr.rstrip().endswith("LookupError: the script fails")
-    assert 'script.py", line' in done.stderr
-    assert "conv3d" in done.stdout
+@pytest.mark.usefixtures("in_process")
+def test_explain_shows_exceptions_and_reports_all_the_same(
+    write: Script, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["explain", str(write("raise LookupError('the script fails')"))]) == 1
+    said = capsys.readouterr()
+    assert said.err.rstrip().endswith("LookupError: the script fails")
+    assert 'script.py", line' in said.err and "rocm_passes" not in said.err
+    assert "conv3d" in said.out
 
 
-def test_explain_of_a_script_that_compiles_nothing(tmp_path: Path) -> None:
+@pytest.mark.usefixtures("in_process")
+def test_explain_of_a_script_that_compiles_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     script = tmp_path / "script.py"
     script.write_text("print('hello')\n")
-    done = run("explain", script)
-    assert done.returncode == 0
-    assert "compiled nothing with torch.compile(..., backend='rocm_diffusion')" in done.stdout
+    assert cli.main(["explain", str(script)]) == 0
+    said = capsys.readouterr().out
+    assert "compiled nothing with torch.compile(..., backend='rocm_diffusion')" in said
 
 
 def test_a_script_s_own_traceback_is_shown_from_its_frames_on(tmp_path: Path) -> None:
@@ -147,37 +174,32 @@ def test_explain_runs_a_module_as_python_does(tmp_path: Path) -> None:
 
 
 CHILDREN = """
-import multiprocessing, subprocess, sys
+import multiprocessing
 import torch
 
-def compiled(rows):
+def compiled():
     conv = torch.nn.Conv3d(2, 2, 3)
     call = torch.compile(conv, backend="rocm_diffusion", options={"select": "off"})
     with torch.no_grad():
-        call(torch.randn(rows, 2, 3, 4, 4))
+        call(torch.randn(1, 2, 3, 4, 4))
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["alone"]:
-        compiled(3)
-    else:
-        child = multiprocessing.get_context("spawn").Process(target=compiled, args=(2,))
-        child.start()
-        subprocess.run([sys.executable, __file__, "alone"], env={**__import__("os").environ, "RANK": "1"}, check=True)
-        child.join()
-        assert child.exitcode == 0
+    child = multiprocessing.get_context("spawn").Process(target=compiled)
+    child.start()
+    child.join()
+    assert child.exitcode == 0
 """
 
 
-def test_what_child_processes_compiled_is_in_the_ledger(tmp_path: Path) -> None:
+def test_what_a_child_process_compiled_is_in_the_ledger(tmp_path: Path) -> None:
+    """The parent compiles nothing. (Ranks of torchrun: tests/report/test_child_ledgers.py.)"""
     script = tmp_path / "script.py"
     script.write_text(CHILDREN)
     done = run("explain", "--json", tmp_path / "l.json", script)
     assert done.returncode == 0, done.stderr
-    assert f"2 graphs compiled by {script}" in done.stdout
-    sites = json.loads((tmp_path / "l.json").read_text())["sites"]
-    assert sorted(s["inputs"][0]["shape"][0] for s in sites) == [2, 3]
-    graphs = sorted(s["graph"].partition(" of ")[2].split()[0] for s in sites)
-    assert graphs == ["process", "rank"]
+    assert f"1 graph compiled by {script}" in done.stdout
+    (site,) = json.loads((tmp_path / "l.json").read_text())["sites"]
+    assert site["idiom"] == "conv3d" and site["graph"].startswith("graph0 of process ")
 
 
 def test_torch_logs_prints_entries_as_they_happen(plain_run: PlainRun) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import pytest
 
 from rocm_passes import cli
 from rocm_passes.cli import tune
-from rocm_passes.ops.conv3d import LOWERINGS
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.options import Options
 from rocm_passes.target import Target
@@ -20,11 +19,14 @@ from rocm_passes.tuning import measure as measuring
 from rocm_passes.tuning import tuning
 from rocm_passes.tuning.ahead import Call
 from rocm_passes.tuning.store import Measured, Store, load
+from tests.ops.test_conv3d_lowerings import call
 
 MI300 = Target("amd", "gfx942", "MI300X", "2.11.0+rocm7", "3.6")
 CPU = Target("cpu", "", "CPU", "2.11", None)
-ABLE = tuple(low.name for low in LOWERINGS if low.name in ("taps", "direct", "unfold"))
-CALLS = [Call(f"conv3d call {number}", ABLE, {}) for number in range(3)]
+ABLE = ("taps", "direct", "unfold")
+#: The timers here never run it.
+CALL = call((1,))
+CALLS = [Call(f"conv3d call {number}", ABLE, CALL) for number in range(3)]
 
 
 @pytest.fixture(autouse=True)
@@ -40,7 +42,7 @@ def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     sys.modules["__main__"] = main
 
 
-def timer(lowerings: Sequence[Lowering], values: Mapping[str, Any], watch: measuring.Watch) -> Measured:
+def timer(lowerings: Sequence[Lowering[Any]], of: Any, watch: measuring.Watch) -> Measured:
     return Measured({"taps": 2.0, "direct": 3.0}, {"taps": 1, "direct": 1}, {"unfold": "out of memory"})
 
 
@@ -142,7 +144,7 @@ def test_a_script_that_fails_keeps_its_code_and_its_calls(
     script = tmp_path / "decode.py"
     script.write_text(
         "from rocm_passes.tuning import ahead\n"
-        "ahead._NOTED.add(ahead.Call('conv3d met', ('taps',), {}))\n"
+        "ahead._NOTED.add(ahead.Call('conv3d met', ('taps',), None))\n"
         "raise LookupError('no weights')\n"
     )
     assert cli.main(["tune", "--choices", str(tmp_path / "c.json"), str(script)]) == 1
