@@ -49,7 +49,8 @@ def mark_exhaustive(items: Iterable[pytest.Item]) -> None:
     """Mark what the fast suite leaves out of tests that are marked pairwise or each_value."""
     by_test: dict[str, list[pytest.Function]] = defaultdict(list)
     for item in items:
-        if isinstance(item, pytest.Function) and hasattr(item, "callspec"):
+        left_out = item.get_closest_marker("exhaustive")
+        if isinstance(item, pytest.Function) and hasattr(item, "callspec") and not left_out:
             by_test[item.nodeid.split("[")[0]].append(item)
     for cases in by_test.values():
         together = _together(cases[0])

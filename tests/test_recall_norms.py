@@ -63,6 +63,7 @@ def norms_in(ledgers: list[Ledger]) -> Counter[str]:
     return total
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("name", [c.name for c in cases()])
 def test_every_norm_has_an_entry(name: str, dtype: torch.dtype) -> None:

@@ -38,6 +38,7 @@ def eager_count(model: nn.Module, args: Any, kwargs: Any) -> Counter[str]:
     return total
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_idiom_of_the_blocks_has_an_entry(name: str, dtype: torch.dtype) -> None:

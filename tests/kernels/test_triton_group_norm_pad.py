@@ -100,11 +100,12 @@ def test_another_dtype_of_the_result() -> None:
     assert_accurate(got, exact, padded(original(x, 3, None, None).to(BF16), CAUSAL, "zeros"))
 
 
-def test_every_tile_covers_everything() -> None:
-    for order in ORDERS:
-        x = video((2, 20, 3, 4, 5), order)
-        for last in (True, False):
-            check(x, 4, CAUSAL, "replicate", silu=True, channels_last=last, tile=PadTile(16, 8, 4))
+@pytest.mark.each_value
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("last", [True, False])
+def test_every_tile_covers_everything(order: str, last: bool) -> None:
+    x = video((2, 20, 3, 4, 5), order)
+    check(x, 4, CAUSAL, "replicate", silu=True, channels_last=last, tile=PadTile(16, 8, 4))
 
 
 @given(
