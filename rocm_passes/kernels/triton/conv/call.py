@@ -152,9 +152,7 @@ def _refuses_sizes(
     return None
 
 
-def frame_extent(
-    conv: Conv, x: Tensor, kernel: Sequence[int], out: Sequence[int], rows: int
-) -> int:
+def frame_extent(conv: Conv, x: Tensor, kernel: Sequence[int], out: Sequence[int], rows: int) -> int:
     """A bound on the offsets in one frame of x, with its padding and a ragged last block."""
     steps = [
         (size + extra) * stride + d * k + before
@@ -168,11 +166,7 @@ def frame_extent(
             strict=True,
         )
     ]
-    return (
-        math.prod((steps[0], abs(x.stride(3))))
-        + math.prod((steps[1], abs(x.stride(4))))
-        + x.shape[1]
-    )
+    return math.prod((steps[0], abs(x.stride(3)))) + math.prod((steps[1], abs(x.stride(4)))) + x.shape[1]
 
 
 def max_offset(
