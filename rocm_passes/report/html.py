@@ -129,7 +129,7 @@ def _cell(site: SiteRecord, column: str) -> str:
 
 def _details(site: SiteRecord) -> str:
     """What a click on a reason opens: each lowering's verdict, parameters, inputs, notes, and larger fusions."""
-    rows = [(v["lowering"], _verdict(v)) for v in site["verdicts"]]
+    rows: list[tuple[str, Any]] = [(v["lowering"], _verdict(v)) for v in site["verdicts"]]
     rows += [("error", site["error"])] if site["error"] else []
     rows += [(k, v) for k, v in site["parameters"].items()]
     rows += [

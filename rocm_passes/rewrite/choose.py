@@ -77,9 +77,7 @@ def _choose(
     return Choice("kept", LEFT + summary(said.values()))
 
 
-def asked(
-    lowering: Lowering, values: Mapping[str, Any], target: Target, options: Options
-) -> LoweringVerdict:
+def asked(lowering: Lowering, values: Mapping[str, Any], target: Target, options: Options) -> LoweringVerdict:
     """Can the lowering take this call on this machine? "able" where it can."""
     reason = unmet(lowering.requires, target)
     if reason is not None:

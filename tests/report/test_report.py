@@ -17,7 +17,6 @@ from rocm_passes.report import ledger
 from rocm_passes.report import text as report
 from rocm_passes.report.ledger import LEFT, Entry, Ledger, LoweringVerdict, summary
 
-
 SAID = (
     LoweringVerdict("triton", "not_faster", "slower here; by 3 µs"),
     LoweringVerdict("aiter", "unavailable", "not installed"),
