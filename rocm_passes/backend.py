@@ -13,11 +13,11 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from rocm_passes.fx import decompositions as keep
 from rocm_passes.fx.hooks import after_the_users
+from rocm_passes.fx.memory_format import NODES_PER_CONVOLUTION
 from rocm_passes.graph_pass import GraphPass
 from rocm_passes.idioms.rotary import rotary
 from rocm_passes.options import parse
 from rocm_passes.passes.complex_to_real import ComplexToReal, is_training
-from rocm_passes.passes.memory_format import NODES_PER_CONVOLUTION
 from rocm_passes.report import dump
 from rocm_passes.report.ledger import Ledger
 from rocm_passes.target import Target

@@ -1,53 +1,35 @@
-"""In which memory layout the convolutions of a graph run: one answer for the whole graph.
+"""Requests for channels-last around our norms and pads, and one request for all readers of a tensor.
 
-Between neighbours of unlike layout stands a conversion that reads and writes the whole activation. Pointwise
-code, norms, upsampling and cats take on the layout of the convolutions round them, so these decide.
+Before                                          After
+    y = rocm_passes.group_norm(x, ...)              z = force_stride_order(x, channels-last)
+    r = x + ...                                     y = rocm_passes.group_norm(z, ...)
+                                                    r = z + ...
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import fx
 from torch._inductor import inductor_prims
+from torch._prims_common import make_channels_last_strides_for
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Builder
 from rocm_passes.fx.nodes import aten
-from rocm_passes.ops.conv3d.write import channels_last_strides
-from rocm_passes.ops.operator import NAMESPACE
-from rocm_passes.passes import sort_depth_to_space as depth_to_space
-from rocm_passes.rewrite.match import Context
-
-#: Where other nodes outnumber convolutions by this much, it is no convolutional network (as Inductor has it).
-NODES_PER_CONVOLUTION = 300
-
-
-def channels_last(graph: fx.Graph, context: Context) -> bool:
-    """Do this graph's convolutions run channels-last? As asked for, or by rule: on NVIDIA GPUs, yes."""
-    wanted = context.options.layout
-    if wanted != "auto":
-        return wanted == "channels_last"
-    if context.target is None or context.target.vendor != "nvidia":
-        return False
-    convolutions = [node for node in n.calls(graph, aten.convolution.default) if mixes_pixels(node)]
-    return bool(convolutions) and len(graph.nodes) < NODES_PER_CONVOLUTION * len(convolutions)
-
-
-def sort_channels(graph: fx.Graph, context: Context, fake_mode: FakeTensorMode) -> int:
-    """Sort what a depth-to-space shuffles, where the convolution in front runs channels-last. Returns how many."""
-    if not channels_last(graph, context):
-        return 0
-    return depth_to_space.sort_channels(graph, fake_mode, suits)
-
+from rocm_passes.ops.channel_norm import CHANNEL_NORM
+from rocm_passes.ops.group_norm import GROUP_NORM
+from rocm_passes.ops.group_norm_pad import GROUP_NORM_PAD
+from rocm_passes.ops.operator import Operator
+from rocm_passes.ops.pad import PAD
+from rocm_passes.rewrite.work import WholeGraphPass, Work
 
 FORCE = n.prims.inductor_force_stride_order.default
-#: Operators of ours that work in whatever layout they are given, and give it on.
-FOLLOWING = ("channel_norm", "group_norm")
-#: Those that read any layout and write the one in their last argument but one: a turn is theirs to spare.
-WRITING = ("pad", "group_norm_pad")
+#: Operators that work in whatever memory format they are given, and return it.
+FOLLOWING: tuple[Operator[Any], ...] = (CHANNEL_NORM, GROUP_NORM)
+#: Operators that read any memory format and write the one that the call names.
+WRITING: tuple[Operator[Any], ...] = (PAD, GROUP_NORM_PAD)
 
 
 def settle_norms(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
@@ -56,13 +38,14 @@ def settle_norms(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
     To Inductor they are opaque: what is computed for them alone it would lay out as eager code does, and the
     norm would carry that layout on to the next convolution.
     """
-    found = [
+    following = n.calls(graph, *(operator.overload for operator in FOLLOWING))
+    writing = [
         node
-        for node in graph.nodes
-        if isinstance(node.target, torch._ops.OpOverload)
-        and node.target.namespace == NAMESPACE
-        and (node.target._opname in FOLLOWING or (node.target._opname in WRITING and _gains(node)))
+        for operator in WRITING
+        for node in n.calls(graph, operator.overload)
+        if _gains(operator.call_of(node))
     ]
+    found = sorted([*following, *writing])
     for node in found:
         x = n.argument(node)
         if not all(isinstance(size, int) for size in n.shape(x)):
@@ -70,7 +53,7 @@ def settle_norms(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
         for operand in dict.fromkeys(a for a in node.all_input_nodes if n.same_shape(n.shape(a), n.shape(x))):
             with graph.inserting_before(node):
                 b = Builder(graph, fake_mode, node)
-                strides = channels_last_strides(n.shape(operand))
+                strides = make_channels_last_strides_for(n.shape(operand))
                 asked = b(inductor_prims.force_stride_order, _uncopied(operand), strides)
                 node.replace_input_with(operand, asked)
     return len(found)
@@ -86,9 +69,9 @@ def _uncopied(x: fx.Node) -> fx.Node:
     return x
 
 
-def _gains(node: fx.Node) -> bool:
+def _gains(call: Any) -> bool:
     """Does it write channels-last what could be made so? The graph's inputs lie as they do."""
-    return bool(node.args[-2]) and n.argument(node).op != "placeholder"
+    return bool(call.channels_last) and call.x.op != "placeholder"
 
 
 def share_layouts(graph: fx.Graph) -> int:
@@ -107,26 +90,20 @@ def share_layouts(graph: fx.Graph) -> int:
             redirected += len(node.users)
             node.replace_all_uses_with(alike)
             graph.erase_node(node)
-        elif x.op != "placeholder" and list(strides) == channels_last_strides(n.shape(x)):
+        elif x.op != "placeholder" and strides == make_channels_last_strides_for(n.shape(x)):
             readers = {user for user in x.users if user is not node and user.op != "output"}
             redirected += len(readers)
             x.replace_all_uses_with(node, delete_user_cb=readers.__contains__)
     return redirected
 
 
-def mixes_pixels(node: fx.Node) -> bool:
-    """Not a matrix product in disguise (1x1, or a patch embedding)."""
-    kernel = n.shape(node.args[1])[2:]
-    stride = node.args[3]
-    return any(k > 1 for k in kernel) and tuple(kernel) != tuple(stride)  # type: ignore[arg-type]
+def _applies(work: Work) -> bool:
+    return work.channels_last
 
 
-def suits(node: fx.Node) -> bool:
-    """Grouped convolutions with several channels a group are slow channels-last; they keep their layout.
+def _run(work: Work) -> None:
+    settle_norms(work.graph, work.fake_mode)
+    share_layouts(work.graph)
 
-    So do those of symbolic size, as in Inductor: strides cannot be asked for before sizes are numbers.
-    """
-    groups = node.args[8]
-    if not all(isinstance(size, int) for size in n.shape(node.args[0])):
-        return False
-    return bool(groups == 1 or n.shape(node.args[1])[1] == 1)
+
+PASS = WholeGraphPass("memory_format", _run, _applies)

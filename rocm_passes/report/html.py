@@ -10,6 +10,7 @@ from html import escape
 from importlib import resources
 from typing import Any
 
+from rocm_passes.errors import plural
 from rocm_passes.report.ledger import OUTCOMES
 
 SiteRecord = Mapping[str, Any]
@@ -93,7 +94,7 @@ def _filters(sites: Sequence[SiteRecord]) -> str:
             choice = f'<select data-key="{key}"><option value="">all</option>{options}</select>'
             selects.append(f"<label>{key} {choice}</label>")
     search = '<label>search <input type="search" placeholder="module, file, reason"></label>'
-    return f'<form class="filters">{"".join(selects)}{search}<output>{len(sites)} sites</output></form>'
+    return f'<form class="filters">{"".join(selects)}{search}<output>{plural(len(sites), "site")}</output></form>'
 
 
 def _table(sites: Sequence[SiteRecord]) -> str:
@@ -129,7 +130,7 @@ def _cell(site: SiteRecord, column: str) -> str:
 
 def _details(site: SiteRecord) -> str:
     """What a click on a reason opens: each lowering's verdict, parameters, inputs, notes, and larger fusions."""
-    rows: list[tuple[str, Any]] = [(v["lowering"], _verdict(v)) for v in site["verdicts"]]
+    rows: list[tuple[Any, Any]] = [(v["lowering"], _verdict(v)) for v in site["verdicts"]]
     rows += [("error", site["error"])] if site["error"] else []
     rows += [(k, v) for k, v in site["parameters"].items()]
     rows += [

@@ -16,6 +16,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from rocm_passes.report import child_ledgers
+
 log = logging.getLogger("rocm_passes")
 
 OUTCOMES = ("rewritten", "kept", "refused")
@@ -100,6 +102,13 @@ class Entry:
             return [LEFT + said[0], *said[1:]]
         return [self.reason]
 
+    @staticmethod
+    def from_dict(found: Mapping[str, Any]) -> Entry:
+        """What `to_dict` made. Sizes and dtypes that became names stay names."""
+        lists = {name: tuple(found[name]) for name in ("inputs", "considered", "notes")}
+        verdicts = tuple(LoweringVerdict(**v) for v in found["verdicts"])
+        return Entry(**{**found, **lists, "verdicts": verdicts})
+
     def __str__(self) -> str:
         did = f"{self.outcome} by {self.lowering}" if self.outcome == "rewritten" else self.outcome
         where = self.location or self.module or "unknown place"
@@ -108,11 +117,13 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """The entries of one compiled graph."""
+    """The entries of one compiled graph. looked_for: the idioms that were looked for in it."""
 
     graph: str
     entries: list[Entry] = field(default_factory=list)
     seconds: float = 0.0
+    looked_for: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
 
     def add(self, entry: Entry) -> None:
         assert entry.outcome in OUTCOMES, entry.outcome
@@ -123,8 +134,22 @@ class Ledger:
         return {
             "graph": self.graph,
             "pass_seconds": self.seconds,
+            "looked_for": list(self.looked_for),
+            "notes": list(self.notes),
             "sites": [e.to_dict() for e in self.entries],
         }
+
+    @staticmethod
+    def from_dict(found: Mapping[str, Any]) -> Ledger:
+        """What `to_dict` made, in another process say."""
+        entries = [Entry.from_dict(site) for site in found["sites"]]
+        return Ledger(
+            graph=str(found["graph"]),
+            entries=entries,
+            seconds=float(found["pass_seconds"]),
+            looked_for=tuple(found["looked_for"]),
+            notes=list(found["notes"]),
+        )
 
 
 _LOCK = threading.Lock()
@@ -135,6 +160,7 @@ def publish(ledger: Ledger) -> None:
     """Add a finished graph's ledger to this process's history and to torch's structured trace."""
     with _LOCK:
         _HISTORY.append(ledger)
+    child_ledgers.hand_over(ledger.to_dict)
     _trace(ledger)
 
 
@@ -170,6 +196,19 @@ def totals(entries: Iterable[Entry]) -> dict[str, dict[str, int]]:
             row = counts.setdefault(name, dict.fromkeys(OUTCOMES, 0))
             row[entry.outcome] += count
     return counts
+
+
+def write_report(path: str, document: Mapping[str, Any]) -> None:
+    """Write the file of the option `report`. A file that cannot be written costs one warning, not a compile."""
+    try:
+        write_json(path, document)
+    except OSError as error:
+        if path not in _UNWRITABLE:
+            _UNWRITABLE.add(path)
+            log.warning("rocm_passes: the report %s cannot be written: %s", path, error)
+
+
+_UNWRITABLE: set[str] = set()
 
 
 def write_json(path: str, document: Mapping[str, Any]) -> None:

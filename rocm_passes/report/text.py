@@ -8,6 +8,7 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from rocm_passes.errors import plural
 from rocm_passes.report.ledger import Entry, Ledger, totals
 
 
@@ -16,9 +17,10 @@ def table(ledgers: Iterable[Ledger], width: int | None = None) -> str:
 
     width: in characters; None takes the terminal's, or 100.
     """
+    ledgers = list(ledgers)
     entries = [e for g in ledgers for e in g.entries]
     if not entries:
-        return "no candidate sites were found"
+        return empty(ledgers)
     width = width or shutil.get_terminal_size((100, 24)).columns
     groups: dict[tuple[str, ...], list[Entry]] = collections.defaultdict(list)
     for e in entries:
@@ -33,6 +35,7 @@ def table(ledgers: Iterable[Ledger], width: int | None = None) -> str:
 
 def every_site(ledgers: Iterable[Ledger]) -> str:
     """One line per site, in the order of the graphs."""
+    ledgers = list(ledgers)
     rows = [
         (
             g.graph,
@@ -47,8 +50,20 @@ def every_site(ledgers: Iterable[Ledger]) -> str:
         for e in g.entries
     ]
     if not rows:
-        return "no candidate sites were found"
+        return empty(ledgers)
     return "\n".join(aligned([("graph", "idiom", "outcome", "module", "where", "inputs", "why"), *rows]))
+
+
+def empty(ledgers: Sequence[Ledger]) -> str:
+    """Why there is no site to report."""
+    if not ledgers:
+        return (
+            "no candidate sites: no graph went through the passes. Either nothing was compiled with the backend, "
+            "or the compiled code came from Inductor's caches, or the option idioms leaves nothing to look for"
+        )
+    names = ", ".join(dict.fromkeys(name for g in ledgers for name in g.looked_for))
+    looked = f" (looked for: {names})" if names else ""
+    return f"no candidate sites: {plural(len(ledgers), 'graph')} compiled, and none computes a known idiom{looked}"
 
 
 def summary(entries: Iterable[Entry]) -> str:

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
-from torch.utils import _pytree as pytree
-
-from rocm_passes.ops.operator import Lowering
+from rocm_passes.ops.operator import Call, Lowering
 from rocm_passes.options import Options
 from rocm_passes.report.ledger import LEFT, LoweringVerdict, summary
 from rocm_passes.rewrite.match import Idiom, Match
@@ -22,7 +18,7 @@ class Choice:
 
     outcome: str
     reason: str
-    lowering: Lowering | None = None
+    lowering: Lowering[Any] | None = None
     notes: tuple[str, ...] = ()
     verdicts: tuple[LoweringVerdict, ...] = ()
     error: str = ""
@@ -46,47 +42,47 @@ def choose(idiom: Idiom, site: Match, target: Target, options: Options) -> Choic
 def _choose(
     idiom: Idiom, site: Match, target: Target, options: Options, said: dict[str, LoweringVerdict]
 ) -> Choice:
-    values = site.values()
+    call = site.values()
     forced = options.forced_lowering(idiom.name)
     candidates = [low for low in idiom.lowerings if forced in (None, low.name)]
     for lowering in candidates:
-        said[lowering.name] = asked(lowering, values, target, options)
+        said[lowering.name] = asked(lowering, call, target, options)
     able = [low for low in candidates if said[low.name].verdict == "able"]
     if not able:
         return Choice("refused", summary(said.values()) or "no lowering exists for it")
     if options.select == "off":
         return Choice("kept", f"select='off': it could be rewritten by {able[0].name}")
 
-    def taken(lowering: Lowering, reason: str) -> Choice:
+    def taken(lowering: Lowering[Any], reason: str) -> Choice:
         said[lowering.name] = LoweringVerdict(lowering.name, "taken", reason)
-        return _taken(lowering, reason, values, target, options)
+        return _taken(lowering, reason, call, target, options)
 
     if forced is not None:
         return taken(able[0], f"lowering {forced!r} was asked for")
     if options.select == "always":
         return taken(able[0], "select='always'")
     if idiom.measured is not None:
-        found = idiom.measured(able, values, target, options)
+        found = idiom.measured(able, call, target, options)
         if found is not None:
             return taken(*found)
     for lowering in able:
-        pays, reason = lowering.pays(target, **values)
+        pays, reason = lowering.pays(call, target)
         if pays:
             return taken(lowering, reason)
         said[lowering.name] = LoweringVerdict(lowering.name, "not_faster", reason)
     return Choice("kept", LEFT + summary(said.values()))
 
 
-def asked(lowering: Lowering, values: Mapping[str, Any], target: Target, options: Options) -> LoweringVerdict:
+def asked(lowering: Lowering[Any], call: Call, target: Target, options: Options) -> LoweringVerdict:
     """Can the lowering take this call on this machine? "able" where it can."""
     reason = unmet(lowering.requires, target)
     if reason is not None:
         return LoweringVerdict(lowering.name, "unavailable", reason)
     try:
-        reason = lowering.refuses(**values)
-        if reason is None and options.numerics == "strict":
-            note = lowering.note(target=target, **values)
-            reason = f"numerics='strict': {note}" if note else None
+        reason = lowering.refuses(call, target)
+        if reason is None and options.rewrite_numerics == "strict":
+            note = lowering.note(call, target)
+            reason = f"rewrite_numerics='strict': {note}" if note else None
     except Exception as error:
         reason = f"its check failed: {type(error).__name__}: {error}"
         return LoweringVerdict(lowering.name, "failed", reason)
@@ -95,19 +91,17 @@ def asked(lowering: Lowering, values: Mapping[str, Any], target: Target, options
     return LoweringVerdict(lowering.name, "able", "")
 
 
-def obstacle(lowering: Lowering, values: Mapping[str, Any], target: Target, options: Options) -> str | None:
+def obstacle(lowering: Lowering[Any], call: Call, target: Target, options: Options) -> str | None:
     """Why the lowering can't take this call on this machine, or None where it can."""
-    return asked(lowering, values, target, options).reason or None
+    return asked(lowering, call, target, options).reason or None
 
 
-def _taken(
-    lowering: Lowering, reason: str, values: Mapping[str, Any], target: Target, options: Options
-) -> Choice:
-    notes = (lowering.note(target=target, **values), _called(lowering, values, target, options))
+def _taken(lowering: Lowering[Any], reason: str, call: Call, target: Target, options: Options) -> Choice:
+    notes = (lowering.note(call, target), _called(lowering, call, target, options))
     return Choice("rewritten", reason, lowering, tuple(note for note in notes if note))
 
 
-def _called(lowering: Lowering, values: Mapping[str, Any], target: Target, options: Options) -> str | None:
+def _called(lowering: Lowering[Any], call: Call, target: Target, options: Options) -> str | None:
     """A note where Inductor does not launch the kernels (ops/inductor.py), as far as that is known before it asks
     them. It says nothing of how they round: strict numerics do not refuse it."""
     if lowering.run is None or not target.is_gpu:
@@ -116,12 +110,8 @@ def _called(lowering: Lowering, values: Mapping[str, Any], target: Target, optio
         why = "it calls a library"
     elif options.launch == "python":
         why = "launch='python'"
-    elif not all(isinstance(s, int) for t in _tensors(values) for s in t.shape):
+    elif not all(isinstance(s, int) for t in call.tensors() for s in t.shape):
         why = "its sizes are symbolic"
     else:
         return None
     return f"an operator call launches it, not Inductor's code: {why}"
-
-
-def _tensors(values: Mapping[str, Any]) -> list[torch.Tensor]:
-    return [leaf for leaf in pytree.tree_leaves(dict(values)) if isinstance(leaf, torch.Tensor)]

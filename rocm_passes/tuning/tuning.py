@@ -5,26 +5,23 @@ A call that was measured before, by anyone who wrote to the same file, is not me
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
-import os
-import runpy
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
+from rocm_passes.ops.conv3d import Conv3d
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.options import Options
 from rocm_passes.target import Target
 from rocm_passes.tuning import ahead
 from rocm_passes.tuning import measure as measuring
-from rocm_passes.tuning.store import Measured, Store, default_path, load, store, update
+from rocm_passes.tuning.store import Measured, Store, store
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +30,7 @@ NOISE = 0.02
 #: A first call that takes longer than this share of the budget is not repeated: a library was searching.
 SHARE = 0.25
 
-Timer = Callable[[Sequence[Lowering], Mapping[str, Any], measuring.Watch], Measured]
+Timer = Callable[[Sequence[Lowering[Any]], Conv3d, measuring.Watch], Measured]
 
 
 class Budget:
@@ -74,13 +71,13 @@ def machine(target: Target) -> str:
 
 def pick(
     key: str,
-    able: Sequence[Lowering],
-    values: Mapping[str, Any],
+    able: Sequence[Lowering[Any]],
+    call: Conv3d,
     target: Target,
     options: Options,
     timer: Timer | None = None,
     usual_mib: float = math.inf,
-) -> tuple[Lowering, str] | None:
+) -> tuple[Lowering[Any], str] | None:
     """The fastest of the lowerings within the memory bound, and the reason in words; None if unknown.
 
     Measures what the store lacks while the budget lasts. Within the noise the least memory wins. usual_mib: the bound
@@ -90,19 +87,19 @@ def pick(
     where = machine(target)
     found = kept.find(where, key)
     if found is None or any(low.name not in found.ms and low.name not in found.skipped for low in able):
-        if ahead.note(key, able, values):
+        if ahead.note(key, able, call):
             return None
         if options.tune_seconds > 0 and (target.is_gpu or timer is not None):
             # All of them, known ones too: times are compared within one measurement.
-            found = _measured(key, able, values, options, kept, where, timer or measuring.measure) or found
+            found = _measured(key, able, call, options, kept, where, timer or measuring.measure) or found
     if found is None:
         return None
     return _best(able, found, options, usual_mib)
 
 
 def _best(
-    able: Sequence[Lowering], found: Measured, options: Options, usual_mib: float
-) -> tuple[Lowering, str] | None:
+    able: Sequence[Lowering[Any]], found: Measured, options: Options, usual_mib: float
+) -> tuple[Lowering[Any], str] | None:
     measured = [low for low in able if low.name in found.ms]
     given = options.conv_memory_mib
     bound = usual_mib if given is None else given or math.inf
@@ -125,8 +122,8 @@ def _best(
 
 def _measured(
     key: str,
-    lowerings: Sequence[Lowering],
-    values: Mapping[str, Any],
+    lowerings: Sequence[Lowering[Any]],
+    call: Conv3d,
     options: Options,
     kept: Store,
     where: str,
@@ -147,7 +144,7 @@ def _measured(
         if budget.left(options.tune_seconds) <= 0:
             log.info("rocm_passes: tuning budget of %g s is spent; rules decide", options.tune_seconds)
         else:
-            found = timer(lowerings, values, watch)
+            found = timer(lowerings, call, watch)
             if found.ms or found.skipped:
                 kept.add(where, key, found)
         _progress(budget, options)
@@ -163,7 +160,7 @@ def _progress(budget: Budget, options: Options) -> None:
         print(line, end="", file=sys.stderr, flush=True)
 
 
-def lowerings(names: Sequence[str]) -> list[Lowering]:
+def lowerings(names: Sequence[str]) -> list[Lowering[Any]]:
     """Those of the idioms that are chosen by measurement, by name."""
     from rocm_passes.registry import IDIOMS
 
@@ -175,53 +172,5 @@ def measure_noted(
     calls: Sequence[ahead.Call], options: Options, target: Target, timer: Timer | None = None
 ) -> int:
     """Measure calls that were noted ahead of time, one after another. Returns how many choices are known."""
-    found = [pick(c.key, lowerings(c.able), c.values, target, options, timer) for c in calls]
+    found = [pick(c.key, lowerings(c.able), c.call, target, options, timer) for c in calls]
     return sum(choice is not None for choice in found)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`rocm-passes tune`: run a script with the passes alone, then measure the calls that they met.
-
-    Nothing is compiled by Inductor: what the script compiles runs in eager, so this takes little longer than the
-    script would without compiling. A later run that compiles measures nothing.
-    """
-    parser = argparse.ArgumentParser(prog="rocm-passes tune", description=main.__doc__)
-    parser.add_argument("--seconds", type=float, default=600.0, help="time to spend measuring (default: 600)")
-    parser.add_argument("--choices", default="", help="file to add to (default: the user's cache folder)")
-    parser.add_argument("--merge", nargs="+", metavar="FILE", help="add these files to it and run nothing")
-    parser.add_argument("--show", action="store_true", help="print what is known and run nothing")
-    parser.add_argument("script", nargs="?", help="a Python file that compiles and runs the models to tune")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
-    given = parser.parse_args(argv)
-    path = Path(given.choices).expanduser() if given.choices else default_path()
-    if given.merge:
-        for file in given.merge:
-            update(path, load(Path(file)))
-    elif given.script:
-        _run(given.script, given.arguments, given.seconds, path)
-    elif not given.show:
-        parser.error("a script, --merge or --show is needed")
-    print(_summary(path))
-    return 0
-
-
-def _run(script: str, arguments: Sequence[str], seconds: float, path: Path) -> None:
-    """The script as Python would run it; then, with the GPU to itself, the measurements."""
-    os.environ["ROCM_PASSES_TUNE_SECONDS"] = str(seconds)
-    os.environ["ROCM_PASSES_CHOICES"] = str(path)
-    sys.argv = [script, *arguments]
-    with ahead.noting() as noted:
-        runpy.run_path(script, run_name="__main__")
-    measure_noted(noted.calls, Options(choices=str(path), tune_seconds=seconds), Target.current())
-
-
-def _summary(path: Path) -> str:
-    lines = [f"{path}:"]
-    for machine_name, entries in sorted(load(path).items()):
-        lines.append(f"  {machine_name}: {len(entries)} calls")
-        for key, found in sorted(entries.items()):
-            times = ", ".join(
-                f"{name} {ms:.3g} ms" for name, ms in sorted(found.ms.items(), key=lambda i: i[1])
-            )
-            lines.append(f"    {key}: {times or found.skipped}")
-    return "\n".join(lines)

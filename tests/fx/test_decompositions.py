@@ -10,13 +10,13 @@ import torch
 from torch import nn
 from torch._inductor import config as inductor_config
 from torch._inductor.decomposition import select_decomp_table
-from torch._inductor.utils import fresh_cache, run_and_get_code, run_fw_bw_and_get_code
+from torch._inductor.utils import run_and_get_code, run_fw_bw_and_get_code
 
 from rocm_passes.backend import rocm_diffusion
 from rocm_passes.fx import decompositions as keep
 from rocm_passes.registry import IDIOMS
 from rocm_passes.rewrite.match import Idiom
-from tests.generated_code import difference
+from tests.generated_code import difference, only_written
 from tests.rewriting import rewrite
 from tests.without_codegen import without_codegen
 
@@ -130,6 +130,7 @@ def test_training_decomposes_before_the_partitioner(keeping: None) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.codegen
 def test_code_is_plain_inductors_in_forward_and_backward(keeping: None) -> None:
     torch.manual_seed(0)
     model = Norms()
@@ -137,12 +138,12 @@ def test_code_is_plain_inductors_in_forward_and_backward(keeping: None) -> None:
 
     def forward_code(**how: object) -> list[str]:
         torch._dynamo.reset()
-        with fresh_cache(), torch.no_grad():
+        with only_written(), torch.no_grad():
             return run_and_get_code(torch.compile(model, **how), x)[1]
 
     def training_code(**how: object) -> list[str]:
         torch._dynamo.reset()
-        with fresh_cache():
+        with only_written():
             compiled = torch.compile(model, **how)
             return run_fw_bw_and_get_code(lambda: compiled(x.clone().requires_grad_()))[1]
 

@@ -12,11 +12,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from rocm_passes.kernels.triton.convolution.pad import TRITON
 from rocm_passes.ops import pad as op
 from rocm_passes.report.ledger import Entry
 from rocm_passes.target import Target
 from tests.idioms.norm_cases import BF16, F16, F32, draw, use_reference
 from tests.rewriting import Rewritten, rewrite
+from tests.suites import examples
 from tests.zoo import case
 
 aten = torch.ops.aten
@@ -201,7 +203,7 @@ def test_behind_upsampling_of_an_image() -> None:
     mode=st.sampled_from(["replicate", "reflect"]),
     last=st.booleans(),
 )
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8), deadline=None)
 def test_any_factors(frames: int, factors: tuple[int, int, int], mode: str, last: bool) -> None:
     # Two frames in front are reflected from three at least.
     assume(mode != "reflect" or 1 + (frames - 1) * factors[0] > 2)
@@ -314,9 +316,7 @@ GPU = Target("nvidia", "sm_90", "a GPU", torch.__version__, None)
 
 def verdict(shape: tuple[int, ...], last: bool, repeat: int = 2) -> tuple[bool, str]:
     x = torch.empty(shape, dtype=BF16, device="meta")
-    return op._triton_pays(
-        GPU, x=x, padding=CAUSAL, mode="replicate", repeats=[repeat] * 3, skipped=0, channels_last=last
-    )
+    return TRITON.pays(op.Pad(x, CAUSAL, "replicate", [repeat] * 3, 0, last), GPU)
 
 
 def test_the_rule() -> None:

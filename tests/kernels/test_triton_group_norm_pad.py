@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rocm_passes.kernels.triton.convolution.pad import PadTile
-from rocm_passes.kernels.triton.norms.group_norm import group_norm
-from rocm_passes.kernels.triton.norms.group_norm_pad import (
+from rocm_passes.kernels.triton.convolution.pad_launch import PadTile
+from rocm_passes.kernels.triton.norms.group_norm_launch import group_norm
+from rocm_passes.kernels.triton.norms.group_norm_pad_kernel import (
     group_norm_pad,
     group_norm_pad_kernel,
     isa_examples,
@@ -20,11 +20,12 @@ from tests.kernels.norm_reference import assert_accurate
 from tests.kernels.test_triton_channel_norm import ORDERS, video
 from tests.kernels.test_triton_group_norm import affine, original
 from tests.kernels.test_triton_pad import CAUSAL, MODES, is_channels_last
+from tests.suites import examples
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 # NumPy, under the interpreter, warns of the infinities that some tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.pairwise, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 
 def padded(x: Tensor, padding: list[int], mode: str = "replicate") -> Tensor:
@@ -117,7 +118,7 @@ def test_every_tile_covers_everything() -> None:
 @example(
     shape=(1, 2, 1, 1, 2), padding=[0] * 6, order="channels-last", dtype=FP32, mode="reflect", last=False
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_any_padding(
     shape: tuple[int, ...], padding: list[int], order: str, dtype: torch.dtype, mode: str, last: bool
 ) -> None:
@@ -130,7 +131,7 @@ def test_any_padding(
 
 
 def test_64_bit_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rocm_passes.kernels.triton.convolution.pad.INT32_MAX", 10)
+    monkeypatch.setattr("rocm_passes.kernels.triton.convolution.pad_launch.INT32_MAX", 10)
     check(video((2, 20, 3, 4, 5), "channels-last", BF16), 4, CAUSAL, "replicate", silu=True)
 
 

@@ -9,6 +9,8 @@ from rocm_passes.kernels.triton.norms import norm
 from rocm_passes.kernels.triton.norms.norm_plan import NormTile, choose_tile, plan_launch
 from tests.on_the_gpu import where_kernels_run
 
+pytestmark = pytest.mark.pairwise
+
 fused_norm = where_kernels_run(norm.fused_norm)
 
 

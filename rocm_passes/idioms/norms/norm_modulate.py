@@ -38,8 +38,8 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
 IDIOM = Idiom(
     NAME,
     find,
-    op.OPERATOR.lowerings,
-    op.OPERATOR,
+    op.FUSED_NORM.lowerings,
+    op.FUSED_NORM,
     keeps=("native_layer_norm", "_fused_rms_norm"),
     fuses=True,
 )

@@ -57,8 +57,8 @@ def _residual_after(norm: RMS, branches: dict[fx.Node, RMS]) -> Residual | None:
 IDIOM = Idiom(
     NAME,
     find,
-    op.OPERATOR.lowerings,
-    op.OPERATOR,
+    op.FUSED_NORM.lowerings,
+    op.FUSED_NORM,
     keeps=("_fused_rms_norm",),
     fuses=True,
 )

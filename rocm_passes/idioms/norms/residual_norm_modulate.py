@@ -51,7 +51,7 @@ def sites(chain: Chain, taken: set[fx.Node]) -> Iterator[Found]:
             chain.anchor,
             chain.nodes,
             chain.outputs,
-            chain.arguments(),
+            op.FusedNorm(**chain.arguments()),
             chain.covers(),
             chain.parameters(),
         )
@@ -60,8 +60,8 @@ def sites(chain: Chain, taken: set[fx.Node]) -> Iterator[Found]:
 IDIOM = Idiom(
     NAME,
     find,
-    op.OPERATOR.lowerings,
-    op.OPERATOR,
+    op.FUSED_NORM.lowerings,
+    op.FUSED_NORM,
     keeps=("native_layer_norm", "_fused_rms_norm"),
     fuses=True,
 )

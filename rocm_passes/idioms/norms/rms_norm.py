@@ -60,7 +60,8 @@ def _found(anchor: fx.Node, read: norms.RMS | str) -> Found:
         "round_product": read.round_product,
         "out_dtype": read.out_dtype,
     }
-    return Match(anchor, frozenset(read.nodes), (read.result,), arguments, COVERS, read.parameters())
+    call = op.RmsNorm(**arguments)
+    return Match(anchor, frozenset(read.nodes), (read.result,), call, COVERS, read.parameters())
 
 
 def refusal(read: norms.RMS) -> str | None:
@@ -74,4 +75,4 @@ def refusal(read: norms.RMS) -> str | None:
     return None
 
 
-IDIOM = Idiom(NAME, find, op.OPERATOR.lowerings, op.OPERATOR, keeps=("_fused_rms_norm",))
+IDIOM = Idiom(NAME, find, op.RMS_NORM.lowerings, op.RMS_NORM, keeps=("_fused_rms_norm",))

@@ -14,7 +14,7 @@ Before (Z-Image in bf16)                                       After
 When it pays: where Inductor's own code is far from reading x once and writing it once, that is for complex
 numbers, of which Inductor compiles nothing, and for slice assignment. Complex numbers go in any case, on
 every device: the lowering "real" writes their parts in ATen. complex128 stays float64 unless
-numerics="fast".
+rewrite_numerics="fast".
 
 Refused: values inside the rotation that are used outside it; tables that fit no axis of x.
 """
@@ -29,6 +29,7 @@ from torch import fx
 from rocm_passes.fx import nodes as n
 from rocm_passes.idioms.rotary.rotations import Rotation, rotations, same_value
 from rocm_passes.ops import rotary as op
+from rocm_passes.ops.legacy import Arguments
 from rocm_passes.ops.rotary_layout import Recipe, choose_axes, cut_heads
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
 
@@ -49,7 +50,9 @@ def _found(rotation: Rotation, context: Context) -> Found:
         return Miss(rotation.anchor, recipe, COVERS, rotation.parameters())
     arguments = {"x": rotation.x, "tables": list(rotation.tables), "recipe": recipe}
     nodes = frozenset(rotation.nodes)
-    return Match(rotation.anchor, nodes, (rotation.result,), arguments, COVERS, rotation.parameters())
+    return Match(
+        rotation.anchor, nodes, (rotation.result,), Arguments(arguments), COVERS, rotation.parameters()
+    )
 
 
 def merge_tables(found: list[Rotation]) -> None:
@@ -90,7 +93,7 @@ def recipe_of(rotation: Rotation, context: Context) -> Recipe | str:
         out_dtype=n.tensor(rotation.result).dtype,
         core_shape=n.shape(rotation.core),
         tail=tuple((v.target, v.args[1:]) for v in rotation.tail if not n.is_cast(v)),
-        fp64=rotation.fp64 and context.options.numerics != "fast",
+        fp64=rotation.fp64 and context.options.rewrite_numerics != "fast",
         complex=rotation.complex,
         scattered=rotation.scattered,
     )

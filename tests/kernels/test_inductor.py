@@ -1,0 +1,136 @@
+"""Our kernels launched by Inductor's generated code: read for an AMD GPU, without one.
+
+On a machine with a GPU the benchmarks and the kernel tests run the same path.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+import torch
+
+from rocm_passes.kernels.triton.inductor import NotLaunchable, OnlyMemory
+from rocm_passes.kernels.triton.launch import launch, written_down
+from rocm_passes.ops.operator import OPERATORS
+from tests import inductor_for_amd
+
+#: By case: the kernels that the generated code launches.
+LAUNCHED = {
+    "norm": ["fused_norm_kernel"],
+    "slice": ["fused_norm_kernel"],
+    "chain": ["fused_norm_kernel"],
+    "rotation": ["rotary_heads_kernel"],
+    "norm and rotation": ["rotary_heads_kernel"],
+    "channel norm": ["channel_norm_kernel"],
+    "group norm": ["group_norm_partials_kernel", "group_norm_combine_kernel", "group_norm_apply_kernel"],
+    "turned": ["group_norm_partials_kernel", "group_norm_combine_kernel", "group_norm_apply_kernel"],
+    "joined": [
+        "channel_norm_kernel",
+        "copy_frames_kernel",
+        "group_norm_partials_kernel",
+        "group_norm_combine_kernel",
+        "group_norm_apply_kernel",
+        "copy_frames_kernel",
+    ],
+    "pad": ["pad_kernel"],
+    "group norm and pad": [
+        "group_norm_partials_kernel",
+        "group_norm_combine_kernel",
+        "group_norm_pad_kernel",
+    ],
+}
+OPAQUE = ("by a library", "by python")
+
+
+@pytest.fixture(scope="module")
+def answers() -> Any:
+    """In a process of its own: here the kernels are interpreted, and there torch believes in a GPU."""
+    return inductor_for_amd.answers_of("tests.inductor_for_amd", *LAUNCHED, *OPAQUE)
+
+
+@pytest.mark.parametrize("case", LAUNCHED)
+def test_launches_stand_in_the_generated_code(answers: Any, case: str) -> None:
+    call = answers[case]["call"]
+    assert "torch.ops.rocm_passes" not in call
+    assert [re.sub(r"_\d+$", "", name) for name in re.findall(r"(\w+_kernel_\d+)\.run\(", call)] == LAUNCHED[
+        case
+    ]
+
+
+@pytest.mark.parametrize("case", LAUNCHED)
+def test_the_kernels_in_that_code_compile_as_wide_as_our_own(answers: Any, case: str) -> None:
+    kernels = answers[case]["kernels"]
+    assert len(kernels) == len(set(LAUNCHED[case]))
+    for name, assembly in kernels.items():
+        assert re.search(r"_(load|store)_dwordx4", assembly), name
+        assert re.search(r"\.vgpr_spill_count:\s*0\b", assembly), name
+
+
+def test_neighbours_are_not_copied_for_the_launch(answers: Any) -> None:
+    """One allocation for each result: the output of `relu`, the norm's, and nothing else."""
+    assert len(re.findall(r"empty_strided_cuda\(", answers["norm"]["call"])) == 2
+    assert len(re.findall(r"empty_strided_cuda\(", answers["slice"]["call"])) == 2
+
+
+def test_what_turns_a_result_is_tiled(answers: Any) -> None:
+    """Inductor sees the layout in which our kernel wrote: its copy goes over channels and over pixels."""
+    (sizes,) = re.findall(
+        r"triton_poi_fused_\d+\.run\(buf\d+, buf\d+, (.*?), stream", answers["turned"]["call"]
+    )
+    assert sizes == "128, 65536"
+
+
+def test_a_result_behind_other_frames_is_written_where_it_belongs(answers: Any) -> None:
+    """One allocation for each whole video (and the statistics'), channels-last; and none for the norm alone."""
+    allocated = re.findall(
+        r"empty_strided_cuda\(\((.*?)\), \((.*?)\), torch.bfloat16", answers["joined"]["call"]
+    )
+    assert allocated == [("1, 96, 6, 60, 104", "3594240, 1, 599040, 9984, 96")] * 2
+
+
+def test_a_padded_tensor_is_written_once_in_the_layout_that_was_asked_for(answers: Any) -> None:
+    """One allocation for what is padded, as it comes, and one for the result, channels-last."""
+    allocated = re.findall(r"empty_strided_cuda\(\((.*?)\), \((.*?)\), ", answers["pad"]["call"])
+    assert [sizes for sizes, _ in allocated] == ["1, 256, 5, 32, 32", "1, 256, 11, 66, 66"]
+    assert [strides.split(", ")[1] for _, strides in allocated] == ["5120", "1"]
+
+
+@pytest.mark.parametrize("case", OPAQUE)
+def test_a_librarys_lowering_stays_one_call_and_so_does_launch_python(answers: Any, case: str) -> None:
+    assert "torch.ops.rocm_passes.rms_norm.default" in answers[case]["call"]
+    assert answers[case]["kernels"] == {}
+
+
+def test_every_triton_lowering_launches() -> None:
+    triton = [(o.name, low) for o in OPERATORS for low in o.lowerings if low.name == "triton"]
+    assert triton
+    assert [name for name, low in triton if not low.launches] == []
+
+
+def test_computing_before_the_launch_is_refused() -> None:
+    x = torch.ones(3, 4)
+    with OnlyMemory() as memory:
+        x.view(4, 3), x.unbind(), torch.empty_like(x)
+        assert len(memory.allocated) == 1
+        for compute in (x.t().contiguous, x.double, x.neg):
+            with pytest.raises(NotLaunchable, match="before the launch"):
+                compute()
+
+
+def test_written_down_launches_run_nothing() -> None:
+    class Kernel:
+        arg_names = ("x_ptr", "n", "BLOCK")
+
+        def __getitem__(self, grid: object) -> Any:
+            raise AssertionError("it was launched")
+
+    x = torch.ones(2)
+    with written_down() as launches:
+        launch(Kernel(), (7,), x, 2, BLOCK=16, num_warps=4)
+    (only,) = launches
+    assert (only.grid, only.num_warps) == ((7,), 4)
+    assert only.arguments == {"x_ptr": x, "n": 2, "BLOCK": 16}
+    with pytest.raises(AssertionError, match="it was launched"):
+        launch(Kernel(), (7,), x, 2, BLOCK=16, num_warps=4)
