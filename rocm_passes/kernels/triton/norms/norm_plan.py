@@ -216,11 +216,12 @@ def _check(
 
 
 def _needs_copy(position: int, meta: Meta) -> bool:
-    """x and the branch must have contiguous rows; a table must have a dtype that the kernel reads."""
+    """x and the branch must have contiguous rows; a table a dtype and a reach that the kernel can read."""
     shape, strides, dtype = meta
     if position < 2:
         return strides[-1] != 1 and shape[-1] != 1
-    return dtype not in TRITON_TYPE
+    # The kernel multiplies column by stride in 32 bits.
+    return dtype not in TRITON_TYPE or (shape[-1] - 1) * strides[-1] > INT32_MAX
 
 
 def _read_as(meta: Meta) -> torch.dtype:

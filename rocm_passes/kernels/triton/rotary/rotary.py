@@ -111,12 +111,17 @@ def rotary_heads_kernel(
     HAS_Q_WEIGHT: tl.constexpr, HAS_K_WEIGHT: tl.constexpr,
     ROUND_BEFORE_WEIGHT: tl.constexpr, ROUND_AFTER: tl.constexpr,
 ):  # fmt: skip
-    """Axis 0: token blocks, in each the head blocks of q, then of k, sharing table rows; axis 1: batch."""
+    """Samples, in each token blocks, in each the head blocks of q, then of k, sharing table rows.
+
+    All on axis 0: the other axes of a grid end at 65535, and a batch may be larger.
+    """
     Q_BLOCKS: tl.constexpr = (Q_HEADS + H - 1) // H
     K_BLOCKS: tl.constexpr = (K_HEADS + H - 1) // H
-    token_block = tl.program_id(0) // (Q_BLOCKS + K_BLOCKS)
+    token_blocks = (tokens + T - 1) // T
+    block = tl.program_id(0) // (Q_BLOCKS + K_BLOCKS)
     head_block = tl.program_id(0) % (Q_BLOCKS + K_BLOCKS)
-    batch = tl.program_id(1).to(tl.int64)
+    token_block = block % token_blocks
+    batch = (block // token_blocks).to(tl.int64)
     if head_block < Q_BLOCKS:
         _head_tile(
             q_ptr, q_stride_b, q_stride_s, q_stride_h,
@@ -222,10 +227,10 @@ def launch_heads(
         return q_out, k_out
     head_counts = tuple(h for h in (q_heads, k_heads) if h)
     token_tile, head_tile, warps = tile_shape(head_counts, channels, norm, across_heads)
-    blocks = cdiv(tokens, token_tile) * sum(cdiv(h, head_tile) for h in head_counts)
+    blocks = batch * cdiv(tokens, token_tile) * sum(cdiv(h, head_tile) for h in head_counts)
     second, second_out = (q, q_out) if k is None or k_out is None else (k, k_out)
     launch(
-        rotary_heads_kernel, (blocks, batch),
+        rotary_heads_kernel, (blocks,),
         q, *q.stride()[:3], q_out, *q_out.stride()[:3],
         second, *second.stride()[:3], second_out, *second_out.stride()[:3],
         tables.cos, tables.sin, *tables.strides,

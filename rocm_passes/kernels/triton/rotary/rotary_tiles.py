@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from rocm_passes.kernels.triton.common import TRITON_TYPE, cdiv, power_of_two_above
+from rocm_passes.kernels.triton.common import INT32_MAX, TRITON_TYPE, cdiv, power_of_two_above
 
 
 @triton.jit
@@ -153,7 +153,7 @@ class Tables:
 def prepare_tables(
     cos: torch.Tensor, sin: torch.Tensor, batch: int, heads: set[int], rotary_dim: int
 ) -> Tables:
-    """Checks the tables against x; copies them only if cos and sin differ in strides."""
+    """Checks the tables against x; copies them if cos and sin differ in strides, or channels lie too far apart."""
     for name, table in (("cos", cos), ("sin", sin)):
         if table.dtype not in TRITON_TYPE:
             raise TypeError(f"{name} is {table.dtype}: float32, float16 or bfloat16 is needed")
@@ -168,7 +168,8 @@ def prepare_tables(
         raise ValueError(f"table head count {table_heads} is neither 1 nor that of x, {sorted(heads)}")
     if width not in (rotary_dim // 2, rotary_dim):
         raise ValueError(f"table width {width} is neither half of nor the whole rotary width {rotary_dim}")
-    if _strides(cos) != _strides(sin):
+    # The kernel multiplies channel by stride in 32 bits.
+    if _strides(cos) != _strides(sin) or (width - 1) * _strides(cos)[3] > INT32_MAX:
         cos, sin = cos.contiguous(), sin.contiguous()
     return Tables(cos, sin, _strides(cos), width == rotary_dim, table_heads != 1)
 
