@@ -16,6 +16,7 @@ from torch import Tensor
 from rocm_passes.kernels.triton import conv as conv_package
 from rocm_passes.kernels.triton.conv import Conv, Tile, choose_tile, pack_weight, refusal
 from rocm_passes.kernels.triton.conv.call import max_offset
+from rocm_passes.kernels.triton.launch import written_down
 from rocm_passes.target import triton_is_interpreted
 from tests.kernels.conv_reference import check, kernel, reference, video
 from tests.on_the_gpu import where_kernels_run
@@ -272,6 +273,18 @@ def test_a_channels_last_weight_is_not_copied() -> None:
     assert torch.equal(pack_weight(weight.contiguous()), pack_weight(weight))
 
 
+def test_one_launch_reads_tensors_where_they_lie() -> None:
+    """As Inductor launches it: nothing is computed or copied before."""
+    last = torch.channels_last_3d
+    x, front = video((1, 8, 2, 4, 5), BF16), video((1, 8, 2, 4, 5), BF16)
+    weight = kernel((9, 8, 3, 3, 3), BF16).contiguous(memory_format=last)
+    with written_down() as launches:
+        y = conv_package.conv3d(x, weight, conv=SPATIAL, front=front[:, :, :1])
+    (only,) = launches
+    pointers = [only.arguments[n].data_ptr() for n in ("x_ptr", "front_ptr", "w_ptr", "out_ptr")]
+    assert pointers == [t.data_ptr() for t in (x, front, weight, y)]
+
+
 def test_offsets_of_64_bits() -> None:
     """A frame that spans more than 2^31 elements of memory, of which few are read."""
 
@@ -373,6 +386,12 @@ def test_refusals(case: str) -> None:
     with pytest.raises(ValueError) as raised:
         conv_package.conv3d(**call)
     assert reason in str(raised.value)
+
+
+def test_a_call_of_the_idiom() -> None:
+    conv = Conv.of_idiom(zeros=(1, 0), stride=(2, 1, 1), padding=(1, 0), dilation=(1, 1, 2))
+    ends = ((1, 0), (1, 1), (0, 0))
+    assert conv == Conv(stride=(2, 1, 1), dilation=(1, 1, 2), padding=ends)
 
 
 def test_symbolic_sizes_are_refused() -> None:
