@@ -325,6 +325,14 @@ def test_every_problem_has_a_tile(arch: str, itemsize: int) -> None:
         assert tile.columns + tile.more_columns >= min(out, 16)
 
 
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("out", [96, 128, 192, 256, 384, 512, 768])
+def test_no_columns_are_padded(arch: str, out: int) -> None:
+    for pixels in (6240, 2**20):
+        tile = choose_tile(arch, 2, pixels, 384, out)
+        assert out % (tile.columns + tile.more_columns) == 0
+
+
 def test_the_table_is_used_where_no_tile_is_given() -> None:
     compare(video((1, 20, 2, 6, 7), BF16), kernel((20, 20, 3, 3, 3), BF16), conv=CAUSAL, tile=None)
 
