@@ -35,6 +35,19 @@ class Conv:
     upsample: tuple[int, int, int] = (1, 1, 1)
     skipped: int = 0
 
+    @staticmethod
+    def of_idiom(
+        zeros: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+    ) -> Conv:
+        """From a call of the conv3d idiom: zero frames before and behind, zeros (height, width)."""
+        t, h, w = stride
+        dt, dh, dw = dilation
+        ends = ((zeros[0], zeros[1]), (padding[0], padding[0]), (padding[1], padding[1]))
+        return Conv((t, h, w), (dt, dh, dw), ends)
+
     def seen(self, x: Tensor, front: Tensor | None) -> tuple[int, int, int]:
         """Sizes of the input without its padding."""
         frames, height, width = (s * r for s, r in zip(x.shape[2:], self.upsample, strict=True))
