@@ -211,6 +211,7 @@ def _launch_again(first: Any, written: list[str], grid: Any, tensors: dict[str, 
     again = copy.copy(first)
     kwargs = {**first.kwargs, **inputs}
     ir.ExternKernel.__init__(again, None, nothing, [*inputs.values()], first.constant_args, kwargs)
+    again.ordered_kwargs_for_cpp_kernel = first.ordered_kwargs_for_cpp_kernel
     again.grid = grid
     again.kernel_args = {**first.kwargs, **tensors}
     again.mutable_args = [tensors[name] for name in written]
