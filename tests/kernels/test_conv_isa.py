@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rocm_passes.kernels.triton.conv import isa
+from rocm_passes.bench import conv_isa as isa
 from rocm_passes.target import AMD_ARCHITECTURES
 
 #: Without matrix instructions for fp32.
@@ -22,7 +22,7 @@ LDS_BYTES = 65536
 def printed(option: str) -> str:
     """In a process of its own: here the kernels are interpreted."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "rocm_passes.kernels.triton.conv.isa", option]
+    command = [sys.executable, "-m", "rocm_passes.bench.conv_isa", option]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rocm_passes.kernels.triton.common import cdiv
+import triton
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ def family(arch: str) -> str:
 def choose_tile(arch: str, itemsize: int, pixels: int, channels: int, out: int) -> Tile:
     """The tile for `pixels` output pixels of all frames, C input and O output channels."""
     table = SIXTEEN_BIT if itemsize == 2 else FLOAT32
-    blocks = cdiv(pixels, 128) * cdiv(out, 128)
+    blocks = triton.cdiv(pixels, 128) * triton.cdiv(out, 128)
     for row in table[family(arch)]:
         if row.takes(channels, out, blocks):
             return row.tile

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from rocm_passes.kernels.triton.common import INT32_MAX, TRITON_TYPE, cdiv, power_of_two_above
+from rocm_passes.kernels.triton.common import INT32_MAX, TRITON_TYPE
 
 
 @triton.jit
@@ -234,9 +234,9 @@ def tile_shape(heads: tuple[int, ...], channels: int, norm: bool, across_heads: 
     sum: more and smaller programs hide that. Heads come first, padded by a third at most, then tokens. A norm
     across heads takes them all: masked lanes cost less there than a second, exact tile.
     """
-    padded = power_of_two_above(channels)
+    padded = triton.next_power_of_2(channels)
     if across_heads:
-        head_tile = power_of_two_above(max(heads))
+        head_tile = triton.next_power_of_2(max(heads))
         return 1, head_tile, min(16, max(2, head_tile * padded // 2048))
     elements, warps = (1024, 2) if norm else (4096, 4)
     head_tile = 1
@@ -247,4 +247,4 @@ def tile_shape(heads: tuple[int, ...], channels: int, norm: bool, across_heads: 
 
 
 def _padding(heads: int, tile: int) -> float:
-    return cdiv(heads, tile) * tile / heads
+    return float(triton.cdiv(heads, tile) * tile / heads)

@@ -1,8 +1,8 @@
 """What the convolution kernel becomes on AMD's GPUs, in the tiles that each of them gets.
 
-    python -m rocm_passes.kernels.triton.conv.isa            print the table
-    python -m rocm_passes.kernels.triton.conv.isa --json     one JSON object a line
-    python -m rocm_passes.kernels.triton.conv.isa --ones     compile with integers that are 1
+    python -m rocm_passes.bench.conv_isa            print the table
+    python -m rocm_passes.bench.conv_isa --json     one JSON object a line
+    python -m rocm_passes.bench.conv_isa --ones     compile with integers that are 1
 
 Compiled as Inductor launches it: pointers and strides are divisible by 16, and nothing says that
 offsets fit into 31 bits (`tt.pointer_range`).
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rocm_passes.kernels import isa
+from rocm_passes.bench import isa
 from rocm_passes.kernels.triton.common import IsaExample, isa_example
 from rocm_passes.kernels.triton.conv.kernel import SIZES, conv_kernel
 from rocm_passes.kernels.triton.conv.tiles import Tile, choose_tile
@@ -185,7 +185,7 @@ def table(rows: Sequence[Compiled]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m rocm_passes.kernels.triton.conv.isa")
+    parser = argparse.ArgumentParser(prog="python -m rocm_passes.bench.conv_isa")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     parser.add_argument("--ones", action="store_true", help="compile with integers that are 1")
     options = parser.parse_args(argv)
