@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rocm_passes.bench import isa
-from rocm_passes.kernels.triton.common import IsaExample, isa_example
+from rocm_passes.bench.isa_examples import IsaExample, isa_example
 from rocm_passes.kernels.triton.conv.kernel import SIZES, conv_kernel
 from rocm_passes.kernels.triton.conv.tiles import Tile, choose_tile
 from rocm_passes.target import AMD_ARCHITECTURES
