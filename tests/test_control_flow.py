@@ -49,12 +49,6 @@ def branch_ends_behind_a_norm(x: Tensor) -> Tensor:
     )
 
 
-def branch_ends_with_a_view_behind_a_norm(x: Tensor) -> Tensor:
-    return torch.cond(  # type: ignore[no-any-return]
-        TRUE, lambda x: (norm(turned(x)) * 2)[:, 1:], lambda x: turned(x)[:, 1:] * 2, (x,)
-    )
-
-
 def body_is_a_norm(x: Tensor) -> Tensor:
     return while_loop(  # type: ignore[no-any-return]
         lambda i, x: i < 3, lambda i, x: (i + 1, norm(x)), (torch.tensor(0), turned(x))
@@ -70,7 +64,6 @@ def body_ends_behind_a_norm(x: Tensor) -> Tensor:
 PROGRAMS = (
     branch_is_a_norm,
     branch_ends_behind_a_norm,
-    branch_ends_with_a_view_behind_a_norm,
     body_is_a_norm,
     body_ends_behind_a_norm,
 )
