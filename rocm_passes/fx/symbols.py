@@ -59,7 +59,8 @@ def _producer(graph: fx.Graph, symbol: Any) -> fx.Node | None:
 
 def _first_of(graph: fx.Graph, symbol: Any) -> fx.Node | None:
     """The first computed node that is the symbol, or the size of the first that has it."""
-    for node in graph.nodes:
+    nodes: Iterable[fx.Node] = graph.nodes
+    for node in nodes:
         found = node.meta.get("val")
         if isinstance(found, torch.SymInt) and _is(found, symbol):
             return node

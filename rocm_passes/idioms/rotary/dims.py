@@ -39,11 +39,12 @@ def followed(shape: Sequence[Any], views: Iterable[fx.Node]) -> list[Dim] | None
     size = n.static_int(shape[-1])
     if size is None or size < 2:
         return None
-    dims: list[Dim] | None = [*(Dim(s) for s in shape[:-1]), Dim(size, 1)]
+    dims = [*(Dim(s) for s in shape[:-1]), Dim(size, 1)]
     for view in views:
-        dims = _through(view, dims)
-        if dims is None or not n.same_shape([d.size for d in dims], n.shape(view)):
+        moved = _through(view, dims)
+        if moved is None or not n.same_shape([d.size for d in moved], n.shape(view)):
             return None
+        dims = moved
     return dims
 
 
@@ -134,4 +135,4 @@ def _lies_outside(outer: Dim, dim: Dim) -> bool:
 
 
 def _divides(a: Any, b: Any) -> bool:
-    return isinstance(a, int) and isinstance(b, int) and a > 0 and b % a == 0
+    return isinstance(a, int) and isinstance(b, int) and a > 0 and bool(b % a == 0)
