@@ -41,10 +41,10 @@ def followed(shape: Sequence[Any], views: Iterable[fx.Node]) -> list[Dim] | None
         return None
     dims = [*(Dim(s) for s in shape[:-1]), Dim(size, 1)]
     for view in views:
-        behind = _through(view, dims)
-        if behind is None or not n.same_shape([d.size for d in behind], n.shape(view)):
+        moved = _through(view, dims)
+        if moved is None or not n.same_shape([d.size for d in moved], n.shape(view)):
             return None
-        dims = behind
+        dims = moved
     return dims
 
 
@@ -131,8 +131,8 @@ def _lies_outside(outer: Dim, dim: Dim) -> bool:
     """Do the two make one dim: neither holds any of the followed one, or they hold one run of it?"""
     if outer.step is None or dim.step is None:
         return outer.step is dim.step
-    return bool(outer.step == dim.step * dim.size)
+    return outer.step == dim.step * dim.size
 
 
 def _divides(a: Any, b: Any) -> bool:
-    return isinstance(a, int) and isinstance(b, int) and a > 0 and b % a == 0
+    return isinstance(a, int) and isinstance(b, int) and a > 0 and bool(b % a == 0)
