@@ -9,6 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import guard_or_false, statically_known_true
+from torch.utils import _pytree as pytree
 
 aten = torch.ops.aten
 prims = torch.ops.prims
@@ -31,6 +32,7 @@ VIEWS = frozenset(
 )
 LOW_PRECISION = frozenset({torch.float16, torch.bfloat16})
 FLOATING = frozenset({torch.float16, torch.bfloat16, torch.float32})
+WIDE = frozenset({torch.float32, torch.float64})
 
 
 def is_call(node: object, *targets: Any) -> TypeGuard[fx.Node]:
@@ -115,7 +117,7 @@ def is_widening(node: object) -> TypeGuard[fx.Node]:
     source, result = dtype(node.args[0]), dtype(node)
     if source is None or result is None:
         return False
-    return (source in LOW_PRECISION and result in (torch.float32, torch.float64)) or (
+    return (source in LOW_PRECISION and result in WIDE) or (
         source is torch.float32 and result is torch.float64
     )
 
@@ -135,7 +137,12 @@ def through_widening(node: Any) -> Any:
 
 
 def only_user(node: fx.Node) -> fx.Node | None:
-    return next(iter(node.users)) if len(node.users) == 1 else None
+    """The one node that reads the value, where it reads it once: `x * x` reads x twice."""
+    if len(node.users) != 1:
+        return None
+    (user,) = node.users
+    reads = [m for m in pytree.tree_leaves((user.args, user.kwargs)) if m is node]
+    return user if len(reads) == 1 else None
 
 
 def operands(node: fx.Node) -> Iterator[tuple[Any, Any]]:

@@ -32,7 +32,7 @@ from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten, prims
 from rocm_passes.idioms.convolution.padding import stands_behind_frames
 from rocm_passes.idioms.norms.group_norm import final_cast, silu_after
-from rocm_passes.idioms.norms.rms import dying_casts
+from rocm_passes.idioms.norms.rows import dying_casts
 from rocm_passes.ops import channel_norm as op
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
