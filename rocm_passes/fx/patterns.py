@@ -35,11 +35,13 @@ def lossless(node: fx.Node) -> fx.Node | None:
 
 @dataclass(frozen=True)
 class Bound:
-    """A match so far. nodes: those that it consists of; passed: what was looked through at its leaves."""
+    """A match so far. nodes: those that it consists of; passed: what was looked through at its leaves; node: what
+    the pattern asked last matched, a call or what was found in a name's place."""
 
     values: Mapping[str, Any] = field(default_factory=dict)
     nodes: frozenset[fx.Node] = frozenset()
     passed: frozenset[fx.Node] = frozenset()
+    node: Any = None
 
     def __getitem__(self, name: str) -> Any:
         return self.values[name]
@@ -91,7 +93,8 @@ class Pattern:
         return next(self.matches(found, Bound(given), trace or Trace()), None)
 
     def where(self, check: Callable[[Any, Bound], str | None]) -> Pattern:
-        """Only where `check(found, bound)` gives None; else it gives the reason in words."""
+        """Only where `check(found, bound)` gives None; else it gives the reason in words. `bound.node` is the call
+        itself, where `found` may be a cast of it."""
 
         def matches(found: Any, bound: Bound, trace: Trace) -> Iterator[Bound]:
             for made in self.matches(found, bound, trace):
@@ -101,8 +104,8 @@ class Pattern:
         return Pattern(matches)
 
     def named(self, name: str) -> Pattern:
-        """Also bind the name to the node that was found."""
-        return Pattern(lambda f, b, t: (made.having(**{name: f}) for made in self.matches(f, b, t)))
+        """Also bind the name to the node."""
+        return Pattern(lambda f, b, t: (m.having(**{name: m.node}) for m in self.matches(f, b, t)))
 
     def saying(self, **values: Any) -> Pattern:
         """Also bind the names to these constants: they say which alternative it was."""
@@ -133,7 +136,7 @@ def bind(name: str) -> Pattern:
     def matches(found: Any, bound: Bound, trace: Trace) -> Iterator[Bound]:
         if n.value(found) is None:
             return trace.stop(bound, found, f"{_said(found)} is no tensor")
-        behind, known = trace.behind(found), bound.get(name)
+        behind, known, bound = trace.behind(found), bound.get(name), replace(bound, node=found)
         if known is None:
             plain = n.through_widening(found)
             passed = behind[: behind.index(plain)]
@@ -199,7 +202,8 @@ def call(*targets: Any, commutes: bool = False) -> Callable[..., Pattern]:
         inside = replace(bound, nodes=bound.nodes.union(behind[: behind.index(node) + 1]))
         given = node.args[: len(operands)]
         orders = (given, given[::-1]) if commutes else (given,)
-        return (made for order in orders for made in _all(operands, order, inside, trace))
+        every = (made for order in orders for made in _all(operands, order, inside, trace))
+        return (replace(made, node=node) for made in every)
 
     def make(*operands: Pattern | float) -> Pattern:
         patterns = tuple(o if isinstance(o, Pattern) else literal(o) for o in operands)

@@ -47,11 +47,11 @@ from rocm_passes.idioms.norms.rows import (
 X, EPS, HERE = bind("x"), number("eps"), exactly("here")
 
 
-def _whole(node: fx.Node, found: Bound) -> str | None:
+def _whole(found_as: object, found: Bound) -> str | None:
     """A variance over the rows that divides by their size, not by one less."""
-    if node.kwargs.get("correction", 1) != 0:
+    if found.node.kwargs.get("correction", 1) != 0:
         return "its variance is divided by one less than the size of a row"
-    return last_dim(node, found)
+    return last_dim(found_as, found)
 
 
 variance = call(aten.var.correction)

@@ -70,9 +70,9 @@ def _divides(power: float) -> Any:
     return check
 
 
-def _one_dot_per_row(node: fx.Node, found: Bound) -> str | None:
+def _one_dot_per_row(_: object, found: Bound) -> str | None:
     """bmm of [rows, 1, D] and [rows, D, 1], as einsum gives."""
-    dims, size = n.shape(node), n.shape(node.args[0])[-1]
+    dims, size = n.shape(found.node), n.shape(found.node.args[0])[-1]
     ok = n.same_shape(dims[1:], (1, 1)) and n.same_size(size, n.shape(found["x"])[-1])
     return None if ok else f"a product of matrices gives {list(dims)}"
 
@@ -89,7 +89,9 @@ clamp_min = call(aten.clamp_min.default, aten.clamp.default)
 def _clamped(inner: Pattern) -> Pattern:
     """From below, by EPS, and not from above."""
     return clamp_min(inner, EPS).where(
-        lambda node, _: "it is clamped from above" if len(node.args) > 2 or node.kwargs else None
+        lambda _, found: (
+            "it is clamped from above" if len(found.node.args) > 2 or found.node.kwargs else None
+        )
     )
 
 
@@ -210,7 +212,7 @@ def read(root: fx.Node) -> RMS | str | None:
     if candidate is None or _is_channel_norms(root, candidate):
         return None
     reduced = candidate.get("reduced")
-    wrong = last_dim(reduced, candidate) if reduced is not None else None
+    wrong = last_dim(root, replace(candidate, node=reduced)) if reduced is not None else None
     if wrong is not None:
         return wrong if _averages(candidate) else None
     if n.only_user(root) is None and _averages(candidate):

@@ -45,9 +45,9 @@ def keeps_rows(node: fx.Node) -> fx.Node | None:
     return None
 
 
-def last_dim(node: fx.Node, found: Bound) -> str | None:
+def last_dim(_: object, found: Bound) -> str | None:
     """Is it a reduction of x's rows, over all of their elements and nothing else?"""
-    dims, given = n.arg(node, 1), n.shape(node.args[0])
+    dims, given = n.arg(found.node, 1), n.shape(found.node.args[0])
     if not n.is_last_dim(dims, len(given)):
         return f"it normalises over dims {dims}, not over the last one"
     size = n.shape(found["x"])[-1]
