@@ -19,6 +19,7 @@ from rocm_passes.fx import decompositions as keep
 from rocm_passes.fx import provenance
 from rocm_passes.fx.builder import fake_mode_of
 from rocm_passes.idioms.convolution import conv3d
+from rocm_passes.idioms.convolution.pixels import source_pixels
 from rocm_passes.ops.operator import OPERATORS
 from rocm_passes.options import Options
 from rocm_passes.passes import memory_format as layout
@@ -124,7 +125,7 @@ class GraphPass(CustomGraphPass):
         for idiom, site, choice in session.decided:
             session.carry_out(rewriter, idiom, site, choice)
         for norm, moved in gather_in_norm(graph, fake_mode).items():
-            pixels = {"pixels": math.prod(norm.meta["val"].shape[2:]), "source_pixels": moved.source_pixels()}
+            pixels = {"pixels": math.prod(norm.meta["val"].shape[2:]), "source_pixels": source_pixels(moved)}
             session.amend(norm, pixels)
         if rewriter.count:
             # What was replaced still reads the convolutions, until it is gone.
@@ -148,12 +149,13 @@ def _launched(graph: fx.Graph, by: str) -> None:
 
     Inductor's lowerings are imported here and not above: the passes of a CPU graph need none of them.
     """
-    from rocm_passes.ops import inductor
+    from rocm_passes.kernels.triton import inductor
 
     inductor.register()
     for operator in OPERATORS:
-        for node in graph.find_nodes(op="call_function", target=operator.overload):
-            node.meta[inductor.LAUNCHED_BY] = by
+        for overload in operator.overloads.values():
+            for node in graph.find_nodes(op="call_function", target=overload):
+                node.meta[inductor.LAUNCHED_BY] = by
 
 
 class _Session:

@@ -12,7 +12,10 @@ from rocm_passes.idioms.norms import (
     rms_norm,
 )
 from rocm_passes.idioms.rotary import qk_norm_rotary, rotary, rotary_pair
+from rocm_passes.kernels import register_lowerings
 from rocm_passes.rewrite.match import Idiom
+
+register_lowerings()
 
 #: Larger fusions first: a node that one idiom has taken is not offered to the next.
 IDIOMS: tuple[Idiom, ...] = (

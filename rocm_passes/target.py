@@ -118,15 +118,6 @@ def needs_triton(target: Target) -> str | None:
     return None
 
 
-def needs_aiter(target: Target) -> str | None:
-    """AMD's aiter, usable, on an architecture that it serves."""
-    from rocm_passes.kernels.aiter import installation
-
-    if target.vendor != "amd":
-        return f"aiter runs on AMD GPUs, and this graph runs on {target.name}"
-    return installation.unmet(target.arch)
-
-
 def needs_import(module: str) -> Requirement:
     """The module imports; a failure is the reason."""
 

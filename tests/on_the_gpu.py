@@ -13,10 +13,19 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from rocm_passes.ops.operator import Call, Lowering
+
 
 def where_kernels_run(kernel: Callable[..., Any]) -> Callable[..., Any]:
     """The function over CPU tensors, computed where Triton's kernels run."""
     return over_there(kernel) if torch.cuda.is_available() else kernel
+
+
+def run_where_kernels_run(lowering: Lowering[Any], call: Call) -> Any:
+    """What the lowering runs for a call over CPU tensors, computed where Triton's kernels run."""
+    assert lowering.run is not None
+    run = lowering.run
+    return where_kernels_run(lambda **arguments: run(type(call)(**arguments)))(**call.arguments())
 
 
 def over_there(kernel: Callable[..., Any], device: str = "cuda") -> Callable[..., Any]:

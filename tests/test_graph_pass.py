@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -16,7 +17,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from rocm_passes.graph_pass import GraphPass
 from rocm_passes.idioms.convolution import conv3d
 from rocm_passes.idioms.norms import rms_norm
-from rocm_passes.ops.operator import Lowering, Operator
+from rocm_passes.ops.operator import Call, Lowering, Operator
 from rocm_passes.options import Options, parse
 from rocm_passes.rewrite.cache_key import cache_key
 from rocm_passes.rewrite.choose import Choice, choose
@@ -45,7 +46,17 @@ class TwoNorms(nn.Module):
         return self.b(self.a(x) * 2)
 
 
-def with_lowerings(*lowerings: Lowering) -> Idiom:
+@dataclass(frozen=True)
+class Twice(Call):
+    x: Tensor
+
+
+@dataclass(frozen=True)
+class Anything(Call):
+    x: tuple[Any, ...] = ()
+
+
+def with_lowerings(*lowerings: Lowering[Any]) -> Idiom:
     return Idiom("rms_norm", rms_norm.find, lowerings, rms_norm.IDIOM.operator)
 
 
@@ -107,8 +118,8 @@ def test_an_unmet_requirement_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_a_decomposition_that_raises_leaves_the_graph_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    def write(b: Any, x: Any, **_: Any) -> Any:
-        b(torch.ops.aten.neg.default, x)
+    def write(b: Any, call: Any) -> Any:
+        b(torch.ops.aten.neg.default, call.x)
         raise RuntimeError("half way")
 
     install(monkeypatch, with_lowerings(Lowering("broken", write=write)))
@@ -123,12 +134,15 @@ def test_a_decomposition_that_raises_leaves_the_graph_as_it_was(monkeypatch: pyt
 @pytest.mark.parametrize(
     ("write", "said"),
     [
-        (lambda b, x, **_: b(torch.ops.aten.sum.dim_IntList, x, [0]), "where the graph has float32 [3, 32]"),
         (
-            lambda b, x, **_: b(torch.ops.prims.convert_element_type.default, x, torch.float16),
+            lambda b, call: b(torch.ops.aten.sum.dim_IntList, call.x, [0]),
+            "where the graph has float32 [3, 32]",
+        ),
+        (
+            lambda b, call: b(torch.ops.prims.convert_element_type.default, call.x, torch.float16),
             "it gives float16",
         ),
-        (lambda b, x, **_: [x, x], "2 results where the graph has 1"),
+        (lambda b, call: [call.x, call.x], "2 results where the graph has 1"),
     ],
     ids=["shape", "dtype", "count"],
 )
@@ -157,16 +171,11 @@ def test_a_matcher_that_raises_costs_only_its_own_sites(monkeypatch: pytest.Monk
 
 
 def test_a_kernel_that_raises_at_run_time_is_said_once_and_replaced(caplog: pytest.LogCaptureFixture) -> None:
-    def run(x: Tensor) -> Tensor:
+    def run(call: Twice) -> Tensor:
         raise RuntimeError("no kernel image")
 
-    twice = Operator(
-        "test_twice",
-        "(Tensor x) -> Tensor",
-        reference=lambda x: x * 2,
-        fake=torch.empty_like,
-        lowerings=(Lowering("kernel", run=run),),
-    )
+    twice = Operator("test_twice", Twice, lambda call: call.x * 2, lambda call: torch.empty_like(call.x))
+    twice.register(Lowering("kernel", run=run))
     x = torch.ones(3)
     with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.ERROR, "rocm_passes"):
         patch.setattr("rocm_passes.ops.operator.triton_is_interpreted", lambda: True)
@@ -177,8 +186,8 @@ def test_a_kernel_that_raises_at_run_time_is_said_once_and_replaced(caplog: pyte
 
 
 def test_strict_numerics_refuses_a_lowering_that_rounds_elsewhere() -> None:
-    note = Lowering("kernel", note=lambda **_: "bf16 stores truncate", write=lambda b, x: x)
-    site = Match(_node(), frozenset(), (_node(),), {}, {})
+    note = Lowering("kernel", note=lambda *_: "bf16 stores truncate", write=lambda b, call: call.x)
+    site = Match(_node(), frozenset(), (_node(),), Anything(), {})
     idiom = Idiom("any", lambda g, c: iter(()), (note,))
     refused = choose(idiom, site, CPU, Options(select="always", numerics="strict"))
     assert (refused.outcome, refused.reason) == (
@@ -189,9 +198,9 @@ def test_strict_numerics_refuses_a_lowering_that_rounds_elsewhere() -> None:
     assert (taken.outcome, taken.notes) == ("rewritten", ("bf16 stores truncate",))
 
 
-LAUNCHES = Lowering("triton", run=lambda x: x, launches=True)
-LIBRARY = Lowering("aiter", note=lambda **_: "bf16 stores truncate", run=lambda x: x)
-ATEN = Lowering("aten", write=lambda b, x: x)
+LAUNCHES = Lowering[Anything]("triton", run=lambda call: call.x, launches=True)
+LIBRARY = Lowering[Anything]("aiter", note=lambda *_: "bf16 stores truncate", run=lambda call: call.x)
+ATEN = Lowering[Anything]("aten", write=lambda b, call: call.x)
 CALLED = "an operator call launches it, not Inductor's code: "
 
 
@@ -206,15 +215,15 @@ CALLED = "an operator call launches it, not Inductor's code: "
     ],
 )
 def test_what_inductor_does_not_launch_is_noted(
-    lowering: Lowering, launch: str, notes: tuple[str, ...]
+    lowering: Lowering[Any], launch: str, notes: tuple[str, ...]
 ) -> None:
     assert chosen(lowering, torch.empty(3), launch=launch).notes == notes
 
 
-def chosen(lowering: Lowering, x: torch.Tensor, target: Target = GPU, **options: Any) -> Choice:
+def chosen(lowering: Lowering[Any], x: torch.Tensor, target: Target = GPU, **options: Any) -> Choice:
     node = _node()
     node.meta["val"] = x
-    site = Match(node, frozenset(), (node,), {"x": [node]}, {})
+    site = Match(node, frozenset(), (node,), Anything((node,)), {})
     idiom = Idiom("any", lambda g, c: iter(()), (lowering,))
     return choose(idiom, site, target, Options(select="always", **options))
 
@@ -236,9 +245,9 @@ def test_strict_numerics_take_what_inductor_does_not_launch() -> None:
 
 
 def test_a_forced_lowering_is_taken_or_refused() -> None:
-    one, other = Lowering("one"), Lowering("other", refuses=lambda **_: "never")
+    one, other = Lowering("one"), Lowering("other", refuses=lambda *_: "never")
     idiom = Idiom("any", lambda g, c: iter(()), (one, other))
-    site = Match(_node(), frozenset(), (_node(),), {}, {})
+    site = Match(_node(), frozenset(), (_node(),), Anything(), {})
     assert choose(idiom, site, CPU, Options(lowering=(("any", "one"),))).lowering is one
     refused = choose(idiom, site, CPU, Options(lowering=(("any", "other"),)))
     assert (refused.outcome, refused.reason) == ("refused", "other: never")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
-from tests.test_pipeline import D, TwoNorms, aten, install
 from torch import Tensor, fx
 
 from rocm_passes.idioms.norms import rms_norm
-from rocm_passes.ops.operator import Lowering, Verdict
+from rocm_passes.ops.operator import Call, Lowering, Verdict
 from rocm_passes.rewrite.match import Context, Idiom, Match
 from rocm_passes.rewrite.rewriter import is_convex
 from tests.rewriting import rewrite
+from tests.test_graph_pass import D, TwoNorms, aten, install
 
 
 @pytest.fixture(autouse=True)
@@ -29,10 +30,10 @@ def fused(outcome: Verdict) -> Idiom:
         found = [s for s in rms_norm.find(graph, context) if isinstance(s, Match)]
         nodes = frozenset().union(*(s.nodes for s in found))
         first, last = found[0], found[-1]
-        yield Match(first.anchor, nodes, last.outputs, {"x": first.arguments["x"]}, {"rms_norm": len(found)})
+        yield Match(first.anchor, nodes, last.outputs, first.call, {"rms_norm": len(found)})
 
-    write = lambda b, x: b(torch.ops.aten.mul.Tensor, x, 0.0)  # noqa: E731
-    return Idiom("pair", find, (Lowering("zero", write=write, pays=lambda *_, **__: outcome),), fuses=True)
+    write = lambda b, call: b(torch.ops.aten.mul.Tensor, call.x, 0.0)  # noqa: E731
+    return Idiom("pair", find, (Lowering("zero", write=write, pays=lambda *_: outcome),), fuses=True)
 
 
 def test_a_larger_fusion_takes_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -49,6 +50,12 @@ def test_a_larger_fusion_not_taken_is_noted_on_its_parts(monkeypatch: pytest.Mon
     assert all(e.considered == ("pair: left to Inductor: zero: it is slow",) for e in seen.sites)
 
 
+@dataclass(frozen=True)
+class Copy(Call):
+    x: Any
+    y: Any = None
+
+
 def made_up(
     name: str, covers: dict[str, int], *targets: Any, fuses: bool = False, anchor: int = 0, pays: bool = True
 ) -> Idiom:
@@ -57,10 +64,10 @@ def made_up(
     def find(graph: fx.Graph, context: Context) -> Iterator[Match]:
         nodes = [next(iter(graph.find_nodes(op="call_function", target=t))) for t in targets]
         x = next(iter(graph.find_nodes(op="placeholder")))
-        yield Match(nodes[anchor], frozenset(nodes), (nodes[-1],), {"x": x}, covers, {"of": name})
+        yield Match(nodes[anchor], frozenset(nodes), (nodes[-1],), Copy(x), covers, {"of": name})
 
     verdict = Verdict(pays, "it pays" if pays else "it is slow")
-    lowering = Lowering("copy", write=lambda b, x: b(aten.clone.default, x), pays=lambda *_, **__: verdict)
+    lowering = Lowering("copy", write=lambda b, call: b(aten.clone.default, call.x), pays=lambda *_: verdict)
     return Idiom(name, find, (lowering,), fuses=fuses)
 
 
@@ -145,6 +152,6 @@ def test_convexity() -> None:
     b = graph.call_function(torch.add, (a, outside))
     graph.output((a, b))
     order = {n: i for i, n in enumerate(graph.nodes)}
-    loop = Match(a, frozenset({a, b}), (a, b), {"x": x, "y": outside}, {})
+    loop = Match(a, frozenset({a, b}), (a, b), Copy(x, outside), {})
     assert not is_convex(loop, order)
-    assert is_convex(Match(a, frozenset({a}), (a,), {"x": x}, {}), order)
+    assert is_convex(Match(a, frozenset({a}), (a,), Copy(x), {}), order)

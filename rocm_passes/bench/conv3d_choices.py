@@ -57,31 +57,32 @@ def row(text: str, dtype: torch.dtype, options: Options, target: Target, times: 
     """
     options = replace(options, layout=Call.of(text).layout(target.vendor))
     seen = site(Call.of(text), dtype, options, target)
-    able = [low for low in conv3d.IDIOM.lowerings if obstacle(low, seen.values(), target, options) is None]
+    call_seen: op.Conv3d = seen.values()
+    able = [low for low in conv3d.IDIOM.lowerings if obstacle(low, call_seen, target, options) is None]
     with ahead.noting() as noted:
-        ahead.note(op.key(**seen.values()), able, seen.values())
+        ahead.note(call_seen.key(), able, call_seen)
     (call,) = noted.calls
     started = time.perf_counter()
     with ahead.noting() as wanted:
-        conv3d.measured(able, call.values, target, options)
+        conv3d.measured(able, call.call, target, options)
     tuning.measure_noted(wanted.calls, options, target, measure.measure)
     took = time.perf_counter() - started
 
     known = replace(options, tune_seconds=0)
     choice = choose(conv3d.IDIOM, seen, target, known)
     chosen = unbound = choice.lowering and choice.lowering.name
-    by_rule = conv3d.measured(able, call.values, target, known) is None
+    by_rule = conv3d.measured(able, call.call, target, known) is None
     if by_rule:
-        found = measure.measure(able, call.values) if times else None
+        found = measure.measure(able, call.call) if times else None
     else:
         found = store.store(options.choices).find(tuning.machine(target), call.key)
-        best = tuning.pick(call.key, able, call.values, target, known, usual_mib=math.inf)
+        best = tuning.pick(call.key, able, call.call, target, known, usual_mib=math.inf)
         unbound = best and best[0].name
     made: dict[str, Any] = {"call": text, "seconds": round(took, 2), "key": call.key, "chosen": chosen}
-    made |= {"unbound": unbound, "bound_mib": round(op.usual_memory_mib(**call.values))}
+    made |= {"unbound": unbound, "bound_mib": round(call.call.usual_memory_mib())}
     made |= {"by": "rule" if by_rule else "measurement", "reason": choice.reason}
     if found is not None:
         made |= {"ms": dict(found.ms), "mib": dict(found.mib), "skipped": dict(found.skipped)}
     if times and not by_rule:
-        made["again"] = dict(measure.measure(able, call.values, patience=LONGER).ms)
+        made["again"] = dict(measure.measure(able, call.call, patience=LONGER).ms)
     return made

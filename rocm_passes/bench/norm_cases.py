@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rocm_passes.bench.norm_shapes import Shape, distinct
-from rocm_passes.kernels.triton.norms.channel_norm import channel_norm
-from rocm_passes.kernels.triton.norms.group_norm import group_norm
+from rocm_passes.kernels.triton.norms.channel_norm_kernel import channel_norm
+from rocm_passes.kernels.triton.norms.group_norm_launch import group_norm
 from rocm_passes.kernels.triton.norms.norm import add_rms_norm, fused_norm, rms_norm
 
 Result = tuple[Tensor, ...]

@@ -9,7 +9,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import guard_or_false, statically_known_true
-from torch.utils import _pytree as pytree
+from torch.fx.node import map_arg
 
 aten = torch.ops.aten
 prims = torch.ops.prims
@@ -141,8 +141,9 @@ def only_user(node: fx.Node) -> fx.Node | None:
     if len(node.users) != 1:
         return None
     (user,) = node.users
-    reads = [m for m in pytree.tree_leaves((user.args, user.kwargs)) if m is node]
-    return user if len(reads) == 1 else None
+    reads: list[fx.Node] = []
+    map_arg((user.args, user.kwargs), reads.append)
+    return user if reads.count(node) == 1 else None
 
 
 def operands(node: fx.Node) -> Iterator[tuple[Any, Any]]:

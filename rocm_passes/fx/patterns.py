@@ -141,9 +141,10 @@ def bind(name: str) -> Pattern:
             plain = n.through_widening(found)
             passed = behind[: behind.index(plain)]
             return iter((replace(bound.having(**{name: plain}), passed=bound.passed.union(passed)),))
-        if behind[-1] is not trace.behind(known)[-1]:
+        behind_known = trace.behind(known)
+        if behind[-1] is not behind_known[-1]:
             return trace.stop(bound, found, f"{_said(found)} is not {name}, {_said(known)}")
-        return iter((replace(bound, passed=bound.passed.union(behind[:-1])),))
+        return iter((replace(bound, passed=bound.passed.union(behind).difference(behind_known)),))
 
     return Pattern(matches)
 
@@ -222,7 +223,7 @@ def _all(patterns: tuple[Pattern, ...], given: Any, bound: Bound, trace: Trace) 
 
 def _is_plain(node: fx.Node) -> bool:
     """add and sub without a factor on the second operand; div without rounding."""
-    return node.kwargs.get("alpha", 1) == 1 and node.kwargs.get("rounding_mode") is None
+    return bool(node.kwargs.get("alpha", 1) == 1 and node.kwargs.get("rounding_mode") is None)
 
 
 def _said(found: Any) -> str:

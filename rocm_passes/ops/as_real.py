@@ -6,20 +6,28 @@ a complex tensor with a warning and a fallback.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from rocm_passes.ops.operator import Operator
+from rocm_passes.ops.operator import Call, Operator
 
 
-def reference(z: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class AsReal(Call):
     """z: complex [...]. Returns its parts [..., 2], contiguous, float32, or float64 of complex128."""
-    return torch.view_as_real(z.resolve_conj()).clone(memory_format=torch.contiguous_format)
+
+    z: Tensor
 
 
-def fake(z: Tensor) -> Tensor:
-    dtype = torch.float64 if z.dtype is torch.complex128 else torch.float32
-    return torch.empty((*z.shape, 2), dtype=dtype, device=z.device)
+def reference(call: AsReal) -> Tensor:
+    return torch.view_as_real(call.z.resolve_conj()).clone(memory_format=torch.contiguous_format)
 
 
-AS_REAL = Operator("as_real", "(Tensor z) -> Tensor", reference, fake, ())
+def fake(call: AsReal) -> Tensor:
+    dtype = torch.float64 if call.z.dtype is torch.complex128 else torch.float32
+    return torch.empty((*call.z.shape, 2), dtype=dtype, device=call.z.device)
+
+
+AS_REAL = Operator("as_real", AsReal, reference, fake)

@@ -7,19 +7,27 @@ computed before what comes next, and straight into its place: Inductor can still
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from rocm_passes.ops.operator import Operator
+from rocm_passes.ops.operator import Call, Operator
 
 
-def reference(x: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Computed(Call):
     """x: any tensor. Returns it, dense and in the order of its strides; Inductor's code copies nothing."""
-    return x.clone()
+
+    x: Tensor
 
 
-def fake(x: Tensor) -> Tensor:
-    return torch.empty_like(x)
+def reference(call: Computed) -> Tensor:
+    return call.x.clone()
 
 
-COMPUTED = Operator("computed", "(Tensor x) -> Tensor", reference, fake, ())
+def fake(call: Computed) -> Tensor:
+    return torch.empty_like(call.x)
+
+
+COMPUTED = Operator("computed", Computed, reference, fake)

@@ -7,15 +7,12 @@ T frames where they belong: the cat that would copy them is gone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 TIME = 2
-
-#: What an operator's schema has of them, and its defaults: no frames.
-SCHEMA = "Tensor? front=None, int repeat_first=0"
+#: [N, C, T, H, W] to [N, T, H, W, C] and back, as a channels-last cat is spelled.
+CHANNELS_BEHIND, CHANNELS_FIRST = [0, 2, 3, 4, 1], [0, 4, 1, 2, 3]
 
 
 def has_front(front: Tensor | None, repeat_first: int) -> bool:
@@ -43,26 +40,3 @@ def joined_by_copies(front: Tensor | None, repeat_first: int, x: Tensor, y: Tens
         first = y.narrow(TIME, 0, 1)
         y = torch.cat([first] * repeat_first + [y] if front is None else [front, y], TIME)
     return joined.copy_(y)
-
-
-def joined_by_kernel(
-    front: Tensor | None,
-    repeat_first: int,
-    x: Tensor,
-    dtype: torch.dtype,
-    compute: Callable[[Tensor | None], Tensor],
-) -> Tensor:
-    """The same where `compute(out)` is the operator's kernel: it writes into `out`, of x's shape, and returns it.
-
-    Where nothing stands in front, `out` is None and the kernel allocates its result.
-    """
-    if not has_front(front, repeat_first):
-        return compute(None)
-    from rocm_passes.kernels.triton.convolution.frames import copy_frames
-
-    joined = empty_joined(front, repeat_first, x, dtype)
-    count = joined.shape[TIME] - x.shape[TIME]
-    first, rest = joined.narrow(TIME, 0, count), joined.narrow(TIME, count, x.shape[TIME])
-    compute(rest)
-    copy_frames(rest.narrow(TIME, 0, 1).expand_as(first) if front is None else front, first)
-    return joined

@@ -1,20 +1,24 @@
-"""An operator of ours: schema, fake, plain-torch reference, and the lowerings that can compute it.
+"""Operators and lowerings: what a match becomes, and the ways to compute it.
 
-Operators are functional, so that Inductor may reorder and re-use buffers around them, and they take the name
-of the lowering as their last argument: what runs is written in the graph, chosen at compile time.
+An operator is a typed call, a plain-torch reference and a fake. It is functional, so that Inductor may reorder and
+reuse buffers around it. Its last argument is the name of the lowering: what runs is chosen at compile time and is
+written in the graph. A lowering stands in a file of its own under `kernels/` and registers itself.
 """
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
+from torch import Tensor, fx
 
+from rocm_passes.ops.call import Call, schema
 from rocm_passes.target import Requirement, Target, triton_is_interpreted
+
+__all__ = ["OPERATORS", "REFERENCE", "Call", "Computation", "Lowering", "Operator", "Verdict"]
 
 log = logging.getLogger(__name__)
 
@@ -24,8 +28,9 @@ _LIBRARY = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 REFERENCE = "reference"
 
-#: Every operator of this package, in the order of definition.
-OPERATORS: list[Operator] = []
+C = TypeVar("C", bound=Call)
+#: One tensor, or as many as `Call.results` says.
+Results = Tensor | Sequence[Tensor]
 
 
 class Verdict(NamedTuple):
@@ -35,11 +40,11 @@ class Verdict(NamedTuple):
     reason: str
 
 
-def _accepts_all(**_: Any) -> str | None:
+def _nothing(call: Call, target: Target) -> str | None:
     return None
 
 
-def _unknown(_: Target, **__: Any) -> Verdict:
+def _unknown(call: Call, target: Target) -> Verdict:
     return Verdict(False, "it has not been measured to pay on this machine")
 
 
@@ -47,7 +52,16 @@ def needs_cpu(target: Target) -> str | None:
     return "plain torch is for CPU graphs and tests" if target.is_gpu else None
 
 
-def reference_pays(_: Target, **__: Any) -> Verdict:
+def reference_note(call: Call, target: Target) -> str | None:
+    """Plain torch reproduces the roundings that a call's fields name, and no others."""
+    if getattr(call, "rounds_between", False):
+        return (
+            "it computes in fp32 and rounds once, where the graph rounds between the steps or reorders them"
+        )
+    return None
+
+
+def reference_pays(call: Call, target: Target) -> Verdict:
     return Verdict(False, "on a CPU, Inductor's fused code is faster than one operator in plain torch")
 
 
@@ -61,89 +75,144 @@ def measured(target: Target) -> str:
 
 
 @dataclass(frozen=True)
-class Lowering:
-    """One way to compute an operator or, for a site with no operator of ours, to spell it in plain ATen.
+class Lowering(Generic[C]):
+    """One way to compute a call.
 
     requires: can it run on this machine? (a reason where it can't)
-    refuses: can it take this call? Given the call's arguments by name, tensors as fake tensors.
+    refuses: why it can't take this call, or None. The call holds fake tensors.
     note: how its rounding differs from the graph's, where it must; numerics="strict" refuses it then.
     pays: is it known to beat Inductor's own code here?
     run: the kernel, over real tensors (an opaque call in the graph);
     launches: `run` only allocates and launches Triton kernels, so that Inductor can launch them itself; or
-    write: the same in plain ATen nodes, `write(b, **arguments)`, which Inductor goes on to fuse.
+    write: the same in plain ATen nodes, `write(builder, call)`, which Inductor goes on to fuse.
     """
 
     name: str
     requires: tuple[Requirement, ...] = ()
-    refuses: Callable[..., str | None] = _accepts_all
-    note: Callable[..., str | None] = _accepts_all
-    pays: Callable[..., Verdict] = _unknown
-    run: Callable[..., Any] | None = None
+    refuses: Callable[[C, Target], str | None] = _nothing
+    note: Callable[[C, Target], str | None] = _nothing
+    pays: Callable[[C, Target], Verdict] = _unknown
+    run: Callable[[C], Results] | None = None
     launches: bool = False
-    write: Callable[..., Any] | None = None
+    write: Callable[[Any, C], Any] | None = None
 
 
-class Operator:
+class Computation(Generic[C]):
+    """A typed call and its lowerings. Where it is no `Operator`, every lowering writes plain ATen.
+
+    lowerings: in order of preference. The list is filled by `register`, after idioms have been imported.
+    """
+
+    def __init__(self, name: str, call: type[C]) -> None:
+        self.name = name
+        self.Call = call
+        self.lowerings: list[Lowering[C]] = []
+        COMPUTATIONS[name] = self
+
+    def register(self, lowering: Lowering[C], first: bool = False) -> Lowering[C]:
+        """Add a lowering behind those that there are. first: in front of them."""
+        if self.lowering(lowering.name) is not None:
+            raise ValueError(f"{self.name} has a lowering {lowering.name!r} already")
+        self.lowerings.insert(0 if first else self._end(), lowering)
+        return lowering
+
+    def lowering(self, name: str) -> Lowering[C] | None:
+        return next((low for low in self.lowerings if low.name == name), None)
+
+    def _end(self) -> int:
+        return len(self.lowerings)
+
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        return tuple(self.Call.__dataclass_fields__)
+
+
+#: Every computation by name. `kernels.register_lowerings` looks for files of these names.
+COMPUTATIONS: dict[str, Computation[Any]] = {}
+#: Every operator of this package, in the order of definition.
+OPERATORS: list[Operator[Any]] = []
+
+
+class Operator(Computation[C]):
     """`torch.ops.rocm_passes.<name>`.
 
-    schema: without the trailing `lowering` argument, e.g. "(Tensor x, float eps) -> Tensor".
     reference: plain torch, any device; it runs on CPU tensors and wherever a kernel fails.
     fake: gives the shapes, dtypes and strides that every lowering returns.
+    results: how many tensors it may return. There is one overload for each number, `default` for the first: a schema
+    with `Tensor[]` crashes under `cpp_wrapper` where the list has one tensor (torch 2.13).
     """
 
     def __init__(
         self,
         name: str,
-        schema: str,
-        reference: Callable[..., Any],
-        fake: Callable[..., Any],
-        lowerings: Sequence[Lowering],
+        call: type[C],
+        reference: Callable[[C], Results],
+        fake: Callable[[C], Results],
+        results: Sequence[int] = (1,),
     ) -> None:
-        self.name = name
+        super().__init__(name, call)
         self.reference = reference
-        self.lowerings = (*lowerings, Lowering(REFERENCE, requires=(needs_cpu,), pays=reference_pays))
-        self.parameters = tuple(inspect.signature(reference).parameters)
-        self._by_name = {lowering.name: lowering for lowering in self.lowerings}
-        self._defaults: dict[str, Any] = {}
-        self._failed: set[str] = set()
-        head, result = schema.rsplit("->", 1)
-        full = f"{name}{head.rstrip()[:-1]}, str lowering='{REFERENCE}') ->{result}"
-        _LIBRARY.define(full, tags=(torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout))
-        _LIBRARY.impl(name, self._run, "CompositeExplicitAutograd")
-        torch.library.register_fake(
-            f"{NAMESPACE}::{name}", lambda *a, **k: fake(*self.bind(a, k)[0]), lib=_LIBRARY
+        self.lowerings.append(
+            Lowering(REFERENCE, requires=(needs_cpu,), note=reference_note, pays=reference_pays)
         )
-        self.overload = getattr(getattr(torch.ops, NAMESPACE), name).default
-        self._defaults = {
-            a.name: a.default_value for a in self.overload._schema.arguments if a.has_default_value()
-        }
+        self._failed: set[str] = set()
+        self._fake = fake
+        self.overloads = {count: self._define(count, "default" if i == 0 else f"of{count}")
+                          for i, count in enumerate(results)}  # fmt: skip
+        self.overload = next(iter(self.overloads.values()))
         OPERATORS.append(self)
 
-    def lowering(self, name: str) -> Lowering | None:
-        return self._by_name.get(name)
+    def _define(self, count: int, overload: str) -> Any:
+        full = self.name if overload == "default" else f"{self.name}.{overload}"
+        tags = (torch.Tag.pt2_compliant_tag, torch.Tag.flexible_layout)
+        _LIBRARY.define(full + schema(self.Call, count, "lowering", REFERENCE), tags=tags)
 
-    def call(self, b: Any, lowering: Lowering, arguments: Mapping[str, Any]) -> Any:
-        """Write the operator's node with a builder."""
-        return b(self.overload, *[arguments[p] for p in self.parameters], lowering.name)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            return _returned(self._run(*self.bind(args, kwargs)), count)
 
-    def bind(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[list[Any], str]:
-        """A call's arguments in order, and the name of its lowering."""
-        if not kwargs and len(args) == len(self.parameters) + 1:
-            return list(args[:-1]), args[-1]
+        def fake(*args: Any, **kwargs: Any) -> Any:
+            return _returned(self._fake(self.bind(args, kwargs)[0]), count)
+
+        _LIBRARY.impl(full, run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"{NAMESPACE}::{full}", fake, lib=_LIBRARY)
+        return getattr(getattr(getattr(torch.ops, NAMESPACE), self.name), overload)
+
+    def _end(self) -> int:
+        return len(self.lowerings) - 1
+
+    def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[C, str]:
+        """The arguments of the torch operator as a call, and the name of its lowering."""
         names = (*self.parameters, "lowering")
-        bound = dict(zip(names, args, strict=False)) | dict(kwargs)
-        values: list[Any] = [bound.get(n, self._defaults.get(n)) for n in names]
-        return values[:-1], str(values[-1])
+        given = dict(zip(names, args, strict=False)) | dict(kwargs)
+        lowering = given.pop("lowering", REFERENCE)
+        return self.Call(**given), lowering
 
-    def _run(self, *args: Any, **kwargs: Any) -> Any:
-        values, name = self.bind(args, kwargs)
-        lowering = self._by_name.get(name)
+    def call_of(self, node: fx.Node) -> C:
+        """The call that a node of this operator makes, with graph nodes as fields."""
+        return self.bind(node.args, node.kwargs)[0]
+
+    def lowering_of(self, node: fx.Node) -> str:
+        return self.bind(node.args, node.kwargs)[1]
+
+    def write(self, b: Any, call: C, lowering: str) -> Any:
+        """Write the operator's node with a builder; gives its result, or a list of several."""
+        made = b(self.overloads[call.results], *call.prepared(b).arguments().values(), lowering)
+        return made if call.results == 1 else [b.item(made, i) for i in range(call.results)]
+
+    def update(self, node: fx.Node, **changes: Any) -> None:
+        """Change arguments of a node of this operator in place. The result's shape and dtype must stay."""
+        call, lowering = self.bind(node.args, node.kwargs)
+        node.args = (*replace(call, **changes).arguments().values(), lowering)
+        node.kwargs = {}
+
+    def _run(self, call: C, name: str) -> Results:
+        lowering = self.lowering(name)
         no_kernel = lowering is None or lowering.run is None or name in self._failed
-        if no_kernel or (not _on_gpu(values) and not triton_is_interpreted()):
-            return self.reference(*values)
+        if no_kernel or not (triton_is_interpreted() or any(t.is_cuda for t in call.tensors())):
+            return self.reference(call)
         assert lowering is not None and lowering.run is not None
         try:
-            return lowering.run(*values)
+            return lowering.run(call)
         except (torch.OutOfMemoryError, KeyboardInterrupt):
             raise
         except Exception:
@@ -154,15 +223,11 @@ class Operator:
                 self.name,
                 name,
             )
-            return self.reference(*values)
+            return self.reference(call)
 
 
-def _on_gpu(values: Sequence[Any]) -> bool:
-    """Does an argument, or a tensor of a list among them, lie on a GPU?"""
-    for value in values:
-        if isinstance(value, torch.Tensor):
-            if value.is_cuda:
-                return True
-        elif isinstance(value, list) and _on_gpu(value):
-            return True
-    return False
+def _returned(found: Results, count: int) -> Any:
+    """As the schema has it: a tensor, or a tuple of several."""
+    if isinstance(found, Tensor):
+        return found
+    return found[0] if count == 1 else tuple(found)

@@ -16,11 +16,13 @@ from torch import Tensor
 
 from rocm_passes.fx.builder import Eager
 from rocm_passes.idioms.rotary.complex_tables import reuse
+from rocm_passes.kernels.aiter.installation import needs_aiter
 from rocm_passes.ops import rotary as one
 from rocm_passes.ops import rotary_layout as layout
-from rocm_passes.ops.operator import Lowering, Operator, Verdict, measured, needs_cpu, reference_pays
+from rocm_passes.ops.legacy import Lowering, Operator
+from rocm_passes.ops.operator import Verdict, measured, needs_cpu, reference_pays
 from rocm_passes.ops.rotary_layout import Recipe
-from rocm_passes.target import Target, needs_aiter, needs_import, needs_triton
+from rocm_passes.target import Target, needs_import, needs_triton
 
 aten = torch.ops.aten
 
@@ -274,9 +276,9 @@ def _vector(b: Any, weight: Any) -> Any:
 def writes(name: str) -> Callable[..., Any]:
     def write(b: Any, streams: Streams, **arguments: Any) -> Any:
         written = call(b, streams=streams, contiguous=name == "aiter", **arguments)
-        joint = b(OPERATOR.overload, *[written[p] for p in OPERATOR.parameters], name)
+        joint = OPERATOR.write(b, OPERATOR.Call(**written), name)
         outs = [out for out in (streams.q_out, streams.k_out) if out is not None]
-        return [layout.original(b, b.item(joint, i), *out) for i, out in enumerate(outs)]
+        return [layout.original(b, joint if len(outs) == 1 else joint[i], *out) for i, out in enumerate(outs)]
 
     return write
 
@@ -391,6 +393,8 @@ OPERATOR = Operator(
     reference,
     fake,
     lowerings=(Lowering("aiter", run=_aiter), Lowering("triton", run=_triton, launches=True)),
+    results=(2, 1),
+    count=lambda call: 2 if call.k else 1,
 )
 
 LOWERINGS = (

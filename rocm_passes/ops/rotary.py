@@ -17,10 +17,12 @@ from torch._inductor import config as inductor_config
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Eager
 from rocm_passes.idioms.rotary.complex_tables import reuse
+from rocm_passes.kernels.aiter.installation import needs_aiter
 from rocm_passes.ops import rotary_layout as layout
-from rocm_passes.ops.operator import Lowering, Operator, Verdict, measured, needs_cpu, reference_pays
+from rocm_passes.ops.legacy import Lowering, Operator
+from rocm_passes.ops.operator import Verdict, measured, needs_cpu, reference_pays
 from rocm_passes.ops.rotary_layout import Recipe
-from rocm_passes.target import Target, needs_aiter, needs_import, needs_triton
+from rocm_passes.target import Target, needs_import, needs_triton
 
 aten = torch.ops.aten
 convert = torch.ops.prims.convert_element_type.default

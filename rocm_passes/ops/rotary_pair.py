@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from rocm_passes.fx.builder import Eager
+from rocm_passes.kernels.aiter.installation import needs_aiter
 from rocm_passes.ops import rotary as one
 from rocm_passes.ops import rotary_layout as layout
-from rocm_passes.ops.operator import Lowering, Operator, Verdict, needs_cpu, reference_pays
+from rocm_passes.ops.legacy import Lowering, Operator
+from rocm_passes.ops.operator import Verdict, needs_cpu, reference_pays
 from rocm_passes.ops.rotary_layout import Recipe
-from rocm_passes.target import Target, needs_aiter, needs_import, needs_triton
+from rocm_passes.target import Target, needs_import, needs_triton
 
 SCHEMA = (
     "(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved, int width, bool conjugate, "
@@ -163,6 +165,8 @@ OPERATOR = Operator(
     reference,
     fake,
     lowerings=(Lowering("aiter", run=_aiter), Lowering("triton", run=_triton, launches=True)),
+    results=(2,),
+    count=lambda call: 2,
 )
 
 LOWERINGS = (

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor
-
-from rocm_passes.ops.conv3d.write import channels_last_strides
+from torch._prims_common import make_channels_last_strides_for, make_contiguous_strides_for
 
 
 def settled(x: Tensor) -> Tensor:
@@ -14,16 +13,9 @@ def settled(x: Tensor) -> Tensor:
     and a convolution takes such a tensor for contiguous, so that its result has not the layout that was planned.
     """
     sizes, strides = tuple(x.shape), x.stride()
-    if not all(isinstance(s, int) for s in (*sizes, *strides)) or 1 not in sizes or x.dim() < 3:
+    if not all(isinstance(s, int) for s in (*sizes, *strides)) or 1 not in sizes or x.dim() not in (3, 4, 5):
         return x
-    for wanted in (_contiguous(sizes), channels_last_strides(sizes)):
+    for wanted in (make_contiguous_strides_for(sizes), make_channels_last_strides_for(sizes)):
         if all(size == 1 or have == want for size, have, want in zip(sizes, strides, wanted, strict=True)):
-            return x if tuple(wanted) == strides else x.as_strided(sizes, wanted, x.storage_offset())
+            return x if wanted == strides else x.as_strided(sizes, wanted, x.storage_offset())
     return x
-
-
-def _contiguous(sizes: tuple[int, ...]) -> list[int]:
-    strides = [1] * len(sizes)
-    for dim in reversed(range(len(sizes) - 1)):
-        strides[dim] = strides[dim + 1] * max(sizes[dim + 1], 1)
-    return strides

@@ -10,28 +10,35 @@ Before                                          After
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import fx
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
-from rocm_passes.ops import channel_norm, group_norm, group_norm_pad
+from rocm_passes.ops.channel_norm import CHANNEL_NORM
+from rocm_passes.ops.group_norm import GROUP_NORM
+from rocm_passes.ops.group_norm_pad import GROUP_NORM_PAD
+from rocm_passes.ops.operator import Operator
 
-_X, _X_BIAS = 0, 1
+#: Norms that can add a bias to their input.
+NORMS: tuple[Operator[Any], ...] = (CHANNEL_NORM, GROUP_NORM, GROUP_NORM_PAD)
 _BIAS = 2
 
 
 def fold_conv_bias(graph: fx.Graph) -> int:
     """Move the biases into the norms that the passes have written. Returns how many."""
     moved = 0
-    for operator in (channel_norm.OPERATOR, group_norm.OPERATOR, group_norm_pad.OPERATOR):
+    for operator in NORMS:
         for norm in n.calls(graph, operator.overload):
-            if norm.args[-1] == "triton" and norm.args[_X_BIAS] is None:
-                moved += _absorb(norm)
+            if operator.lowering_of(norm) == "triton":
+                moved += _absorb(operator, norm)
     return moved
 
 
-def _absorb(norm: fx.Node) -> bool:
-    convolution = _convolution_behind(n.arg(norm, _X))
+def _absorb(operator: Operator[Any], norm: fx.Node) -> bool:
+    call = operator.call_of(norm)
+    convolution = _convolution_behind(call.x) if call.x_bias is None else None
     if convolution is None:
         return False
     bias = convolution.args[_BIAS]
@@ -39,7 +46,7 @@ def _absorb(norm: fx.Node) -> bool:
         return False
     convolution.args = (*convolution.args[:_BIAS], None, *convolution.args[_BIAS + 1 :])
     # The bias may be computed behind the convolution; the order is restored once all rewrites are done.
-    norm.args = (*norm.args[:_X_BIAS], bias, *norm.args[_X_BIAS + 1 :])
+    operator.update(norm, x_bias=bias)
     return True
 
 

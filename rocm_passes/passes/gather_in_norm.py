@@ -22,23 +22,18 @@ from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Builder
 from rocm_passes.fx.nodes import aten, prims
 from rocm_passes.idioms.convolution import pixels
-from rocm_passes.ops import group_norm
-from rocm_passes.ops.upsampled_conv import LEAST_REPETITION
-
-_MULTIPLIER, _ADDEND, _PIXEL_INDEX = (
-    group_norm.OPERATOR.parameters.index(name) for name in ("multiplier", "addend", "pixel_index")
-)
+from rocm_passes.ops.group_norm import GROUP_NORM
+from rocm_passes.ops.upsampled_conv import LEAST_REPETITION, Moved, write_moves
 
 
-def gather_in_norm(graph: fx.Graph, fake_mode: FakeTensorMode) -> dict[fx.Node, pixels.Moved]:
+def gather_in_norm(graph: fx.Graph, fake_mode: FakeTensorMode) -> dict[fx.Node, Moved]:
     """The norms whose operands are now read by index, each with what was upsampled."""
     found = {}
-    for norm in n.calls(graph, group_norm.OPERATOR.overload):
-        if norm.args[-1] != "triton" or n.arg(norm, _PIXEL_INDEX) is not None:
+    for norm in n.calls(graph, GROUP_NORM.overload):
+        call = GROUP_NORM.call_of(norm)
+        if GROUP_NORM.lowering_of(norm) != "triton" or call.pixel_index is not None:
             continue
-        operands = [n.arg(norm, i) for i in (_MULTIPLIER, _ADDEND)]
-        moved = [_upsampled(operand, norm) for operand in operands]
-        multiplier, addend = moved
+        multiplier, addend = (_upsampled(operand, norm) for operand in (call.multiplier, call.addend))
         if multiplier is None or addend is None or _placing(multiplier) != _placing(addend):
             continue
         _absorb(norm, multiplier, addend, fake_mode)
@@ -46,27 +41,27 @@ def gather_in_norm(graph: fx.Graph, fake_mode: FakeTensorMode) -> dict[fx.Node, 
     return found
 
 
-def _upsampled(operand: object, norm: fx.Node) -> pixels.Moved | None:
+def _upsampled(operand: object, norm: fx.Node) -> Moved | None:
     """The operand as the pixels of one tensor, each in several places; None where it isn't."""
     if not isinstance(operand, fx.Node) or not n.same_shape(n.shape(operand), n.shape(norm)):
         return None
     moved = pixels.read(operand)
     sources = {piece.source for piece in moved.pieces}
-    if not moved.repeats() or len(sources) > 1 or any(piece.casts for piece in moved.pieces):
+    if not pixels.repeats(moved) or len(sources) > 1 or any(piece.casts for piece in moved.pieces):
         return None
     if not all(pixels.sizes_are_known(node) for node in (operand, *sources)):
         return None
-    enough = pixels.pixels(operand) >= LEAST_REPETITION * moved.source_pixels()
+    enough = pixels.pixels(operand) >= LEAST_REPETITION * pixels.source_pixels(moved)
     return moved if enough else None
 
 
-def _placing(moved: pixels.Moved) -> object:
+def _placing(moved: Moved) -> object:
     """Where the pixels go: the same for two tensors that one index serves."""
     (size, *_) = [n.shape(piece.source)[2:] for piece in moved.pieces]
     return size, moved.dim, [piece.moves for piece in moved.pieces]
 
 
-def _absorb(norm: fx.Node, multiplier: pixels.Moved, addend: pixels.Moved, fake_mode: FakeTensorMode) -> None:
+def _absorb(norm: fx.Node, multiplier: Moved, addend: Moved, fake_mode: FakeTensorMode) -> None:
     source = multiplier.pieces[0].source
     size = n.shape(source)[2:]
     with norm.graph.inserting_before(norm):
@@ -81,10 +76,7 @@ def _absorb(norm: fx.Node, multiplier: pixels.Moved, addend: pixels.Moved, fake_
             requires_grad=False,
         )
         numbers = b(aten.reshape.default, numbers, [1, 1, *size])
-        parts = [pixels.write(b, piece.moves, numbers) for piece in multiplier.pieces]
+        parts = [write_moves(b, piece.moves, numbers) for piece in multiplier.pieces]
         index = parts[0] if multiplier.dim is None else b(aten.cat.default, parts, multiplier.dim)
         index = b(aten.reshape.default, index, list(n.shape(norm)[2:]))
-    arguments = list(norm.args)
-    arguments[_MULTIPLIER], arguments[_ADDEND] = source, addend.pieces[0].source
-    arguments[_PIXEL_INDEX] = index
-    norm.args = tuple(arguments)
+    GROUP_NORM.update(norm, multiplier=source, addend=addend.pieces[0].source, pixel_index=index)

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import fx
 from torch._inductor import inductor_prims
+from torch._prims_common import make_channels_last_strides_for
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Builder
 from rocm_passes.fx.nodes import aten
-from rocm_passes.ops.conv3d.write import channels_last_strides
-from rocm_passes.ops.operator import NAMESPACE
+from rocm_passes.ops.channel_norm import CHANNEL_NORM
+from rocm_passes.ops.group_norm import GROUP_NORM
+from rocm_passes.ops.group_norm_pad import GROUP_NORM_PAD
+from rocm_passes.ops.operator import Operator
+from rocm_passes.ops.pad import PAD
 from rocm_passes.passes import sort_depth_to_space as depth_to_space
 from rocm_passes.rewrite.match import Context
 
@@ -44,10 +47,10 @@ def sort_channels(graph: fx.Graph, context: Context, fake_mode: FakeTensorMode) 
 
 
 FORCE = n.prims.inductor_force_stride_order.default
-#: Operators of ours that work in whatever layout they are given, and give it on.
-FOLLOWING = ("channel_norm", "group_norm")
-#: Those that read any layout and write the one in their last argument but one: a turn is theirs to spare.
-WRITING = ("pad", "group_norm_pad")
+#: Operators that work in whatever memory format they are given, and return it.
+FOLLOWING: tuple[Operator[Any], ...] = (CHANNEL_NORM, GROUP_NORM)
+#: Operators that read any memory format and write the one that the call names.
+WRITING: tuple[Operator[Any], ...] = (PAD, GROUP_NORM_PAD)
 
 
 def settle_norms(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
@@ -56,13 +59,14 @@ def settle_norms(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
     To Inductor they are opaque: what is computed for them alone it would lay out as eager code does, and the
     norm would carry that layout on to the next convolution.
     """
-    found = [
+    following = n.calls(graph, *(operator.overload for operator in FOLLOWING))
+    writing = [
         node
-        for node in graph.nodes
-        if isinstance(node.target, torch._ops.OpOverload)
-        and node.target.namespace == NAMESPACE
-        and (node.target._opname in FOLLOWING or (node.target._opname in WRITING and _gains(node)))
+        for operator in WRITING
+        for node in n.calls(graph, operator.overload)
+        if _gains(operator.call_of(node))
     ]
+    found = sorted([*following, *writing])
     for node in found:
         x = n.argument(node)
         if not all(isinstance(size, int) for size in n.shape(x)):
@@ -70,7 +74,7 @@ def settle_norms(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
         for operand in dict.fromkeys(a for a in node.all_input_nodes if n.same_shape(n.shape(a), n.shape(x))):
             with graph.inserting_before(node):
                 b = Builder(graph, fake_mode, node)
-                strides = channels_last_strides(n.shape(operand))
+                strides = make_channels_last_strides_for(n.shape(operand))
                 asked = b(inductor_prims.force_stride_order, _uncopied(operand), strides)
                 node.replace_input_with(operand, asked)
     return len(found)
@@ -86,9 +90,9 @@ def _uncopied(x: fx.Node) -> fx.Node:
     return x
 
 
-def _gains(node: fx.Node) -> bool:
+def _gains(call: Any) -> bool:
     """Does it write channels-last what could be made so? The graph's inputs lie as they do."""
-    return bool(node.args[-2]) and n.argument(node).op != "placeholder"
+    return bool(call.channels_last) and call.x.op != "placeholder"
 
 
 def share_layouts(graph: fx.Graph) -> int:
@@ -107,7 +111,7 @@ def share_layouts(graph: fx.Graph) -> int:
             redirected += len(node.users)
             node.replace_all_uses_with(alike)
             graph.erase_node(node)
-        elif x.op != "placeholder" and list(strides) == channels_last_strides(n.shape(x)):
+        elif x.op != "placeholder" and strides == make_channels_last_strides_for(n.shape(x)):
             readers = {user for user in x.users if user is not node and user.op != "output"}
             redirected += len(readers)
             x.replace_all_uses_with(node, delete_user_cb=readers.__contains__)

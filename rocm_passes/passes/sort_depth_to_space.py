@@ -23,12 +23,12 @@ from collections.abc import Callable
 
 from torch import fx
 from torch._inductor import inductor_prims
+from torch._prims_common import make_channels_last_strides_for
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Builder
 from rocm_passes.fx.nodes import aten
-from rocm_passes.ops.conv3d.write import channels_last_strides
 
 #: Channels of a pixel from which a run of them is worth it: 64 bytes in a 16-bit dtype.
 LEAST_RUN = 32
@@ -122,5 +122,7 @@ def _write_out(result: fx.Node, fake_mode: FakeTensorMode) -> None:
     graph = result.graph
     with graph.inserting_after(result):
         b = Builder(graph, fake_mode, result)
-        written = b(inductor_prims.force_stride_order, result, channels_last_strides(n.shape(result)))
+        written = b(
+            inductor_prims.force_stride_order, result, make_channels_last_strides_for(n.shape(result))
+        )
     result.replace_all_uses_with(written, delete_user_cb=lambda user: user is not written)

@@ -15,7 +15,8 @@ conv3d's lowerings spell the cat over [N, T, H, W, C] where the video is channel
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -23,12 +24,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Builder
 from rocm_passes.fx.nodes import aten, prims
-from rocm_passes.ops import channel_norm, group_norm
-from rocm_passes.ops.conv3d.write import CHANNELS_BEHIND, CHANNELS_FIRST
-from rocm_passes.ops.frames import TIME
+from rocm_passes.ops.channel_norm import CHANNEL_NORM
+from rocm_passes.ops.frames import CHANNELS_BEHIND, CHANNELS_FIRST, TIME, has_front
+from rocm_passes.ops.group_norm import GROUP_NORM
+from rocm_passes.ops.operator import Operator
 from rocm_passes.passes.slice_before_cat import is_first_frame, is_joined_video
 
-OPERATORS = {o.overload: o for o in (channel_norm.OPERATOR, group_norm.OPERATOR)}
+NORMS: tuple[Operator[Any], ...] = (CHANNEL_NORM, GROUP_NORM)
+OPERATORS = {norm.overload: norm for norm in NORMS}
 
 
 @dataclass(frozen=True)
@@ -108,11 +111,10 @@ def _read(cat: fx.Node) -> Join | Left | None:
 def _obstacle(norm: fx.Node, joins: list[Join], order: Mapping[fx.Node, int]) -> str | None:
     """Why the norm cannot be written into the video, or None where it can."""
     operator = OPERATORS[norm.target]
-    values, lowering = operator.bind(norm.args, norm.kwargs)
-    given = dict(zip(operator.parameters, values, strict=True))
+    call, lowering = operator.bind(norm.args, norm.kwargs)
     if lowering != "triton":
         return f"the lowering {lowering!r} cannot write there"
-    if given["front"] is not None or given["repeat_first"] != 0:
+    if has_front(call.front, call.repeat_first):
         return "it is written behind others already"
     if len(joins) > 1:
         return f"it goes into {len(joins)} videos, and can be written into one"
@@ -135,11 +137,10 @@ def _permutes(node: object, dims: list[int]) -> bool:
 def _absorb(join: Join, fake_mode: FakeTensorMode) -> None:
     graph, norm = join.norm.graph, join.norm
     operator = OPERATORS[norm.target]
-    arguments = dict(zip((*operator.parameters, "lowering"), norm.args, strict=True))
-    arguments |= {"front": join.front, "repeat_first": join.repeat_first}
+    call = replace(operator.call_of(norm), front=join.front, repeat_first=join.repeat_first)
     with graph.inserting_before(norm):
         b = Builder(graph, fake_mode, norm)
-        joined = b(operator.overload, *arguments.values())
+        joined = operator.write(b, call, operator.lowering_of(norm))
         alone = b(aten.slice.Tensor, joined, TIME, join.frames, n.shape(join.video)[TIME])
     join.video.replace_all_uses_with(joined)
     norm.replace_all_uses_with(alone)

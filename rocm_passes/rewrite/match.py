@@ -7,9 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from torch import fx
-from torch.fx.node import map_arg
 
-from rocm_passes.ops.operator import Lowering, Operator
+from rocm_passes.ops.operator import Call, Lowering, Operator
 from rocm_passes.options import Options
 from rocm_passes.target import Target
 
@@ -23,7 +22,7 @@ class Match:
     anchor: the node whose provenance the site reports.
     nodes: what the rewrite makes dead (each used only inside, or listed among the outputs).
     outputs: the nodes that the rewrite's results take the place of, in the order of the operator's results.
-    arguments: the operator's arguments by name; graph nodes or literals.
+    call: what is computed, with graph nodes for tensors.
     covers: the elementary idioms inside, by their names in the ledger.
     parameters: what was read off the graph, for the ledger.
     """
@@ -31,19 +30,16 @@ class Match:
     anchor: fx.Node
     nodes: frozenset[fx.Node]
     outputs: tuple[fx.Node, ...]
-    arguments: Mapping[str, Any]
+    call: Call
     covers: Mapping[str, int]
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
-    def values(self) -> dict[str, Any]:
-        """The arguments with each node replaced by its fake value, as lowerings are asked about them."""
-        found: dict[str, Any] = map_arg(dict(self.arguments), lambda n: n.meta["val"])
-        return found
+    def values(self) -> Any:
+        """The call with each node replaced by its fake value, as lowerings are asked about it."""
+        return self.call.values()
 
     def inputs(self) -> list[fx.Node]:
-        found: dict[fx.Node, None] = {}
-        map_arg(dict(self.arguments), lambda n: found.setdefault(n))
-        return list(found)
+        return self.call.nodes()
 
 
 @dataclass(frozen=True)
@@ -83,16 +79,16 @@ class Idiom:
 
     name: as in the ledger and in the options. operator: what a site becomes; None where every lowering
     writes plain ATen. keeps: ATen operators that must be kept whole for the idiom to be seen.
-    measured: asks for a choice by measurement among the lowerings that can take a call: (lowering, reason),
-    or None where it is not known and the lowerings' own rules decide.
+    measured: asks for a choice by measurement, `measured(able, call, target, options)`: (lowering, reason), or
+    None where it is not known and the lowerings' own rules decide.
     fuses: it covers other idioms; where it isn't taken those get their own entries, and its reason is noted
     on them instead of standing alone.
     """
 
     name: str
     find: Callable[[fx.Graph, Context], Iterator[Found]]
-    lowerings: Sequence[Lowering]
-    operator: Operator | None = None
+    lowerings: Sequence[Lowering[Any]]
+    operator: Operator[Any] | None = None
     keeps: tuple[str, ...] = ()
     fuses: bool = False
-    measured: Callable[..., tuple[Lowering, str] | None] | None = None
+    measured: Callable[..., tuple[Lowering[Any], str] | None] | None = None

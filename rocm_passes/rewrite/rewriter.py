@@ -11,7 +11,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Builder, resolve
-from rocm_passes.ops.operator import Lowering, Operator
+from rocm_passes.ops.operator import Call, Lowering, Operator
 from rocm_passes.rewrite.match import Match
 
 
@@ -26,17 +26,19 @@ class Rewriter:
         self._fake_mode = fake_mode
         self._replaced: dict[fx.Node, fx.Node] = {}
 
-    def apply(self, site: Match, lowering: Lowering, operator: Operator | None) -> tuple[fx.Node, ...]:
+    def apply(
+        self, site: Match, lowering: Lowering[Any], operator: Operator[Any] | None
+    ) -> tuple[fx.Node, ...]:
         """Write the lowering before the site's first output and let its results take the outputs' place.
 
         Returns the results. Raises RewriteError, with the graph untouched, where shapes or dtypes would differ.
         """
-        arguments: Mapping[str, Any] = resolve(dict(site.arguments), self._replaced)
+        call = site.call.with_nodes(lambda node: resolve(node, self._replaced))
         b = Builder(self.graph, self._fake_mode, site.anchor)
         try:
             # The order is restored by a topological sort once every site is done.
             with self.graph.inserting_before(site.outputs[0]):
-                results = self._write(b, lowering, operator, arguments)
+                results = self._write(b, lowering, operator, call)
             if not isinstance(results, (list, tuple)):
                 results = (results,)
             self._check(site, results)
@@ -52,16 +54,11 @@ class Rewriter:
         self.count += 1
         return tuple(results)
 
-    def _write(
-        self, b: Builder, lowering: Lowering, operator: Operator | None, arguments: Mapping[str, Any]
-    ) -> Any:
+    def _write(self, b: Builder, lowering: Lowering[Any], operator: Operator[Any] | None, call: Call) -> Any:
         if lowering.write is not None:
-            return lowering.write(b, **arguments)
+            return lowering.write(b, call)
         assert operator is not None, f"{lowering.name} has neither a decomposition nor an operator"
-        result = operator.call(b, lowering, arguments)
-        if isinstance(result.meta["val"], (list, tuple)):
-            return [b.item(result, i) for i in range(len(result.meta["val"]))]
-        return result
+        return operator.write(b, call, lowering.name)
 
     def _check(self, site: Match, results: Iterable[fx.Node]) -> None:
         results = list(results)

@@ -20,8 +20,8 @@ import torch
 from torch import fx
 from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._inductor.compile_fx import compile_fx
-from torch.utils import _pytree as pytree
 
+from rocm_passes.ops.conv3d import Conv3d
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.tuning.measure import real_tensors
 
@@ -30,20 +30,24 @@ from rocm_passes.tuning.measure import real_tensors
 class Call:
     """A call to measure: its key in the store, the names of the lowerings that can take it, its arguments.
 
-    values: by name; tensors on the meta device, of which only shape and dtype count.
+    call: with tensors on the meta device, of which only shape and dtype count.
     """
 
     key: str
     able: tuple[str, ...]
-    values: Mapping[str, Any]
+    call: Conv3d
 
     def to_dict(self) -> dict[str, Any]:
-        return {"key": self.key, "able": self.able, "values": {k: _plain(v) for k, v in self.values.items()}}
+        return {
+            "key": self.key,
+            "able": self.able,
+            "call": {k: _plain(v) for k, v in self.call.arguments().items()},
+        }
 
     @staticmethod
     def from_dict(document: Mapping[str, Any]) -> Call:
-        values = {str(k): _restored(v) for k, v in document["values"].items()}
-        return Call(str(document["key"]), tuple(document["able"]), values)
+        call = Conv3d(**{str(k): _restored(v) for k, v in document["call"].items()})
+        return Call(str(document["key"]), tuple(document["able"]), call)
 
 
 class Noted:
@@ -90,14 +94,13 @@ def noting() -> Iterator[Noted]:
         _NOTED = before
 
 
-def note(key: str, able: Sequence[Lowering], values: Mapping[str, Any]) -> bool:
+def note(key: str, able: Sequence[Lowering[Any]], call: Conv3d) -> bool:
     """Note a call whose times are wanted; False where nobody is noting."""
     if _NOTED is None:
         return False
-    tensors = [v for v in pytree.tree_leaves(dict(values)) if isinstance(v, torch.Tensor)]
-    if all(isinstance(size, int) for tensor in tensors for size in tensor.shape):
+    if all(isinstance(size, int) for tensor in call.tensors() for size in tensor.shape):
         with real_tensors():
-            meta = {k: _as_meta(v) for k, v in values.items()}
+            meta = Conv3d(**{k: _as_meta(v) for k, v in call.arguments().items()})
         _NOTED.add(Call(key, tuple(low.name for low in able), meta))
     return True
 

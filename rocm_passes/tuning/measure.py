@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from rocm_passes.fx.builder import Eager
 from rocm_passes.ops.computed import COMPUTED
+from rocm_passes.ops.conv3d import Conv3d
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.tuning import rounds
 from rocm_passes.tuning.store import Measured
@@ -140,41 +141,39 @@ class Meter(Eager):
 
 
 def measure(
-    lowerings: Sequence[Lowering],
-    values: Mapping[str, Any],
+    lowerings: Sequence[Lowering[Any]],
+    call: Conv3d,
     watch: Watch | None = None,
     patience: Mapping[str, Any] | None = None,
 ) -> Measured:
-    """Milliseconds and extra MiB of each lowering over random tensors like `values` (real or fake tensors).
+    """Milliseconds and extra MiB of each lowering over random tensors like the call's (real or fake tensors).
 
     The lowerings take turns, so that a clock that drifts, or is lowered under load, is the same for all. What a
     library raises, out of memory included, leaves that lowering out, with the reason. patience: keywords of
     `rounds.in_turn`, to measure for longer.
     """
     with real_tensors(), torch.no_grad():
-        device = _device(values)
+        device = _device(call)
         with torch.cuda.device(device) if device.type == "cuda" else _nothing():
-            session = _Session(values, device, watch or (lambda name, seconds: True), patience or {})
+            session = _Session(call, device, watch or (lambda name, seconds: True), patience or {})
             return session.measured(lowerings)
 
 
 class _Session:
     """The measurement of one call on one device."""
 
-    def __init__(
-        self, values: Mapping[str, Any], device: torch.device, watch: Watch, patience: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, call: Conv3d, device: torch.device, watch: Watch, patience: Mapping[str, Any]) -> None:
         self._device = device
         self._watch = watch
         self._patience = patience
         self._stopped = False
-        layout = bool(values.get("channels_last", False))
-        self._call = {k: _like(v, device, layout) for k, v in values.items()} | {"bias": None}
+        like = {k: _like(v, device, call.channels_last) for k, v in call.arguments().items()}
+        self._call = Conv3d(**like | {"bias": None})
         self._moved: dict[str, int] = {}
         self._mib: dict[str, int] = {}
         self._skipped: dict[str, str] = {}
 
-    def measured(self, lowerings: Sequence[Lowering]) -> Measured:
+    def measured(self, lowerings: Sequence[Lowering[Any]]) -> Measured:
         seconds: dict[str, float] | None
         try:
             seconds = self._together(lowerings)
@@ -189,7 +188,7 @@ class _Session:
         ms = {name: round(1000 * (s + self._moved[name] / rate), 4) for name, s in seconds.items()}
         return Measured(ms, {name: self._mib[name] for name in ms}, self._skipped)
 
-    def _alone(self, lowering: Lowering) -> dict[str, float]:
+    def _alone(self, lowering: Lowering[Any]) -> dict[str, float]:
         if self._stopped:
             return {}
         try:
@@ -198,7 +197,7 @@ class _Session:
             self._skipped[lowering.name] = "out of memory"
             return {}
 
-    def _together(self, lowerings: Sequence[Lowering]) -> dict[str, float]:
+    def _together(self, lowerings: Sequence[Lowering[Any]]) -> dict[str, float]:
         """Seconds of each lowering's timed calls. Raises OutOfMemoryError."""
         prepared: dict[str, list[Work]] = {}
         for lowering in lowerings:
@@ -218,10 +217,10 @@ class _Session:
             return {}
         return rounds.in_turn(prepared, rounds.bursts_on(self._device), **self._patience)
 
-    def _prepared(self, lowering: Lowering) -> list[Work]:
+    def _prepared(self, lowering: Lowering[Any]) -> list[Work]:
         assert lowering.write is not None, f"{lowering.name} is not written in plain ATen"
         meter = Meter()
-        result = lowering.write(meter, **self._call)
+        result = lowering.write(meter, self._call)
         self._mib[lowering.name] = meter.finish(result)
         self._moved[lowering.name] = meter.moved
         return meter.work
@@ -256,12 +255,10 @@ def _like(value: Any, device: torch.device, channels_last: bool) -> Any:
     return made.to(memory_format=torch.channels_last_3d) if channels_last and made.ndim == 5 else made
 
 
-def _device(call: Mapping[str, Any]) -> torch.device:
+def _device(call: Conv3d) -> torch.device:
     """The weight's; the current GPU for a call on the meta device, noted to be measured later."""
-    weight = call["weight"]
-    assert isinstance(weight, torch.Tensor)
-    if weight.device.type != "meta":
-        return weight.device
+    if call.weight.device.type != "meta":
+        return call.weight.device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -13,12 +13,13 @@ import runpy
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from rocm_passes.ops.conv3d import Conv3d
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.options import Options
 from rocm_passes.target import Target
@@ -33,7 +34,7 @@ NOISE = 0.02
 #: A first call that takes longer than this share of the budget is not repeated: a library was searching.
 SHARE = 0.25
 
-Timer = Callable[[Sequence[Lowering], Mapping[str, Any], measuring.Watch], Measured]
+Timer = Callable[[Sequence[Lowering[Any]], Conv3d, measuring.Watch], Measured]
 
 
 class Budget:
@@ -74,13 +75,13 @@ def machine(target: Target) -> str:
 
 def pick(
     key: str,
-    able: Sequence[Lowering],
-    values: Mapping[str, Any],
+    able: Sequence[Lowering[Any]],
+    call: Conv3d,
     target: Target,
     options: Options,
     timer: Timer | None = None,
     usual_mib: float = math.inf,
-) -> tuple[Lowering, str] | None:
+) -> tuple[Lowering[Any], str] | None:
     """The fastest of the lowerings within the memory bound, and the reason in words; None if unknown.
 
     Measures what the store lacks while the budget lasts. Within the noise the least memory wins. usual_mib: the bound
@@ -90,19 +91,19 @@ def pick(
     where = machine(target)
     found = kept.find(where, key)
     if found is None or any(low.name not in found.ms and low.name not in found.skipped for low in able):
-        if ahead.note(key, able, values):
+        if ahead.note(key, able, call):
             return None
         if options.tune_seconds > 0 and (target.is_gpu or timer is not None):
             # All of them, known ones too: times are compared within one measurement.
-            found = _measured(key, able, values, options, kept, where, timer or measuring.measure) or found
+            found = _measured(key, able, call, options, kept, where, timer or measuring.measure) or found
     if found is None:
         return None
     return _best(able, found, options, usual_mib)
 
 
 def _best(
-    able: Sequence[Lowering], found: Measured, options: Options, usual_mib: float
-) -> tuple[Lowering, str] | None:
+    able: Sequence[Lowering[Any]], found: Measured, options: Options, usual_mib: float
+) -> tuple[Lowering[Any], str] | None:
     measured = [low for low in able if low.name in found.ms]
     given = options.conv_memory_mib
     bound = usual_mib if given is None else given or math.inf
@@ -125,8 +126,8 @@ def _best(
 
 def _measured(
     key: str,
-    lowerings: Sequence[Lowering],
-    values: Mapping[str, Any],
+    lowerings: Sequence[Lowering[Any]],
+    call: Conv3d,
     options: Options,
     kept: Store,
     where: str,
@@ -147,7 +148,7 @@ def _measured(
         if budget.left(options.tune_seconds) <= 0:
             log.info("rocm_passes: tuning budget of %g s is spent; rules decide", options.tune_seconds)
         else:
-            found = timer(lowerings, values, watch)
+            found = timer(lowerings, call, watch)
             if found.ms or found.skipped:
                 kept.add(where, key, found)
         _progress(budget, options)
@@ -163,7 +164,7 @@ def _progress(budget: Budget, options: Options) -> None:
         print(line, end="", file=sys.stderr, flush=True)
 
 
-def lowerings(names: Sequence[str]) -> list[Lowering]:
+def lowerings(names: Sequence[str]) -> list[Lowering[Any]]:
     """Those of the idioms that are chosen by measurement, by name."""
     from rocm_passes.registry import IDIOMS
 
@@ -175,7 +176,7 @@ def measure_noted(
     calls: Sequence[ahead.Call], options: Options, target: Target, timer: Timer | None = None
 ) -> int:
     """Measure calls that were noted ahead of time, one after another. Returns how many choices are known."""
-    found = [pick(c.key, lowerings(c.able), c.values, target, options, timer) for c in calls]
+    found = [pick(c.key, lowerings(c.able), c.call, target, options, timer) for c in calls]
     return sum(choice is not None for choice in found)
 
 

@@ -16,7 +16,6 @@ from rocm_passes.bench import conv3d, conv3d_choices
 from rocm_passes.bench.conv3d_built import Call, built, compiled
 from rocm_passes.bench.conv3d_calls import CALLS
 from rocm_passes.idioms.convolution import conv3d as idiom
-from rocm_passes.ops import conv3d as op
 from rocm_passes.options import Options
 from rocm_passes.rewrite.choose import choose
 from rocm_passes.target import Target
@@ -138,7 +137,7 @@ def test_rules_choose_for_a_gpu(text: str, lowering: str) -> None:
     assert found is not None
     assert found.name == lowering
     # A transformer is no convolutional network, and a VAE is one whose 1x1x1 convolutions follow the others.
-    assert site.values()["channels_last"] is (lowering != "matmul" or "1x1x1" in text)
+    assert site.values().channels_last is (lowering != "matmul" or "1x1x1" in text)
 
 
 @pytest.mark.parametrize(
@@ -168,7 +167,7 @@ def test_the_site_is_the_one_that_the_backend_measures(
         run(*inputs)
     (met,) = noted.calls
     site = conv3d_choices.site(call, torch.bfloat16, Options(layout="as_is"), Target.of_device("cpu"))
-    assert op.key(**site.values()) == met.key == f"conv3d bfloat16 {key}"
+    assert site.values().key() == met.key == f"conv3d bfloat16 {key}"
 
 
 def again(

@@ -239,7 +239,7 @@ def test_each_call_knows_the_largest_of_its_graph() -> None:
     sites = [site for site in idiom.find(graph, Context(Options())) if isinstance(site, Match)]
     # 4 channels in 12 frames of 6 x 7, 6 channels in 10 frames of 4 x 5; float32.
     mib = (4 * 12 * 42 + 6 * 10 * 20) * 4 / 2**20
-    assert [site.arguments["largest_mib"] for site in sites] == [mib, mib]
+    assert [site.call.largest_mib for site in sites] == [mib, mib]
 
 
 @pytest.mark.parametrize("lowering", ["direct", "taps", "unfold"])
@@ -251,9 +251,9 @@ def test_frames_are_rounded_up_where_asked(lowering: str) -> None:
     assert "extra_frames" not in conv3d(check(causal, video(3), video(2))).parameters
 
 
-def timed(c: dict[str, Any]) -> set[str]:
+def timed(c: op.Conv3d) -> set[str]:
     """The lowerings that would be timed for the call on a GPU."""
-    able = [low for low in op.LOWERINGS if low.refuses(**c) is None]
+    able = [low for low in op.CONV3D.lowerings if low.refuses(c, H200) is None]
     with ahead.noting() as noted:
         assert idiom.measured(able, c, H200, Options()) is None
     return {name for met in noted.calls for name in met.able}
@@ -274,7 +274,7 @@ PATCHES = {"kernel": (1, 2, 2), "stride": (1, 2, 2), "padding": (0, 0), "size": 
     ],
     ids=["1x1x1", "one tap", "cached", "one live tap of three", "two live taps", "patch embedding"],
 )
-def test_what_is_timed(monkeypatch: pytest.MonkeyPatch, c: dict[str, Any], lowerings: set[str]) -> None:
+def test_what_is_timed(monkeypatch: pytest.MonkeyPatch, c: op.Conv3d, lowerings: set[str]) -> None:
     monkeypatch.setattr(idiom, "WORTH_MEASURING", 0)
     assert timed(c) == lowerings
 
@@ -282,14 +282,14 @@ def test_what_is_timed(monkeypatch: pytest.MonkeyPatch, c: dict[str, Any], lower
 def test_small_calls_are_not_timed() -> None:
     small = call((2, 2))
     assert timed(small) == set()
-    assert op.flops(**small) < 1e6
-    assert op.tensors_mib(**small) < 1
+    assert small.flops() < 1e6
+    assert small.tensors_mib() < 1
 
 
 def test_many_bytes_are_timed_though_they_are_few_operations() -> None:
     wide = call(
         (2,), channels=4, out=16, kernel=(1, 1, 1), padding=(0, 0), size=(256, 256), dtype=torch.float32
     )
-    assert op.flops(**wide) < 1e8
-    assert op.tensors_mib(**wide) == 10
+    assert wide.flops() < 1e8
+    assert wide.tensors_mib() == 10
     assert timed(wide) == {"matmul", "conv2d", "direct"}

@@ -9,7 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rocm_passes.kernels.triton.norms.group_norm_pad import TRITON
 from rocm_passes.ops import group_norm_pad as op
+from rocm_passes.ops.operator import Verdict
 from rocm_passes.target import Target
 from tests.idioms.norm_cases import BF16, F16, F32, check, covered, draw, outcomes, use_reference
 from tests.rewriting import rewrite
@@ -161,7 +163,12 @@ GPU = Target("nvidia", "sm_90", "a GPU", torch.__version__, None)
 
 def verdict(shape: tuple[int, ...], last: bool) -> tuple[bool, str]:
     x = torch.empty(shape, dtype=BF16, device="meta")
-    return op._triton_pays(GPU, x=x, padding=CAUSAL, channels_last=last)
+    return ruled(x, GPU, last)
+
+
+def ruled(x: torch.Tensor, target: Target, last: bool) -> Verdict:
+    call = op.GroupNormPad(x, None, 32, None, None, 1e-6, True, False, x.dtype, CAUSAL, "replicate", last)
+    return TRITON.pays(call, target)
 
 
 def test_the_rule() -> None:
@@ -171,7 +178,7 @@ def test_the_rule() -> None:
     assert not verdict(small, True)[0] and "below" in verdict(small, True)[1]
     x = torch.empty(large, dtype=BF16, device="meta")
     cpu = Target("cpu", "", "a CPU", torch.__version__, None)
-    assert not op._triton_pays(cpu, x=x, padding=CAUSAL, channels_last=True).pays
+    assert not ruled(x, cpu, True).pays
 
 
 def test_hunyuan_videos_decoder() -> None:

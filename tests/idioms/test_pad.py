@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from rocm_passes.kernels.triton.convolution.pad import TRITON
 from rocm_passes.ops import pad as op
 from rocm_passes.report.ledger import Entry
 from rocm_passes.target import Target
@@ -314,9 +315,7 @@ GPU = Target("nvidia", "sm_90", "a GPU", torch.__version__, None)
 
 def verdict(shape: tuple[int, ...], last: bool, repeat: int = 2) -> tuple[bool, str]:
     x = torch.empty(shape, dtype=BF16, device="meta")
-    return op._triton_pays(
-        GPU, x=x, padding=CAUSAL, mode="replicate", repeats=[repeat] * 3, skipped=0, channels_last=last
-    )
+    return TRITON.pays(op.Pad(x, CAUSAL, "replicate", [repeat] * 3, 0, last), GPU)
 
 
 def test_the_rule() -> None:

@@ -12,19 +12,20 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from rocm_passes.fx.builder import Eager
 from rocm_passes.idioms.convolution import pixels
+from rocm_passes.ops.upsampled_conv import Move, Moved, write_moves
 from tests.idioms.norm_cases import BF16, F16, F32, draw
 
 AT = torch.tensor([1, 0, 0, 2])
 Function = Callable[[Tensor, Tensor], Tensor]
 
 
-def read(fn: Function, x: Tensor) -> tuple[pixels.Moved, fx.GraphModule]:
+def read(fn: Function, x: Tensor) -> tuple[Moved, fx.GraphModule]:
     gm = make_fx(fn, tracing_mode="fake", decomposition_table={})(x, AT)
     (output,) = gm.graph.find_nodes(op="output")
     return pixels.read(output.args[0]), gm
 
 
-def replayed(moved: pixels.Moved, gm: fx.GraphModule, x: Tensor) -> Tensor:
+def replayed(moved: Moved, gm: fx.GraphModule, x: Tensor) -> Tensor:
     """`moved` over real tensors, from a source that is the graph's input."""
     x_node, at_node = gm.graph.find_nodes(op="placeholder")
 
@@ -39,8 +40,8 @@ def replayed(moved: pixels.Moved, gm: fx.GraphModule, x: Tensor) -> Tensor:
         part = x
         for dtype in piece.casts:
             part = part.to(dtype)
-        moves = [pixels.Move(m.target, fx.map_arg(m.args, real), m.kwargs) for m in piece.moves]
-        parts.append(pixels.write(Eager(), moves, part))
+        moves = [Move(m.target, fx.map_arg(m.args, real), m.kwargs) for m in piece.moves]
+        parts.append(write_moves(Eager(), moves, part))
     return parts[0] if moved.dim is None else torch.cat(parts, moved.dim)
 
 
@@ -60,7 +61,7 @@ CASES: dict[str, Function] = {
 def test_replayed_it_is_the_same(name: str, dtype: torch.dtype) -> None:
     x = draw(2, 3, 3, 4, 5, dtype=dtype)
     moved, gm = read(CASES[name], x)
-    assert moved.repeats()
+    assert pixels.repeats(moved)
     got, want = replayed(moved, gm, x), CASES[name](x, AT)
     assert got.dtype is want.dtype
     assert torch.equal(got, want)
@@ -68,12 +69,12 @@ def test_replayed_it_is_the_same(name: str, dtype: torch.dtype) -> None:
 
 def test_source_pixels_are_counted_once() -> None:
     moved, _ = read(CASES["cat in time"], draw(1, 3, 3, 4, 5))
-    assert (len(moved.pieces), moved.dim, moved.source_pixels()) == (2, 2, 60)
+    assert (len(moved.pieces), moved.dim, pixels.source_pixels(moved)) == (2, 2, 60)
 
 
 def test_of_a_slice_alone_only_the_slice_is_read() -> None:
     moved, _ = read(lambda x, at: x[:, :, :1][:, :, :, at], draw(1, 3, 3, 4, 5))
-    assert moved.source_pixels() == 20
+    assert pixels.source_pixels(moved) == 20
     assert [len(p.moves) for p in moved.pieces] == [1]
 
 
@@ -116,7 +117,7 @@ def test_casts_that_change_nothing_are_left_out(fn: Function, casts: tuple[torch
 )
 def test_what_is_not_read(fn: Function) -> None:
     moved, _ = read(fn, draw(2, 3, 3, 4, 5))
-    assert not moved.repeats()
+    assert not pixels.repeats(moved)
     (piece,) = moved.pieces
     assert piece.source.op == "call_function"
 
@@ -128,6 +129,6 @@ def test_masks_are_not_read() -> None:
     given.meta["val"], at.meta["val"] = x, torch.tensor([True, False, True])
     node = graph.call_function(torch.ops.aten.index.Tensor, (given, [None, None, at]))
     node.meta["val"] = x[:, :, at.meta["val"]]
-    assert not pixels.read(node).repeats()
+    assert not pixels.repeats(pixels.read(node))
     at.meta["val"] = torch.tensor([0, 2])
-    assert pixels.read(node).repeats()
+    assert pixels.repeats(pixels.read(node))

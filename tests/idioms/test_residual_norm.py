@@ -271,7 +271,7 @@ def test_each_norm_of_a_chain_has_its_own_offset() -> None:
 
 def test_a_rounding_inside_the_branchs_norm_is_noted() -> None:
     """Before a weight in fp32, from which the norm's result is fp32 as well."""
-    (kernel,) = (low for low in op.OPERATOR.lowerings if low.name == "triton")
+    (kernel,) = (low for low in op.FUSED_NORM.lowerings if low.name == "triton")
 
     def block(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
         return x + rms(y, w)
@@ -279,9 +279,8 @@ def test_a_rounding_inside_the_branchs_norm_is_noted() -> None:
     def noted(y_dtype: torch.dtype) -> bool:
         seen = rewrite(block, draw(B, S, D), draw(B, S, D, dtype=y_dtype, seed=1), draw(D, seed=3))
         only(seen, "norm_residual", {"rms_norm": 1})
-        (node,) = (m for g in seen.after for m in g.nodes if m.target is op.OPERATOR.overload)
-        arguments = dict(zip(op.OPERATOR.parameters, node.args, strict=False))
-        return kernel.note(CPU, **arguments) is not None
+        (node,) = (m for g in seen.after for m in g.nodes if m.target is op.FUSED_NORM.overload)
+        return kernel.note(op.FUSED_NORM.call_of(node), CPU) is not None
 
     assert noted(BF16)
     assert not noted(F32)

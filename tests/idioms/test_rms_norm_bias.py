@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -21,7 +23,7 @@ from tests.idioms.rms_norm_spellings import (
     exact,
     with_tables,
 )
-from tests.on_the_gpu import where_kernels_run
+from tests.on_the_gpu import run_where_kernels_run
 from tests.rewriting import rewrite
 
 CPU = Target("cpu", "", "CPU", torch.__version__, None)
@@ -59,31 +61,35 @@ def test_rounding_before_the_bias_is_reproduced() -> None:
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 @pytest.mark.parametrize("rounds", [True, False])
 def test_the_kernel_adds_the_bias(dtype: torch.dtype, weighted: bool, offset: float, rounds: bool) -> None:
-    kernel = op.OPERATOR.lowering("triton")
+    kernel = op.RMS_NORM.lowering("triton")
     assert kernel is not None and kernel.run is not None
     x, w, b = with_tables(dtype)
     round_to = dtype if rounds else None
-    call = (x, w if weighted else None, b.view(1, 1, D), None, 1e-6, offset, round_to, round_to, dtype)
-    wide = [v.double() if isinstance(v, Tensor) else v for v in call[:6]]
-    ours = where_kernels_run(kernel.run)(*call)
+    weight = w if weighted else None
+    call = op.RmsNorm(x, weight, b.view(1, 1, D), None, 1e-6, offset, round_to, round_to, dtype)
+    wide = op.RmsNorm(**{k: v.double() if isinstance(v, Tensor) else v for k, v in call.arguments().items()})
+    exact = replace(wide, round_to=None, round_product=None, out_dtype=torch.float64)
+    ours = run_where_kernels_run(kernel, call)
     assert ours.is_contiguous()
-    assert_no_worse(ours, op.reference(*call), op.reference(*wide, None, None, torch.float64), units=2.0)
+    assert_no_worse(ours, op.reference(call), op.reference(exact), units=2.0)
 
 
 def test_the_kernel_s_one_rounding_is_noted() -> None:
-    kernel = op.OPERATOR.lowering("triton")
+    kernel = op.RMS_NORM.lowering("triton")
     assert kernel is not None
-    assert "rounded once" in (kernel.note(CPU, round_product=BF16) or "")
-    assert kernel.note(CPU, round_product=None) is None
+    x, w, b = with_tables(BF16)
+    call = op.RmsNorm(x, w, b, None, 1e-6, 0.0, None, BF16, BF16)
+    assert "rounded once" in (kernel.note(call, CPU) or "")
+    assert kernel.note(replace(call, round_product=None), CPU) is None
 
 
 def test_aiter_refuses_a_bias() -> None:
-    aiter = op.OPERATOR.lowering("aiter")
+    aiter = op.RMS_NORM.lowering("aiter")
     assert aiter is not None
     x, w, b = with_tables(BF16)
-    call = dict(zip(op.OPERATOR.parameters, (x, w, b, None, 1e-6, 0.0, None, BF16, BF16), strict=True))
-    assert aiter.refuses(**call) == "aiter's rms_norm has no bias"
-    assert "bias" not in (aiter.refuses(**{**call, "bias": None}) or "")
+    call = op.RmsNorm(x, w, b, None, 1e-6, 0.0, None, BF16, BF16)
+    assert aiter.refuses(call, CPU) == "aiter's rms_norm has no bias"
+    assert "bias" not in (aiter.refuses(replace(call, bias=None), CPU) or "")
 
 
 def test_broadcast_bias() -> None:

@@ -10,6 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rocm_passes.idioms.norms import rms as norms
 from rocm_passes.idioms.norms import rms_norm
+from rocm_passes.ops.rms_norm import RmsNorm
 from rocm_passes.options import Options
 from rocm_passes.rewrite.match import Context, Match, Miss
 from tests.idioms.norm_cases import BF16, F32, draw
@@ -35,9 +36,9 @@ def fused_graph(x_dtype: torch.dtype, eps: float | None) -> torch.fx.Graph:
 @pytest.mark.parametrize(("eps", "expected"), [(1e-6, 1e-6), (None, torch.finfo(F32).eps)])
 def test_the_fused_operator_of_gpu_builds(eps: float | None, expected: float) -> None:
     (found,) = rms_norm.find(fused_graph(BF16, eps), Context(Options()))
-    assert isinstance(found, Match)
-    assert found.arguments["eps"] == expected
-    assert found.arguments["round_to"] is None
+    assert isinstance(found, Match) and isinstance(found.call, RmsNorm)
+    assert found.call.eps == expected
+    assert found.call.round_to is None
     assert found.outputs[0].target is operator.getitem
 
 
@@ -50,8 +51,8 @@ def test_the_fused_operator_with_a_bias() -> None:
     total.meta["val"] = y.meta["val"] + w.meta["val"]
     graph.output_node().args = ((total,),)
     (found,) = rms_norm.find(graph, Context(Options()))
-    assert isinstance(found, Match)
-    assert (found.outputs, found.arguments["bias"], found.arguments["round_product"]) == ((total,), w, BF16)
+    assert isinstance(found, Match) and isinstance(found.call, RmsNorm)
+    assert (found.outputs, found.call.bias, found.call.round_product) == ((total,), w, BF16)
     assert {y, total} < found.nodes
 
 

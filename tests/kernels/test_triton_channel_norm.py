@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rocm_passes.kernels.triton.dense import dense_view
-from rocm_passes.kernels.triton.norms.channel_norm import ChannelTile, channel_norm, choose_tile, isa_examples
+from rocm_passes.kernels.triton.norms.channel_norm_kernel import (
+    ChannelTile,
+    channel_norm,
+    choose_tile,
+    isa_examples,
+)
 from tests.kernels.norm_reference import assert_accurate, wide
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16

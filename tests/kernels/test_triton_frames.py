@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rocm_passes.kernels.triton.convolution.frames import FrameTile, choose_tile, copy_frames
-from rocm_passes.kernels.triton.norms.channel_norm import channel_norm
-from rocm_passes.kernels.triton.norms.group_norm import group_norm
+from rocm_passes.kernels.triton.norms.channel_norm_kernel import channel_norm
+from rocm_passes.kernels.triton.norms.group_norm_launch import group_norm
 from rocm_passes.ops import channel_norm as channel_op
 from rocm_passes.ops import group_norm as group_op
 from rocm_passes.ops.operator import Operator
@@ -127,9 +127,9 @@ def test_norms_refuse_other_places(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("module", ["channel_norm", "group_norm"])
+@pytest.mark.parametrize("module", ["channel_norm_kernel", "group_norm_launch"])
 def test_64_bit_offsets_into_a_video(monkeypatch: pytest.MonkeyPatch, module: str, norm: str) -> None:
-    monkeypatch.setattr(f"rocm_passes.kernels.triton.{module}.INT32_MAX", 10)
+    monkeypatch.setattr(f"rocm_passes.kernels.triton.norms.{module}.INT32_MAX", 10)
     test_norms_write_where_they_are_told(BF16, "channels-last", "channels-last", norm)
 
 
@@ -141,7 +141,7 @@ def arguments(operator: Operator, x: Tensor, **given: object) -> list[object]:
     return [every.get(name) for name in operator.parameters]
 
 
-@pytest.mark.parametrize("operator", [channel_op.OPERATOR, group_op.OPERATOR], ids=lambda o: o.name)
+@pytest.mark.parametrize("operator", [channel_op.CHANNEL_NORM, group_op.GROUP_NORM], ids=lambda o: o.name)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("frames", ["front", "repeat_first"])
 def test_operators_put_frames_in_front(frames: str, order: str, operator: Operator) -> None:

@@ -9,7 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rocm_passes.kernels.triton.norms.group_norm import GroupTile, choose_tile, group_norm, isa_examples
+from rocm_passes.kernels.triton.norms.group_norm_launch import (
+    GroupTile,
+    choose_tile,
+    group_norm,
+    isa_examples,
+)
 from tests.kernels.norm_reference import assert_accurate
 from tests.kernels.test_triton_channel_norm import ORDERS, video
 

@@ -9,9 +9,9 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rocm_passes.kernels.triton.convolution.pad import PadTile
-from rocm_passes.kernels.triton.norms.group_norm import group_norm
-from rocm_passes.kernels.triton.norms.group_norm_pad import (
+from rocm_passes.kernels.triton.convolution.pad_launch import PadTile
+from rocm_passes.kernels.triton.norms.group_norm_launch import group_norm
+from rocm_passes.kernels.triton.norms.group_norm_pad_kernel import (
     group_norm_pad,
     group_norm_pad_kernel,
     isa_examples,
@@ -130,7 +130,7 @@ def test_any_padding(
 
 
 def test_64_bit_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rocm_passes.kernels.triton.convolution.pad.INT32_MAX", 10)
+    monkeypatch.setattr("rocm_passes.kernels.triton.convolution.pad_launch.INT32_MAX", 10)
     check(video((2, 20, 3, 4, 5), "channels-last", BF16), 4, CAUSAL, "replicate", silu=True)
 
 

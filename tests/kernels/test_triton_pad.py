@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rocm_passes.kernels.triton.convolution.pad import PadTile, choose_tile, isa_examples, pad
 from rocm_passes.kernels.triton.convolution.pad_kernel import pad_kernel
+from rocm_passes.kernels.triton.convolution.pad_launch import PadTile, choose_tile, isa_examples, pad
 from tests.kernels.test_triton_channel_norm import ORDERS, video
 
 FP64, FP32, FP16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
@@ -194,7 +194,7 @@ def test_zeros_round_nothing() -> None:
 
 def test_64_bit_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond 2^31 elements, which no test can afford: the same kernel with its wide offsets, on few."""
-    monkeypatch.setattr("rocm_passes.kernels.triton.convolution.pad.INT32_MAX", 10)
+    monkeypatch.setattr("rocm_passes.kernels.triton.convolution.pad_launch.INT32_MAX", 10)
     x = video((2, 20, 3, 4, 5), "channels-last", BF16)
     assert_same(pad(x, CAUSAL, "replicate"), x, CAUSAL)
 

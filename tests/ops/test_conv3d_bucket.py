@@ -10,31 +10,30 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rocm_passes.fx.builder import Eager
-from rocm_passes.ops import conv3d
-from rocm_passes.ops.conv3d import LOWERINGS
-from tests.ops.test_conv3d_lowerings import BY_NAME, call, calls, has_output, plain
+from rocm_passes.ops.conv3d import Conv3d
+from tests.ops.test_conv3d_lowerings import BY_NAME, CPU, LOWERINGS, call, calls, has_output, plain
 
 
-def bucketed(bucket: int, c: dict[str, Any]) -> dict[str, Any]:
-    return {**c, "extra_frames": conv3d.extra_frames(bucket, **c)}
+def bucketed(bucket: int, c: Conv3d) -> Conv3d:
+    return c.rounded_up(bucket)
 
 
 @settings(max_examples=200, deadline=None)
 @given(calls(), st.integers(2, 8))
-def test_every_lowering_is_exact(c: dict[str, Any], bucket: int) -> None:
+def test_every_lowering_is_exact(c: Conv3d, bucket: int) -> None:
     c = bucketed(bucket, c)
-    assume(has_output(c) and c["extra_frames"])
+    assume(has_output(c) and c.extra_frames > 0)
     for low in LOWERINGS:
-        if low.refuses(**c) is None:
-            got = low.write(Eager(), **c)
+        if low.refuses(c, CPU) is None:
+            got = low.write(Eager(), c)
             torch.testing.assert_close(got, plain(c), rtol=1e-12, atol=1e-12, msg=low.name)
 
 
 def test_a_tile_that_only_the_excess_makes_may_see_no_frame() -> None:
     """Of nine frames the last, a tile of its own, sees the zeros behind: with seven it shares a tile."""
     c = call((6,), kernel=(2, 1, 1), padding=(0, 0), zeros=(0, 2))
-    assert BY_NAME["taps_tiled"].refuses(**c) is None
-    assert BY_NAME["taps_tiled"].refuses(**bucketed(3, c)) == (
+    assert BY_NAME["taps_tiled"].refuses(c, CPU) is None
+    assert BY_NAME["taps_tiled"].refuses(bucketed(3, c), CPU) == (
         "no temporal tap of some tile sees a frame that is not zero"
     )
 
@@ -48,10 +47,10 @@ def test_neighbouring_lengths_are_convolutions_of_one_size(name: str, stride: in
         c = bucketed(4, call((2, frames * stride), stride=(stride, 1, 1), channels_last=True))
         noted = _Sizes()
         low = BY_NAME[name]
-        result = low.write(noted, **c)
+        result = low.write(noted, c)
         torch.testing.assert_close(result, plain(c), rtol=1e-12, atol=1e-12)
         sizes.add((result.shape[2] > 4, tuple(noted.sizes)))
-        keys.add(conv3d.key(**c))
+        keys.add(c.key())
     assert len(sizes) == len(keys) == 2
 
 
@@ -71,9 +70,9 @@ def test_neighbouring_lengths_are_convolutions_of_one_size(name: str, stride: in
         (call((2, 3), stride=(2, 1, 1)), 2),
     ],
 )
-def test_how_many_frames_are_in_excess(c: dict[str, Any], extra: int) -> None:
-    assert conv3d.extra_frames(4, **c) == extra
-    assert conv3d.extra_frames(0, **c) == 0
+def test_how_many_frames_are_in_excess(c: Conv3d, extra: int) -> None:
+    assert c.rounded_up(4).extra_frames == extra
+    assert c.rounded_up(0).extra_frames == 0
 
 
 class _Sizes(Eager):

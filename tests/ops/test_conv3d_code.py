@@ -11,10 +11,10 @@ from unittest import mock
 import pytest
 import torch
 from torch import Tensor
+from torch._prims_common import make_channels_last_strides_for
 
 from rocm_passes.fx.builder import Eager
-from rocm_passes.ops import conv3d
-from rocm_passes.ops.conv3d.write import channels_last_strides
+from rocm_passes.ops.conv3d import CONV3D, Conv3d
 from tests import inductor_for_amd as amd
 
 OUT, C = 24, 16
@@ -24,16 +24,14 @@ CALLS = {"taps": (6, 0), "taps_tiled": (6, 0), "conv2d": (1, 2), "unfold": (6, 0
 
 
 def written(name: str) -> Callable[[Tensor, Tensor], Any]:
-    (lowering,) = [low for low in conv3d.LOWERINGS if low.name == name]
+    (lowering,) = [low for low in CONV3D.lowerings if low.name == name]
     assert lowering.write is not None
     write = lowering.write
 
     def function(x: Tensor, weight: Tensor) -> Any:
         ones, zeros = (1, 1, 1), (CALLS[name][1], 0)
-        return write(
-            Eager(), x=(x * 2,), weight=weight, bias=None, zeros=zeros, stride=ones, padding=(1, 1), dilation=ones,
-            groups=1, channels_last=True, absorbed=False,
-        )  # fmt: skip
+        call = Conv3d((x * 2,), weight, None, zeros, ones, (1, 1), ones, groups=1, channels_last=True)
+        return write(Eager(), call)
 
     return function
 
@@ -65,7 +63,7 @@ def test_kernels_are_dense_and_written_once(
     codes: Any, name: str, count: int, kernel: tuple[int, ...]
 ) -> None:
     """A library copies any other one, at each call."""
-    code, dense = codes[name], tuple(channels_last_strides(kernel))
+    code, dense = codes[name], make_channels_last_strides_for(kernel)
     operand = r"(reinterpret_tensor\(\w+, \([^)]*\), \([^)]*\), \d+\)|\w+)"
     given = re.findall(rf"extern_kernels\.convolution\({operand}, {operand}, stride", code)
     assert len(given) == count

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,14 +13,15 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from rocm_passes.fx.builder import Eager
-from rocm_passes.ops import conv3d
+from rocm_passes.kernels.aten.conv3d_write import TILE_FRAMES, tiles_of_taps
 from rocm_passes.ops.computed import COMPUTED
-from rocm_passes.ops.conv3d import LOWERINGS, live_taps
-from rocm_passes.ops.conv3d.frames import TimeAxis
-from rocm_passes.ops.conv3d.write import TILE_FRAMES, channels_last_strides, tiles_of_taps
+from rocm_passes.ops.conv3d import CONV3D, Conv3d
+from rocm_passes.ops.time_axis import TimeAxis
 from rocm_passes.target import Target
 
+LOWERINGS = CONV3D.lowerings
 BY_NAME = {low.name: low for low in LOWERINGS}
+CPU = Target("cpu", "", "CPU", "2.11", None)
 
 
 def call(
@@ -39,41 +42,47 @@ def call(
     compute: torch.dtype | None = None,
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
-) -> dict[str, Any]:
+) -> Conv3d:
     draw = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=draw, dtype=torch.float64).to(dtype)
 
-    return {
-        "x": tuple(normal(batch, channels, t, *size) for t in frames),
-        "weight": normal(out, channels // groups, *kernel) / (channels * kernel[0]) ** 0.5,
-        "bias": normal(out) if bias else None,
-        "zeros": zeros,
-        "stride": stride,
-        "padding": padding,
-        "dilation": dilation,
-        "groups": groups,
-        "channels_last": channels_last,
-        "compute": compute,
-        "absorbed": True,
-    }
-
-
-def plain(c: dict[str, Any]) -> torch.Tensor:
-    """What the graph computed before: everything padded and joined by copies."""
-    h, w = c["padding"]
-    x = F.pad(torch.cat(c["x"], 2), [w, w, h, h, *c["zeros"]])
-    return F.conv3d(x, c["weight"], c["bias"], c["stride"], 0, c["dilation"], c["groups"])
-
-
-def has_output(c: dict[str, Any]) -> bool:
-    x = c["x"][0]
-    sizes = (
-        sum(p.shape[2] for p in c["x"]) + sum(c["zeros"]),
-        *(s + 2 * p for s, p in zip(x.shape[3:], c["padding"], strict=True)),
+    return Conv3d(
+        x=tuple(normal(batch, channels, t, *size) for t in frames),
+        weight=normal(out, channels // groups, *kernel) / (channels * kernel[0]) ** 0.5,
+        bias=normal(out) if bias else None,
+        zeros=zeros,
+        stride=stride,
+        padding=padding,
+        dilation=dilation,
+        groups=groups,
+        channels_last=channels_last,
+        compute=compute,
+        absorbed=True,
     )
-    extents = [d * (k - 1) + 1 for d, k in zip(c["dilation"], c["weight"].shape[2:], strict=True)]
+
+
+def with_tensors(change: Callable[[torch.Tensor], torch.Tensor], c: Conv3d) -> Conv3d:
+    """The call with every tensor changed."""
+    bias = None if c.bias is None else change(c.bias)
+    return replace(c, x=tuple(change(piece) for piece in c.x), weight=change(c.weight), bias=bias)
+
+
+def plain(c: Conv3d) -> torch.Tensor:
+    """What the graph computed before: everything padded and joined by copies."""
+    h, w = c.padding
+    x = F.pad(torch.cat(c.x, 2), [w, w, h, h, *c.zeros])
+    return F.conv3d(x, c.weight, c.bias, c.stride, 0, c.dilation, c.groups)
+
+
+def has_output(c: Conv3d) -> bool:
+    x = c.x[0]
+    sizes = (
+        sum(p.shape[2] for p in c.x) + sum(c.zeros),
+        *(s + 2 * p for s, p in zip(x.shape[3:], c.padding, strict=True)),
+    )
+    extents = [d * (k - 1) + 1 for d, k in zip(c.dilation, c.weight.shape[2:], strict=True)]
     return all(s >= e for s, e in zip(sizes, extents, strict=True))
 
 
@@ -81,7 +90,7 @@ small = st.integers(1, 3)
 
 
 @st.composite
-def calls(draw: Any) -> dict[str, Any]:
+def calls(draw: Any) -> Conv3d:
     groups = draw(st.sampled_from([1, 1, 2]))
     kernel = draw(st.tuples(small, small, small))
     ones = st.just((1, 1, 1))
@@ -107,12 +116,12 @@ def calls(draw: Any) -> dict[str, Any]:
 
 @settings(max_examples=400, deadline=None)
 @given(calls())
-def test_every_lowering_is_exact(c: dict[str, Any]) -> None:
+def test_every_lowering_is_exact(c: Conv3d) -> None:
     expected = plain(c)
-    taken = [low for low in LOWERINGS if low.refuses(**c) is None]
+    taken = [low for low in LOWERINGS if low.refuses(c, CPU) is None]
     assert "direct" in [low.name for low in taken]
     for low in taken:
-        got = low.write(Eager(), **c)
+        got = low.write(Eager(), c)
         assert got.shape == expected.shape, low.name
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12, msg=low.name)
 
@@ -178,7 +187,7 @@ def test_tiled_taps_are_the_sum_in_the_layout_of_the_call(
     frames: tuple[int, ...], channels_last: bool, batch: int
 ) -> None:
     c = call(frames, batch=batch, channels_last=channels_last)
-    got = BY_NAME["taps_tiled"].write(Eager(), **c)
+    got = BY_NAME["taps_tiled"].write(Eager(), c)
     torch.testing.assert_close(got, plain(c), rtol=1e-12, atol=1e-12)
     layout = torch.channels_last_3d if channels_last else torch.contiguous_format
     assert got.is_contiguous(memory_format=layout)
@@ -187,7 +196,7 @@ def test_tiled_taps_are_the_sum_in_the_layout_of_the_call(
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_a_tile_is_computed_before_the_next_is_convolved(channels_last: bool) -> None:
     noted = _Counting()
-    BY_NAME["taps_tiled"].write(noted, **call((2, 4), channels_last=channels_last))
+    BY_NAME["taps_tiled"].write(noted, call((2, 4), channels_last=channels_last))
     assert noted.steps == (["convolution"] * 3 + ["computed"]) * 4 + ["cat"]
 
 
@@ -196,30 +205,28 @@ def test_chunks_with_a_cache_equal_the_whole(frames: int) -> None:
     """A causal convolution over frames at once, and frame by frame with the last two frames cached."""
     whole = call((frames,), zeros=(2, 0))
     expected = plain(whole)
-    x = whole["x"][0]
+    x = whole.x[0]
     for name in ("direct", "taps", "unfold"):
         got = []
         for t in range(frames):
             pieces = [x[:, :, max(0, t - 2) : t], x[:, :, t : t + 1]]
-            chunk = {**whole, "x": tuple(p for p in pieces if p.shape[2]), "zeros": (max(0, 2 - t), 0)}
-            got.append(BY_NAME[name].write(Eager(), **chunk))
+            chunk = replace(whole, x=tuple(p for p in pieces if p.shape[2]), zeros=(max(0, 2 - t), 0))
+            got.append(BY_NAME[name].write(Eager(), chunk))
         torch.testing.assert_close(torch.cat(got, 2), expected, rtol=1e-12, atol=1e-12)
 
 
 def test_an_image_through_a_video_kernel_is_one_conv2d() -> None:
     image = call((1,), zeros=(2, 0))
-    assert live_taps(**image) == 1
-    assert BY_NAME["conv2d"].refuses(**image) is None
+    assert image.live_taps() == 1
+    assert BY_NAME["conv2d"].refuses(image, CPU) is None
     counted = _Counting()
-    torch.testing.assert_close(
-        BY_NAME["conv2d"].write(counted, **image), plain(image), rtol=1e-12, atol=1e-12
-    )
+    torch.testing.assert_close(BY_NAME["conv2d"].write(counted, image), plain(image), rtol=1e-12, atol=1e-12)
     assert counted.convolutions == [4]
 
 
 def test_taps_leave_out_zero_frames() -> None:
     counted = _Counting()
-    BY_NAME["taps"].write(counted, **call((1,), zeros=(1, 1)))
+    BY_NAME["taps"].write(counted, call((1,), zeros=(1, 1)))
     assert len(counted.convolutions) == 1
 
 
@@ -229,25 +236,18 @@ def test_low_precision_is_as_exact_as_the_original(name: str, dtype: torch.dtype
     from tests.accuracy import assert_no_worse
 
     c = call((TILE_FRAMES + 3,), channels=16, out=8, dtype=dtype)
-    exact = plain({k: v.double() if isinstance(v, torch.Tensor) else v for k, v in c.items()}
-                  | {"x": tuple(p.double() for p in c["x"])})  # fmt: skip
-    assert_no_worse(BY_NAME[name].write(Eager(), **c), plain(c), exact)
+    exact = plain(with_tensors(torch.Tensor.double, c))
+    assert_no_worse(BY_NAME[name].write(Eager(), c), plain(c), exact)
 
 
 def test_the_compute_dtype_is_used_and_the_result_keeps_its_own() -> None:
     c = call((4,), compute=torch.bfloat16, dtype=torch.float32)
     for name in ("direct", "taps", "taps_tiled", "unfold"):
         counted = _Counting()
-        got = BY_NAME[name].write(counted, **c)
+        got = BY_NAME[name].write(counted, c)
         assert got.dtype is torch.float32
         assert set(counted.dtypes) == {torch.bfloat16}
         torch.testing.assert_close(got, plain(c), rtol=0.05, atol=0.05)  # bfloat16 keeps 8 bits
-
-
-@pytest.mark.parametrize("shape", [(2, 3, 4, 5, 6), (2, 3, 4, 5)])
-def test_channels_last_strides_are_torch_s_own(shape: tuple[int, ...]) -> None:
-    form = torch.channels_last_3d if len(shape) == 5 else torch.channels_last
-    assert tuple(channels_last_strides(shape)) == torch.empty(shape).to(memory_format=form).stride()
 
 
 REFUSALS = [
@@ -273,13 +273,12 @@ REFUSALS = [
 
 
 @pytest.mark.parametrize(("name", "c", "reason"), REFUSALS, ids=lambda v: v if isinstance(v, str) else "")
-def test_refusals_say_why(name: str, c: dict[str, Any], reason: str) -> None:
-    assert BY_NAME[name].refuses(**c) == reason
+def test_refusals_say_why(name: str, c: Conv3d, reason: str) -> None:
+    assert BY_NAME[name].refuses(c, CPU) == reason
 
 
 AMD = Target("amd", "gfx942", "MI300X", "2.11", "3.6")
 NVIDIA = Target("nvidia", "sm_90", "H200", "2.11", "3.6")
-CPU = Target("cpu", "", "CPU", "2.11", None)
 
 
 @pytest.mark.parametrize(
@@ -295,9 +294,9 @@ CPU = Target("cpu", "", "CPU", "2.11", None)
         (NVIDIA, call((6,), channels=96, out=3, channels_last=True, dtype=torch.float32), "direct"),
     ],
 )
-def test_rules_where_nothing_is_measured(target: Target, c: dict[str, Any], expected: str) -> None:
-    able = [low for low in LOWERINGS if low.refuses(**c) is None]
-    first = next(low.name for low in able if low.pays(target, **c).pays)
+def test_rules_where_nothing_is_measured(target: Target, c: Conv3d, expected: str) -> None:
+    able = [low for low in LOWERINGS if low.refuses(c, CPU) is None]
+    first = next(low.name for low in able if low.pays(c, target).pays)
     assert first == expected
 
 
@@ -305,16 +304,16 @@ def test_rules_where_nothing_is_measured(target: Target, c: dict[str, Any], expe
 @pytest.mark.parametrize("target", [CPU, AMD, NVIDIA])
 def test_tiles_are_never_taken_by_rule(target: Target, name: str, call_of: str) -> None:
     c = call((9,), channels=96, out=96, channels_last=True, dtype=torch.bfloat16)
-    assert BY_NAME[name].refuses(**c) is None
+    assert BY_NAME[name].refuses(c, CPU) is None
     reason = f"one {call_of} is faster; tiles bound the peak memory"
-    assert BY_NAME[name].pays(target, **c) == (False, reason)
+    assert BY_NAME[name].pays(c, target) == (False, reason)
 
 
 @pytest.mark.parametrize("name", ["taps", "taps_tiled"])
 def test_rounding_between_taps_is_noted(name: str) -> None:
     note = BY_NAME[name].note
-    assert "rounded to bfloat16" in note(target=AMD, **call((3,), dtype=torch.bfloat16))
-    assert note(target=AMD, **call((3,), dtype=torch.float32)) is None
+    assert "rounded to bfloat16" in note(call((3,), dtype=torch.bfloat16), AMD)
+    assert note(call((3,), dtype=torch.float32), AMD) is None
 
 
 STEPS = (torch.ops.aten.convolution.default, torch.ops.aten.cat.default, COMPUTED.overload)
@@ -340,15 +339,15 @@ class _Counting(Eager):
 def test_the_usual_memory_bound() -> None:
     """Half a gigabyte, or three quarters of input and result: 6 + 4 frames of Wan's last block in 720p."""
     small = call((2, 4))
-    assert conv3d.usual_memory_mib(**small) == 512
+    assert small.usual_memory_mib() == 512
     with torch.device("meta"):
         pieces = tuple(torch.empty(1, 96, t, 720, 1280, dtype=torch.bfloat16) for t in (2, 4))
         weight = torch.empty(96, 96, 3, 3, 3, dtype=torch.bfloat16)
-    large = {**call((2, 4)), "x": pieces, "weight": weight}
-    assert conv3d.usual_memory_mib(**large) == 0.75 * 10 * 96 * 720 * 1280 * 2 / 2**20
+    large = replace(call((2, 4)), x=pieces, weight=weight)
+    assert large.usual_memory_mib() == 0.75 * 10 * 96 * 720 * 1280 * 2 / 2**20
     # A smaller call beside it: together with its own tensors as much as the large one with its.
-    mib = conv3d.tensors_mib(**small)
-    bound = conv3d.usual_memory_mib(**small, largest_mib=conv3d.tensors_mib(**large))
-    assert mib + bound == pytest.approx(1.75 * conv3d.tensors_mib(**large))
-    assert conv3d.usual_memory_mib(**small, largest_mib=100) == 512
-    assert conv3d.flops(**large) == 2 * 4 * 720 * 1280 * 96 * 96 * 27
+    mib = small.tensors_mib()
+    bound = replace(small, largest_mib=large.tensors_mib()).usual_memory_mib()
+    assert mib + bound == pytest.approx(1.75 * large.tensors_mib())
+    assert replace(small, largest_mib=100).usual_memory_mib() == 512
+    assert large.flops() == 2 * 4 * 720 * 1280 * 96 * 96 * 27

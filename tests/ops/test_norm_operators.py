@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rocm_passes.ops import channel_norm, fused_norm, group_norm, layer_norm
-from rocm_passes.ops.operator import Operator
+from rocm_passes.ops.operator import Call, Operator
 from rocm_passes.target import Target
 from tests.accuracy import assert_no_worse
 from tests.idioms.norm_cases import BF16, F16, F32, draw
-from tests.on_the_gpu import where_kernels_run
+from tests.on_the_gpu import run_where_kernels_run
 
 CPU = Target("cpu", "", "CPU", torch.__version__, None)
 H200 = Target("nvidia", "sm_90", "H200", torch.__version__, "3.6")
@@ -27,16 +27,16 @@ QUICK = settings(max_examples=15, deadline=None, suppress_health_check=list(Heal
 DTYPES = st.sampled_from([BF16, F16, F32])
 
 
-def triton(operator: Operator) -> Callable[..., Any]:
+def triton(operator: Operator[Any], call: Call) -> Any:
     """What the operator runs as "triton", over CPU tensors."""
     lowering = operator.lowering("triton")
-    assert lowering is not None and lowering.run is not None
-    return where_kernels_run(lowering.run)
+    assert lowering is not None
+    return run_where_kernels_run(lowering, call)
 
 
-def chain(x: Tensor, **changes: Any) -> dict[str, Any]:
-    """Arguments of fused_norm for a LayerNorm of x alone, with changes."""
-    arguments: dict[str, Any] = dict.fromkeys(fused_norm.PARAMETERS)
+def chain(x: Tensor, **changes: Any) -> fused_norm.FusedNorm:
+    """A call of fused_norm for a LayerNorm of x alone, with changes."""
+    arguments: dict[str, Any] = dict.fromkeys(fused_norm.FUSED_NORM.parameters)
     arguments |= {
         "x": x,
         "branch_norm": False,
@@ -52,7 +52,7 @@ def chain(x: Tensor, **changes: Any) -> dict[str, Any]:
         "out_dtype": x.dtype,
         "rounds_between": False,
     }
-    return arguments | changes
+    return fused_norm.FusedNorm(**arguments | changes)
 
 
 def strided(layout: str, dtype: torch.dtype, rows: int, width: int, seed: int) -> Tensor:
@@ -103,10 +103,10 @@ def test_the_chain_against_float64(
             n = F.rms_norm(total, (width,), None, eps)
         return [total, n * (1 + s) + b]
 
-    found = triton(fused_norm.OPERATOR)(*[call[p] for p in fused_norm.PARAMETERS])
+    found = triton(fused_norm.FUSED_NORM, call)
     eager = block(x, y, g, s, b, dtype)
     true = block(*(t.double() for t in (x, y, g, s, b)), torch.float64)
-    faked = fused_norm.fake(*[call[p] for p in fused_norm.PARAMETERS])
+    faked = fused_norm.fake(call)
     for ours, theirs, exact, fake in zip(found, eager, true, faked, strict=True):
         assert (ours.shape, ours.stride(), ours.dtype) == (fake.shape, fake.stride(), fake.dtype)
         if rows:
@@ -123,14 +123,15 @@ def test_the_branchs_one_plus_weight_against_float64(dtype: torch.dtype, kind: s
         x, branch=y, gate=g, branch_norm=True, branch_weight=w, branch_weight_offset=1.0, branch_eps=1e-6,
         keep_sum=True, kind=kind,
     )  # fmt: skip
-    call |= {"outputs": 0} if kind == "none" else {"weight": v.view(1, 1, 48), "bias": b.view(1, 1, 48)}
+    changes: dict[str, Any] = {"weight": v.view(1, 1, 48), "bias": b.view(1, 1, 48)}
+    call = replace(call, **({"outputs": 0} if kind == "none" else changes))
 
     def block(x: Tensor, y: Tensor, g: Tensor, w: Tensor, v: Tensor, b: Tensor) -> list[Tensor]:
         total = x + g * (F.rms_norm(y, (48,), None, 1e-6) * (1 + w))
         return [total] if kind == "none" else [total, F.rms_norm(total, (48,), v, 1e-6) + b]
 
-    found = triton(fused_norm.OPERATOR)(*[call[p] for p in fused_norm.PARAMETERS])
-    plain = fused_norm.reference(*[call[p] for p in fused_norm.PARAMETERS])
+    found = triton(fused_norm.FUSED_NORM, call)
+    plain = fused_norm.reference(call)
     eager, true = block(x, y, g, w, v, b), block(*(t.double() for t in (x, y, g, w, v, b)))
     for ours, reference, theirs, exact in zip(found, plain, eager, true, strict=True):
         assert_no_worse(ours, theirs, exact, units=4.0)
@@ -143,7 +144,7 @@ def test_the_bias_of_a_chains_rms_norm_against_float64(dtype: torch.dtype, round
     x, y = (draw(2, 5, 48, dtype=dtype, seed=i) for i in range(2))
     w, b = (draw(48, dtype=dtype, seed=i) for i in (2, 3))
     call = chain(x, branch=y, kind="rms", keep_sum=True, weight=w, bias=b)
-    call |= {"round_product": dtype if rounds else None}
+    call = replace(call, round_product=dtype if rounds else None)
 
     def block(x: Tensor, y: Tensor, w: Tensor, b: Tensor) -> list[Tensor]:
         total = x + y
@@ -152,8 +153,8 @@ def test_the_bias_of_a_chains_rms_norm_against_float64(dtype: torch.dtype, round
         normed = normed.type_as(x).type_as(f) if rounds else normed
         return [total, (normed + b.type_as(f)).type_as(x)]
 
-    found = triton(fused_norm.OPERATOR)(*[call[p] for p in fused_norm.PARAMETERS])
-    plain = fused_norm.reference(*[call[p] for p in fused_norm.PARAMETERS])
+    found = triton(fused_norm.FUSED_NORM, call)
+    plain = fused_norm.reference(call)
     eager, true = block(x, y, w, b), block(*(t.double() for t in (x, y, w, b)))
     for ours, reference, theirs, exact in zip(found, plain, eager, true, strict=True):
         assert_no_worse(ours, theirs, exact, units=4.0)
@@ -161,10 +162,11 @@ def test_the_bias_of_a_chains_rms_norm_against_float64(dtype: torch.dtype, round
 
 
 def test_what_the_chains_kernel_rounds_once_is_noted() -> None:
-    kernel = fused_norm.OPERATOR.lowering("triton")
+    kernel = fused_norm.FUSED_NORM.lowering("triton")
     assert kernel is not None
     notes = {
-        (between, product): kernel.note(CPU, round_product=product, rounds_between=between) or ""
+        (between, product): kernel.note(chain(draw(2, 8), round_product=product, rounds_between=between), CPU)
+        or ""
         for between in (False, True)
         for product in (None, BF16)
     }
@@ -191,22 +193,25 @@ def test_vae_norms_against_float64(
     x_bias = draw(channels, dtype=dtype, seed=1) if biased else None
     gamma = draw(channels, dtype=dtype, seed=2)
     if form == "group":
-        call = (x, x_bias, 4, gamma, None, 1e-6, True, None, None, False, dtype)
-        operator = group_norm.OPERATOR
+        operator: Operator[Any] = group_norm.GROUP_NORM
+        call: Call = group_norm.GroupNorm(x, x_bias, 4, gamma, None, 1e-6, True, None, None, False, dtype)
     else:
-        call = (x, x_bias, gamma, None, form, 1e-6, 2.0, True, None, False, dtype)
-        operator = channel_norm.OPERATOR
-    ours = triton(operator)(*call)
-    rounded = operator.reference(*call)
+        operator = channel_norm.CHANNEL_NORM
+        call = channel_norm.ChannelNorm(x, x_bias, gamma, None, form, 1e-6, 2.0, True, None, False, dtype)
+    ours = triton(operator, call)
+    rounded = operator.reference(call)
+    assert isinstance(rounded, Tensor)
     assert ours.shape == rounded.shape
     assert ours.stride() == rounded.stride()
-    widened = [c.double() if isinstance(c, Tensor) else c for c in call[:-1]]
+    widened = {k: c.double() if isinstance(c, Tensor) else c for k, c in call.arguments().items()}
     if size:
-        assert_no_worse(ours, rounded, operator.reference(*widened, torch.float64), units=2.0)
+        exact = operator.reference(type(call)(**widened | {"out_dtype": torch.float64}))
+        assert isinstance(exact, Tensor)
+        assert_no_worse(ours, rounded, exact, units=2.0)
 
 
-def refuses(operator: Any, arguments: dict[str, Any]) -> str:
-    reason = operator.lowering("triton").refuses(**arguments)
+def refuses(operator: Any, call: Call) -> str:
+    reason = operator.lowering("triton").refuses(call, CPU)
     assert reason is not None
     return str(reason)
 
@@ -214,40 +219,54 @@ def refuses(operator: Any, arguments: dict[str, Any]) -> str:
 def test_chain_refuses_rows_that_are_too_wide() -> None:
     with torch.device("meta"):
         x = torch.empty(2, 70000)
-    assert "at most 65536" in refuses(fused_norm.OPERATOR, chain(x))
-    arguments = {"x": x, "weight": None, "bias": None, "eps": 1e-6, "out_dtype": F32}
-    assert "at most 65536" in refuses(layer_norm.OPERATOR, arguments)
+    assert "at most 65536" in refuses(fused_norm.FUSED_NORM, chain(x))
+    assert "at most 65536" in refuses(layer_norm.LAYER_NORM, plain_layer(x))
 
 
 def test_chain_refuses_another_rounding() -> None:
-    assert "rounds to torch.float16" in refuses(fused_norm.OPERATOR, chain(draw(2, 8), round_to=F16))
+    assert "rounds to torch.float16" in refuses(fused_norm.FUSED_NORM, chain(draw(2, 8), round_to=F16))
 
 
 @pytest.mark.parametrize("name", ["eps_tensor", "branch_eps_tensor"])
 def test_chain_refuses_an_eps_on_the_gpu(name: str) -> None:
     with torch.device("meta"):
         eps = torch.empty(())
-    assert "stall" in refuses(fused_norm.OPERATOR, chain(draw(2, 8), **{name: eps}))
+    assert "stall" in refuses(fused_norm.FUSED_NORM, chain(draw(2, 8), **{name: eps}))
 
 
 def test_channel_norm_refuses_another_rounding_and_too_many_channels() -> None:
-    call: dict[str, Any] = {"x": draw(1, 4, 2, 2), "round_to": F16}
-    assert "rounds to torch.float16" in refuses(channel_norm.OPERATOR, call)
+    call = channel(draw(1, 4, 2, 2), round_to=F16)
+    assert "rounds to torch.float16" in refuses(channel_norm.CHANNEL_NORM, call)
     with torch.device("meta"):
-        call = {"x": torch.empty(1, 70000, 1, 1), "round_to": None}
-    assert "at most 65536" in refuses(channel_norm.OPERATOR, call)
+        call = channel(torch.empty(1, 70000, 1, 1))
+    assert "at most 65536" in refuses(channel_norm.CHANNEL_NORM, call)
 
 
 @pytest.mark.parametrize("given", [{"front": draw(1, 4, 1, 2, 2)}, {"repeat_first": 1}])
 def test_aiters_group_norm_refuses_frames_in_front(given: dict[str, Any]) -> None:
-    call = dict.fromkeys(group_norm.OPERATOR.parameters) | {"silu": False, "repeat_first": 0}
-    call |= {"x": draw(1, 4, 2, 2, 2), "groups": 2, **given}
-    assert "not behind other frames" in group_norm.OPERATOR.lowering("aiter").refuses(**call)
+    call = group(draw(1, 4, 2, 2, 2), **given)
+    aiter = group_norm.GROUP_NORM.lowering("aiter")
+    assert aiter is not None
+    assert "not behind other frames" in (aiter.refuses(call, CPU) or "")
 
 
-def pays(operator: Any, target: Target, **arguments: Any) -> tuple[bool, str]:
-    verdict = operator.lowering("triton").pays(target, **arguments)
+def pays(operator: Any, target: Target, call: Call) -> tuple[bool, str]:
+    verdict = operator.lowering("triton").pays(call, target)
     return verdict.pays, verdict.reason
+
+
+def plain_layer(x: Tensor) -> layer_norm.LayerNorm:
+    return layer_norm.LayerNorm(x, None, None, 1e-6, x.dtype)
+
+
+def channel(x: Tensor, **changes: Any) -> channel_norm.ChannelNorm:
+    call = channel_norm.ChannelNorm(x, None, None, None, "l2", 1e-6, 2.0, False, None, False, x.dtype)
+    return replace(call, **changes)
+
+
+def group(x: Tensor, **changes: Any) -> group_norm.GroupNorm:
+    call = group_norm.GroupNorm(x, None, 2, None, None, 1e-6, False, None, None, False, x.dtype)
+    return replace(call, **changes)
 
 
 def on_meta(*shape: int) -> Tensor:
@@ -275,7 +294,7 @@ def on_meta(*shape: int) -> Tensor:
 def test_rule_of_the_chain(changes: dict[str, Any], shape: tuple[int, ...], expected: bool) -> None:
     x = on_meta(*shape)
     given = {k: x if v is True else v for k, v in changes.items()}
-    assert pays(fused_norm.OPERATOR, H200, **chain(x, **given))[0] is expected
+    assert pays(fused_norm.FUSED_NORM, H200, chain(x, **given))[0] is expected
 
 
 @pytest.mark.parametrize(
@@ -287,39 +306,40 @@ def test_rule_of_the_chain(changes: dict[str, Any], shape: tuple[int, ...], expe
     ],
 )
 def test_rule_of_the_channel_norm(shape: tuple[int, ...], joins: bool, expected: bool, reason: str) -> None:
-    verdict = pays(channel_norm.OPERATOR, H200, x=on_meta(*shape), joins=joins)
+    verdict = pays(channel_norm.CHANNEL_NORM, H200, channel(on_meta(*shape), joins=joins))
     assert verdict[0] is expected
     assert reason in verdict[1]
-    assert pays(channel_norm.OPERATOR, CPU, x=on_meta(*shape), joins=joins)[0] is False
+    assert pays(channel_norm.CHANNEL_NORM, CPU, channel(on_meta(*shape), joins=joins))[0] is False
 
 
 def test_rules_say_where_they_come_from() -> None:
     x = on_meta(32760, 5120)
-    assert "not measured on this machine" in pays(fused_norm.OPERATOR, MI300, **chain(x, branch=x))[1]
-    assert "measured on an H200" in pays(fused_norm.OPERATOR, H200, **chain(x, branch=x))[1]
-    assert pays(fused_norm.OPERATOR, CPU, **chain(x, branch=x))[0] is False
-    assert pays(layer_norm.OPERATOR, CPU, x=x)[0] is False
+    assert "not measured on this machine" in pays(fused_norm.FUSED_NORM, MI300, chain(x, branch=x))[1]
+    assert "measured on an H200" in pays(fused_norm.FUSED_NORM, H200, chain(x, branch=x))[1]
+    assert pays(fused_norm.FUSED_NORM, CPU, chain(x, branch=x))[0] is False
+    assert pays(layer_norm.LAYER_NORM, CPU, plain_layer(x))[0] is False
 
 
 @pytest.mark.parametrize(
     ("shape", "expected"), [((4608, 3072), True), ((512, 3072), False), ((236544, 64), False)], ids=str
 )
 def test_rule_of_the_plain_layer_norm(shape: tuple[int, ...], expected: bool) -> None:
-    assert pays(layer_norm.OPERATOR, H200, x=on_meta(*shape))[0] is expected
+    assert pays(layer_norm.LAYER_NORM, H200, plain_layer(on_meta(*shape)))[0] is expected
 
 
 @pytest.mark.parametrize(
     ("operator", "shape", "last", "expected"),
     [
-        (group_norm.OPERATOR, (1, 128, 1024, 1024), False, True),
-        (group_norm.OPERATOR, (1, 512, 128, 128), False, True),
-        (group_norm.OPERATOR, (1, 512, 128, 128), True, True),
-        (group_norm.OPERATOR, (1, 512, 32, 32), True, False),
-        (channel_norm.OPERATOR, (1, 96, 4, 480, 832), False, False),
+        (group_norm.GROUP_NORM, (1, 128, 1024, 1024), False, True),
+        (group_norm.GROUP_NORM, (1, 512, 128, 128), False, True),
+        (group_norm.GROUP_NORM, (1, 512, 128, 128), True, True),
+        (group_norm.GROUP_NORM, (1, 512, 32, 32), True, False),
+        (channel_norm.CHANNEL_NORM, (1, 96, 4, 480, 832), False, False),
     ],
 )
 def test_rule_of_the_vae_norms(operator: Any, shape: tuple[int, ...], last: bool, expected: bool) -> None:
     x = on_meta(*shape)
     x = x.to(memory_format=torch.channels_last) if last else x
-    assert pays(operator, H200, x=x)[0] is expected
-    assert pays(operator, CPU, x=x)[0] is False
+    call = channel(x) if operator is channel_norm.CHANNEL_NORM else group(x)
+    assert pays(operator, H200, call)[0] is expected
+    assert pays(operator, CPU, call)[0] is False

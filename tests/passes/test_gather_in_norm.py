@@ -54,8 +54,8 @@ def run(fn: Callable[..., Any], *args: Tensor, lowering: str = "triton", **optio
 
 
 def norm_of(r: Rewritten) -> dict[str, Any]:
-    (node,) = r.after[0].find_nodes(op="call_function", target=op.OPERATOR.overload)
-    return dict(zip(op.OPERATOR.parameters, node.args, strict=False))
+    (node,) = r.after[0].find_nodes(op="call_function", target=op.GROUP_NORM.overload)
+    return op.GROUP_NORM.call_of(node).arguments()
 
 
 def entry(r: Rewritten) -> Any:

@@ -102,7 +102,7 @@ def test_a_norm_reads_what_was_copied_for_it_where_the_others_read_it() -> None:
     def function(x: Tensor) -> tuple[Tensor, ...]:
         y = x.sin()
         copy = torch.ops.aten.clone.default(y, memory_format=torch.contiguous_format)
-        normed = group_norm.OPERATOR.overload(
+        normed = group_norm.GROUP_NORM.overload(
             copy, None, 3, None, None, 1e-6, False, None, None, False, torch.float64, lowering="reference"
         )
         return normed.exp(), last(y).cos()
@@ -117,7 +117,7 @@ def test_a_norm_reads_what_was_copied_for_it_where_the_others_read_it() -> None:
     gm.recompile()
     (request,) = requests(gm.graph)
     readers = {user.target for user in request.users}
-    assert readers == {torch.ops.aten.cos.default, group_norm.OPERATOR.overload}
+    assert readers == {torch.ops.aten.cos.default, group_norm.GROUP_NORM.overload}
     assert not gm.graph.find_nodes(op="call_function", target=torch.ops.aten.clone.default)
     x = torch.randn(SHAPE, dtype=torch.float64)
     for ours, theirs in zip(gm(x), function(x), strict=True):

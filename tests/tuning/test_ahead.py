@@ -15,12 +15,11 @@ from torch import Tensor, nn
 import rocm_passes
 from rocm_passes.backend import rocm_diffusion
 from rocm_passes.idioms.convolution import conv3d
-from rocm_passes.ops.conv3d import LOWERINGS, key
 from rocm_passes.options import Options
 from rocm_passes.target import Target
 from rocm_passes.tuning import ahead, tuning
 from rocm_passes.tuning.store import Measured, store
-from tests.ops.test_conv3d_lowerings import call
+from tests.ops.test_conv3d_lowerings import LOWERINGS, call
 from tests.rewriting import Rewritten, _recording
 
 ABLE = [low for low in LOWERINGS if low.name in ("taps", "direct", "unfold")]
@@ -137,20 +136,20 @@ def test_calls_survive_the_way_to_another_process() -> None:
     texts = []
     for each in (first, second, second):
         with ahead.noting() as noted:
-            assert ahead.note(key(**each), ABLE, each)
+            assert ahead.note(each.key(), ABLE, each)
         texts.append(noted.dumps())
     calls = ahead.Noted.loads(*texts).calls
-    assert [c.key for c in calls] == [key(**first), key(**second)]
+    assert [c.key for c in calls] == [first.key(), second.key()]
     for found, meant in zip(calls, (first, second), strict=True):
         assert found.able == ("taps", "direct", "unfold")
-        assert key(**found.values) == found.key
-        assert found.values["weight"].shape == meant["weight"].shape
-        assert found.values["compute"] is meant["compute"]
+        assert found.call.key() == found.key
+        assert found.call.weight.shape == meant.weight.shape
+        assert found.call.compute is meant.compute
 
 
 def test_nobody_noting_nothing_noted() -> None:
     c = call((3,))
-    assert not ahead.note(key(**c), ABLE, c)
+    assert not ahead.note(c.key(), ABLE, c)
 
 
 def test_what_was_noted_is_measured_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -158,9 +157,9 @@ def test_what_was_noted_is_measured_afterwards(tmp_path: Path, monkeypatch: pyte
     options = Options(choices=str(tmp_path / "c.json"))
     c = call((2, 4), zeros=(1, 0), dtype=torch.float32)
     with ahead.noting() as noted:
-        assert tuning.pick(key(**c), ABLE, c, MI300, options) is None
+        assert tuning.pick(c.key(), ABLE, c, MI300, options) is None
     assert not (tmp_path / "c.json").exists()
     assert tuning.measure_noted(noted.calls, options, MI300) == 1
-    found = store(options.choices).find(tuning.machine(MI300), key(**c))
+    found = store(options.choices).find(tuning.machine(MI300), c.key())
     assert isinstance(found, Measured)
     assert set(found.ms) == {"taps", "direct", "unfold"}

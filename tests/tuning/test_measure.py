@@ -10,18 +10,18 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from rocm_passes.ops.conv3d import LOWERINGS
+from rocm_passes.ops.conv3d import Conv3d
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.tuning import measure as measuring
 from rocm_passes.tuning import rounds
-from tests.ops.test_conv3d_lowerings import call
+from tests.ops.test_conv3d_lowerings import LOWERINGS, call, with_tensors
 
 ABLE = [low for low in LOWERINGS if low.name in ("taps", "direct", "unfold")]
 SMALL = call((2, 4), zeros=(1, 0), channels=8, out=8, size=(16, 16), dtype=torch.float32)
 
 
-def failing(error: Exception) -> Lowering:
-    def write(b: Any, **_: Any) -> Any:
+def failing(error: Exception) -> Lowering[Conv3d]:
+    def write(b: Any, call: Conv3d) -> Any:
         raise error
 
     return replace(ABLE[0], name="failing", write=write)
@@ -32,11 +32,7 @@ def test_lowerings_are_measured_from_fake_tensors() -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
     with FakeTensorMode() as mode:
-        fake = {
-            k: tuple(mode.from_tensor(t) for t in v) if k == "x"
-            else mode.from_tensor(v) if isinstance(v, torch.Tensor) else v
-            for k, v in SMALL.items()
-        }  # fmt: skip
+        fake = with_tensors(mode.from_tensor, SMALL)
         found = measuring.measure(ABLE, fake)
     assert torch.equal(torch.get_rng_state(), before)
     assert set(found.ms) == set(found.mib) == {"taps", "direct", "unfold"}
@@ -45,8 +41,7 @@ def test_lowerings_are_measured_from_fake_tensors() -> None:
 
 
 def test_a_call_on_the_meta_device_is_measured_on_a_real_one() -> None:
-    meta = {k: tuple(t.to("meta") for t in v) if k == "x"
-            else v.to("meta") if isinstance(v, torch.Tensor) else v for k, v in SMALL.items()}  # fmt: skip
+    meta = with_tensors(lambda t: t.to("meta"), SMALL)
     assert set(measuring.measure(ABLE, meta).ms) == {"taps", "direct", "unfold"}
 
 
@@ -56,7 +51,7 @@ def test_what_is_fused_is_counted_in_bytes() -> None:
     taps = next(low for low in LOWERINGS if low.name == "taps")
     meter = measuring.Meter()
     assert taps.write is not None
-    result = taps.write(meter, **{**c, "bias": None})
+    result = taps.write(meter, replace(c, bias=None))
     meter.finish(result)
     assert len(meter.work) == 3
     assert meter.moved == 4 * result.numel() * 2
@@ -65,13 +60,13 @@ def test_what_is_fused_is_counted_in_bytes() -> None:
 def test_extra_memory_is_what_is_held_beside_the_result() -> None:
     """Of one megabyte a frame: three taps hold three outputs, of which the result re-uses one."""
     c = call((3,), zeros=(1, 1), channels=4, out=4, size=(512, 512), dtype=torch.float16)
-    c = {**c, "bias": None, "zeros": (0, 0), "weight": c["weight"][:, :, :3]}
+    c = replace(c, bias=None, zeros=(0, 0), weight=c.weight[:, :, :3])
     one_frame = 2  # MiB: 4 * 512 * 512 * 2 bytes
     for name, expected in (("direct", 0), ("taps", 2 * one_frame)):
         meter = measuring.Meter()
         low = next(low for low in LOWERINGS if low.name == name)
         assert low.write is not None
-        assert meter.finish(low.write(meter, **c)) == expected
+        assert meter.finish(low.write(meter, c)) == expected
 
 
 def test_tiles_hold_one_tile_s_taps_beside_the_result() -> None:
@@ -82,7 +77,7 @@ def test_tiles_hold_one_tile_s_taps_beside_the_result() -> None:
         meter = measuring.Meter()
         low = next(low for low in LOWERINGS if low.name == name)
         assert low.write is not None
-        mib[name] = meter.finish(low.write(meter, **{**c, "bias": None}))
+        mib[name] = meter.finish(low.write(meter, replace(c, bias=None)))
         moved[name] = meter.moved
     assert mib == {"taps": 2 * 8, "taps_tiled": 3 * 2}
     # The outputs are read, the result is written; of tiles, half a residual addition's passes are counted, too.
@@ -95,7 +90,7 @@ def test_a_tile_of_one_tap_alone_is_read_and_written() -> None:
     meter = measuring.Meter()
     low = next(low for low in LOWERINGS if low.name == "taps_tiled")
     assert low.write is not None
-    mib = meter.finish(low.write(meter, **{**c, "bias": None}))
+    mib = meter.finish(low.write(meter, replace(c, bias=None)))
     assert len(meter.work) == 2 + 1
     assert mib == 2 * 4
     # Of four megabytes each: three outputs read, two frames written, and half an addition's passes over them.

@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from rocm_passes.ops.conv3d import LOWERINGS, flops, key
+from rocm_passes.ops.conv3d import Conv3d
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.options import Options
 from rocm_passes.target import Target
 from rocm_passes.tuning import ahead, tuning
 from rocm_passes.tuning import measure as measuring
 from rocm_passes.tuning.store import Measured, Store, load, store
-from tests.ops.test_conv3d_lowerings import call
+from tests.ops.test_conv3d_lowerings import LOWERINGS, call
 
 MI300 = Target("amd", "gfx942", "MI300X", "2.11.0+rocm7", "3.6")
 ABLE = [low for low in LOWERINGS if low.name in ("taps", "direct", "unfold")]
 KEY = "conv3d some call"
+ANY = call((1,))
 
 
 @pytest.fixture(autouse=True)
@@ -38,9 +39,7 @@ class Clock:
         self.ms = ms
         self.asked: list[str] = []
 
-    def __call__(
-        self, lowerings: Sequence[Lowering], values: Mapping[str, Any], watch: measuring.Watch
-    ) -> Measured:
+    def __call__(self, lowerings: Sequence[Lowering[Any]], given: Conv3d, watch: measuring.Watch) -> Measured:
         found = Measured({}, {}, {})
         for lowering in lowerings:
             self.asked.append(lowering.name)
@@ -59,7 +58,7 @@ class Clock:
 
 
 def pick(clock: Clock | None, path: Path, **options: Any) -> Any:
-    found = tuning.pick(KEY, ABLE, {}, MI300, Options(choices=str(path), **options), clock)
+    found = tuning.pick(KEY, ABLE, ANY, MI300, Options(choices=str(path), **options), clock)
     return (found[0].name, found[1]) if found else None
 
 
@@ -95,7 +94,7 @@ def test_the_usual_bound_holds_where_the_user_has_given_none(
     """And where nothing keeps to it, the least memory is taken; 0 lifts it."""
     chosen = Options(choices=str(tmp_path / "c.json"), **options)
     clock = Clock(taps=2.0, direct=3.0, unfold=2.5)
-    found = tuning.pick(KEY, ABLE, {}, MI300, chosen, clock, usual)
+    found = tuning.pick(KEY, ABLE, ANY, MI300, chosen, clock, usual)
     assert found is not None
     assert found[0].name == expected
     if expected == "direct":
@@ -119,7 +118,7 @@ def test_a_spent_budget_leaves_it_to_the_rules(tmp_path: Path) -> None:
     assert pick(clock, tmp_path / "c.json", tune_seconds=0.01) is not None
     assert clock.asked == ["taps"]
     options = Options(choices=str(tmp_path / "c.json"), tune_seconds=0.01)
-    assert tuning.pick("another call", ABLE, {}, MI300, options, clock) is None
+    assert tuning.pick("another call", ABLE, ANY, MI300, options, clock) is None
     assert clock.asked == ["taps"]
 
 
@@ -155,7 +154,7 @@ def test_a_call_that_eats_the_budget_is_said(tmp_path: Path, caplog: pytest.LogC
 
 def test_a_cpu_is_never_measured(tmp_path: Path) -> None:
     cpu = Target("cpu", "", "CPU", "2.11", None)
-    assert tuning.pick(KEY, ABLE, {}, cpu, Options(choices=str(tmp_path / "c.json"))) is None
+    assert tuning.pick(KEY, ABLE, ANY, cpu, Options(choices=str(tmp_path / "c.json"))) is None
 
 
 def test_the_machine_names_what_a_measurement_depends_on() -> None:
@@ -165,7 +164,7 @@ def test_the_machine_names_what_a_measurement_depends_on() -> None:
 def test_a_call_s_key_tells_calls_apart() -> None:
     one = call((2, 4), zeros=(1, 0), dtype=torch.bfloat16, channels_last=True)
     assert (
-        key(**one)
+        one.key()
         == "conv3d bfloat16 x 1x4x2x5x6 + 1x4x4x5x6 w 5x4x3x3x3 pad 1x1 zero frames 1x0 channels-last"
     )
     different = [
@@ -180,11 +179,11 @@ def test_a_call_s_key_tells_calls_apart() -> None:
         call((6,), dtype=torch.float32),
         call((6,), compute=torch.bfloat16),
     ]
-    assert len({key(**c) for c in different}) == len(different)
+    assert len({c.key() for c in different}) == len(different)
 
 
 def test_flops_are_those_of_the_formula() -> None:
-    assert flops(**call((3,), zeros=(2, 0), channels=4, out=5, size=(5, 6))) == 2 * 3 * 5 * 6 * (5 * 4 * 27)
+    assert call((3,), zeros=(2, 0), channels=4, out=5, size=(5, 6)).flops() == 2 * 3 * 5 * 6 * (5 * 4 * 27)
 
 
 def test_measured_holds_nothing_unknown() -> None:

@@ -16,12 +16,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from torch import fx
-from torch._inductor import inductor_prims
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
-from rocm_passes.ops.conv3d.write import channels_last_strides
-from rocm_passes.ops.operator import Lowering, Verdict
+from rocm_passes.ops import conv2d as op
 from rocm_passes.passes import memory_format as layout
 from rocm_passes.passes.sort_depth_to_space import SORTED_BY
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match
@@ -34,30 +32,9 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
         return
     for node in n.calls(graph, aten.convolution.default):
         if len(n.shape(node.args[0])) == 4 and not node.args[6] and layout.suits(node):
-            names = (
-                "x",
-                "weight",
-                "bias",
-                "stride",
-                "padding",
-                "dilation",
-                "transposed",
-                "output_padding",
-                "groups",
-            )
-            arguments = dict(zip(names, node.args, strict=True))
             parameters = {"channels_sorted_by": node.meta[SORTED_BY]} if SORTED_BY in node.meta else {}
-            yield Match(node, frozenset({node}), (node,), arguments, {}, parameters)
+            arguments: Any = node.args
+            yield Match(node, frozenset({node}), (node,), op.Conv2d(*arguments), {}, parameters)
 
 
-def write_channels_last(b: Any, x: Any, weight: Any, **rest: Any) -> Any:
-    x = b(inductor_prims.force_stride_order, x, channels_last_strides(b.value(x).shape))
-    weight = b(inductor_prims.force_stride_order, weight, channels_last_strides(b.value(weight).shape))
-    return b(aten.convolution.default, x, weight, *rest.values())
-
-
-def _pays(_: Any, **__: Any) -> Verdict:
-    return Verdict(True, "channels-last through the whole graph, without conversions between neighbours")
-
-
-IDIOM = Idiom(NAME, find, (Lowering("channels_last", pays=_pays, write=write_channels_last),))
+IDIOM = Idiom(NAME, find, op.CONV2D.lowerings)

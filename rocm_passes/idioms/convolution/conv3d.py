@@ -19,7 +19,7 @@ Refused: an empty result (eager raises there); symbolic weight sizes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +29,7 @@ from torch import fx
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.convolution import padding
+from rocm_passes.kernels.aten.conv3d import WHOLE_KERNEL
 from rocm_passes.ops import conv3d as op
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.options import Options
@@ -52,10 +53,10 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
         for node in n.calls(graph, aten.convolution.default)
         if len(n.shape(node.args[0])) == 5 and not node.args[6]
     ]
-    largest = max((op.tensors_mib(**f.values()) for f in found if isinstance(f, Match)), default=0.0)
+    largest = max((f.values().tensors_mib() for f in found if isinstance(f, Match)), default=0.0)
     for each in found:
-        if isinstance(each, Match):
-            each = replace(each, arguments={**each.arguments, "largest_mib": largest})
+        if isinstance(each, Match) and isinstance(each.call, op.Conv3d):
+            each = replace(each, call=replace(each.call, largest_mib=largest))
         yield each
 
 
@@ -79,7 +80,7 @@ def _found(node: fx.Node, context: Context, channels_last: bool) -> Found:
     reason = refusal(node)
     if reason is not None:
         return Miss(node, reason, COVERS, parameters)
-    arguments = {
+    arguments: dict[str, Any] = {
         "x": tuple(read.pieces),
         "weight": weight,
         "bias": bias,
@@ -92,13 +93,14 @@ def _found(node: fx.Node, context: Context, channels_last: bool) -> Found:
         "compute": _compute_dtype(node, context),
         "absorbed": read.absorbed,
     }
-    site = Match(node, frozenset({node, *read.nodes}), (node,), arguments, COVERS, parameters)
-    extra = op.extra_frames(context.options.conv_frames_bucket, **site.values())
+    call = op.Conv3d(**arguments)
+    site = Match(node, frozenset({node, *read.nodes}), (node,), call, COVERS, parameters)
+    extra = site.values().rounded_up(context.options.conv_frames_bucket).extra_frames
     if not extra:
         return site
     return replace(
         site,
-        arguments={**arguments, "extra_frames": extra},
+        call=replace(call, extra_frames=extra),
         parameters={**parameters, "extra_frames": extra},
     )
 
@@ -123,20 +125,20 @@ def _three(values: object) -> tuple[int, ...]:
 
 
 def measured(
-    able: Sequence[Lowering], values: Mapping[str, Any], target: Target, options: Options
-) -> tuple[Lowering, str] | None:
+    able: Sequence[Lowering[Any]], call: op.Conv3d, target: Target, options: Options
+) -> tuple[Lowering[Any], str] | None:
     """By measurement, where it is enough work to time and no lowering is the best one beyond doubt.
 
     A patch embedding is: as a matrix product it took at most a third of the time of any other lowering (H200).
     """
-    if op.live_taps(**values) is None or op.is_patch_embedding(**values):
+    if call.live_taps() is None or call.is_patch_embedding():
         return None
-    if op.flops(**values) < WORTH_MEASURING and op.tensors_mib(**values) < WORTH_MEASURING_MIB:
+    if call.flops() < WORTH_MEASURING and call.tensors_mib() < WORTH_MEASURING_MIB:
         return None
-    if op.spares_taps(**values):
-        able = [low for low in able if low.name not in op.WHOLE_KERNEL]
-    usual = op.usual_memory_mib(**values)
-    return tuning.pick(op.key(**values), able, values, target, options, usual_mib=usual)
+    if call.spares_taps():
+        able = [low for low in able if low.name not in WHOLE_KERNEL]
+    usual = call.usual_memory_mib()
+    return tuning.pick(call.key(), able, call, target, options, usual_mib=usual)
 
 
-IDIOM = Idiom(NAME, find, op.LOWERINGS, measured=measured)
+IDIOM = Idiom(NAME, find, op.CONV3D.lowerings, measured=measured)

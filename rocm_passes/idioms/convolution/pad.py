@@ -80,7 +80,7 @@ def _found(node: fx.Node, channels_last: bool) -> Found:
         "channels_last": into_channels_last(node, channels_last),
     }
     parameters |= {name: arguments[name] for name in ("repeats", "skipped", "channels_last")}
-    return Match(node, dying(node, x.nodes), (node,), arguments, covers(node), parameters)
+    return Match(node, dying(node, x.nodes), (node,), op.Pad(**arguments), covers(node), parameters)
 
 
 def refusal(node: fx.Node) -> str | None:
@@ -129,4 +129,4 @@ def _axes(node: fx.Node) -> int:
     return len(n.shape(node)) - 2
 
 
-IDIOM = Idiom(NAME, find, op.OPERATOR.lowerings, op.OPERATOR, keeps=KEEPS)
+IDIOM = Idiom(NAME, find, op.PAD.lowerings, op.PAD, keeps=KEEPS)

@@ -9,54 +9,30 @@ convolution say, can be computed from z's pixels and moved afterwards: the same 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import fx
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
+from rocm_passes.ops.upsampled_conv import Move, Moved, Piece
 
 #: The dims before time and space: samples and channels.
 LEADING = 2
 
 
-class Move(NamedTuple):
-    """`target(x, *args, **kwargs)`: a call that takes pixels of x and puts them elsewhere."""
-
-    target: Any
-    args: tuple[Any, ...]
-    kwargs: Mapping[str, Any]
-
-
-class Piece(NamedTuple):
-    """`source` [N, C, *spatial], cast to each of `casts` in turn, its pixels moved by each of `moves`."""
-
-    source: Any
-    casts: tuple[torch.dtype, ...]
-    moves: tuple[Move, ...]
-
-
-class Moved(NamedTuple):
-    """`pieces` end to end along `dim`; one piece, and None, where nothing is joined.
-
-    Nested tuples of nodes and literals, so that it can stand among a site's arguments.
-    """
-
-    pieces: tuple[Piece, ...]
-    dim: int | None
-
-    def source_pixels(self) -> int:
-        """How many pixels the pieces are made of, one that several are made of counted once."""
-        return sum(pixels(source) for source in dict.fromkeys(p.source for p in self.pieces))
-
-    def repeats(self) -> bool:
-        """Is there a gather, which alone can put a pixel in several places?"""
-        return any(m.target in GATHERS for p in self.pieces for m in p.moves)
-
-
 GATHERS = (aten._unsafe_index.Tensor, aten.index.Tensor)
+
+
+def source_pixels(moved: Moved) -> int:
+    """How many pixels the pieces are made of, one that several are made of counted once."""
+    return sum(pixels(source) for source in dict.fromkeys(p.source for p in moved.pieces))
+
+
+def repeats(moved: Moved) -> bool:
+    """Is there a gather, which alone can put a pixel in several places?"""
+    return any(m.target in GATHERS for p in moved.pieces for m in p.moves)
 
 
 def read(x: fx.Node) -> Moved:
@@ -64,7 +40,7 @@ def read(x: fx.Node) -> Moved:
     whole, sliced = _read(x, through_slices=True), _read(x, through_slices=False)
     if not all(sizes_are_known(p.source) for p in (*whole.pieces, *sliced.pieces)):
         return whole
-    return min(whole, sliced, key=Moved.source_pixels)
+    return min(whole, sliced, key=source_pixels)
 
 
 def pixels(node: fx.Node) -> int:
@@ -73,13 +49,6 @@ def pixels(node: fx.Node) -> int:
 
 def sizes_are_known(node: fx.Node) -> bool:
     return all(isinstance(s, int) for s in n.shape(node))
-
-
-def write(b: Any, moves: Iterable[Move], x: Any) -> Any:
-    """The moves applied to another tensor of the source's size, with a Builder."""
-    for target, args, kwargs in moves:
-        x = b(target, x, *args, **kwargs)
-    return x
 
 
 def _read(x: fx.Node, through_slices: bool) -> Moved:

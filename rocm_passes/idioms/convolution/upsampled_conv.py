@@ -26,6 +26,7 @@ from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.convolution import pixels
 from rocm_passes.ops import upsampled_conv as op
+from rocm_passes.ops.upsampled_conv import Moved
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
 
 NAME = "upsampled_conv"
@@ -40,26 +41,26 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
         if covers is None or transposed or any(not n.known(k == 1) for k in n.shape(node.args[1])[2:]):
             continue
         moved = pixels.read(n.argument(node))
-        if not moved.repeats():
+        if not pixels.repeats(moved):
             continue
         reason = refusal(node, moved)
         yield _site(node, moved, covers) if reason is None else Miss(node, reason, covers)
 
 
-def _site(node: fx.Node, moved: pixels.Moved, covers: dict[str, int]) -> Match:
+def _site(node: fx.Node, moved: Moved, covers: dict[str, int]) -> Match:
     x, weight, bias = node.args[:3]
     groups: Any = node.args[8]
-    arguments = {"moved": moved, "weight": weight, "bias": bias, "groups": groups, "shape": n.shape(x)}
+    call = op.UpsampledConv(moved, weight, bias, groups, n.shape(x))  # type: ignore[arg-type]
     parameters = {
         "groups": groups,
         "bias": bias is not None,
         "pixels": pixels.pixels(n.argument(node)),
-        "source_pixels": moved.source_pixels(),
+        "source_pixels": pixels.source_pixels(moved),
     }
-    return Match(node, frozenset({node}), (node,), arguments, covers, parameters)
+    return Match(node, frozenset({node}), (node,), call, covers, parameters)
 
 
-def refusal(node: fx.Node, moved: pixels.Moved) -> str | None:
+def refusal(node: fx.Node, moved: Moved) -> str | None:
     """Why the convolution cannot be computed before its input's pixels are moved, or None where it can."""
     stride, padding = node.args[3], node.args[4]
     if any(s != 1 for s in stride):  # type: ignore[union-attr]
@@ -73,4 +74,4 @@ def refusal(node: fx.Node, moved: pixels.Moved) -> str | None:
     return "its result is empty" if 0 in n.shape(node) else None
 
 
-IDIOM = Idiom(NAME, find, op.LOWERINGS, fuses=True)
+IDIOM = Idiom(NAME, find, op.UPSAMPLED_CONV.lowerings, fuses=True)

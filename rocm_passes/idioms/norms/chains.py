@@ -21,6 +21,7 @@ from rocm_passes.fx.patterns import bind, exactly
 from rocm_passes.idioms.norms.reading import Norm
 from rocm_passes.idioms.norms.rms import RMS
 from rocm_passes.idioms.norms.rows import dying, dying_casts, narrowing
+from rocm_passes.ops.fused_norm import FusedNorm
 from rocm_passes.rewrite.rewriter import escapes
 
 SUM = bind("x") + bind("term")
@@ -298,18 +299,17 @@ class Chain:
             return f"an inner value ({outside.name}) is used outside it"
         return None
 
-    def arguments(self) -> dict[str, Any]:
-        """As the fused_norm operator takes them."""
+    def call(self) -> FusedNorm:
         norm, r = self.norm, self.residual
         x = r.x if r is not None else norm.x if norm is not None else None
         assert x is not None
         inner = r.norm if r is not None else None
-        inner_eps = inner.eps_arguments() if inner is not None else {"eps_tensor": None, "eps": 0.0}
-        eps = norm.eps_arguments() if norm is not None else {"eps_tensor": None, "eps": 0.0}
+        none = {"eps_tensor": None, "eps": 0.0}
+        inner_eps = inner.eps_arguments() if inner is not None else none
         plain = self.gives_scales
         pairs = [((m.scale if plain else m.factor), m.shift) for m in self.modulations]
         pairs += [(None, None)] * (2 - len(pairs))
-        return {
+        arguments: dict[str, Any] = {
             "x": x,
             "branch": r.branch if r is not None else None,
             "gate": r.gate if r is not None else None,
@@ -323,11 +323,10 @@ class Chain:
             "kind": "none" if norm is None else "rms" if isinstance(norm, RMS) else "layer",
             "weight": norm.weight if norm is not None else None,
             "bias": norm.bias if norm is not None else None,
-            **eps,
+            **(norm.eps_arguments() if norm is not None else none),
             "weight_offset": norm.weight_offset if norm is not None else 0.0,
             "round_to": norm.round_to if norm is not None else None,
             "round_product": norm.round_product if isinstance(norm, RMS) else None,
-            "eps_kind": norm.eps_kind if isinstance(norm, RMS) else "add",
             "scale0": pairs[0][0],
             "shift0": pairs[0][1],
             "scale1": pairs[1][0],
@@ -336,7 +335,9 @@ class Chain:
             "outputs": len(self.results),
             "out_dtype": n.dtype(self.results[0]) if self.results else n.dtype(x),
             "rounds_between": self.rounds_between,
+            "eps_kind": norm.eps_kind if isinstance(norm, RMS) else "add",
         }
+        return FusedNorm(**arguments)
 
     @property
     def rounds_between(self) -> bool:

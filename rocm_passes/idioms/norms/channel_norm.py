@@ -21,8 +21,7 @@ four dims is none of this idiom's.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
 import torch
@@ -34,7 +33,6 @@ from rocm_passes.idioms.convolution.padding import stands_behind_frames
 from rocm_passes.idioms.norms.group_norm import final_cast, silu_after
 from rocm_passes.idioms.norms.rows import dying_casts
 from rocm_passes.ops import channel_norm as op
-from rocm_passes.ops.operator import Lowering
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
 from rocm_passes.rewrite.rewriter import escapes
 
@@ -250,7 +248,7 @@ def _found(norm: ChannelNorm) -> Found:
         return Miss(norm.anchor, reason, COVERS, parameters)
     low = n.dtype(before_silu) in n.LOW_PRECISION
     parameters["joins"] = joins = stands_behind_frames(last)
-    arguments = {
+    arguments: dict[str, Any] = {
         "x": x,
         "x_bias": None,
         "gamma": norm.gamma,
@@ -269,30 +267,40 @@ def _found(norm: ChannelNorm) -> Found:
         "repeat_first": 0,
         "joins": joins,
     }
-    return Match(norm.anchor, frozenset(norm.nodes), (last,), arguments, COVERS, parameters)
+    return Match(
+        norm.anchor, frozenset(norm.nodes), (last,), ScaledByTensors(**arguments), COVERS, parameters
+    )
 
 
 def _said(number: float | fx.Node) -> float | str:
     return f"tensor {number.name}" if isinstance(number, fx.Node) else number
 
 
-def _write(lowering: Lowering, b: Any, *, times: Any, plus: Any, **arguments: Any) -> Any:
-    """The operator, with the 0-d tensors in gamma and bias: in fp32, on x's device, one element where there is none."""
-    device = b.value(arguments["x"]).device
-    for name, number, compute, neutral in (
-        ("gamma", times, aten.mul.Tensor, 1.0),
-        ("bias", plus, aten.add.Tensor, 0.0),
-    ):
-        if number is None:
-            continue
-        given = arguments[name]
-        if given is None:
-            given = b(aten.full.default, [1], neutral, dtype=torch.float32, device=device)
-        elif b.value(given).dtype is not torch.float32:
-            given = b(prims.convert_element_type.default, given, torch.float32)
-        arguments[name] = b(compute, given, number)
-    return op.OPERATOR.call(b, lowering, arguments)
+@dataclass(frozen=True)
+class ScaledByTensors(op.ChannelNorm):
+    """A channel norm with 0-d tensors for numbers: `times` beside gamma, `plus` beside bias, or None."""
+
+    times: Any = None
+    plus: Any = None
+
+    def prepared(self, b: Any) -> op.ChannelNorm:
+        """With the tensors in gamma and bias: in fp32, on x's device, one element where there is none."""
+        arguments = self.arguments()
+        times, plus = arguments.pop("times"), arguments.pop("plus")
+        device = b.value(self.x).device
+        for name, number, compute, neutral in (
+            ("gamma", times, aten.mul.Tensor, 1.0),
+            ("bias", plus, aten.add.Tensor, 0.0),
+        ):
+            if number is None:
+                continue
+            given = arguments[name]
+            if given is None:
+                given = b(aten.full.default, [1], neutral, dtype=torch.float32, device=device)
+            elif b.value(given).dtype is not torch.float32:
+                given = b(prims.convert_element_type.default, given, torch.float32)
+            arguments[name] = b(compute, given, number)
+        return op.ChannelNorm(**arguments)
 
 
-LOWERINGS = tuple(replace(lowering, write=partial(_write, lowering)) for lowering in op.OPERATOR.lowerings)
-IDIOM = Idiom(NAME, find, LOWERINGS, op.OPERATOR, keeps=("silu",))
+IDIOM = Idiom(NAME, find, op.CHANNEL_NORM.lowerings, op.CHANNEL_NORM, keeps=("silu",))

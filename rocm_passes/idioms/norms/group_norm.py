@@ -19,6 +19,7 @@ Refused: the mean or rsqrt used elsewhere (saved for a backward pass); fp64; an 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import fx
@@ -65,7 +66,7 @@ def read(node: fx.Node) -> Found:
     if outside is not None:
         reason = f"an inner value ({outside.name}) is used outside the norm"
         return Miss(node, reason, COVERS, parameters)
-    arguments = {
+    arguments: dict[str, Any] = {
         "x": x,
         "x_bias": None,
         "groups": groups,
@@ -82,7 +83,7 @@ def read(node: fx.Node) -> Found:
         "repeat_first": 0,
     }
     parameters |= {"silu": silu, "spatial": multiplier is not None}
-    return Match(node, frozenset(nodes), (last,), arguments, COVERS, parameters)
+    return Match(node, frozenset(nodes), (last,), op.GroupNorm(**arguments), COVERS, parameters)
 
 
 def _spatial(normed: fx.Node, nodes: set[fx.Node]) -> tuple[fx.Node | None, fx.Node | None, fx.Node]:
@@ -126,4 +127,4 @@ def final_cast(last: fx.Node, nodes: set[fx.Node]) -> fx.Node:
     return user
 
 
-IDIOM = Idiom(NAME, find, op.OPERATOR.lowerings, op.OPERATOR, keeps=("native_group_norm", "silu"))
+IDIOM = Idiom(NAME, find, op.GROUP_NORM.lowerings, op.GROUP_NORM, keeps=("native_group_norm", "silu"))

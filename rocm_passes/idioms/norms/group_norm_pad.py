@@ -44,7 +44,7 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
 
 def _found(norm: Match, padded: fx.Node, channels_last: bool) -> Found:
     covers = {**norm.covers, **pad.covers(padded)}
-    arguments = dict(norm.arguments)
+    arguments = norm.call.arguments()
     parameters = {**norm.parameters, "mode": pad.MODES[padded.target], "padding": pad.padding(padded)}
     for name in ("front", "repeat_first"):
         del arguments[name]
@@ -53,14 +53,16 @@ def _found(norm: Match, padded: fx.Node, channels_last: bool) -> Found:
             return Miss(norm.anchor, f"the norm has a {name}, as SpatialNorm3D has", covers, parameters)
     parameters["channels_last"] = pad.into_channels_last(padded, channels_last)
     arguments |= {name: parameters[name] for name in ("padding", "mode", "channels_last")}
-    return Match(norm.anchor, norm.nodes | {padded}, (padded,), arguments, covers, parameters)
+    return Match(
+        norm.anchor, norm.nodes | {padded}, (padded,), op.GroupNormPad(**arguments), covers, parameters
+    )
 
 
 IDIOM = Idiom(
     NAME,
     find,
-    op.OPERATOR.lowerings,
-    op.OPERATOR,
+    op.GROUP_NORM_PAD.lowerings,
+    op.GROUP_NORM_PAD,
     keeps=(*group_norm.IDIOM.keeps, *pad.KEEPS),
     fuses=True,
 )

@@ -13,6 +13,7 @@ Refused: several normalised dimensions; the mean or rsqrt used elsewhere (saved 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import fx
@@ -41,14 +42,16 @@ def _found(anchor: fx.Node, read: Layer | str) -> Found:
     reason = refusal(read)
     if reason is not None:
         return Miss(anchor, reason, COVERS, read.parameters())
-    arguments = {
+    arguments: dict[str, Any] = {
         "x": read.x,
         "weight": read.weight,
         "bias": read.bias,
         "eps": read.eps,
         "out_dtype": read.out_dtype,
+        "rounds_between": read.rounds_between,
     }
-    return Match(anchor, frozenset(read.nodes), (read.result,), arguments, COVERS, read.parameters())
+    call = op.LayerNorm(**arguments)
+    return Match(anchor, frozenset(read.nodes), (read.result,), call, COVERS, read.parameters())
 
 
 def refusal(read: Layer) -> str | None:
@@ -62,4 +65,4 @@ def refusal(read: Layer) -> str | None:
     return None
 
 
-IDIOM = Idiom(NAME, find, op.OPERATOR.lowerings, op.OPERATOR, keeps=("native_layer_norm",))
+IDIOM = Idiom(NAME, find, op.LAYER_NORM.lowerings, op.LAYER_NORM, keeps=("native_layer_norm",))

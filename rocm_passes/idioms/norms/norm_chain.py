@@ -53,7 +53,8 @@ from rocm_passes.idioms.norms import chains
 from rocm_passes.idioms.norms.chains import Chain, Residual
 from rocm_passes.idioms.norms.reading import norms
 from rocm_passes.idioms.norms.rms import RMS
-from rocm_passes.ops import fused_norm as op
+from rocm_passes.idioms.norms.rows import narrowing
+from rocm_passes.ops.fused_norm import FUSED_NORM
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
 
 #: The names that chains have in the ledger and in the options, the largest first.
@@ -70,7 +71,7 @@ def find(name: str, graph: fx.Graph, context: Context) -> Iterator[Found]:
             yield Miss(chain.anchor, reason, covers, parameters)
         elif not chain.nodes & taken:
             taken |= chain.nodes
-            yield Match(chain.anchor, chain.nodes, chain.outputs, chain.arguments(), covers, parameters)
+            yield Match(chain.anchor, chain.nodes, chain.outputs, chain.call(), covers, parameters)
 
 
 def _chains(graph: fx.Graph, context: Context) -> dict[str, list[Chain]]:
@@ -104,7 +105,7 @@ def _residual_after(norm: RMS, branches: dict[fx.Node, RMS]) -> Residual | None:
             step = n.only_user(step)
     if not n.is_call(step, aten.add.Tensor):
         return None
-    rounded = chains.narrowing(step)
+    rounded = narrowing(step)
     residual = chains.residual(step if rounded is None else rounded, branches)
     return residual if residual is not None and residual.norm is norm else None
 
@@ -113,8 +114,8 @@ IDIOMS = tuple(
     Idiom(
         name,
         partial(find, name),
-        op.OPERATOR.lowerings,
-        op.OPERATOR,
+        FUSED_NORM.lowerings,
+        FUSED_NORM,
         keeps=("native_layer_norm", "_fused_rms_norm") if name != "norm_residual" else ("_fused_rms_norm",),
         fuses=True,
     )

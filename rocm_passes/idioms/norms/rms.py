@@ -89,9 +89,7 @@ clamp_min = call(aten.clamp_min.default, aten.clamp.default)
 def _clamped(inner: Pattern) -> Pattern:
     """From below, by EPS, and not from above."""
     return clamp_min(inner, EPS).where(
-        lambda _, found: (
-            "it is clamped from above" if len(found.node.args) > 2 or found.node.kwargs else None
-        )
+        lambda _, found: "it is clamped from above" if len(found.node.args) > 2 or found.node.kwargs else None
     )
 
 

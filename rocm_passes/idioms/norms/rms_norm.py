@@ -56,8 +56,11 @@ def _found(anchor: fx.Node, read: RMS | str) -> Found:
         "round_to": read.round_to,
         "round_product": read.round_product,
         "out_dtype": read.out_dtype,
+        "eps_kind": read.eps_kind,
+        "rounds_between": read.rounds_between,
     }
-    return Match(anchor, frozenset(read.nodes), (read.result,), arguments, COVERS, read.parameters())
+    call = op.RmsNorm(**arguments)
+    return Match(anchor, frozenset(read.nodes), (read.result,), call, COVERS, read.parameters())
 
 
 def refusal(read: RMS) -> str | None:
@@ -71,4 +74,4 @@ def refusal(read: RMS) -> str | None:
     return None
 
 
-IDIOM = Idiom(NAME, find, op.OPERATOR.lowerings, op.OPERATOR, keeps=("_fused_rms_norm",))
+IDIOM = Idiom(NAME, find, op.RMS_NORM.lowerings, op.RMS_NORM, keeps=("_fused_rms_norm",))

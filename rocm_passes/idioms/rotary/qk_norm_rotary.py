@@ -32,6 +32,7 @@ from rocm_passes.idioms.rotary import rotary
 from rocm_passes.idioms.rotary.rotary_pair import pairs
 from rocm_passes.idioms.rotary.rotations import Rotation, rotations
 from rocm_passes.ops import qk_norm_rotary as op
+from rocm_passes.ops.legacy import Arguments
 from rocm_passes.ops.qk_norm_rotary import Norm, Streams
 from rocm_passes.ops.rotary_layout import Recipe
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match
@@ -303,7 +304,7 @@ def _closed(
         "eps": streams.q[0].eps,
         "streams": len(streams.q),
     }
-    return Match(first.rotation.anchor, nodes, outputs, arguments, covers, parameters)
+    return Match(first.rotation.anchor, nodes, outputs, Arguments(arguments), covers, parameters)
 
 
 def _joined(

@@ -29,6 +29,7 @@ from torch import fx
 from rocm_passes.fx import nodes as n
 from rocm_passes.idioms.rotary.rotations import Rotation, rotations, same_value
 from rocm_passes.ops import rotary as op
+from rocm_passes.ops.legacy import Arguments
 from rocm_passes.ops.rotary_layout import Recipe, choose_axes, cut_heads
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
 
@@ -49,7 +50,9 @@ def _found(rotation: Rotation, context: Context) -> Found:
         return Miss(rotation.anchor, recipe, COVERS, rotation.parameters())
     arguments = {"x": rotation.x, "tables": list(rotation.tables), "recipe": recipe}
     nodes = frozenset(rotation.nodes)
-    return Match(rotation.anchor, nodes, (rotation.result,), arguments, COVERS, rotation.parameters())
+    return Match(
+        rotation.anchor, nodes, (rotation.result,), Arguments(arguments), COVERS, rotation.parameters()
+    )
 
 
 def merge_tables(found: list[Rotation]) -> None:

@@ -16,6 +16,7 @@ from torch import fx
 from rocm_passes.idioms.rotary import rotary
 from rocm_passes.idioms.rotary.rotations import Rotation, rotations, share_tables
 from rocm_passes.ops import rotary_pair as op
+from rocm_passes.ops.legacy import Arguments
 from rocm_passes.ops.rotary_layout import Recipe
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match
 from rocm_passes.rewrite.rewriter import is_convex
@@ -57,13 +58,13 @@ def _independent(site: Match, order: Mapping[fx.Node, int]) -> bool:
 
 def _site_of(q: Rotation, k: Rotation) -> Match:
     arguments = {"q": q.x, "k": k.x, "tables": list(q.tables)}
-    return Match(q.anchor, frozenset(q.nodes | k.nodes), (q.result, k.result), arguments, COVERS)
+    return Match(q.anchor, frozenset(q.nodes | k.nodes), (q.result, k.result), Arguments(arguments), COVERS)
 
 
 def _site(q: Rotation, k: Rotation, recipe: Recipe, k_recipe: Recipe) -> Match:
     arguments = {"q": q.x, "k": k.x, "tables": list(q.tables), "recipe": recipe, "k_recipe": k_recipe}
     nodes = frozenset(q.nodes | k.nodes)
-    return Match(q.anchor, nodes, (q.result, k.result), arguments, COVERS, q.parameters())
+    return Match(q.anchor, nodes, (q.result, k.result), Arguments(arguments), COVERS, q.parameters())
 
 
 IDIOM = Idiom(NAME, find, op.LOWERINGS, op.OPERATOR, fuses=True)

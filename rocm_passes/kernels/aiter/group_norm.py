@@ -9,9 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+import torch
 from torch import Tensor
 
 from rocm_passes.kernels.aiter import contract
+from rocm_passes.kernels.aiter.installation import needs_aiter
+from rocm_passes.ops.frames import has_front
+from rocm_passes.ops.group_norm import GROUP_NORM, GroupNorm
+from rocm_passes.ops.operator import Lowering, Verdict
+from rocm_passes.target import Target
 
 # From this many blocks of 8192 elements in a group on, aiter's kernel takes four elements at a time and gives
 # all four the weight and bias of the first one's channel.
@@ -86,3 +92,33 @@ def _kernel_violations(x: Tensor, num_groups: int, channels: int) -> Iterator[st
 def _notes(x: Tensor) -> Iterator[str]:
     yield "aiter takes the variance as E[x²] - E[x]², which cancels where the mean outweighs the spread"
     yield from contract.denormal_note(x.dtype)
+
+
+def _run(call: GroupNorm) -> Tensor:
+    return group_norm(call.x, call.groups, call.weight, call.bias, call.eps)
+
+
+def _refuses(call: GroupNorm, target: Target) -> str | None:
+    if any(extra is not None for extra in (call.x_bias, call.multiplier, call.addend)) or call.silu:
+        return "aiter's GroupNorm has nothing after the norm: SiLU, multiplier or addend"
+    if has_front(call.front, call.repeat_first):
+        return "aiter's GroupNorm writes a tensor of its own, not behind other frames"
+    if call.out_dtype is not call.x.dtype:
+        return f"the result is {call.out_dtype} and x is {call.x.dtype}; aiter returns x's dtype"
+    return refusal(call.x, call.groups, call.weight, call.bias, call.eps)
+
+
+def _note(call: GroupNorm, target: Target) -> str | None:
+    return numerics_note(call.x, arch=target.arch)
+
+
+def _pays(call: GroupNorm, target: Target) -> Verdict:
+    # sglang#20170: 12x against eager torch on MI300X; against Inductor nothing is published.
+    if call.x.dtype is torch.float32:
+        return Verdict(False, "aiter's variance cancels in fp32 where the mean outweighs the spread")
+    return Verdict(False, "published against eager torch only (sglang#20170), and not measured by us")
+
+
+AITER = GROUP_NORM.register(
+    Lowering("aiter", requires=(needs_aiter,), refuses=_refuses, note=_note, pays=_pays, run=_run)
+)

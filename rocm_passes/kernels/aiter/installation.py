@@ -19,6 +19,8 @@ from typing import Literal
 
 import torch
 
+from rocm_passes.target import Target
+
 Status = Literal["usable", "absent", "unrelated", "broken"]
 
 ROCM_BUILD: bool = torch.version.hip is not None
@@ -133,6 +135,13 @@ def unmet(arch: str | None) -> str | None:
         return f"aiter does not list {arch} among its GPUs ({', '.join(ARCHITECTURES)})"
     found = find()
     return None if found.status == "usable" else found.detail
+
+
+def needs_aiter(target: Target) -> str | None:
+    """AMD's aiter, usable, on an architecture that it serves."""
+    if target.vendor != "amd":
+        return f"aiter runs on AMD GPUs, and this graph runs on {target.name}"
+    return unmet(target.arch)
 
 
 def _locate() -> Path | Installation:

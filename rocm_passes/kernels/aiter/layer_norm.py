@@ -10,6 +10,10 @@ from collections.abc import Iterator
 from torch import Tensor
 
 from rocm_passes.kernels.aiter import contract
+from rocm_passes.kernels.aiter.installation import needs_aiter
+from rocm_passes.ops.layer_norm import LAYER_NORM, LayerNorm
+from rocm_passes.ops.operator import Lowering, Verdict
+from rocm_passes.target import Target
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
@@ -63,3 +67,28 @@ def _violations(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Iterat
 def _notes(x: Tensor) -> Iterator[str]:
     yield "aiter's LayerNorm leaves its rounding to Composable Kernel, which does not say how it rounds"
     yield from contract.denormal_note(x.dtype)
+
+
+def _run(call: LayerNorm) -> Tensor:
+    return layer_norm(call.x, call.weight, call.bias, call.eps)
+
+
+def _refuses(call: LayerNorm, target: Target) -> str | None:
+    if call.out_dtype is not call.x.dtype:
+        return f"the result is {call.out_dtype} and x is {call.x.dtype}; aiter returns x's dtype"
+    return refusal(call.x, call.weight, call.bias, call.eps)
+
+
+def _note(call: LayerNorm, target: Target) -> str | None:
+    return numerics_note(call.x, arch=target.arch)
+
+
+def _pays(call: LayerNorm, target: Target) -> Verdict:
+    return Verdict(
+        False, "nothing is published of aiter's LayerNorm against Inductor, and it was not measured"
+    )
+
+
+AITER = LAYER_NORM.register(
+    Lowering("aiter", requires=(needs_aiter,), refuses=_refuses, note=_note, pays=_pays, run=_run)
+)

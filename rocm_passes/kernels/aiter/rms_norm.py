@@ -17,6 +17,10 @@ import torch
 from torch import Tensor
 
 from rocm_passes.kernels.aiter import contract
+from rocm_passes.kernels.aiter.installation import needs_aiter
+from rocm_passes.ops.operator import Lowering, Verdict
+from rocm_passes.ops.rms_norm import RMS_NORM, RmsNorm, another_eps, eps_on_gpu, epsilon, rounds_unlike
+from rocm_passes.target import Target
 
 HIP_HIDDEN_MAX = 8192
 
@@ -158,3 +162,60 @@ def _notes(x: Tensor, add: bool, round_before_weight: bool, arch: str | None) ->
     if _on_hip_kernel(x, rounds_twice):
         yield "aiter's kernel is built with -ffast-math: NaN and infinity need not propagate"
     yield from contract.denormal_note(x.dtype)
+
+
+def _run(call: RmsNorm) -> Tensor:
+    assert call.weight is not None
+    eps, before = epsilon(call.eps_tensor, call.eps), call.round_to is not None
+    return rms_norm(call.x, call.weight.reshape(-1), eps, round_before_weight=before)
+
+
+def _refuses(call: RmsNorm, target: Target) -> str | None:
+    x, weight = call.x, call.weight
+    if weight is None:
+        return "the norm has no weight, and aiter's needs one"
+    reason = unlike_aiters(call.bias, call.weight_offset, call.eps_kind)
+    if reason is None and call.out_dtype is not x.dtype:
+        reason = f"the result is {call.out_dtype} and x is {x.dtype}; aiter returns x's dtype"
+    reason = reason or rounds_unlike(call.round_to, x) or eps_on_gpu(call.eps_tensor)
+    return reason or refusal(x, weight, call.eps, round_before_weight=call.round_to is not None)
+
+
+def unlike_aiters(bias: Tensor | None, weight_offset: float, eps_kind: str) -> str | None:
+    """What of an RMSNorm aiter's has not, or None."""
+    if bias is not None:
+        return "aiter's rms_norm has no bias"
+    return "aiter's rms_norm has no (1 + weight) form" if weight_offset else another_eps(eps_kind)
+
+
+def _note(call: RmsNorm, target: Target) -> str | None:
+    own = numerics_note(call.x, arch=target.arch, round_before_weight=call.round_to is not None)
+    return contract.joined(note for note in (own, reorders(call.rounds_between)) if note)
+
+
+def reorders(rounds_between: bool) -> str | None:
+    """Where the graph rounds between the steps or takes them in another order."""
+    return "aiter takes its own steps, where the graph spells out others" if rounds_between else None
+
+
+def _pays(call: RmsNorm, target: Target) -> Verdict:
+    return pays_at_width(call.x)
+
+
+def pays_at_width(x: Tensor) -> Verdict:
+    """aiter's RMSNorm against Inductor's code, as published; it has not been run here on AMD hardware.
+
+    430.6 to 291.4 us at full width (sgl-project/sglang#24360); at head size 128 Inductor was faster
+    (NVIDIA/TensorRT-LLM#11798).
+    """
+    if isinstance(x.shape[-1], int) and x.shape[-1] >= 1024:
+        return Verdict(
+            True,
+            "rule from published results on MI300-class GPUs (sglang#24360); not measured on this machine",
+        )
+    return Verdict(False, "at a small hidden size Inductor is the faster one (TensorRT-LLM#11798)")
+
+
+AITER = RMS_NORM.register(
+    Lowering("aiter", requires=(needs_aiter,), refuses=_refuses, note=_note, pays=_pays, run=_run)
+)

@@ -8,8 +8,10 @@ them, mostly contiguous, and go into a channels-last video: a transposition, in 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -24,6 +26,7 @@ from rocm_passes.kernels.triton.common import (
 )
 from rocm_passes.kernels.triton.dense import pixel_distance, sample_extent
 from rocm_passes.kernels.triton.launch import launch
+from rocm_passes.ops.frames import TIME, empty_joined, has_front
 
 _TILE_BYTES = 16384
 
@@ -121,6 +124,28 @@ def copy_frames(x: Tensor, out: Tensor, tile: FrameTile | None = None) -> None:
         C=channels, CHANNELS=tile.channels, PIXELS=tile.pixels, READ_LAST=read_last, WRITE_LAST=write_last,
         WIDE=max(sample_extent(x), sample_extent(out)) + beyond > INT32_MAX, num_warps=tile.num_warps,
     )  # fmt: skip
+
+
+def joined(
+    front: Tensor | None,
+    repeat_first: int,
+    x: Tensor,
+    dtype: torch.dtype,
+    compute: Callable[[Tensor | None], Tensor],
+) -> Tensor:
+    """A kernel's result behind the frames in front of it, as `ops.frames.joined_by_copies` has it.
+
+    compute: writes into the tensor of x's shape that it is given, and returns it. It is given None, and allocates,
+    where nothing stands in front.
+    """
+    if not has_front(front, repeat_first):
+        return compute(None)
+    whole = empty_joined(front, repeat_first, x, dtype)
+    count = whole.shape[TIME] - x.shape[TIME]
+    first, rest = whole.narrow(TIME, 0, count), whole.narrow(TIME, count, x.shape[TIME])
+    compute(rest)
+    copy_frames(rest.narrow(TIME, 0, 1).expand_as(first) if front is None else front, first)
+    return whole
 
 
 def _pixel_stride(video: Tensor) -> int | None:

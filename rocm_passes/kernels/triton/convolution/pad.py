@@ -1,213 +1,70 @@
-"""Padding of image and video tensors (replicate, reflect, zeros), after nearest upsampling or without it.
-
-    y = F.pad(upsampled(x), padding, mode)
-
-in one pass: x is read in whatever layout it has, and each element is written once, channels-last or contiguous.
-It is a copy, exact to the bit. Convolutions whose own padding is zeros alone need it in front of them; so do
-HunyuanVideo's upsamplers, which show the first frame once and every other frame `repeats` times.
-"""
+"""Padding in one pass, after nearest upsampling or without it."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from rocm_passes.kernels.triton.common import (
-    INT32_MAX,
-    IsaExample,
-    cdiv,
-    isa_example,
-    power_of_two_above,
-    power_of_two_divisor,
-)
-from rocm_passes.kernels.triton.convolution.pad_kernel import pad_kernel
-from rocm_passes.kernels.triton.launch import launch
+from rocm_passes.ops.operator import Lowering, Verdict, measured
+from rocm_passes.ops.pad import PAD, Pad
+from rocm_passes.target import Target, needs_import, needs_triton
 
-MODES = ("replicate", "reflect", "zeros")
-#: Dtypes that Triton moves under their own names on every architecture; others are moved as integers.
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_MOVED = {torch.float64, torch.float32, torch.float16, torch.bfloat16, *_INTEGERS.values()}
-_TILE_BYTES = 8192
+#: Below this size Inductor is left to fuse the padding with what makes x.
+LEAST = 2**22
 
 
-@dataclass(frozen=True)
-class PadTile:
-    """[channels, pixels] that one program moves."""
+def run(call: Pad) -> Tensor:
+    from rocm_passes.kernels.triton.convolution.pad_launch import pad
 
-    channels: int
-    pixels: int
-    num_warps: int
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Sizes of one sample along (T, H, W), an image being one frame: of the source, of the padding before it,
-    of the padded result; how often each element is repeated, and how many frames are then skipped."""
-
-    source: tuple[int, int, int]
-    before: tuple[int, int, int]
-    out: tuple[int, int, int]
-    repeats: tuple[int, int, int]
-    skipped: int
-
-    @property
-    def pixels(self) -> int:
-        return math.prod(self.out)
+    return pad(
+        call.x,
+        call.padding,
+        call.mode,
+        repeats=call.repeats,
+        skipped=call.skipped,
+        channels_last=call.channels_last,
+    )
 
 
-def choose_tile(channels: int, pixels: int, itemsize: int, read_last: bool, write_last: bool) -> PadTile:
-    """8 KiB a tile, contiguous in memory as far as it goes, and square where it is turned."""
-    elements = _TILE_BYTES // itemsize
-    if read_last != write_last:
-        block = min(power_of_two_above(channels), 64)
-    elif write_last:
-        divisor = power_of_two_divisor(channels)
-        block = min(divisor if divisor >= 16 else power_of_two_above(channels), 128)
-    else:
-        block = min(power_of_two_above(channels), max(1, elements // power_of_two_above(pixels)), 4)
-    return PadTile(block, elements // block, num_warps=4)
+def refuses(call: Pad, target: Target) -> str | None:
+    x = call.x
+    return None if x.itemsize <= 8 else f"x is {x.dtype}: its elements have {x.itemsize} bytes"
 
 
-def pad(
-    x: Tensor,
-    padding: Sequence[int],
-    mode: str,
-    *,
-    repeats: Sequence[int] | None = None,
-    skipped: int = 0,
-    channels_last: bool = True,
-    tile: PadTile | None = None,
-) -> Tensor:
-    """`x` ([N, C, H, W] or [N, C, T, H, W], any dtype of 1 to 8 bytes, any strides), upsampled and padded.
-
-    padding: as F.pad's, the last dim first, none negative. mode: "replicate", "reflect" or "zeros". repeats:
-    how often each element stands along ([T,] H, W) before the padding. skipped: how many frames at the front of
-    the upsampled video are left out, less than repeats[0]. Returns x's dtype, dense, channels-last or contiguous.
-    Raises ValueError on sizes and modes, TypeError on wider dtypes.
-    """
-    g = geometry(x, padding, mode, repeats, skipped)
-    if x.dtype not in _MOVED:
-        if x.itemsize not in _INTEGERS:
-            raise TypeError(f"x is {x.dtype}; elements of at most 8 bytes are needed")
-        options: dict[str, Any] = {
-            "repeats": repeats,
-            "skipped": skipped,
-            "channels_last": channels_last,
-            "tile": tile,
-        }
-        return pad(x.view(_INTEGERS[x.itemsize]), padding, mode, **options).view(x.dtype)
-    out = empty_padded(x, g, channels_last, x.dtype)
-    if out.numel() == 0:
-        return out
-    channels = x.shape[1]
-    read_last = reads_channels_last(x)
-    tile = tile or choose_tile(channels, g.pixels, x.itemsize, read_last, channels_last)
-    pixel_blocks, channel_blocks = cdiv(g.pixels, tile.pixels), cdiv(channels, tile.channels)
-    launch(
-        pad_kernel, (x.shape[0] * pixel_blocks * channel_blocks,),
-        x, out, g.pixels, pixel_blocks, channel_blocks, *g.out[1:], *g.source, *g.before, skipped, *strides(x),
-        C=channels, CHANNELS=tile.channels, PIXELS=tile.pixels,
-        REPEAT_T=g.repeats[0], REPEAT_H=g.repeats[1], REPEAT_W=g.repeats[2], MODE=mode,
-        READ_LAST=read_last, WRITE_LAST=channels_last, WIDE=is_wide(x, out, tile), num_warps=tile.num_warps,
-    )  # fmt: skip
-    return out
-
-
-def geometry(
-    x: Tensor, padding: Sequence[int], mode: str, repeats: Sequence[int] | None, skipped: int
-) -> Geometry:
-    """The call's sizes. Raises ValueError where they make no sense."""
-    axes = x.dim() - 2
-    if axes not in (2, 3):
-        raise ValueError(f"x is {x.dim()}-d; [N, C, H, W] or [N, C, T, H, W] is needed")
-    repeats = tuple(repeats) if repeats is not None else (1,) * axes
-    if len(repeats) != axes or min(repeats) < 1:
-        raise ValueError(f"repeats are {repeats}; {axes} of at least 1 are needed")
-    if not 0 <= skipped < max(repeats[0], 1) or (skipped and axes == 2):
-        raise ValueError(f"skipped={skipped} and the frames are repeated {repeats[0]} times")
-    if mode not in MODES:
-        raise ValueError(f"mode is {mode!r}; there are {', '.join(MODES)}")
-    if len(padding) != 2 * axes:
-        raise ValueError(f"padding is {list(padding)}; {2 * axes} sizes are needed")
-    if min(padding) < 0:
-        raise ValueError(f"padding is {list(padding)}; negative padding crops")
-    before, behind = list(padding[-2::-2]), list(padding[::-2])
-    out = []
-    for axis, size in enumerate(x.shape[2:]):
-        inner = size * repeats[axis] - (skipped if axis == 0 else 0)
-        most = max(before[axis], behind[axis])
-        if mode == "replicate" and inner < 1:
-            raise ValueError(f"x has shape {tuple(x.shape)}: there is nothing to replicate")
-        if mode == "reflect" and most >= max(inner, 1):
-            raise ValueError(f"padding {list(padding)} reflects {most} of {inner} elements")
-        out.append(max(inner, 0) + before[axis] + behind[axis])
-    return Geometry(_three(x.shape[2:], 1), _three(before, 0), _three(out, 1), _three(repeats, 1), skipped)
-
-
-def _three(sizes: Sequence[int], of_an_image: int) -> tuple[int, int, int]:
-    """Along (T, H, W): an image is one frame."""
-    t, h, w = sizes if len(sizes) == 3 else (of_an_image, *sizes)
-    return t, h, w
-
-
-def empty_padded(x: Tensor, g: Geometry, channels_last: bool, dtype: torch.dtype) -> Tensor:
-    """Memory for the result: [N, C, *out], channels-last or contiguous."""
-    last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
-    shape = (*x.shape[:2], *g.out[5 - x.dim() :])
-    layout = last if channels_last else torch.contiguous_format
-    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=layout)
-
-
-def reads_channels_last(x: Tensor) -> bool:
-    """Are the channels the dim to read along? Those that are one apart, unless the columns are as well."""
-    return x.stride(1) == 1 and x.shape[1] > 1
-
-
-def strides(x: Tensor) -> tuple[int, int, int, int, int]:
-    """x's strides along (N, C, T, H, W), an image being one frame."""
-    return (x.stride(0), x.stride(1), *_three(x.stride()[2:], 0))
-
-
-def is_wide(x: Tensor, out: Tensor, tile: PadTile) -> bool:
-    """Do offsets inside a sample pass 31 bits, those of masked lanes included?"""
-    _, *apart = strides(x)
-    reach = sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
-    beyond = tile.channels * max(apart[0], out.stride(1), 1) + tile.pixels * max(out.stride(-1), 1)
-    return max(reach, out.numel() // out.shape[0]) + beyond > INT32_MAX
-
-
-def isa_examples() -> list[IsaExample]:
-    """HunyuanVideo's padding in its last block (C 128), and behind its upsampler, which writes what it reads
-    along the other dim."""
-    examples = []
-    for channels, repeats, read_last in ((128, 1, True), (256, 2, True), (256, 2, False)):
-        tile = choose_tile(channels, 19 * 258 * 258, 2, read_last, True)
-        label = f"pad, C {channels}" + (", upsampled" if repeats > 1 else "")
-        unit = {"channel_stride" if read_last else "column_stride": 1}
-        shape = {
-            "C": channels,
-            "CHANNELS": tile.channels,
-            "PIXELS": tile.pixels,
-            "REPEAT_T": repeats,
-            "REPEAT_H": repeats,
-            "REPEAT_W": repeats,
-            "MODE": "replicate",
-            "READ_LAST": read_last,
-            "WRITE_LAST": True,
-            "WIDE": False,
-        }
-        examples.append(
-            isa_example(
-                pad_kernel,
-                f"{label}, {'channels-last' if read_last else 'contiguous to channels-last'}, bf16",
-                {"x_ptr": "*bf16", "out_ptr": "*bf16"},
-                shape | unit,
-                tile.num_warps,
-            )
+def pays(call: Pad, target: Target) -> Verdict:
+    verdict = pays_for(call.shape, call.channels_last, target)
+    if verdict.pays and all(r == 1 for r in call.repeats):
+        return Verdict(
+            False, f"without upsampling Inductor's copy is as fast, and may be fused ({measured(target)})"
         )
-    return examples
+    return verdict
+
+
+def pays_for(shape: Sequence[Any], channels_last: bool, target: Target) -> Verdict:
+    """The rule for a padded result of this shape, whatever is written into it."""
+    if not target.is_gpu:
+        return Verdict(False, "on a CPU Inductor fuses the padding with what makes its input")
+    if not channels_last:
+        return Verdict(False, "the convolution's input is contiguous: Inductor's copy needs no turning")
+    size = math.prod(shape)
+    if not isinstance(size, int):
+        return Verdict(False, "its size is not known at compile time")
+    if size < LEAST:
+        return Verdict(False, f"below {LEAST} elements it is left to Inductor to fuse (not measured)")
+    # python -m rocm_passes.bench.pads (docs/tuning.md): HunyuanVideo's upsamplers 2.55 -> 0.59 ms and less.
+    return Verdict(True, f"one pass, where Inductor crosses memory in the wrong order ({measured(target)})")
+
+
+TRITON = PAD.register(
+    Lowering(
+        "triton",
+        requires=(needs_triton, needs_import("rocm_passes.kernels.triton.convolution.pad_launch")),
+        refuses=refuses,
+        pays=pays,
+        run=run,
+        launches=True,
+    )
+)

@@ -33,7 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rocm_passes.kernels.triton.launch import Launch, written_down
 from rocm_passes.ops.computed import COMPUTED
-from rocm_passes.ops.operator import OPERATORS, Operator
+from rocm_passes.ops.operator import OPERATORS, Call, Operator
 from rocm_passes.target import triton_is_interpreted
 
 log = logging.getLogger(__name__)
@@ -68,8 +68,9 @@ def register() -> None:
     with _lock:
         for operator in OPERATORS:
             if operator.name not in _registered and any(low.launches for low in operator.lowerings):
-                lower = functools.wraps(operator.reference)(functools.partial(_lower, operator))
-                register_lowering(operator.overload, type_promotion_kind=None)(lower)
+                for overload in operator.overloads.values():
+                    lower = functools.wraps(_lower)(functools.partial(_lower, operator, overload))
+                    register_lowering(overload, type_promotion_kind=None)(lower)
                 _registered.add(operator.name)
         if COMPUTED.name not in _registered:
             register_lowering(COMPUTED.overload, type_promotion_kind=None)(_computed)
@@ -81,36 +82,36 @@ def _computed(x: ir.TensorBox, lowering: str = "") -> ir.TensorBox:
     return x
 
 
-def _lower(operator: Operator, *args: Any, **kwargs: Any) -> Any:
-    values, name = operator.bind(args, kwargs)
+def _lower(operator: Operator[Any], overload: Any, *args: Any, **kwargs: Any) -> Any:
+    call, name = operator.bind(args, kwargs)
     lowering = operator.lowering(name)
     try:
         if lowering is None or lowering.run is None or not lowering.launches:
             raise NotLaunchable(f"lowering {name!r} calls a library")
         if V.current_node.meta.get(LAUNCHED_BY) == "python":
             raise NotLaunchable("launch='python'")
-        return _Call(values).by(lowering.run)
+        return _Launching(call).by(lowering.run)
     except NotLaunchable as reason:
-        log.debug("%s: an opaque call: %s", operator.overload, reason)
+        log.debug("%s: an opaque call: %s", overload, reason)
     except Exception:
         # As Operator._run: what fails here must not cost the user the compile; the opaque call can still work.
-        log.exception("%s: its launches could not be written; it stays an opaque call", operator.overload)
-    return fallback_handler(operator.overload, add_to_fallback_set=False)(*args, **kwargs)
+        log.exception("%s: its launches could not be written; it stays an opaque call", overload)
+    return fallback_handler(overload, add_to_fallback_set=False)(*args, **kwargs)
 
 
-class _Call:
+class _Launching:
     """One call: Inductor's tensors beside the fake ones that the kernel's Python sees."""
 
-    def __init__(self, values: Sequence[Any]) -> None:
+    def __init__(self, call: Call) -> None:
         if triton_is_interpreted():
             raise NotLaunchable("Triton's kernels are interpreted")
         self._owners: dict[int, tuple[ir.TensorBox, Tensor]] = {}
         with V.fake_mode:
-            self._values = [_map(self._fake, value) for value in values]
+            self._call = type(call)(**{k: _map(self._fake, v) for k, v in call.arguments().items()})
 
     def by(self, run: Any) -> Any:
         with V.fake_mode, OnlyMemory() as memory, written_down() as launches:
-            result = run(*self._values)
+            result = run(self._call)
         self._allocated = memory.allocated
         for launch in launches:
             self._check(launch)
@@ -118,7 +119,8 @@ class _Call:
             self._write(launch)
         for storage in {_storage(t): None for t in _tensors(result)}:
             self._finish(storage)
-        return _map(self._box, result)
+        result = _map(self._box, result)
+        return result if isinstance(result, ir.IRNode) or self._call.results > 1 else result[0]
 
     def _finish(self, storage: int) -> None:
         """From here on an allocation is known as what its kernels have written."""

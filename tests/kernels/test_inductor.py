@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from rocm_passes.kernels.triton.inductor import NotLaunchable, OnlyMemory
 from rocm_passes.kernels.triton.launch import launch, written_down
-from rocm_passes.ops.inductor import NotLaunchable, OnlyMemory
 from rocm_passes.ops.operator import OPERATORS
 from tests import inductor_for_amd
 

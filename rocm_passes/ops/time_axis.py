@@ -67,10 +67,3 @@ class TimeAxis:
 def frames_of(pieces: Sequence[Any]) -> Any:
     """How many frames tensors [N, C, T, H, W] have together."""
     return sum(p.shape[2] for p in pieces)
-
-
-def axis_of(
-    x: Sequence[Any], weight: Any, zeros: Sequence[int], stride: Sequence[int], dilation: Sequence[int]
-) -> TimeAxis:
-    """The axis of a call, from its tensors (real or fake) and parameters."""
-    return TimeAxis(frames_of(x), zeros[0], zeros[1], int(weight.shape[2]), stride[0], dilation[0])

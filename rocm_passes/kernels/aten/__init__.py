@@ -1,0 +1,1 @@
+"""Lowerings in plain ATen, which Inductor goes on to fuse."""

@@ -1,0 +1,30 @@
+"""The same convolution, its input and weight channels-last."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch._inductor import inductor_prims
+from torch._prims_common import make_channels_last_strides_for
+
+from rocm_passes.ops.conv2d import CONV2D, Conv2d
+from rocm_passes.ops.operator import Lowering, Verdict
+from rocm_passes.target import Target
+
+
+def write(b: Any, call: Conv2d) -> Any:
+    x, weight = (
+        b(inductor_prims.force_stride_order, t, make_channels_last_strides_for(b.value(t).shape))
+        for t in (call.x, call.weight)
+    )
+    arguments = replace(call, x=x, weight=weight).arguments()
+    return b(torch.ops.aten.convolution.default, *arguments.values())
+
+
+def pays(call: Conv2d, target: Target) -> Verdict:
+    return Verdict(True, "channels-last through the whole graph, without conversions between neighbours")
+
+
+CHANNELS_LAST = CONV2D.register(Lowering("channels_last", pays=pays, write=write))

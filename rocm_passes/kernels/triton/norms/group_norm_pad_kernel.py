@@ -1,0 +1,184 @@
+"""GroupNorm, SiLU or not, written straight into a padded tensor: what stands between HunyuanVideo's convolutions.
+
+    y = F.pad(silu?(group_norm(x) * weight + bias), padding, mode)
+
+The statistics are `group_norm`'s. What applies them goes over the padded tensor and normalises each element from
+where it comes, so that the padding is no pass over memory of its own.
+"""
+
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from rocm_passes.kernels.triton.common import IsaExample, cdiv, check_dtype, isa_example, silu
+from rocm_passes.kernels.triton.convolution.pad_kernel import source_offset
+from rocm_passes.kernels.triton.convolution.pad_launch import (
+    PadTile,
+    choose_tile,
+    empty_padded,
+    geometry,
+    is_wide,
+    reads_channels_last,
+    strides,
+)
+from rocm_passes.kernels.triton.dense import dense_view
+from rocm_passes.kernels.triton.launch import launch
+from rocm_passes.kernels.triton.norms.group_norm_launch import choose_tile as choose_statistics_tile
+from rocm_passes.kernels.triton.norms.group_norm_launch import group_statistics, is_native, per_channel
+
+
+@triton.jit
+def group_norm_pad_kernel(
+    x_ptr, x_bias_ptr, shift_ptr, drift_ptr, rstd_ptr, weight_ptr, bias_ptr, out_ptr,
+    pixels, pixel_blocks, channel_blocks, out_height, out_width, frames, height, width, front, top, left,
+    sample_stride, channel_stride, frame_stride, row_stride, column_stride,
+    C: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, MODE: tl.constexpr,
+    HAS_X_BIAS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, SILU: tl.constexpr,
+    READ_LAST: tl.constexpr, WRITE_LAST: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """One tile of the padded tensor, last tile first: the statistics ended there. See `pad_kernel` for its order.
+
+    Tiles are [PIXELS, CHANNELS] where the source's channels are contiguous, else [CHANNELS, PIXELS].
+    """
+    dtype: tl.constexpr = out_ptr.dtype.element_ty
+    CHANNEL_DIM: tl.constexpr = 0 if READ_LAST else 1
+    PIXEL_DIM: tl.constexpr = 1 if READ_LAST else 0
+    pid = tl.num_programs(0) - 1 - tl.program_id(0)
+    if WRITE_LAST:
+        channel_block = pid % channel_blocks
+        pixel_block = (pid // channel_blocks) % pixel_blocks
+    else:
+        pixel_block = pid % pixel_blocks
+        channel_block = (pid // pixel_blocks) % channel_blocks
+    sample = pid // pixel_blocks // channel_blocks
+    pixel = pixel_block * PIXELS + tl.arange(0, PIXELS)
+    channel = channel_block * CHANNELS + tl.arange(0, CHANNELS)
+    pixel_mask = pixel < pixels
+    channel_mask = channel < C
+    if WIDE:
+        pixel = pixel.to(tl.int64)
+        channel = channel.to(tl.int64)
+    at, inside = source_offset(
+        pixel, out_height, out_width, frames, height, width, front, top, left, 0,
+        frame_stride, row_stride, column_stride, 1, 1, 1, MODE,
+    )  # fmt: skip
+
+    mask = tl.expand_dims(pixel_mask, PIXEL_DIM) & tl.expand_dims(channel_mask, CHANNEL_DIM)
+    offsets = tl.expand_dims(at, PIXEL_DIM) + tl.expand_dims(channel, CHANNEL_DIM) * channel_stride
+    x = tl.load(x_ptr + sample.to(tl.int64) * sample_stride + offsets, mask=mask, other=0.0).to(tl.float32)
+    if HAS_X_BIAS:
+        x_bias = tl.load(x_bias_ptr + channel, mask=channel_mask, other=0.0).to(tl.float32)
+        x += tl.expand_dims(x_bias, CHANNEL_DIM)
+    group = sample * GROUPS + channel // (C // GROUPS)
+    shift = tl.load(shift_ptr + group, mask=channel_mask, other=0.0)
+    drift = tl.load(drift_ptr + group, mask=channel_mask, other=0.0)
+    rstd = tl.load(rstd_ptr + group, mask=channel_mask, other=0.0)
+    y = x - tl.expand_dims(shift, CHANNEL_DIM) - tl.expand_dims(drift, CHANNEL_DIM)
+    y *= tl.expand_dims(rstd, CHANNEL_DIM)
+    if HAS_WEIGHT:
+        weight = tl.load(weight_ptr + channel, mask=channel_mask, other=0.0).to(tl.float32)
+        y *= tl.expand_dims(weight, CHANNEL_DIM)
+    if HAS_BIAS:
+        bias = tl.load(bias_ptr + channel, mask=channel_mask, other=0.0).to(tl.float32)
+        y += tl.expand_dims(bias, CHANNEL_DIM)
+    if SILU:
+        y = silu(y, dtype == tl.float32)
+    if MODE == "zeros":
+        y = tl.where(tl.expand_dims(inside, PIXEL_DIM), y, 0.0)
+    tile = y.to(dtype)
+
+    if READ_LAST != WRITE_LAST:
+        tile = tl.trans(tile)
+    base = out_ptr + sample.to(tl.int64) * pixels * C
+    if WRITE_LAST:
+        tl.store(
+            base + (pixel[:, None] * C + channel[None, :]),
+            tile,
+            mask=pixel_mask[:, None] & channel_mask[None, :],
+        )
+    else:
+        tl.store(
+            base + (channel[:, None] * pixels + pixel[None, :]),
+            tile,
+            mask=pixel_mask[None, :] & channel_mask[:, None],
+        )
+
+
+def group_norm_pad(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    padding: Sequence[int],
+    mode: str,
+    *,
+    silu: bool = False,
+    out_dtype: torch.dtype | None = None,
+    x_bias: Tensor | None = None,
+    channels_last: bool = True,
+    tile: PadTile | None = None,
+) -> Tensor:
+    """GroupNorm of `x` ([N, C, H, W] or [N, C, T, H, W], float32/float16/bfloat16) in fp32, rounded once, padded.
+
+    weight, bias: [C], any float dtype. x_bias: [C], added to x before the norm, unrounded. padding, mode: as
+    `pad`'s; zeros stand beside what is normalised. Returns `out_dtype` (x's by default), dense, channels-last or
+    contiguous. Raises TypeError on dtypes, ValueError on sizes and modes.
+    """
+    check_dtype("x", x)
+    g = geometry(x, padding, mode, None, 0)
+    channels = x.shape[1]
+    if groups < 1 or channels % groups:
+        raise ValueError(f"{channels} channels do not divide into {groups} groups")
+    weight, bias = per_channel("weight", weight, channels), per_channel("bias", bias, channels)
+    x_bias = per_channel("x_bias", x_bias, channels)
+    out = empty_padded(x, g, channels_last, out_dtype or x.dtype)
+    check_dtype("out", out)
+    if x.numel() == 0:
+        return out.zero_()
+    view = dense_view(x)
+    if not is_native(view):
+        view = dense_view(x.contiguous())
+    x = view.tensor
+    pixels = x.numel() // (x.shape[0] * channels)
+    statistics = group_statistics(
+        view, x_bias, groups, eps, choose_statistics_tile(x.shape[0], channels, pixels, view.inner == 1)
+    )
+    read_last = reads_channels_last(x)
+    tile = tile or choose_tile(channels, g.pixels, max(x.itemsize, out.itemsize), read_last, channels_last)
+    pixel_blocks, channel_blocks = cdiv(g.pixels, tile.pixels), cdiv(channels, tile.channels)
+    launch(
+        group_norm_pad_kernel, (x.shape[0] * pixel_blocks * channel_blocks,),
+        x, x if x_bias is None else x_bias, *statistics.unbind(), *(x if t is None else t for t in (weight, bias)),
+        out, g.pixels, pixel_blocks, channel_blocks, *g.out[1:], *g.source, *g.before, *strides(x),
+        C=channels, GROUPS=groups, CHANNELS=tile.channels, PIXELS=tile.pixels, MODE=mode,
+        HAS_X_BIAS=x_bias is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, SILU=silu,
+        READ_LAST=read_last, WRITE_LAST=channels_last, WIDE=is_wide(x, out, tile), num_warps=tile.num_warps,
+    )  # fmt: skip
+    return out
+
+
+def isa_examples() -> list[IsaExample]:
+    """HunyuanVideo's last block, 128 channels in 32 groups, padded in time before and in space all round."""
+    tile = choose_tile(128, 19 * 258 * 258, 2, True, True)
+    constexprs = {
+        "C": 128,
+        "GROUPS": 32,
+        "CHANNELS": tile.channels,
+        "PIXELS": tile.pixels,
+        "MODE": "replicate",
+        **dict.fromkeys(("HAS_X_BIAS", "HAS_WEIGHT", "HAS_BIAS", "SILU", "READ_LAST", "WRITE_LAST"), True),
+        "WIDE": False,
+        "channel_stride": 1,
+    }
+    pointers = {name: "*bf16" for name in group_norm_pad_kernel.arg_names if name.endswith("_ptr")}
+    pointers |= dict.fromkeys(("shift_ptr", "drift_ptr", "rstd_ptr"), "*fp32")
+    label = "group norm + SiLU + pad, C 128, channels-last, bf16"
+    return [isa_example(group_norm_pad_kernel, label, pointers, constexprs, tile.num_warps)]

@@ -1,0 +1,59 @@
+"""RMSNorm by the fused norm's kernel."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rocm_passes.ops.operator import Lowering, Verdict
+from rocm_passes.ops.rms_norm import RMS_NORM, RmsNorm, eps_on_gpu, epsilon, rounds_unlike
+from rocm_passes.target import Target, needs_import, needs_triton
+
+
+def run(call: RmsNorm) -> Tensor:
+    from rocm_passes.kernels.triton.norms import norm
+
+    outs, _ = norm.fused_norm(
+        call.x,
+        kind="rms",
+        eps=epsilon(call.eps_tensor, call.eps),
+        weight=None if call.weight is None else call.weight.reshape(-1),
+        bias=None if call.bias is None else call.bias.reshape(-1),
+        weight_offset=call.weight_offset,
+        round_before_weight=call.round_to is not None,
+        out_dtype=call.out_dtype,
+        eps_kind=call.eps_kind,
+    )
+    return outs[0]
+
+
+def refuses(call: RmsNorm, target: Target) -> str | None:
+    if call.x.dtype is torch.float64:
+        return "x is float64"
+    return eps_on_gpu(call.eps_tensor) or rounds_unlike(call.round_to, call.x)
+
+
+def note(call: RmsNorm, target: Target) -> str | None:
+    if call.rounds_between:
+        return "it is computed in fp32 and rounded once, where the graph rounds between the steps or reorders them"
+    if call.round_product is not None:
+        return "weight and bias are applied in fp32 and rounded once, where the graph rounds each"
+    return None
+
+
+def pays(call: RmsNorm, target: Target) -> Verdict:
+    # Measured on an H200 (docs/performance.md): Inductor's own kernel is within 1.15x of the memory floor.
+    return Verdict(False, "Inductor fuses a plain RMSNorm with its neighbours at least as fast")
+
+
+TRITON = RMS_NORM.register(
+    Lowering(
+        "triton",
+        requires=(needs_triton, needs_import("rocm_passes.kernels.triton.norms.norm")),
+        refuses=refuses,
+        note=note,
+        pays=pays,
+        run=run,
+        launches=True,
+    )
+)
