@@ -201,8 +201,7 @@ def call(*targets: Any, commutes: bool = False) -> Callable[..., Pattern]:
             wanted = getattr(targets[0], "_opname", targets[0])
             return trace.stop(bound, found, f"{_said(found)} stands where {wanted} was looked for")
         inside = replace(bound, nodes=bound.nodes.union(behind[: behind.index(node) + 1]))
-        given = node.args[: len(operands)]
-        orders = (given, given[::-1]) if commutes else (given,)
+        orders = (node.args, node.args[1::-1]) if commutes else (node.args,)
         every = (made for order in orders for made in _all(operands, order, inside, trace))
         return (replace(made, node=node) for made in every)
 
