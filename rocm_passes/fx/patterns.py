@@ -184,9 +184,10 @@ def rounded(inner: Pattern) -> Pattern:
 
     def matches(found: Any, bound: Bound, trace: Trace) -> Iterator[Bound]:
         yield from inner.matches(found, bound, trace)
-        for node in trace.behind(found):
-            if n.is_cast(node) and not n.is_widening(node) and n.dtype(node) in n.LOW_PRECISION:
-                yield from inner.matches(node.args[0], replace(bound, nodes=bound.nodes | {node}), trace)
+        behind = trace.behind(found)
+        if n.is_cast(behind[-1]) and n.dtype(behind[-1]) in n.LOW_PRECISION:
+            inside = replace(bound, nodes=bound.nodes.union(behind))
+            yield from inner.matches(n.arg(behind[-1], 0), inside, trace)
 
     return Pattern(matches)
 

@@ -38,9 +38,7 @@ RMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "abs ** 2": lambda x, w: x * torch.rsqrt((x.abs() ** 2).mean(-1, keepdim=True) + E) * w,
     "(w * rstd) * x": lambda x, w: (w * torch.rsqrt(ms(x) + E)) * x,
     "(w * x) / rms": lambda x, w: (w * x) / torch.sqrt(ms(x) + E),
-    "einsum": lambda x, w: (
-        x * torch.rsqrt(torch.einsum("...d,...d->...", x, x)[..., None] / D + E) * w
-    ),
+    "einsum": lambda x, w: x * torch.rsqrt(torch.einsum("...d,...d->...", x, x)[..., None] / D + E) * w,
 }
 #: The root is not guarded by an eps that is added to the mean.
 GUARDED: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
@@ -72,12 +70,12 @@ LAYER: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "by var": lambda x, w, b: (
         (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True, unbiased=False) + E) * w + b
     ),
-    "by hand": lambda x, w, b: (
-        lambda d: d * torch.rsqrt(d.pow(2).mean(-1, keepdim=True) + E) * w + b
-    )(x - x.mean(-1, keepdim=True)),
-    "no keepdim": lambda x, w, b: (
-        lambda d: d * torch.rsqrt(d.pow(2).mean(-1) + E)[..., None] * w + b
-    )(x - x.mean(-1, keepdim=True)),
+    "by hand": lambda x, w, b: (lambda d: d * torch.rsqrt(d.pow(2).mean(-1, keepdim=True) + E) * w + b)(
+        x - x.mean(-1, keepdim=True)
+    ),
+    "no keepdim": lambda x, w, b: (lambda d: d * torch.rsqrt(d.pow(2).mean(-1) + E)[..., None] * w + b)(
+        x - x.mean(-1, keepdim=True)
+    ),
 }
 
 
@@ -229,3 +227,15 @@ def test_weight_and_bias_may_be_one_tensor() -> None:
         return x * torch.rsqrt(ms(x) + E) * w + w
 
     only(check(fn, draw(5, D), draw(D, seed=1)), "rms_norm")
+
+
+def test_a_statistic_rounded_in_a_float32_norm_is_another_value() -> None:
+    def length(x: Tensor) -> Tensor:
+        rounded = x.pow(2).sum(-1, keepdim=True).sqrt().to(BF16).float()
+        return x / rounded.clamp_min(E) * math.sqrt(D)
+
+    x = draw(5, D)
+    seen = rewrite(length, x)
+    assert outcomes(seen) == [("rms_norm", "refused")]
+    assert "16 bits" in seen.only().reason
+    torch.testing.assert_close(seen.result, length(x))

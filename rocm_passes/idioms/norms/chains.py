@@ -116,7 +116,9 @@ def _fits_branch(norm: RMS) -> bool:
 def _product(term: fx.Node, total: fx.Node) -> tuple[fx.Node, fx.Node, set[fx.Node]] | None:
     """(branch, gate, nodes) of a product that only the sum reads, perhaps rounded or widened on its way there."""
     nodes, product = {term}, term
-    while is_rounding_or_widening(product) and n.only_user(product) is not None:
+    # Between 16-bit tensors a rounding is one of many; in a sum of float32 tensors it is part of the value.
+    is_passed = is_rounding_or_widening if n.dtype(total) in n.LOW_PRECISION else n.is_widening
+    while is_passed(product) and n.only_user(product) is not None:
         product = n.argument(product)
         nodes.add(product)
     if GATED.match(product) is None or n.only_user(product) is None:

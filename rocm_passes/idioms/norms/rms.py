@@ -1,6 +1,6 @@
 """The RMS part of a norm, read off the graph: shared by every idiom that contains an RMSNorm.
 
-The statistic, one number a row, is spelled as the patterns below say. What stands behind it:
+rms_formula.py has the spellings of the statistic. What stands behind it:
 
 y = x * rstd                        (or x / rms, (weight * x) * rstd, (weight * rstd) * x)
 y = y * sqrt(D)                     (where the statistic is the row's length: F.normalize)
@@ -22,23 +22,14 @@ from torch import fx
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
-from rocm_passes.fx.patterns import (
-    Bound,
-    Pattern,
-    Trace,
-    add,
-    bind,
-    call,
-    div,
-    exactly,
-    mean,
-    mul,
-    number,
-    reciprocal,
-    rounded,
-    rsqrt,
-    sqrt,
-    total,
+from rocm_passes.fx.patterns import Bound, Trace
+from rocm_passes.idioms.norms.rms_formula import (
+    BIASED,
+    CANDIDATE,
+    NORM,
+    PLAIN_WEIGHT,
+    SCALED_BY,
+    WEIGHTED,
 )
 from rocm_passes.idioms.norms.rows import (
     compute_dtype,
@@ -46,83 +37,10 @@ from rocm_passes.idioms.norms.rows import (
     keeps_rows,
     last_dim,
     narrowing,
-    per_row,
     products,
     rounds_inside,
     sole_cast,
 )
-
-X, W, EPS, COUNT = bind("x"), bind("weight"), number("eps"), number("count")
-HERE = exactly("here")
-absolute = call(aten.abs.default)
-dot = call(aten.bmm.default)
-
-
-def _divides(power: float) -> Any:
-    """Is the number D ** power, for rows of D elements?"""
-
-    def check(_: Any, found: Bound) -> str | None:
-        size, count = n.shape(found["x"])[-1], found["count"]
-        if isinstance(size, int) and math.isclose(count, size**power, rel_tol=1e-7):
-            return None
-        return f"{count} stands where a row of {size} elements has {size**power}"
-
-    return check
-
-
-def _one_dot_per_row(_: object, found: Bound) -> str | None:
-    """bmm of [rows, 1, D] and [rows, D, 1], as einsum gives."""
-    dims, size = n.shape(found.node), n.shape(found.node.args[0])[-1]
-    ok = n.same_shape(dims[1:], (1, 1)) and n.same_size(size, n.shape(found["x"])[-1])
-    return None if ok else f"a product of matrices gives {list(dims)}"
-
-
-SQUARE = X**2 | X * X | absolute(X) ** 2 | absolute(X) * absolute(X)
-SUM = total(SQUARE).where(last_dim) | dot(X, X).where(_one_dot_per_row)
-MEAN = mean(SQUARE).where(last_dim) | (SUM / COUNT).where(_divides(1.0)) | (SUM * COUNT).where(_divides(-1.0))
-LENGTH = rounded(sqrt(SUM) | SUM**0.5)
-# The mean's root, which the eps may stand behind.
-ROOT = sqrt(MEAN) | MEAN**0.5 | (LENGTH / COUNT).where(_divides(0.5)) | (LENGTH * COUNT).where(_divides(-0.5))
-clamp_min = call(aten.clamp_min.default, aten.clamp.default)
-
-
-def _clamped(inner: Pattern) -> Pattern:
-    """From below, by EPS, and not from above."""
-    return clamp_min(inner, EPS).where(
-        lambda _, found: "it is clamped from above" if len(found.node.args) > 2 or found.node.kwargs else None
-    )
-
-
-INSIDE = (
-    (MEAN + EPS).saying(eps_kind="add")
-    | _clamped(MEAN).saying(eps_kind="clamp")
-    | MEAN.saying(eps_kind="none")
-)
-DIVISOR = (
-    sqrt(INSIDE)
-    | INSIDE**0.5
-    | (ROOT + EPS).saying(eps_kind="after_root")
-    | _clamped(ROOT).saying(eps_kind="clamp_root")
-    | (LENGTH + EPS).saying(eps_kind="after_length")
-    | _clamped(LENGTH).saying(eps_kind="clamp_length")
-)
-INVERSE = rsqrt(INSIDE) | INSIDE**-0.5 | reciprocal(DIVISOR) | reciprocal(DIVISOR) * 1
-NORM = (
-    (X * per_row(rsqrt((mean(SQUARE).where(last_dim) + EPS).saying(eps_kind="add")))).saying(as_computed=True)
-    | X * per_row(INVERSE)
-    | X / per_row(DIVISOR)
-    | (W * X) * per_row(INVERSE)
-    | (W * X) / per_row(DIVISOR)
-    | (W * per_row(INVERSE)) * X
-)
-# What makes a root a candidate: squares, averaged or summed over whatever dims.
-AVERAGED = (mean(SQUARE) | total(SQUARE)).named("reduced") | dot(X, X)
-SCALED = AVERAGED | div(AVERAGED) | mul(AVERAGED)
-CANDIDATE = SCALED | add(SCALED) | clamp_min(SCALED)
-
-WEIGHTED = HERE * (bind("weight") + 1).named("factor").saying(offset=1.0) | HERE * W.named("factor")
-BIASED = HERE + bind("bias").named("given")
-SCALED_BY = HERE * COUNT
 
 
 @dataclass
@@ -245,6 +163,8 @@ def _read(root: fx.Node, product: fx.Node, found: Bound) -> RMS | str:
         return f"the norm is {list(n.shape(product))}, and x is {list(n.shape(x))}"
     if weight is not None and not n.is_vector_of(weight, size):
         return f"the weight inside it is {list(n.shape(weight))}"
+    if n.dtype(x) not in n.LOW_PRECISION and any(_rounds(node) for node in found.nodes):
+        return f"its statistic is rounded to 16 bits, and x is {n.dtype(x)}"
     eps = _eps(found)
     if isinstance(eps, str):
         return eps
@@ -260,6 +180,10 @@ def _read(root: fx.Node, product: fx.Node, found: Bound) -> RMS | str:
     rms.nodes |= _casts_of(x, rms.nodes)
     rms.spelling = _spelling(rms, product, x)
     return rms
+
+
+def _rounds(node: fx.Node) -> bool:
+    return n.is_cast(node) and not n.is_widening(node)
 
 
 def _eps(found: Bound) -> tuple[str, float | fx.Node, float | None] | str:
@@ -370,7 +294,7 @@ def _weight_of(multiply: fx.Node, normed: fx.Node, size: Any) -> Bound | None:
             return None
         if n.dtype(n.through_widening(found["factor"])) in n.LOW_PRECISION:
             # The sum is rounded, which the kernel would not do: it is the weight itself.
-            return (HERE * W.named("factor")).match(multiply, here=normed)
+            return PLAIN_WEIGHT.match(multiply, here=normed)
     return found
 
 
