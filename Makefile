@@ -1,4 +1,5 @@
-# make test | demo | lint | format | docs | clean. Each makes its own virtual environment where none is there.
+# make test | test-all | demo | lint | format | docs | clean
+# Each makes its own virtual environment where none is there.
 
 VENV := .venv
 PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -6,10 +7,15 @@ PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 
-.PHONY: test demo lint format docs clean
+.PHONY: test test-all demo lint format docs clean
 
+# The fast suite. test-all adds every combination of parameters, more drawn examples, and generated
+# code where the fast suite runs a rewritten graph as it is.
 test: $(READY)
-	$(RUN) -m pytest -n 2 $(PYTEST_ARGS)
+	$(RUN) -m pytest -n 2 --dist worksteal -m "not exhaustive" $(PYTEST_ARGS)
+
+test-all: $(READY)
+	$(RUN) -m pytest -n 2 --dist worksteal --codegen $(PYTEST_ARGS)
 
 demo: $(READY)
 	$(RUN) -m examples.demo $(DEMO_ARGS)

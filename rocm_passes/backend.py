@@ -12,11 +12,13 @@ from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from rocm_passes.fx import decompositions as keep
+from rocm_passes.fx.hooks import after_the_users
+from rocm_passes.fx.memory_format import NODES_PER_CONVOLUTION
 from rocm_passes.graph_pass import GraphPass
 from rocm_passes.idioms.rotary import rotary
 from rocm_passes.options import parse
 from rocm_passes.passes.complex_to_real import ComplexToReal, is_training
-from rocm_passes.passes.memory_format import NODES_PER_CONVOLUTION
+from rocm_passes.report import dump
 from rocm_passes.report.ledger import Ledger
 from rocm_passes.target import Target
 from rocm_passes.tuning import ahead, library_search
@@ -38,11 +40,12 @@ def rocm_diffusion(
     gm, example_inputs: as Dynamo hands them to any backend. mode: an Inductor mode, as of torch.compile.
     options: those of `rocm_passes.options.Options`, "mode", and any Inductor option.
     listener: called with the ledger of each graph that is compiled. caches: False compiles past Inductor's
-    caches, so that the passes run and have something to report. (`rocm_passes.explain` uses both.)
+    caches, so that the passes run and have something to report. (`rocm_passes.explain` uses both.) So does
+    ROCM_PASSES_DUMP, which would find nothing to dump otherwise.
     Raises OptionError on a wrong option.
     """
     settings, patch = parse(options, mode)
-    if not caches:
+    if not caches or dump.folder() is not None:
         patch["force_disable_caches"] = True
     target = Target.of_inputs(_tensors(gm, example_inputs))
     # Read before Inductor takes the graph over.
@@ -67,17 +70,19 @@ def _compiled(
         return _inductor(gm, example_inputs, patch)
     table = None
     if graph_pass.may_rewrite(rotary.IDIOM):
-        patch["joint_custom_pre_pass"] = _after(
+        patch["joint_custom_pre_pass"] = after_the_users(
             patch, "joint_custom_pre_pass", ComplexToReal(graph_pass.uuid)
         )
     if graph_pass.keep:
-        table = keep.table_preserving(graph_pass.keep)
-        patch["joint_custom_pre_pass"] = _after(
+        # Which operators Inductor decomposes depends on its options, `fallback_random` for one.
+        with inductor_config.patch(patch):
+            table = keep.table_preserving(graph_pass.keep)
+        patch["joint_custom_pre_pass"] = after_the_users(
             patch, "joint_custom_pre_pass", DecomposeForTraining(graph_pass)
         )
     if ahead.active():
         return ahead.run_passes(gm, example_inputs, graph_pass, patch, table)
-    patch["post_grad_custom_pre_pass"] = _after(patch, "post_grad_custom_pre_pass", graph_pass)
+    patch["post_grad_custom_pre_pass"] = after_the_users(patch, "post_grad_custom_pre_pass", graph_pass)
     return _inductor(gm, example_inputs, patch, table)
 
 
@@ -113,26 +118,3 @@ class DecomposeForTraining(CustomGraphPass):
         if is_training(graph):
             self._graph_pass.note_training(graph)
             keep.decompose_preserved(graph, self._graph_pass.keep)
-
-
-class PassSequence(CustomGraphPass):
-    """Passes in order: the user's own, then ours. (torch 2.11 takes one pass per hook.)"""
-
-    def __init__(self, passes: Sequence[Callable[[fx.Graph], None]]) -> None:
-        self.passes = tuple(passes)
-
-    def uuid(self) -> Any:
-        uuids = [p.uuid() if hasattr(p, "uuid") else None for p in self.passes]
-        return None if any(u is None for u in uuids) else tuple(uuids)
-
-    def __call__(self, graph: fx.Graph) -> None:
-        for each in self.passes:
-            each(graph)
-
-
-def _after(patch: Mapping[str, Any], hook: str, ours: CustomGraphPass) -> CustomGraphPass:
-    """Our pass, behind whatever the user has put on the same hook."""
-    theirs = patch.get(hook, getattr(inductor_config, hook))
-    if theirs is None:
-        return ours
-    return PassSequence([*(theirs if isinstance(theirs, (list, tuple)) else [theirs]), ours])

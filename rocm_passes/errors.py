@@ -22,6 +22,10 @@ class OptionError(RocmPassesError, ValueError):
         return cls(f"{source}: expected {expected}, found {found!r}{hint}")
 
 
+class TorchError(RocmPassesError, ImportError):
+    """torch is missing, or older than this package needs."""
+
+
 class ContractError(RocmPassesError, ValueError):
     """An operator of ours was called with arguments that it does not take."""
 
@@ -30,3 +34,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'select'?"`, or the empty string where nothing comes near."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def plural(count: int, noun: str) -> str:
+    """`1 site`, `2 sites`, `0 sites`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"

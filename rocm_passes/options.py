@@ -8,115 +8,26 @@ Keys that are not ours are handed to Inductor, validated as Inductor itself woul
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, get_origin
 
 from torch._inductor import config as inductor_config
 from torch._inductor import list_mode_options
 
+from rocm_passes import option_values
 from rocm_passes.errors import OptionError, nearest
 
 ENVIRONMENT_PREFIX = "ROCM_PASSES_"
+#: Variables of that prefix that are read elsewhere and are no options: where to dump graphs (report/dump.py).
+NO_OPTIONS = ("ROCM_PASSES_DUMP",)
 
 SELECT = ("auto", "always", "off")
-NUMERICS = ("default", "strict", "fast")
+REWRITE_NUMERICS = ("default", "strict", "fast")
 LAYOUTS = ("auto", "channels_last", "as_is")
 CONV_DTYPES = ("", "bf16", "fp16")
 LAUNCHES = ("inductor", "python")
-
-
-def _choice(*allowed: str) -> Callable[[str, object], str]:
-    def check(source: str, value: object) -> str:
-        if value not in allowed:
-            raise OptionError.value(
-                source, f"one of {', '.join(map(repr, allowed))}", value, nearest(str(value), allowed)
-            )
-        return str(value)
-
-    return check
-
-
-def _names(source: str, value: object) -> tuple[str, ...]:
-    """Idiom names: "all", "none", a comma list or a sequence; a leading '-' takes a name out of "all"."""
-    from rocm_passes.registry import idiom_names
-
-    known = idiom_names()
-    words = [w.strip() for w in value.split(",")] if isinstance(value, str) else value
-    if not isinstance(words, (list, tuple, set, frozenset)) or not all(isinstance(w, str) for w in words):
-        raise OptionError.value(source, "a comma-separated string or a list of idiom names", value)
-    words = [w for w in words if w]
-    chosen = set(known) if not words or all(w.startswith("-") for w in words) else set()
-    for word in words:
-        name = word.removeprefix("-")
-        if word in ("all", "none"):
-            chosen = set(known) if word == "all" else set()
-        elif name not in known:
-            raise OptionError.value(
-                source, f"'all', 'none' or idioms among {', '.join(known)}", name, nearest(name, known)
-            )
-        elif word.startswith("-"):
-            chosen.discard(name)
-        else:
-            chosen.add(name)
-    return tuple(n for n in known if n in chosen)
-
-
-def _lowerings(source: str, value: object) -> tuple[tuple[str, str], ...]:
-    """Forced lowerings: {"rms_norm": "triton"} or "rms_norm=triton,conv3d=unfold"."""
-    from rocm_passes.registry import lowering_names
-
-    if isinstance(value, str):
-        words = [w.strip() for w in value.split(",") if w.strip()]
-        if not all("=" in w for w in words):
-            raise OptionError.value(source, "pairs such as 'rms_norm=triton'", value)
-        value = dict(w.split("=", 1) for w in words)
-    if isinstance(value, tuple):
-        value = dict(value)
-    if not isinstance(value, Mapping):
-        raise OptionError.value(source, "a dict of idiom to lowering", value)
-    known = lowering_names()
-    for idiom, lowering in value.items():
-        if idiom not in known:
-            raise OptionError.value(source, f"idioms among {', '.join(known)}", idiom, nearest(idiom, known))
-        if lowering not in known[idiom]:
-            raise OptionError.value(
-                f"{source} for {idiom}",
-                f"one of {', '.join(map(repr, known[idiom]))}",
-                lowering,
-                nearest(str(lowering), known[idiom]),
-            )
-    return tuple(sorted((str(k), str(v)) for k, v in value.items()))
-
-
-def _optional_count(source: str, value: object) -> int | None:
-    return None if value is None or value == "" else _count(source, value)
-
-
-def _count(source: str, value: object) -> int:
-    try:
-        count = int(value) if isinstance(value, (int, str)) and not isinstance(value, bool) else -1
-    except ValueError:
-        count = -1
-    if count < 0:
-        raise OptionError.value(source, "a whole number, 0 or more", value)
-    return count
-
-
-def _seconds(source: str, value: object) -> float:
-    try:
-        seconds = float(value) if isinstance(value, (int, float, str)) else -1.0
-    except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
-        raise OptionError.value(source, "a number of seconds, 0 or more", value)
-    return seconds
-
-
-def _path(source: str, value: object) -> str:
-    if not isinstance(value, (str, os.PathLike)):
-        raise OptionError.value(source, "a file path", value)
-    return os.fspath(value)
 
 
 def option(default: Any, check: Callable[[str, object], Any], doc: str) -> Any:
@@ -129,69 +40,75 @@ class Options:
 
     select: str = option(
         "auto",
-        _choice(*SELECT),
+        option_values.choice(*SELECT),
         "auto: rewrite a site where it is known to pay on this machine; always: rewrite all that can be; "
         "off: change nothing, only report",
     )
     idioms: tuple[str, ...] | None = option(
-        None, _names, "which idioms to look for: 'all', 'none', a comma list, or '-name' to leave one out"
+        None,
+        option_values.idioms,
+        "which idioms to look for: 'all', 'none', a comma list, or '-name' to leave one out",
     )
     lowering: tuple[tuple[str, str], ...] = option(
-        (), _lowerings, "force a lowering for an idiom, e.g. {'rms_norm': 'triton'}"
+        (), option_values.lowerings, "force a lowering for an idiom, e.g. {'rms_norm': 'triton'}"
     )
-    numerics: str = option(
+    rewrite_numerics: str = option(
         "default",
-        _choice(*NUMERICS),
-        "strict: refuse a lowering that rounds elsewhere than the graph does; "
-        "fast: also allow fp64 rotary arithmetic (complex128 tables) in fp32",
+        option_values.choice(*REWRITE_NUMERICS),
+        "strict: refuse a lowering that rounds elsewhere than the graph does (the default where Inductor's own "
+        "option numerics is strict); fast: also allow fp64 rotary arithmetic (complex128 tables) in fp32",
     )
     layout: str = option(
         "auto",
-        _choice(*LAYOUTS),
+        option_values.choice(*LAYOUTS),
         "memory layout of a graph's convolutions: auto: by rule for this machine; "
         "channels_last; as_is: leave it to Inductor",
     )
     conv_dtype: str = option(
         "",
-        _choice(*CONV_DTYPES),
+        option_values.choice(*CONV_DTYPES),
         "'bf16' or 'fp16': compute the float32 3-D convolutions in bfloat16, or in float16 scaled into its range "
-        "(less exact, as the ledger says; not for strict numerics)",
+        "(less exact, as the ledger says; not with rewrite_numerics='strict')",
     )
     conv_frames_bucket: int = option(
         0,
-        _count,
+        option_values.count,
         "compute a 3-D convolution's frames up to a multiple of this, so that chunks of neighbouring lengths share one "
         "tuned convolution; 0: as many as there are",
     )
     conv_search: str = option(
         "off",
-        _choice("off", "on"),
+        option_values.choice("off", "on"),
         "on: cudnn.benchmark (find mode in MIOpen) while the compiled graph runs, within tune_seconds",
     )
     tune_seconds: float = option(
         60.0,
-        _seconds,
+        option_values.seconds,
         "time that a process may spend measuring lowerings on its GPU; 0: never measure, choose by rule",
     )
     choices: str = option(
-        "", _path, "file of measured choices; default: rocm-passes/choices.json in the user's cache folder"
+        "",
+        option_values.path,
+        "file of measured choices; default: rocm-passes/choices.json in the user's cache folder",
     )
     conv_memory_mib: int | None = option(
         None,
-        _optional_count,
+        option_values.optional_count,
         "choose no convolution measured to need more MiB than this beside its tensors (0: no bound; "
         "default: for the graph's largest 512, or three quarters of its tensors where that is more)",
     )
     launch: str = option(
         "inductor",
-        _choice(*LAUNCHES),
+        option_values.choice(*LAUNCHES),
         "who launches our Triton kernels: inductor: its generated code, at its own kernels' cost; python: an "
         "operator call each, slower for the host, and where a kernel fails plain torch takes over",
     )
     fuel: int | None = option(
-        None, _optional_count, "at most this many rewrites per graph, to bisect a wrong result"
+        None, option_values.optional_count, "at most this many rewrites per graph, to bisect a wrong result"
     )
-    report: str = option("", _path, "write the ledger of this process to this JSON file after each compile")
+    report: str = option(
+        "", option_values.path, "write the ledger of this process to this JSON file after each compile"
+    )
 
     def looks_for(self, idiom: str) -> bool:
         return self.idioms is None or idiom in self.idioms
@@ -203,41 +120,113 @@ class Options:
 OPTION_NAMES = tuple(f.name for f in fields(Options))
 
 
+#: Old names: each is still taken where it has one of our values, with a DeprecationWarning.
+RENAMED = {"numerics": "rewrite_numerics"}
+
+
 def parse(options: Mapping[str, Any] | None, mode: str | None) -> tuple[Options, dict[str, Any]]:
     """Split what `torch.compile` was given into our Options and a patch of Inductor's config.
 
-    Raises OptionError on the first wrong name or value. "mode" may stand among the options, because
-    torch.compile itself refuses `mode=` beside `options=`.
+    Raises OptionError on the first wrong name or value, and on options that contradict each other. "mode" may
+    stand among the options, because torch.compile itself refuses `mode=` beside `options=`.
     """
+    if options is not None and not isinstance(options, Mapping):
+        raise OptionError.value("options", "a dict such as {'select': 'always'}", options)
     given = dict(options or {})
     inner_mode = given.pop("mode", None)
     if mode and inner_mode:
         raise OptionError.value("mode", "it once, as mode= or inside options", inner_mode)
     ours = {name: given.pop(name) for name in OPTION_NAMES if name in given}
+    ours |= _given_by_old_name(given, ours)
     patch = _mode_patch(mode or inner_mode)
     patch.update(_inductor_options(given))
-    return _resolve(ours), patch
+    return _resolve(ours, patch), patch
 
 
-def _resolve(ours: Mapping[str, Any]) -> Options:
-    values = {}
-    for f in fields(Options):
-        variable = ENVIRONMENT_PREFIX + f.name.upper()
-        if f.name in ours:
-            values[f.name] = f.metadata["check"](f"option {f.name!r}", ours[f.name])
-        elif variable in os.environ:
-            values[f.name] = f.metadata["check"](f"environment variable {variable}", os.environ[variable])
-    unknown = [
-        v for v in os.environ if v.startswith(ENVIRONMENT_PREFIX) and _variable_option(v) not in OPTION_NAMES
-    ]
-    if unknown:
-        known = [ENVIRONMENT_PREFIX + n.upper() for n in OPTION_NAMES]
-        raise OptionError(f"unknown environment variable {unknown[0]}{nearest(unknown[0], known)}")
+def _given_by_old_name(given: dict[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
+    """Take our options under their old names out of `given`.
+
+    A name that Inductor has taken since is Inductor's: torch 2.14 has an option `numerics`.
+    """
+    found = {}
+    for old, new in RENAMED.items():
+        if old not in given:
+            continue
+        if old in inductor_config.get_config_copy():
+            if given[old] in REWRITE_NUMERICS and given[old] not in ("default", "strict"):
+                raise OptionError(
+                    f"option {old!r} is Inductor's in this version of torch: write {new}={given[old]!r}"
+                )
+            continue
+        if new in ours:
+            raise OptionError(f"options {old!r} and {new!r} are both given, and {old!r} is the old name")
+        found[new] = given.pop(old)
+        _warn_of_old_name(f"option {old!r}", f"{new!r}")
+    return found
+
+
+def _warn_of_old_name(old: str, new: str) -> None:
+    warnings.warn(
+        f"rocm_passes: {old} is called {new} now: torch 2.14 has an option of the old name",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+
+
+def _resolve(ours: Mapping[str, Any], patch: Mapping[str, Any]) -> Options:
+    known = {ENVIRONMENT_PREFIX + name.upper(): name for name in OPTION_NAMES}
+    in_environment = _environment(known)
+    checks = {f.name: f.metadata["check"] for f in fields(Options)}
+    environment = {
+        known[v]: checks[known[v]](f"environment variable {v}", text) for v, text in in_environment.items()
+    }
+    given = {name: checks[name](f"option {name!r}", value) for name, value in ours.items()}
+    for source, values in (("options", given), ("environment variables", environment)):
+        for contradiction in _contradictions(values):
+            raise OptionError(f"{source} contradict each other: {contradiction}")
+    values = {**environment, **given}
+    if "rewrite_numerics" not in values and _inductor_is_strict(patch):
+        values["rewrite_numerics"] = "strict"
     return Options(**values)
 
 
-def _variable_option(variable: str) -> str:
-    return variable.removeprefix(ENVIRONMENT_PREFIX).lower()
+def _environment(known: Mapping[str, str]) -> dict[str, str]:
+    """Our environment variables by their names of today."""
+    found = {v: text for v, text in os.environ.items() if v.startswith(ENVIRONMENT_PREFIX)}
+    for old_name, new_name in RENAMED.items():
+        old, new = (ENVIRONMENT_PREFIX + name.upper() for name in (old_name, new_name))
+        if old in found and new in found:
+            raise OptionError(
+                f"environment variables {old} and {new} are both set, and {old} is the old name"
+            )
+        if old in found:
+            found[new] = found.pop(old)
+            _warn_of_old_name(f"environment variable {old}", new)
+    unknown = [variable for variable in found if variable not in known and variable not in NO_OPTIONS]
+    if unknown:
+        hint = nearest(unknown[0], [*known, *NO_OPTIONS])
+        raise OptionError(f"unknown environment variable {unknown[0]}{hint}")
+    return {variable: text for variable, text in found.items() if variable in known}
+
+
+def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
+    """Values of one source that cannot all be meant. (Options override the environment, which is no mistake.)"""
+    forced = dict(values.get("lowering", ()))
+    if forced and values.get("select") == "off":
+        yield "select='off' rewrites nothing, and lowering forces a rewrite"
+    left_out = [name for name in forced if values.get("idioms") is not None and name not in values["idioms"]]
+    if left_out:
+        yield f"lowering forces {left_out[0]}, and idioms leaves it out"
+    if values.get("conv_dtype") and values.get("rewrite_numerics") == "strict":
+        yield f"conv_dtype={values['conv_dtype']!r} rounds more, and rewrite_numerics='strict' refuses that"
+    if values.get("conv_search") == "on" and values.get("tune_seconds") == 0:
+        yield "conv_search='on' searches within tune_seconds, and tune_seconds=0 leaves no time"
+
+
+def _inductor_is_strict(patch: Mapping[str, Any]) -> bool:
+    """Who has asked Inductor for strict numerics (torch 2.14) has asked for no rewrite that rounds elsewhere."""
+    value = patch.get("numerics", getattr(inductor_config, "numerics", None))
+    return isinstance(value, str) and value.startswith("strict")
 
 
 def _mode_patch(mode: object) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""What is looked for, in which order."""
+"""Everything that the pass does to a graph, in order: three lists."""
 
 from __future__ import annotations
 
+from rocm_passes import option_values
 from rocm_passes.idioms.convolution import conv2d, conv3d, pad, upsampled_conv
 from rocm_passes.idioms.norms import (
     channel_norm,
@@ -13,7 +14,20 @@ from rocm_passes.idioms.norms import (
 )
 from rocm_passes.idioms.rotary import qk_norm_rotary, rotary, rotary_pair
 from rocm_passes.kernels import register_lowerings
+from rocm_passes.passes import (
+    fold_conv_bias,
+    gather_in_norm,
+    mark_launcher,
+    memory_format,
+    slice_before_cat,
+    sort_depth_to_space,
+    write_into_cat,
+)
 from rocm_passes.rewrite.match import Idiom
+from rocm_passes.rewrite.work import WholeGraphPass
+
+#: Before the idioms are looked for.
+PREPARE: tuple[WholeGraphPass, ...] = (slice_before_cat.PASS, sort_depth_to_space.PASS)
 
 register_lowerings()
 
@@ -35,6 +49,15 @@ IDIOMS: tuple[Idiom, ...] = (
     pad.IDIOM,
 )
 
+#: After the rewrites: what hands our operators the nodes around them.
+FINISH: tuple[WholeGraphPass, ...] = (
+    gather_in_norm.PASS,
+    fold_conv_bias.PASS,
+    write_into_cat.PASS,
+    mark_launcher.PASS,
+    memory_format.PASS,
+)
+
 
 def idiom_names() -> tuple[str, ...]:
     return tuple(i.name for i in IDIOMS)
@@ -42,3 +65,6 @@ def idiom_names() -> tuple[str, ...]:
 
 def lowering_names() -> dict[str, tuple[str, ...]]:
     return {i.name: tuple(low.name for low in i.lowerings) for i in IDIOMS}
+
+
+option_values.declare(lowering_names())

@@ -1,25 +1,51 @@
-"""What every test stands on: no GPU needed, nothing left over from an earlier test or an earlier run."""
+"""What every test relies on: no GPU needed, nothing left over from an earlier test or run."""
 
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
+
+from tests import suites
 
 # Triton reads this when it is first imported: without a GPU its kernels then run on CPU tensors.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
-# A cache that earlier runs had filled would keep the passes from running.
-_CACHE = tempfile.mkdtemp(prefix="rocm-passes-test-cache-")
-os.environ["TORCHINDUCTOR_CACHE_DIR"] = _CACHE
-atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+#: Set by the process that starts the workers of pytest-xdist, which share its folders.
+_WORKER = "PYTEST_XDIST_WORKER"
+
+
+def _use_folders_of_this_run() -> None:
+    """Point every cache at one temporary folder, for this process and for those that tests start.
+
+    Caches that earlier runs filled would keep the passes from running. Tests do not write a user's.
+    """
+    root = Path(tempfile.mkdtemp(prefix="rocm-passes-tests-"))
+    atexit.register(shutil.rmtree, root, ignore_errors=True)
+    folders = {
+        "HOME": "home",
+        "XDG_CACHE_HOME": "cache",
+        "HF_HOME": "huggingface",
+        "TORCHINDUCTOR_CACHE_DIR": "inductor",
+        "TRITON_CACHE_DIR": "triton",
+    }
+    for variable, name in folders.items():
+        (root / name).mkdir()
+        os.environ[variable] = str(root / name)
+
+
+if _WORKER not in os.environ:
+    _use_folders_of_this_run()
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
@@ -27,10 +53,27 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 for _name in [n for n in os.environ if n.startswith("ROCM_PASSES_")]:
     del os.environ[_name]
 
+if _WORKER in os.environ:
+    # A worker has one core: further threads would take the other workers'.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(1)
+# The processes that Inductor would compile in take longer to start than most tests to compile.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
+# The fast suite draws the same examples in every run, so that only a change makes it fail.
+hypothesis.settings.register_profile("fast", derandomize=True, deadline=None)
+hypothesis.settings.register_profile("everything", deadline=None, print_blob=True)
+
+_NUMBERS = itertools.count()
+
 
 @pytest.fixture(autouse=True)
-def nothing_left_over() -> Iterator[None]:
-    """Compiled code and ledgers of one test do not reach the next."""
+def nothing_left_over(
+    monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[None]:
+    """Compiled code, ledgers and measured choices of one test do not reach the next."""
+    choices = tmp_path_factory.getbasetemp() / "cache-of-each-test" / str(next(_NUMBERS))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(choices))
     yield
     if "torch._dynamo" in sys.modules:
         torch._dynamo.reset()
@@ -41,13 +84,25 @@ def nothing_left_over() -> Iterator[None]:
         assert hasattr(sys.modules["torch._inductor.config"], "fx_graph_cache")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "compile every graph that a test rewrites, also where no test looks at the code"
+    parser.addoption("--codegen", action="store_true", help=text)
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Without this a failure is shown below thousands of lines of torch's structured trace."""
+    # Without this a failure is shown below thousands of lines of torch's structured trace.
     config.option.log_level = config.option.log_level or "WARNING"
+    suites.choose(config)
+    hypothesis.settings.load_profile("everything" if suites.everything() else "fast")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked gpu are skipped where there is none."""
+    """Skip tests marked gpu where there is none, and mark what the fast suite leaves out.
+
+    First, because pytest's own hook deselects by marker.
+    """
+    suites.mark_exhaustive(items)
     if torch.cuda.is_available():
         return
     for item in items:

@@ -4,6 +4,22 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+from torch._inductor import config
+from torch._inductor.async_compile import AsyncCompile
+
+
+@contextmanager
+def only_written() -> Iterator[None]:
+    """Code is generated anew and not compiled to machine code: the C++ kernels in it do nothing."""
+    with (
+        config.patch(force_disable_caches=True),
+        mock.patch.object(AsyncCompile, "cpp_pybinding", lambda *_, **__: lambda *_: None),
+    ):
+        yield
 
 
 def difference(ours: list[str], other: list[str]) -> list[str]:

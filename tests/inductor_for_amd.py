@@ -34,7 +34,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from rocm_passes.graph_pass import _launched as launched
+from rocm_passes.passes.mark_launcher import mark_launcher
 
 ARCH, WARP = "gfx942", 64
 
@@ -117,7 +117,7 @@ def code_for(
     with fake_mode:
         inputs = [torch.empty(shape, dtype=dtype, device="cuda") for shape, dtype in metas]
         graph = make_fx(function, decomposition_table=select_decomp_table())(*inputs)
-    launched(graph.graph, launched_by)
+    mark_launcher(graph.graph, launched_by)
     with V.set_fake_mode(fake_mode):
         lowering = GraphLowering(
             graph, example_inputs=inputs, is_inference=True, shape_env=fake_mode.shape_env

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import fx
 import rocm_passes.backend as backend
 from rocm_passes.report.ledger import Entry, Ledger
 from rocm_passes.target import triton_is_interpreted
+from tests.without_codegen import codegen_if_asked, without_codegen
 
 #: What takes a CPU graph's site that a Triton kernel of ours could take: the kernel, where Triton's interpreter
 #: is on (it is wherever there is no GPU), else the operator's reference.
@@ -49,10 +51,17 @@ def rewrite(
     dynamic: bool | None = None,
     grad: bool = False,
     fullgraph: bool = True,
+    codegen: bool | None = None,
     **kwargs: Any,
 ) -> Rewritten:
-    """Compile past every cache with select="always" unless the options say otherwise, and call once."""
+    """Compile past every cache, with select="always" by default, and call the result once.
+
+    codegen: whether Inductor generates code, which takes some 20 s a graph in C++. Otherwise the
+    rewritten graph is run as it is in under 1 s, with the same ledger and the same operators.
+    The default is False, and True under pytest's option --codegen.
+    """
     seen = Rewritten()
+    generating = {None: codegen_if_asked, False: without_codegen, True: nullcontext}[codegen]
     torch._dynamo.reset()
     compiled = torch.compile(
         fn,
@@ -62,7 +71,7 @@ def rewrite(
         dynamic=dynamic,
         fullgraph=fullgraph,
     )
-    with torch.set_grad_enabled(grad):
+    with torch.set_grad_enabled(grad), generating():
         seen.result = compiled(*args, **kwargs)
     return seen
 

@@ -16,12 +16,12 @@ import pytest
 import torch
 from torch import nn
 from torch._inductor.custom_graph_pass import CustomGraphPass
-from torch._inductor.utils import fresh_cache, run_and_get_code
+from torch._inductor.utils import run_and_get_code
 
 import rocm_passes
 from rocm_passes.backend import rocm_diffusion
 from rocm_passes.target import Target
-from tests.generated_code import difference
+from tests.generated_code import difference, only_written
 from tests.rewriting import rewrite
 
 PACKAGE = Path(rocm_passes.__file__).parent
@@ -60,6 +60,8 @@ def assert_alike(ours: Any, expected: Any) -> None:
         assert one.stride() == other.stride()
 
 
+@pytest.mark.codegen
+@pytest.mark.each_value
 @pytest.mark.parametrize("select", ["auto", "always", "off"])
 @pytest.mark.parametrize("dynamic", [None, True, False])
 def test_same_results_as_eager(block: Block, select: str, dynamic: bool | None) -> None:
@@ -77,6 +79,7 @@ def test_grad_modes(block: Block, mode: Callable[[], Any]) -> None:
         assert_alike(rewrite(block, *inputs()).result, block(*inputs()))
 
 
+@pytest.mark.codegen
 def test_training_gives_the_same_gradients(block: Block) -> None:
     def gradients(model: Callable[..., Any]) -> list[torch.Tensor]:
         block.zero_grad()
@@ -93,6 +96,7 @@ def test_training_gives_the_same_gradients(block: Block) -> None:
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.codegen
 def test_mode_among_the_options(block: Block) -> None:
     with torch.no_grad():
         compiled = torch.compile(
@@ -129,10 +133,12 @@ def test_nothing_global_is_changed(block: Block) -> None:
     assert torch._inductor.config.get_config_copy() == before
 
 
+@pytest.mark.codegen
 def test_idioms_off_gives_plain_inductors_code(block: Block) -> None:
     assert not difference(_code(block, {"idioms": "none"}), _code(block, None))
 
 
+@pytest.mark.codegen
 def test_nothing_rewritten_gives_plain_inductors_code(block: Block) -> None:
     """What was kept whole for matching is decomposed again into what Inductor would have had."""
     assert not difference(_code(block, {"select": "off"}), _code(block, None))
@@ -141,10 +147,11 @@ def test_nothing_rewritten_gives_plain_inductors_code(block: Block) -> None:
 def _code(block: Block, options: Mapping[str, Any] | None) -> list[str]:
     torch._dynamo.reset()
     how = {} if options is None else {"backend": "rocm_diffusion", "options": dict(options)}
-    with fresh_cache(), torch.no_grad():
+    with only_written(), torch.no_grad():
         return run_and_get_code(torch.compile(block, **how), *inputs())[1]
 
 
+@pytest.mark.codegen
 def test_two_threads_compile_at_once(block: Block) -> None:
     found: dict[str, list[Any]] = {}
     errors: list[BaseException] = []
@@ -228,6 +235,7 @@ def hit(counters: Mapping[str, Any]) -> bool:
     return bool(hits) and not misses
 
 
+@pytest.mark.codegen
 def test_entry_point_and_caches_across_processes(package: Path) -> None:
     """No import is needed; a second process hits; another option or source file misses."""
     assert not hit(run_script(package))
@@ -238,6 +246,7 @@ def test_entry_point_and_caches_across_processes(package: Path) -> None:
     assert not hit(run_script(package))
 
 
+@pytest.mark.codegen
 def test_another_aiter_version_misses_the_cache(package: Path, tmp_path: Path) -> None:
     def with_aiter(version: str) -> Path:
         root = tmp_path / version

@@ -14,6 +14,7 @@ from examples import demo
 from examples.progress import Progress
 
 
+@pytest.mark.codegen
 def test_it_prints_the_ledger_and_leaves_it_behind(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ from rocm_passes.idioms.convolution import conv3d
 from rocm_passes.idioms.norms import rms_norm
 from rocm_passes.ops.operator import Call, Lowering, Operator
 from rocm_passes.options import Options, parse
+from rocm_passes.report.ledger import Entry, LoweringVerdict
 from rocm_passes.rewrite.cache_key import cache_key
 from rocm_passes.rewrite.choose import Choice, choose
 from rocm_passes.rewrite.match import Context, Idiom, Match, Miss
@@ -68,11 +69,16 @@ def check_eager(seen: Any, model: nn.Module, x: Tensor) -> None:
     torch.testing.assert_close(seen.result, model(x), rtol=1e-5, atol=1e-5)
 
 
+def verdicts(entry: Entry) -> dict[str, str]:
+    return {v.lowering: v.verdict for v in entry.verdicts}
+
+
 def test_select_off_changes_nothing_and_reports() -> None:
     model, x = TwoNorms(), torch.randn(3, D)
     seen = rewrite(model, x, options={"select": "off"})
     assert [e.outcome for e in seen.sites] == ["kept", "kept"]
     assert "could be rewritten by" in seen.sites[0].reason
+    assert "able" in verdicts(seen.sites[0]).values() and "taken" not in verdicts(seen.sites[0]).values()
     assert seen.targets("before") == seen.targets("after")
 
 
@@ -80,6 +86,7 @@ def test_auto_leaves_to_inductor_what_is_not_known_to_pay() -> None:
     seen = rewrite(TwoNorms(), torch.randn(3, D), options={"select": "auto"})
     assert [e.outcome for e in seen.sites] == ["kept", "kept"]
     assert all(e.reason.startswith("left to Inductor") for e in seen.sites)
+    assert all("not_faster" in verdicts(e).values() for e in seen.sites)
 
 
 def test_fuel_bounds_the_rewrites() -> None:
@@ -87,6 +94,8 @@ def test_fuel_bounds_the_rewrites() -> None:
     seen = rewrite(model, x, options={"fuel": 1})
     assert sorted(e.outcome for e in seen.sites) == ["kept", "rewritten"]
     assert next(e.reason for e in seen.sites if e.outcome == "kept") == "fuel=1 is used up"
+    for site in seen.sites:
+        assert ("taken" in verdicts(site).values()) == (site.outcome == "rewritten")
     check_eager(seen, model, x)
 
 
@@ -115,6 +124,7 @@ def test_an_unmet_requirement_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> 
     install(monkeypatch, with_lowerings(Lowering("far", requires=(lambda t: f"{t.name} is not a Radeon",))))
     seen = rewrite(TwoNorms(), torch.randn(3, D))
     assert {e.reason for e in seen.sites} == {"far: CPU is not a Radeon"}
+    assert seen.sites[0].verdicts == (LoweringVerdict("far", "unavailable", "CPU is not a Radeon"),)
 
 
 def test_a_decomposition_that_raises_leaves_the_graph_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +137,7 @@ def test_a_decomposition_that_raises_leaves_the_graph_as_it_was(monkeypatch: pyt
     seen = rewrite(model, x)
     assert {e.outcome for e in seen.sites} == {"refused"}
     assert "broken: writing it failed: RuntimeError: half way" in seen.sites[0].reason
+    assert verdicts(seen.sites[0]) == {"broken": "failed"}
     assert seen.targets("before") == seen.targets("after")
     check_eager(seen, model, x)
 
@@ -166,6 +177,8 @@ def test_a_matcher_that_raises_costs_only_its_own_sites(monkeypatch: pytest.Monk
     seen = rewrite(model, x)
     by_idiom = {e.idiom: e for e in seen.sites}
     assert "looking for it failed: KeyError" in by_idiom["buggy"].reason
+    assert by_idiom["buggy"].error == "KeyError('val')"
+    assert by_idiom["rms_norm"].error == ""
     assert by_idiom["rms_norm"].outcome == "rewritten"
     check_eager(seen, model, x)
 
@@ -189,10 +202,10 @@ def test_strict_numerics_refuses_a_lowering_that_rounds_elsewhere() -> None:
     note = Lowering("kernel", note=lambda *_: "bf16 stores truncate", write=lambda b, call: call.x)
     site = Match(_node(), frozenset(), (_node(),), Anything(), {})
     idiom = Idiom("any", lambda g, c: iter(()), (note,))
-    refused = choose(idiom, site, CPU, Options(select="always", numerics="strict"))
+    refused = choose(idiom, site, CPU, Options(select="always", rewrite_numerics="strict"))
     assert (refused.outcome, refused.reason) == (
         "refused",
-        "kernel: numerics='strict': bf16 stores truncate",
+        "kernel: rewrite_numerics='strict': bf16 stores truncate",
     )
     taken = choose(idiom, site, CPU, Options(select="always"))
     assert (taken.outcome, taken.notes) == ("rewritten", ("bf16 stores truncate",))
@@ -240,7 +253,7 @@ def test_on_a_cpu_nothing_is_launched() -> None:
 
 
 def test_strict_numerics_take_what_inductor_does_not_launch() -> None:
-    choice = chosen(LAUNCHES, torch.empty(3), launch="python", numerics="strict")
+    choice = chosen(LAUNCHES, torch.empty(3), launch="python", rewrite_numerics="strict")
     assert (choice.outcome, choice.notes) == ("rewritten", (CALLED + "launch='python'",))
 
 

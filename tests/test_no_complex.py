@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import pytest
 import torch
@@ -13,7 +10,6 @@ from torch import Tensor, fx
 from torch._inductor import lowering
 
 from tests.rewriting import Rewritten, rewrite
-from tests.without_codegen import without_codegen
 from tests.zoo import Case, case, tensors_in
 
 DENOISERS = (
@@ -28,16 +24,18 @@ COMPLEX = ("z_image", "qwen_image", "lumina2")
 @pytest.mark.parametrize("select", ["always", "auto"])
 @pytest.mark.parametrize("name", [n for n in DENOISERS if n not in COMPLEX])
 def test_models_without_complex_numbers_get_none(name: str, select: str) -> None:
-    seen, texts = compiled(case(name), select, without_codegen)
+    seen, texts = compiled(case(name), select, codegen=False)
     assert not texts
     assert not [n for g in (*seen.before, *seen.after) for n in g.nodes if is_complex(n)]
 
 
+@pytest.mark.codegen
+@pytest.mark.each_value
 @pytest.mark.parametrize("select", ["always", "auto"])
 @pytest.mark.parametrize("name", COMPLEX)
 def test_complex_numbers_are_gone(name: str, select: str) -> None:
     zoo_case = case(name)
-    seen, texts = compiled(zoo_case, select, nullcontext)
+    seen, texts = compiled(zoo_case, select, codegen=True)
     assert not texts
     assert any(is_complex(n) for g in seen.before for n in g.nodes), (
         "the model has no complex numbers any more"
@@ -55,25 +53,24 @@ def test_complex_numbers_are_gone(name: str, select: str) -> None:
 
 def test_the_warning_can_be_seen() -> None:
     """Left to Inductor, the same model warns."""
-    assert compiled(case("qwen_image"), "off", without_codegen)[1]
+    assert compiled(case("qwen_image"), "off", codegen=False)[1]
 
 
-def compiled(
-    zoo_case: Case, select: str, within: Callable[[], AbstractContextManager[Any]]
-) -> tuple[Rewritten, list[str]]:
+def compiled(zoo_case: Case, select: str, codegen: bool) -> tuple[Rewritten, list[str]]:
     """The graphs, and Inductor's warnings of complex numbers. It gives one a process, unless made to forget."""
     model = zoo_case.build()
     if zoo_case.warm_up:
         zoo_case.run(model)
     args, kwargs = zoo_case.inputs(model)
     lowering._warn_complex_not_supported.cache_clear()
-    with warnings.catch_warnings(record=True) as found, within():
+    with warnings.catch_warnings(record=True) as found:
         warnings.simplefilter("always")
         seen = rewrite(
             zoo_case.function(model),
             *args,
             options={"select": select},
             fullgraph=zoo_case.one_graph,
+            codegen=codegen,
             **kwargs,
         )
     lowering._warn_complex_not_supported.cache_clear()

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+from torch._inductor import config as inductor_config
 
+from rocm_passes import options as options_module
 from rocm_passes.errors import OptionError
-from rocm_passes.options import OPTION_NAMES, Options, describe, parse
+from rocm_passes.options import OPTION_NAMES, RENAMED, Options, describe, parse
 from rocm_passes.registry import idiom_names
 
 
@@ -133,3 +140,120 @@ def test_a_wrong_option_surfaces_at_the_first_call() -> None:
     compiled = torch.compile(lambda x: x + 1, backend="rocm_diffusion", options={"selekt": "auto"})
     with pytest.raises(Exception, match=r"unknown option 'selekt'.*did you mean 'select'"):
         compiled(torch.ones(2))
+
+
+@pytest.mark.parametrize("wrong", ["select=always", ["select"], 3])
+def test_options_that_are_no_dict_are_refused(wrong: Any) -> None:
+    with pytest.raises(OptionError, match=r"options: expected a dict such as \{'select': 'always'\}, found"):
+        parse(wrong, None)
+
+
+def test_options_as_a_string_surface_at_the_first_call() -> None:
+    compiled = torch.compile(lambda x: x + 1, backend="rocm_diffusion", options="select=always")  # type: ignore[call-overload]
+    with pytest.raises(Exception, match=r"options: expected a dict"):
+        compiled(torch.ones(2))
+
+
+@pytest.mark.parametrize("wrong", [True, -1, "soon", float("inf")])
+def test_seconds_are_numbers(wrong: object) -> None:
+    with pytest.raises(OptionError, match="option 'tune_seconds': expected a number of seconds, 0 or more"):
+        parse({"tune_seconds": wrong}, None)
+    assert parse({"tune_seconds": "2.5"}, None)[0].tune_seconds == 2.5
+
+
+@pytest.mark.parametrize("name", ["choices", "report"])
+def test_a_folder_is_no_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(OptionError, match=f"option '{name}': expected a file path, found the folder"):
+        parse({name: str(tmp_path)}, None)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with pytest.raises(OptionError, match="found the folder '~'"):
+        parse({name: "~"}, None)
+    assert getattr(parse({name: tmp_path / "c.json"}, None)[0], name) == str(tmp_path / "c.json")
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"select": "off", "lowering": "rms_norm=triton"}, "select='off' rewrites nothing"),
+        ({"idioms": "-rms_norm", "lowering": "rms_norm=triton"}, "idioms leaves it out"),
+        ({"conv_dtype": "bf16", "rewrite_numerics": "strict"}, "conv_dtype='bf16' rounds more"),
+        ({"conv_search": "on", "tune_seconds": 0}, "tune_seconds=0 leaves no time"),
+    ],
+)
+def test_options_that_contradict_each_other(
+    given: dict[str, Any], says: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(OptionError, match=f"options contradict each other: .*{says}"):
+        parse(given, None)
+    (first, its_value), (second, other) = given.items()
+    monkeypatch.setenv(f"ROCM_PASSES_{first.upper()}", str(its_value))
+    assert getattr(parse({second: other}, None)[0], first), "an option overrides the environment"
+    monkeypatch.setenv(f"ROCM_PASSES_{second.upper()}", str(other))
+    with pytest.raises(OptionError, match=f"environment variables contradict each other: .*{says}"):
+        parse(None, None)
+
+
+def test_no_option_has_the_name_of_one_of_inductor_s() -> None:
+    """Ours would shadow it: the user could not set Inductor's. `numerics` is Inductor's from torch 2.14 on."""
+    theirs = {*inductor_config.get_config_copy(), "numerics", "mode"}
+    assert not theirs & set(OPTION_NAMES)
+
+
+def test_the_old_name_of_rewrite_numerics_is_taken_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "numerics" in RENAMED
+    monkeypatch.setattr(options_module, "inductor_config", inductor(numerics=None))
+    with pytest.warns(DeprecationWarning, match="option 'numerics' is called 'rewrite_numerics' now"):
+        options, patch = parse({"numerics": "fast"}, None)
+    assert options.rewrite_numerics == "fast" and patch == {}
+    with (
+        pytest.warns(DeprecationWarning),
+        pytest.raises(OptionError, match=r"'rewrite_numerics': expected one of .*'strict_pointwise'"),
+    ):
+        parse({"numerics": "strict_pointwise"}, None)
+    with pytest.raises(OptionError, match="are both given"):
+        parse({"numerics": "fast", "rewrite_numerics": "fast"}, None)
+
+
+def test_the_old_environment_variable_is_taken_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROCM_PASSES_NUMERICS", "strict")
+    with pytest.warns(
+        DeprecationWarning, match="ROCM_PASSES_NUMERICS is called ROCM_PASSES_REWRITE_NUMERICS"
+    ):
+        assert parse(None, None)[0].rewrite_numerics == "strict"
+    monkeypatch.setenv("ROCM_PASSES_REWRITE_NUMERICS", "fast")
+    with pytest.raises(OptionError, match="are both set"):
+        parse(None, None)
+
+
+def inductor(numerics: str | None) -> Any:
+    """Inductor's config: of torch before 2.14 where None, else with the option `numerics` at that value."""
+    more = {} if numerics is None else {"numerics": numerics}
+    known = {k: v for k, v in inductor_config.get_config_copy().items() if k != "numerics"} | more
+    return SimpleNamespace(get_config_copy=lambda: known, get_type=lambda name: type(known[name]), **more)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("strict", "strict"),
+        ("strict_pointwise", "strict"),
+        ("strict_reduction", "strict"),
+        ("default", "default"),
+    ],
+)
+def test_where_inductor_has_the_old_name_it_is_inductor_s_and_its_strictness_is_followed(
+    given: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(options_module, "inductor_config", inductor("default"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        options, patch = parse({"numerics": given}, None)
+        assert patch == {"numerics": given}
+        assert options.rewrite_numerics == expected
+        assert parse({"numerics": given, "rewrite_numerics": "fast"}, None)[0].rewrite_numerics == "fast"
+    monkeypatch.setattr(options_module, "inductor_config", inductor(given))
+    assert parse(None, None)[0].rewrite_numerics == expected
+    with pytest.raises(
+        OptionError, match="is Inductor's in this version of torch: write rewrite_numerics='fast'"
+    ):
+        parse({"numerics": "fast"}, None)

@@ -12,6 +12,7 @@ from torch import fx
 from rocm_passes.backend import rocm_diffusion
 from rocm_passes.report.ledger import Ledger
 from tests.rewriting import Rewritten, _recording
+from tests.without_codegen import codegen_if_asked
 from tests.zoo import DEMO, Case, case, cases, tensors_in
 
 NORMS = ("rms_norm", "layer_norm", "group_norm", "channel_norm")
@@ -62,6 +63,7 @@ def norms_in(ledgers: list[Ledger]) -> Counter[str]:
     return total
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("name", [c.name for c in cases()])
 def test_every_norm_has_an_entry(name: str, dtype: torch.dtype) -> None:
@@ -93,7 +95,7 @@ def test_outputs_stay_as_exact(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     compiled = torch.compile(
         zoo.function(model), backend=lambda gm, i: _recording(seen, gm, i, options=idioms, caches=False)
     )
-    with torch.no_grad():
+    with torch.no_grad(), codegen_if_asked():
         ours = tensors_in(compiled(*args, **kwargs))
     assert any(e.outcome == "rewritten" for e in seen.sites)
     for mine, theirs, true in zip(ours, eager, exact, strict=True):

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from rocm_passes.backend import rocm_diffusion
 from rocm_passes.report.ledger import Ledger
+from tests.without_codegen import codegen_if_asked
 from tests.zoo import case, count_idioms, tensors_in
 
 MODELS = ("wan", "z_image", "qwen_image", "flux")
@@ -37,6 +38,7 @@ def eager_count(model: nn.Module, args: Any, kwargs: Any) -> Counter[str]:
     return total
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("name", MODELS)
 def test_every_idiom_of_the_blocks_has_an_entry(name: str, dtype: torch.dtype) -> None:
@@ -57,7 +59,7 @@ def test_every_idiom_of_the_blocks_has_an_entry(name: str, dtype: torch.dtype) -
         return run
 
     model.compile_repeated_blocks(backend=backend, fullgraph=True)  # type: ignore[operator]
-    with torch.no_grad():
+    with torch.no_grad(), codegen_if_asked():
         after = tensors_in(model(*args, **kwargs))
     assert executed == expected
     tolerance = 5e-2 if dtype is torch.bfloat16 else 1e-4

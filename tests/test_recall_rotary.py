@@ -56,7 +56,7 @@ def test_every_rotation_is_rewritten(case: Case) -> None:
         seen = rewrite(
             case.function(model),
             *inputs[0],
-            options={"idioms": "qk_norm_rotary,rotary_pair,rotary", "numerics": "fast"},
+            options={"idioms": "qk_norm_rotary,rotary_pair,rotary", "rewrite_numerics": "fast"},
             fullgraph=case.one_graph,
             **inputs[1],
         )

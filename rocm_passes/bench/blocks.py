@@ -30,8 +30,8 @@ from torch import Tensor
 
 from rocm_passes import history
 from rocm_passes.backend import rocm_diffusion
+from rocm_passes.bench.inputs import tensors_in
 from rocm_passes.bench.models import Prepared, workload
-from tests.zoo.case import tensors_in
 
 BLOCKS = (
     "qwen_image_block", "z_image_block", "wan_block", "flux_double", "hunyuan_video_double",

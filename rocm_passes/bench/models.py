@@ -17,7 +17,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
-from tests.zoo.case import Draw, grid_ids, randomise, timestep
+from rocm_passes.bench.inputs import Draw, grid_ids, randomise, timestep
 
 
 @dataclass(frozen=True)

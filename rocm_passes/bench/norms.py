@@ -2,7 +2,7 @@
 
     python -m rocm_passes.bench.norms [--json FILE] [--table FILE] [--eager] [--only TEXT]
 
-RMSNorm at every shape of rocm_passes/bench/norm_shapes.py; the other norms at a choice of theirs. First worker processes
+RMSNorm at every shape of norm_shapes.py; the other norms at a choice of theirs. First worker processes
 compile all cases at once into a cache of this run's own; then they are timed one after another on a GPU that does
 nothing else.
 

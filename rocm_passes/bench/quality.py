@@ -48,7 +48,7 @@ FORMS = {
     "bf16 Inductor": Form(torch.bfloat16, "inductor"),
     "bf16 ours": Form(torch.bfloat16, "ours"),
     "bf16 ours taps": Form(torch.bfloat16, "ours", {"lowering": {"conv3d": "taps"}}),
-    "bf16 ours strict": Form(torch.bfloat16, "ours", {"numerics": "strict"}),
+    "bf16 ours strict": Form(torch.bfloat16, "ours", {"rewrite_numerics": "strict"}),
 }
 CONFIG: dict[str, Any] = {
     "base_dim": 96,
@@ -92,8 +92,8 @@ def decode_worker(name: str, out: Path, given: argparse.Namespace) -> None:
     """Encode the clip in float32, decode it in that form, and save the video."""
     from diffusers import AutoencoderKLWan
 
-    from rocm_passes.pipelines import compile_vae
-    from tests.zoo.case import randomise
+    from rocm_passes.bench.inputs import randomise
+    from rocm_passes.diffusers_pipeline import compile_vae
 
     form = FORMS[name]
     torch.manual_seed(0)

@@ -55,7 +55,10 @@ def vae_of(name: str, dtype: torch.dtype, device: str, tiny: bool) -> tuple[Any,
 
         work = workload(name).build(device=device, dtype=dtype)
         return work.module, work
-    from tests.zoo.vaes import VAES
+    try:
+        from tests.zoo.vaes import VAES
+    except ImportError as error:
+        raise SystemExit("--tiny takes its models from the tests: run it in a checkout") from error
 
     case = next(case for case in VAES if case.name == name)
     model = case.build(dtype).to(device)
@@ -66,7 +69,7 @@ def vae_of(name: str, dtype: torch.dtype, device: str, tiny: bool) -> tuple[Any,
 def compile_as(variant: str, vae: Any, options: dict[str, Any]) -> None:
     """Compile the VAE's decoder as the variant says."""
     from rocm_passes.backend import rocm_diffusion
-    from rocm_passes.pipelines import compile_vae
+    from rocm_passes.diffusers_pipeline import compile_vae
 
     variant, _, conv_dtype = variant.partition("+")
     options = {**options, "conv_dtype": conv_dtype} if conv_dtype else options

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -101,3 +101,15 @@ def resolve(value: Any, replaced: Mapping[fx.Node, fx.Node]) -> Any:
         return node
 
     return map_arg(value, follow)
+
+
+def outputs(graph: fx.Graph) -> list[Any]:
+    """What the graph returns, as a list."""
+    found = graph.output_node().args[0]
+    return list(found) if isinstance(found, (list, tuple)) else [found]
+
+
+def set_outputs(graph: fx.Graph, results: Sequence[Any]) -> None:
+    """Return these instead, in the form that the graph has."""
+    output = graph.output_node()
+    output.args = (tuple(results) if isinstance(output.args[0], (list, tuple)) else results[0],)

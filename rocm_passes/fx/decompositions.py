@@ -7,7 +7,10 @@ decomposed again with Inductor's own table, so that it fuses as it would have.
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,18 +29,32 @@ Packet = torch._ops.OpOverloadPacket
 class PreservingTable(dict[Any, Callable[..., Any]]):
     """Inductor's decomposition table without the kept operators.
 
-    It pickles as its recipe: Inductor puts the table into its cache key, and the functions themselves
-    do not pickle.
+    It pickles as its recipe and a digest of its operators' names: Inductor puts the table into its cache key, and
+    the functions themselves do not pickle. The names count because the table depends on Inductor's options.
     """
 
     keep: tuple[str, ...] = ()
 
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256("\0".join(sorted(map(str, self))).encode()).hexdigest()
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return table_preserving, (self.keep,)
+        return _unpickled, (self.keep, self.digest)
+
+
+def _unpickled(keep: tuple[str, ...], digest: str) -> PreservingTable:
+    table = table_preserving(keep)
+    if table.digest != digest:
+        raise pickle.UnpicklingError("the decomposition table was made under other options of Inductor")
+    return table
 
 
 def table_preserving(keep: Iterable[str]) -> PreservingTable:
-    """The table that keeps the named ATen operators, e.g. "native_group_norm", in all their overloads."""
+    """The table that keeps the named ATen operators, e.g. "native_group_norm", in all their overloads.
+
+    It follows Inductor's config as it is at the call: make it under the options of the compile.
+    """
     names = tuple(sorted(set(keep)))
     packets = {getattr(aten, name) for name in names}
     table = PreservingTable(

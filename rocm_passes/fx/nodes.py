@@ -14,7 +14,6 @@ from torch.fx.node import map_arg
 aten = torch.ops.aten
 prims = torch.ops.prims
 
-CASTS = frozenset({prims.convert_element_type.default, aten._to_copy.default})
 VIEWS = frozenset(
     {
         aten.view.default,
@@ -137,13 +136,24 @@ def through_widening(node: Any) -> Any:
 
 
 def only_user(node: fx.Node) -> fx.Node | None:
-    """The one node that reads the value, where it reads it once: `x * x` reads x twice."""
+    """The one user, where it reads the node once; None where there are several, or it reads it more often."""
     if len(node.users) != 1:
         return None
-    (user,) = node.users
-    reads: list[fx.Node] = []
-    map_arg((user.args, user.kwargs), reads.append)
-    return user if reads.count(node) == 1 else None
+    user = next(iter(node.users))
+    return user if reads(user, node) == 1 else None
+
+
+def reads(user: fx.Node, node: fx.Node) -> int:
+    """How often `node` stands among the user's arguments."""
+    count = 0
+
+    def see(each: fx.Node) -> fx.Node:
+        nonlocal count
+        count += each is node
+        return each
+
+    map_arg((user.args, user.kwargs), see)
+    return count
 
 
 def operands(node: fx.Node) -> Iterator[tuple[Any, Any]]:

@@ -80,7 +80,7 @@ class Lowering(Generic[C]):
 
     requires: can it run on this machine? (a reason where it can't)
     refuses: why it can't take this call, or None. The call holds fake tensors.
-    note: how its rounding differs from the graph's, where it must; numerics="strict" refuses it then.
+    note: how its rounding differs from the graph's, where it must; rewrite_numerics="strict" refuses it then.
     pays: is it known to beat Inductor's own code here?
     run: the kernel, over real tensors (an opaque call in the graph);
     launches: `run` only allocates and launches Triton kernels, so that Inductor can launch them itself; or

@@ -285,7 +285,7 @@ def writes(name: str) -> Callable[..., Any]:
 
 def _triton_refuses(streams: Streams, **arguments: Any) -> str | None:
     if any(recipe.fp64 for recipe in streams.tables):
-        return "the graph rotates in float64 (numerics='fast' allows float32)"
+        return "the graph rotates in float64 (rewrite_numerics='fast' allows float32)"
     a = call(Eager(), streams=streams, **arguments)
     first = a["q"][0]
     floats = (torch.float32, torch.float16, torch.bfloat16)

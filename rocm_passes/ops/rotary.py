@@ -239,7 +239,7 @@ def _cast(b: Any, x: Any, recipe: Recipe) -> Any:
 def problem(x: Tensor, tables: Sequence[Tensor], recipe: Recipe) -> str | None:
     """Why no operator of ours can take this rotation, or None."""
     if recipe.fp64:
-        return "the graph rotates in float64 (numerics='fast' allows float32)"
+        return "the graph rotates in float64 (rewrite_numerics='fast' allows float32)"
     if x.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return f"x is {x.dtype}"
     if recipe.out_dtype not in (torch.float32, torch.float16, torch.bfloat16):

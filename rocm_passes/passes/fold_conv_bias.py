@@ -20,6 +20,7 @@ from rocm_passes.ops.channel_norm import CHANNEL_NORM
 from rocm_passes.ops.group_norm import GROUP_NORM
 from rocm_passes.ops.group_norm_pad import GROUP_NORM_PAD
 from rocm_passes.ops.operator import Operator
+from rocm_passes.rewrite.work import WholeGraphPass, Work
 
 #: Norms that can add a bias to their input.
 NORMS: tuple[Operator[Any], ...] = (CHANNEL_NORM, GROUP_NORM, GROUP_NORM_PAD)
@@ -68,3 +69,14 @@ def _convolution_behind(x: fx.Node) -> fx.Node | None:
     if not n.is_call(x, aten.convolution.default) or n.only_user(x) is None:
         return None
     return x
+
+
+def _applies(work: Work) -> bool:
+    return work.on_gpu and work.rewritten > 0
+
+
+def _run(work: Work) -> None:
+    fold_conv_bias(work.graph)
+
+
+PASS = WholeGraphPass("fold_conv_bias", _run, _applies)

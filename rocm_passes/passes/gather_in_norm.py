@@ -24,6 +24,7 @@ from rocm_passes.fx.nodes import aten, prims
 from rocm_passes.idioms.convolution import pixels
 from rocm_passes.ops.group_norm import GROUP_NORM
 from rocm_passes.ops.upsampled_conv import LEAST_REPETITION, Moved, write_moves
+from rocm_passes.rewrite.work import WholeGraphPass, Work
 
 
 def gather_in_norm(graph: fx.Graph, fake_mode: FakeTensorMode) -> dict[fx.Node, Moved]:
@@ -80,3 +81,17 @@ def _absorb(norm: fx.Node, multiplier: Moved, addend: Moved, fake_mode: FakeTens
         index = parts[0] if multiplier.dim is None else b(aten.cat.default, parts, multiplier.dim)
         index = b(aten.reshape.default, index, list(n.shape(norm)[2:]))
     GROUP_NORM.update(norm, multiplier=source, addend=addend.pieces[0].source, pixel_index=index)
+
+
+def _applies(work: Work) -> bool:
+    return work.rewritten > 0
+
+
+def _run(work: Work) -> None:
+    for norm, moved in gather_in_norm(work.graph, work.fake_mode).items():
+        pixels_of_norm = math.prod(n.shape(norm)[2:])
+        work.amend(norm, {"pixels": pixels_of_norm, "source_pixels": pixels.source_pixels(moved)})
+    work.graph.eliminate_dead_code()
+
+
+PASS = WholeGraphPass("gather_in_norm", _run, _applies)

@@ -1,7 +1,9 @@
-"""In which memory layout the convolutions of a graph run: one answer for the whole graph.
+"""Requests for channels-last around our norms and pads, and one request for all readers of a tensor.
 
-Between neighbours of unlike layout stands a conversion that reads and writes the whole activation. Pointwise
-code, norms, upsampling and cats take on the layout of the convolutions round them, so these decide.
+Before                                          After
+    y = rocm_passes.group_norm(x, ...)              z = force_stride_order(x, channels-last)
+    r = x + ...                                     y = rocm_passes.group_norm(z, ...)
+                                                    r = z + ...
 """
 
 from __future__ import annotations
@@ -21,30 +23,7 @@ from rocm_passes.ops.group_norm import GROUP_NORM
 from rocm_passes.ops.group_norm_pad import GROUP_NORM_PAD
 from rocm_passes.ops.operator import Operator
 from rocm_passes.ops.pad import PAD
-from rocm_passes.passes import sort_depth_to_space as depth_to_space
-from rocm_passes.rewrite.match import Context
-
-#: Where other nodes outnumber convolutions by this much, it is no convolutional network (as Inductor has it).
-NODES_PER_CONVOLUTION = 300
-
-
-def channels_last(graph: fx.Graph, context: Context) -> bool:
-    """Do this graph's convolutions run channels-last? As asked for, or by rule: on NVIDIA GPUs, yes."""
-    wanted = context.options.layout
-    if wanted != "auto":
-        return wanted == "channels_last"
-    if context.target is None or context.target.vendor != "nvidia":
-        return False
-    convolutions = [node for node in n.calls(graph, aten.convolution.default) if mixes_pixels(node)]
-    return bool(convolutions) and len(graph.nodes) < NODES_PER_CONVOLUTION * len(convolutions)
-
-
-def sort_channels(graph: fx.Graph, context: Context, fake_mode: FakeTensorMode) -> int:
-    """Sort what a depth-to-space shuffles, where the convolution in front runs channels-last. Returns how many."""
-    if not channels_last(graph, context):
-        return 0
-    return depth_to_space.sort_channels(graph, fake_mode, suits)
-
+from rocm_passes.rewrite.work import WholeGraphPass, Work
 
 FORCE = n.prims.inductor_force_stride_order.default
 #: Operators that work in whatever memory format they are given, and return it.
@@ -118,19 +97,13 @@ def share_layouts(graph: fx.Graph) -> int:
     return redirected
 
 
-def mixes_pixels(node: fx.Node) -> bool:
-    """Not a matrix product in disguise (1x1, or a patch embedding)."""
-    kernel = n.shape(node.args[1])[2:]
-    stride = node.args[3]
-    return any(k > 1 for k in kernel) and tuple(kernel) != tuple(stride)  # type: ignore[arg-type]
+def _applies(work: Work) -> bool:
+    return work.channels_last
 
 
-def suits(node: fx.Node) -> bool:
-    """Grouped convolutions with several channels a group are slow channels-last; they keep their layout.
+def _run(work: Work) -> None:
+    settle_norms(work.graph, work.fake_mode)
+    share_layouts(work.graph)
 
-    So do those of symbolic size, as in Inductor: strides cannot be asked for before sizes are numbers.
-    """
-    groups = node.args[8]
-    if not all(isinstance(size, int) for size in n.shape(node.args[0])):
-        return False
-    return bool(groups == 1 or n.shape(node.args[1])[1] == 1)
+
+PASS = WholeGraphPass("memory_format", _run, _applies)

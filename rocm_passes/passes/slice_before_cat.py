@@ -19,7 +19,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Builder
 from rocm_passes.fx.nodes import aten
+from rocm_passes.idioms.convolution.videos import is_joined_video
 from rocm_passes.ops.frames import TIME
+from rocm_passes.rewrite.work import WholeGraphPass, Work
 
 
 def slice_before_cat(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
@@ -29,19 +31,6 @@ def slice_before_cat(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
         if is_joined_video(cat) and any(n.is_call(u, aten.convolution.default) for u in cat.users):
             moved += sum(_redirected(user, cat, graph, fake_mode) for user in list(cat.users))
     return moved
-
-
-def is_joined_video(node: fx.Node) -> bool:
-    """A cat in time of [N, C, T, H, W] tensors of one dtype."""
-    return len(n.shape(node)) == 5 and n.joined_dim(node) == TIME
-
-
-def is_first_frame(node: object, video: fx.Node) -> bool:
-    """video[:, :, :1]"""
-    if not n.is_call(node, aten.slice.Tensor) or node.args[0] is not video:
-        return False
-    dim, first, behind, _ = n.slice_bounds(n.shape(video)[TIME], node.args[1:])
-    return n.normalised_dim(dim, 5) == TIME and (first, behind) == (0, 1)
 
 
 def _redirected(user: fx.Node, cat: fx.Node, graph: fx.Graph, fake_mode: FakeTensorMode) -> bool:
@@ -75,3 +64,15 @@ def _piece_of(first: int, behind: int, sizes: Sequence[int]) -> tuple[int, int] 
             return which, begin
         begin += size
     return None
+
+
+def _applies(work: Work) -> bool:
+    # On a GPU every conv3d that reads joined videos is rewritten, by rule or by measurement.
+    return work.on_gpu and work.may_rewrite and "conv3d" in work.idioms
+
+
+def _run(work: Work) -> None:
+    slice_before_cat(work.graph, work.fake_mode)
+
+
+PASS = WholeGraphPass("slice_before_cat", _run, _applies)

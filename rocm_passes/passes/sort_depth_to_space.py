@@ -26,14 +26,15 @@ from torch._inductor import inductor_prims
 from torch._prims_common import make_channels_last_strides_for
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from rocm_passes.fx import memory_format
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Builder
 from rocm_passes.fx.nodes import aten
+from rocm_passes.idioms.convolution.videos import SORTED_BY
+from rocm_passes.rewrite.work import WholeGraphPass, Work
 
 #: Channels of a pixel from which a run of them is worth it: 64 bytes in a 16-bit dtype.
 LEAST_RUN = 32
-#: The key of a convolution's meta: how many pixels its channels are sorted by.
-SORTED_BY = "rocm_passes_channels_sorted_by"
 
 _WEIGHT, _BIAS, _TRANSPOSED, _GROUPS = 1, 2, 6, 8
 _VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
@@ -126,3 +127,14 @@ def _write_out(result: fx.Node, fake_mode: FakeTensorMode) -> None:
             inductor_prims.force_stride_order, result, make_channels_last_strides_for(n.shape(result))
         )
     result.replace_all_uses_with(written, delete_user_cb=lambda user: user is not written)
+
+
+def _applies(work: Work) -> bool:
+    return work.channels_last and work.on_gpu and work.may_rewrite
+
+
+def _run(work: Work) -> None:
+    sort_channels(work.graph, work.fake_mode, memory_format.suits)
+
+
+PASS = WholeGraphPass("sort_depth_to_space", _run, _applies)

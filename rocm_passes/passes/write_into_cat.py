@@ -24,11 +24,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Builder
 from rocm_passes.fx.nodes import aten, prims
+from rocm_passes.idioms.convolution.videos import is_first_frame, is_joined_video
 from rocm_passes.ops.channel_norm import CHANNEL_NORM
 from rocm_passes.ops.frames import CHANNELS_BEHIND, CHANNELS_FIRST, TIME, has_front
 from rocm_passes.ops.group_norm import GROUP_NORM
 from rocm_passes.ops.operator import Operator
-from rocm_passes.passes.slice_before_cat import is_first_frame, is_joined_video
+from rocm_passes.rewrite.work import WholeGraphPass, Work
 
 NORMS: tuple[Operator[Any], ...] = (CHANNEL_NORM, GROUP_NORM)
 OPERATORS = {norm.overload: norm for norm in NORMS}
@@ -144,3 +145,22 @@ def _absorb(join: Join, fake_mode: FakeTensorMode) -> None:
         alone = b(aten.slice.Tensor, joined, TIME, join.frames, n.shape(join.video)[TIME])
     join.video.replace_all_uses_with(joined)
     norm.replace_all_uses_with(alone)
+
+
+def _applies(work: Work) -> bool:
+    return work.rewritten > 0
+
+
+def _run(work: Work) -> None:
+    found, left = write_into_cat(work.graph, work.fake_mode)
+    for norm, frames in found.items():
+        work.amend(norm, {"front_frames": frames})
+    for norm, at in list(work.entries.items()):
+        reason = left.get(norm)
+        if reason is None and norm not in found and work.ledger.entries[at].parameters.get("joins"):
+            reason = "as the convolution was rewritten, no joined video ends with it"
+        if reason is not None:
+            work.amend(norm, {}, f"not written behind the frames in front of it: {reason}")
+
+
+PASS = WholeGraphPass("write_into_cat", _run, _applies)

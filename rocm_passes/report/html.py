@@ -10,6 +10,7 @@ from html import escape
 from importlib import resources
 from typing import Any
 
+from rocm_passes.errors import plural
 from rocm_passes.report.ledger import OUTCOMES
 
 SiteRecord = Mapping[str, Any]
@@ -93,7 +94,7 @@ def _filters(sites: Sequence[SiteRecord]) -> str:
             choice = f'<select data-key="{key}"><option value="">all</option>{options}</select>'
             selects.append(f"<label>{key} {choice}</label>")
     search = '<label>search <input type="search" placeholder="module, file, reason"></label>'
-    return f'<form class="filters">{"".join(selects)}{search}<output>{len(sites)} sites</output></form>'
+    return f'<form class="filters">{"".join(selects)}{search}<output>{plural(len(sites), "site")}</output></form>'
 
 
 def _table(sites: Sequence[SiteRecord]) -> str:
@@ -128,8 +129,10 @@ def _cell(site: SiteRecord, column: str) -> str:
 
 
 def _details(site: SiteRecord) -> str:
-    """What a click on a reason opens: parameters, inputs, notes, and larger fusions that were looked at."""
-    rows = [(k, v) for k, v in site["parameters"].items()]
+    """What a click on a reason opens: each lowering's verdict, parameters, inputs, notes, and larger fusions."""
+    rows: list[tuple[Any, Any]] = [(v["lowering"], _verdict(v)) for v in site["verdicts"]]
+    rows += [("error", site["error"])] if site["error"] else []
+    rows += [(k, v) for k, v in site["parameters"].items()]
     rows += [
         (f"input {i['name']}", f"{i['dtype']}{i['shape']}, strides {i['stride']}") for i in site["inputs"]
     ]
@@ -138,6 +141,11 @@ def _details(site: SiteRecord) -> str:
     rows += [("at", site["location"]), ("graph", site.get("graph"))]
     items = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(_text(v))}</dd>" for k, v in rows)
     return f"<dl>{items}</dl>"
+
+
+def _verdict(found: Mapping[str, str]) -> str:
+    said = found["verdict"].replace("_", " ")
+    return f"{said}: {found['reason']}" if found["reason"] else said
 
 
 def _short(location: str) -> str:

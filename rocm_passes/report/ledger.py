@@ -14,12 +14,37 @@ import tempfile
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
+
+from rocm_passes.report import child_ledgers
 
 log = logging.getLogger("rocm_passes")
 
 OUTCOMES = ("rewritten", "kept", "refused")
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+
+#: What became of one lowering at one site:
+#: "taken": it rewrites the site; "able": it could, but another was taken, or none was asked for;
+#: "not_faster": it could, but is not known to be faster here; "refused": it can't take this call;
+#: "unavailable": it can't run on this machine; "failed": its check or its rewrite raised an exception.
+VERDICTS = ("taken", "able", "not_faster", "refused", "unavailable", "failed")
+
+
+class LoweringVerdict(NamedTuple):
+    """What became of one lowering at one site. verdict: one of VERDICTS. reason: in words, may be empty."""
+
+    lowering: str
+    verdict: str
+    reason: str
+
+
+#: Begins the reason of a site that some lowerings could take and none is known to be faster at.
+LEFT = "left to Inductor: "
+
+
+def summary(verdicts: Iterable[LoweringVerdict]) -> str:
+    """The reasons of several lowerings as one text."""
+    return "; ".join(f"{v.lowering}: {v.reason}" for v in verdicts)
 
 
 @dataclass(frozen=True)
@@ -30,7 +55,11 @@ class Entry:
     "refused" (cannot be rewritten: `reason`).
     covers: the elementary idioms inside and how many of each, by the names conv3d, rms_norm, layer_norm,
     group_norm, channel_norm, rotary.
+    reason: in words, a summary. verdicts: what each lowering said, in the order in which they were asked; empty
+    where the site was refused before any was.
     considered: larger fusions that were looked at here and not taken, each with its reason.
+    error: the exception, where looking for the site, deciding on it or rewriting it raised one. It is a fault of
+    this package, and has cost this site only.
     """
 
     idiom: str
@@ -44,6 +73,8 @@ class Entry:
     inputs: tuple[Mapping[str, Any], ...]
     considered: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    verdicts: tuple[LoweringVerdict, ...] = ()
+    error: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -58,7 +89,25 @@ class Entry:
             "inputs": [{k: _plain(v) for k, v in i.items()} for i in self.inputs],
             "considered": list(self.considered),
             "notes": list(self.notes),
+            "verdicts": [v._asdict() for v in self.verdicts],
+            "error": self.error,
         }
+
+    def reasons(self) -> list[str]:
+        """The reason, one line for each lowering where it is a summary of theirs."""
+        said = [f"{v.lowering}: {v.reason}" for v in self.verdicts]
+        if self.reason == summary(self.verdicts):
+            return said
+        if self.reason == LEFT + summary(self.verdicts):
+            return [LEFT + said[0], *said[1:]]
+        return [self.reason]
+
+    @staticmethod
+    def from_dict(found: Mapping[str, Any]) -> Entry:
+        """What `to_dict` made. Sizes and dtypes that became names stay names."""
+        lists = {name: tuple(found[name]) for name in ("inputs", "considered", "notes")}
+        verdicts = tuple(LoweringVerdict(**v) for v in found["verdicts"])
+        return Entry(**{**found, **lists, "verdicts": verdicts})
 
     def __str__(self) -> str:
         did = f"{self.outcome} by {self.lowering}" if self.outcome == "rewritten" else self.outcome
@@ -68,11 +117,13 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """The entries of one compiled graph."""
+    """The entries of one compiled graph. looked_for: the idioms that were looked for in it."""
 
     graph: str
     entries: list[Entry] = field(default_factory=list)
     seconds: float = 0.0
+    looked_for: tuple[str, ...] = ()
+    notes: list[str] = field(default_factory=list)
 
     def add(self, entry: Entry) -> None:
         assert entry.outcome in OUTCOMES, entry.outcome
@@ -83,8 +134,22 @@ class Ledger:
         return {
             "graph": self.graph,
             "pass_seconds": self.seconds,
+            "looked_for": list(self.looked_for),
+            "notes": list(self.notes),
             "sites": [e.to_dict() for e in self.entries],
         }
+
+    @staticmethod
+    def from_dict(found: Mapping[str, Any]) -> Ledger:
+        """What `to_dict` made, in another process say."""
+        entries = [Entry.from_dict(site) for site in found["sites"]]
+        return Ledger(
+            graph=str(found["graph"]),
+            entries=entries,
+            seconds=float(found["pass_seconds"]),
+            looked_for=tuple(found["looked_for"]),
+            notes=list(found["notes"]),
+        )
 
 
 _LOCK = threading.Lock()
@@ -95,6 +160,7 @@ def publish(ledger: Ledger) -> None:
     """Add a finished graph's ledger to this process's history and to torch's structured trace."""
     with _LOCK:
         _HISTORY.append(ledger)
+    child_ledgers.hand_over(ledger.to_dict)
     _trace(ledger)
 
 
@@ -130,6 +196,19 @@ def totals(entries: Iterable[Entry]) -> dict[str, dict[str, int]]:
             row = counts.setdefault(name, dict.fromkeys(OUTCOMES, 0))
             row[entry.outcome] += count
     return counts
+
+
+def write_report(path: str, document: Mapping[str, Any]) -> None:
+    """Write the file of the option `report`. A file that cannot be written costs one warning, not a compile."""
+    try:
+        write_json(path, document)
+    except OSError as error:
+        if path not in _UNWRITABLE:
+            _UNWRITABLE.add(path)
+            log.warning("rocm_passes: the report %s cannot be written: %s", path, error)
+
+
+_UNWRITABLE: set[str] = set()
 
 
 def write_json(path: str, document: Mapping[str, Any]) -> None:

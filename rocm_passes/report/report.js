@@ -14,7 +14,8 @@ function filter() {
     shown += row.hidden ? 0 : 1;
   }
   form.querySelector("output").textContent =
-    shown === rows.length ? `${shown} sites` : `${shown} of ${rows.length} sites`;
+    (shown === rows.length ? `${shown}` : `${shown} of ${rows.length}`)
+    + (rows.length === 1 ? " site" : " sites");
 }
 
 function sortBy(header) {

@@ -8,10 +8,8 @@ import shutil
 import textwrap
 from collections.abc import Iterable, Sequence
 
+from rocm_passes.errors import plural
 from rocm_passes.report.ledger import Entry, Ledger, totals
-
-#: Reasons of several lowerings are joined by this; each gets a line of its own.
-_JOINT = "; "
 
 
 def table(ledgers: Iterable[Ledger], width: int | None = None) -> str:
@@ -19,9 +17,10 @@ def table(ledgers: Iterable[Ledger], width: int | None = None) -> str:
 
     width: in characters; None takes the terminal's, or 100.
     """
+    ledgers = list(ledgers)
     entries = [e for g in ledgers for e in g.entries]
     if not entries:
-        return "no candidate sites were found"
+        return empty(ledgers)
     width = width or shutil.get_terminal_size((100, 24)).columns
     groups: dict[tuple[str, ...], list[Entry]] = collections.defaultdict(list)
     for e in entries:
@@ -36,6 +35,7 @@ def table(ledgers: Iterable[Ledger], width: int | None = None) -> str:
 
 def every_site(ledgers: Iterable[Ledger]) -> str:
     """One line per site, in the order of the graphs."""
+    ledgers = list(ledgers)
     rows = [
         (
             g.graph,
@@ -50,8 +50,20 @@ def every_site(ledgers: Iterable[Ledger]) -> str:
         for e in g.entries
     ]
     if not rows:
-        return "no candidate sites were found"
+        return empty(ledgers)
     return "\n".join(aligned([("graph", "idiom", "outcome", "module", "where", "inputs", "why"), *rows]))
+
+
+def empty(ledgers: Sequence[Ledger]) -> str:
+    """Why there is no site to report."""
+    if not ledgers:
+        return (
+            "no candidate sites: no graph went through the passes. Either nothing was compiled with the backend, "
+            "or the compiled code came from Inductor's caches, or the option idioms leaves nothing to look for"
+        )
+    names = ", ".join(dict.fromkeys(name for g in ledgers for name in g.looked_for))
+    looked = f" (looked for: {names})" if names else ""
+    return f"no candidate sites: {plural(len(ledgers), 'graph')} compiled, and none computes a known idiom{looked}"
 
 
 def summary(entries: Iterable[Entry]) -> str:
@@ -98,7 +110,7 @@ def _head(found: Sequence[Entry]) -> tuple[str, ...]:
 
 def _reasons(found: Sequence[Entry], width: int) -> list[str]:
     """Why, beneath a group's head: each lowering's reason, note and larger fusion on a line of its own."""
-    says = [*found[0].reason.split(_JOINT), *(f"note: {note}" for note in found[0].notes)]
+    says = [*found[0].reasons(), *(f"note: {note}" for note in found[0].notes)]
     says += _considered(found)
     return [
         textwrap.fill(line, max(width, 40), initial_indent=" " * 4, subsequent_indent=" " * 6)
@@ -108,22 +120,14 @@ def _reasons(found: Sequence[Entry], width: int) -> list[str]:
 
 def _considered(found: Sequence[Entry]) -> list[str]:
     """Larger fusions that were not taken; those that have one answer are named together."""
-    names: dict[frozenset[str], list[str]] = {}
-    reasons: dict[frozenset[str], str] = {}
+    names: dict[str, list[str]] = {}
     for considered in dict.fromkeys(c for e in found for c in e.considered):
         name, _, reason = considered.partition(": ")
-        names.setdefault(_answers(reason), []).append(name)
-        reasons[_answers(reason)] = reason
-    own = _answers(found[0].reason)
+        names.setdefault(reason, []).append(name)
     return [
-        f"also looked at: {', '.join(those)}: {'the same' if answer == own else reasons[answer]}"
-        for answer, those in names.items()
+        f"also looked at: {', '.join(those)}: {'the same' if reason == found[0].reason else reason}"
+        for reason, those in names.items()
     ]
-
-
-def _answers(reason: str) -> frozenset[str]:
-    """What each lowering answered, in whatever order they were asked."""
-    return frozenset(reason.removeprefix("left to Inductor: ").split(_JOINT))
 
 
 def _places(entries: Sequence[Entry]) -> str:

@@ -2,70 +2,98 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rocm_passes.ops.operator import Call, Lowering
 from rocm_passes.options import Options
+from rocm_passes.report.ledger import LEFT, LoweringVerdict, summary
 from rocm_passes.rewrite.match import Idiom, Match
 from rocm_passes.target import Target, unmet
 
 
 @dataclass(frozen=True)
 class Choice:
-    """outcome as in the ledger; lowering is None unless the outcome is "rewritten"."""
+    """outcome and verdicts as in the ledger; lowering is None unless the outcome is "rewritten"."""
 
     outcome: str
     reason: str
     lowering: Lowering[Any] | None = None
     notes: tuple[str, ...] = ()
+    verdicts: tuple[LoweringVerdict, ...] = ()
+    error: str = ""
+
+    def undone(self, outcome: str, verdict: str, reason: str) -> Choice:
+        """The choice once its lowering may not or cannot rewrite the site; that lowering's verdict becomes this one."""
+        assert self.lowering is not None
+        name = self.lowering.name
+        changed = LoweringVerdict(name, verdict, reason)
+        verdicts = tuple(changed if v.lowering == name else v for v in self.verdicts)
+        return Choice(outcome, reason, verdicts=verdicts)
 
 
 def choose(idiom: Idiom, site: Match, target: Target, options: Options) -> Choice:
+    """The lowering for a site, or why none. Every lowering that could be asked has a verdict."""
+    found: dict[str, LoweringVerdict] = {}
+    choice = _choose(idiom, site, target, options, found)
+    return replace(choice, verdicts=tuple(found.values()))
+
+
+def _choose(
+    idiom: Idiom, site: Match, target: Target, options: Options, said: dict[str, LoweringVerdict]
+) -> Choice:
     call = site.values()
     forced = options.forced_lowering(idiom.name)
     candidates = [low for low in idiom.lowerings if forced in (None, low.name)]
-    able: list[Lowering[Any]] = []
-    reasons: list[str] = []
     for lowering in candidates:
-        reason = obstacle(lowering, call, target, options)
-        if reason is None:
-            able.append(lowering)
-        else:
-            reasons.append(f"{lowering.name}: {reason}")
+        said[lowering.name] = asked(lowering, call, target, options)
+    able = [low for low in candidates if said[low.name].verdict == "able"]
     if not able:
-        return Choice("refused", "; ".join(reasons) or "no lowering exists for it")
+        return Choice("refused", summary(said.values()) or "no lowering exists for it")
     if options.select == "off":
         return Choice("kept", f"select='off': it could be rewritten by {able[0].name}")
+
+    def taken(lowering: Lowering[Any], reason: str) -> Choice:
+        said[lowering.name] = LoweringVerdict(lowering.name, "taken", reason)
+        return _taken(lowering, reason, call, target, options)
+
     if forced is not None:
-        return _taken(able[0], f"lowering {forced!r} was asked for", call, target, options)
+        return taken(able[0], f"lowering {forced!r} was asked for")
     if options.select == "always":
-        return _taken(able[0], "select='always'", call, target, options)
+        return taken(able[0], "select='always'")
     if idiom.measured is not None:
         found = idiom.measured(able, call, target, options)
         if found is not None:
-            return _taken(*found, call, target, options)
-    verdicts = [(low, low.pays(call, target)) for low in able]
-    for lowering, verdict in verdicts:
-        if verdict.pays:
-            return _taken(lowering, verdict.reason, call, target, options)
-    said = [f"{low.name}: {v.reason}" for low, v in verdicts]
-    return Choice("kept", "left to Inductor: " + "; ".join([*said, *reasons]))
+            return taken(*found)
+    for lowering in able:
+        pays, reason = lowering.pays(call, target)
+        if pays:
+            return taken(lowering, reason)
+        said[lowering.name] = LoweringVerdict(lowering.name, "not_faster", reason)
+    return Choice("kept", LEFT + summary(said.values()))
+
+
+def asked(lowering: Lowering[Any], call: Call, target: Target, options: Options) -> LoweringVerdict:
+    """Can the lowering take this call on this machine? "able" where it can."""
+    reason = unmet(lowering.requires, target)
+    if reason is not None:
+        return LoweringVerdict(lowering.name, "unavailable", reason)
+    try:
+        reason = lowering.refuses(call, target)
+        if reason is None and options.rewrite_numerics == "strict":
+            note = lowering.note(call, target)
+            reason = f"rewrite_numerics='strict': {note}" if note else None
+    except Exception as error:
+        reason = f"its check failed: {type(error).__name__}: {error}"
+        return LoweringVerdict(lowering.name, "failed", reason)
+    if reason is not None:
+        return LoweringVerdict(lowering.name, "refused", reason)
+    return LoweringVerdict(lowering.name, "able", "")
 
 
 def obstacle(lowering: Lowering[Any], call: Call, target: Target, options: Options) -> str | None:
     """Why the lowering can't take this call on this machine, or None where it can."""
-    reason = unmet(lowering.requires, target)
-    if reason is not None:
-        return reason
-    try:
-        reason = lowering.refuses(call, target)
-        if reason is None and options.numerics == "strict":
-            note = lowering.note(call, target)
-            reason = f"numerics='strict': {note}" if note else None
-    except Exception as error:
-        return f"its check failed: {type(error).__name__}: {error}"
-    return reason
+    return asked(lowering, call, target, options).reason or None
 
 
 def _taken(lowering: Lowering[Any], reason: str, call: Call, target: Target, options: Options) -> Choice:

@@ -57,8 +57,7 @@ class Context:
     """What a find may consult beside the graph."""
 
     options: Options
-    training: bool = False
-    target: Target | None = None
+    target: Target = field(default_factory=lambda: Target.of_device("cpu"))
     _read: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def read_once(self, graph: fx.Graph, read: Callable[[fx.Graph, Context], T]) -> T:

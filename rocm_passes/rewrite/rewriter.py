@@ -1,8 +1,9 @@
-"""Applies a chosen lowering to a site. A rewrite that fails leaves the graph as it was."""
+"""Applies a chosen lowering to a match. A rewrite that fails, or can't be placed, leaves the graph as it was."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,48 +12,85 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Builder, resolve
+from rocm_passes.fx.strides import reader_of_strides, restrided, same_strides
 from rocm_passes.ops.operator import Call, Lowering, Operator
 from rocm_passes.rewrite.match import Match
 
 
 class RewriteError(Exception):
-    """The lowering did not give what the graph needs; the site is left as it was."""
+    """The lowering did not give what the graph needs; the match is left as it was."""
+
+
+@dataclass(frozen=True)
+class Applied:
+    """A rewrite that was placed: its results stand for the outputs, in their order."""
+
+    match: Match
+    results: tuple[fx.Node, ...]
+    builder: Builder
 
 
 class Rewriter:
     def __init__(self, graph: fx.Graph, fake_mode: FakeTensorMode) -> None:
         self.graph = graph
-        self.count = 0
+        self.applied: list[Applied] = []
         self._fake_mode = fake_mode
         self._replaced: dict[fx.Node, fx.Node] = {}
 
-    def apply(
-        self, site: Match, lowering: Lowering[Any], operator: Operator[Any] | None
-    ) -> tuple[fx.Node, ...]:
-        """Write the lowering before the site's first output and let its results take the outputs' place.
+    @property
+    def count(self) -> int:
+        return len(self.applied)
 
-        Returns the results. Raises RewriteError, with the graph untouched, where shapes or dtypes would differ.
+    def apply(self, match: Match, lowering: Lowering[Any], operator: Operator[Any] | None) -> Applied:
+        """Write the lowering before the match's first output and let its results take the outputs' place.
+
+        Raises RewriteError, with the graph untouched, where shapes, dtypes, or strides that a reader
+        depends on would differ.
         """
-        call = site.call.with_nodes(lambda node: resolve(node, self._replaced))
-        b = Builder(self.graph, self._fake_mode, site.anchor)
+        call = match.call.with_nodes(lambda node: resolve(node, self._replaced))
+        b = Builder(self.graph, self._fake_mode, match.anchor)
         try:
-            # The order is restored by a topological sort once every site is done.
-            with self.graph.inserting_before(site.outputs[0]):
+            # The order is restored by a topological sort once every match is done.
+            with self.graph.inserting_before(match.outputs[0]):
                 results = self._write(b, lowering, operator, call)
-            if not isinstance(results, (list, tuple)):
-                results = (results,)
-            self._check(site, results)
+                if not isinstance(results, (list, tuple)):
+                    results = (results,)
+                _check(match, results)
+                results = tuple(
+                    _with_strides(b, old, new) for old, new in zip(match.outputs, results, strict=True)
+                )
         except RewriteError:
             b.discard()
             raise
         except Exception as error:
             b.discard()
             raise RewriteError(f"writing it failed: {type(error).__name__}: {error}") from error
-        for old, new in zip(site.outputs, results, strict=True):
+        for old, new in zip(match.outputs, results, strict=True):
             old.replace_all_uses_with(new)
             self._replaced[old] = new
-        self.count += 1
-        return tuple(results)
+        applied = Applied(match, results, b)
+        self.applied.append(applied)
+        return applied
+
+    def undo(self, applied: Applied) -> None:
+        """Put the match's own nodes back. Later rewrites that read the results read these again."""
+        for old, new in zip(applied.match.outputs, applied.results, strict=True):
+            new.replace_all_uses_with(old)
+            self._replaced.pop(old, None)
+        applied.builder.discard()
+        self.applied.remove(applied)
+
+    def undo_cycles(self) -> Iterator[Applied]:
+        """Undo rewrites, the last first, until the graph has no cycle. Yields those that were undone."""
+        while self.applied:
+            stuck = nodes_on_cycles(self.graph)
+            if not stuck:
+                return
+            at_fault = [a for a in self.applied if not stuck.isdisjoint(a.builder.inserted)]
+            if not at_fault:
+                return
+            self.undo(at_fault[-1])
+            yield at_fault[-1]
 
     def _write(self, b: Builder, lowering: Lowering[Any], operator: Operator[Any] | None, call: Call) -> Any:
         if lowering.write is not None:
@@ -60,16 +98,45 @@ class Rewriter:
         assert operator is not None, f"{lowering.name} has neither a decomposition nor an operator"
         return operator.write(b, call, lowering.name)
 
-    def _check(self, site: Match, results: Iterable[fx.Node]) -> None:
-        results = list(results)
-        if len(results) != len(site.outputs):
-            raise RewriteError(f"it gives {len(results)} results where the graph has {len(site.outputs)}")
-        for old, new in zip(site.outputs, results, strict=True):
-            have, want = new.meta.get("val"), old.meta.get("val")
-            if not isinstance(have, torch.Tensor) or not isinstance(want, torch.Tensor):
-                raise RewriteError("it does not give a tensor")
-            if have.dtype != want.dtype or not n.same_shape(have.shape, want.shape):
-                raise RewriteError(f"it gives {_kind(have)} where the graph has {_kind(want)}")
+
+def _check(match: Match, results: Sequence[fx.Node]) -> None:
+    if len(results) != len(match.outputs):
+        raise RewriteError(f"it gives {len(results)} results where the graph has {len(match.outputs)}")
+    for old, new in zip(match.outputs, results, strict=True):
+        have, want = new.meta.get("val"), old.meta.get("val")
+        if not isinstance(have, torch.Tensor) or not isinstance(want, torch.Tensor):
+            raise RewriteError("it does not give a tensor")
+        if have.dtype != want.dtype or not n.same_shape(have.shape, want.shape):
+            raise RewriteError(f"it gives {_kind(have)} where the graph has {_kind(want)}")
+
+
+def _with_strides(b: Builder, old: fx.Node, new: fx.Node) -> fx.Node:
+    """`new`, with the strides of `old` where these differ and a reader depends on them."""
+    if same_strides(n.tensor(new), n.tensor(old)):
+        return new
+    reader = reader_of_strides(old)
+    if reader is None:
+        return new
+    found = restrided(b, new, n.tensor(old))
+    if found is None:
+        raise RewriteError(
+            f"{reader.name} depends on the strides {list(n.tensor(old).stride())}, which can't be asked for"
+        )
+    return found
+
+
+def nodes_on_cycles(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes that wait for themselves, and those behind them; empty where the graph has an order."""
+    waiting = {node: len(node.all_input_nodes) for node in graph.nodes}
+    ready = [node for node, count in waiting.items() if count == 0]
+    while ready:
+        node = ready.pop()
+        del waiting[node]
+        for user in node.users:
+            waiting[user] -= 1
+            if waiting[user] == 0:
+                ready.append(user)
+    return set(waiting)
 
 
 def _kind(found: torch.Tensor) -> str:
@@ -77,7 +144,7 @@ def _kind(found: torch.Tensor) -> str:
 
 
 def escapes(nodes: frozenset[fx.Node], outputs: Iterable[fx.Node]) -> fx.Node | None:
-    """A node of a would-be site whose value something outside also uses, or None where the site is closed."""
+    """A node of a would-be match whose value something outside also uses, or None where it is closed."""
     allowed = set(outputs)
     for node in nodes:
         if node not in allowed and any(user not in nodes for user in node.users):
@@ -85,11 +152,11 @@ def escapes(nodes: frozenset[fx.Node], outputs: Iterable[fx.Node]) -> fx.Node | 
     return None
 
 
-def is_convex(site: Match, order: Mapping[fx.Node, int]) -> bool:
-    """Can the site be computed at once, or does an input of it depend on one of its outputs from outside?"""
-    inputs = set(site.inputs())
+def is_convex(match: Match, order: Mapping[fx.Node, int]) -> bool:
+    """Can the match alone be computed at once? (With others that are taken: `fx.convexity.Contraction`.)"""
+    inputs = set(match.inputs())
     last = max((order.get(i, -1) for i in inputs), default=-1)
-    stack = [u for o in site.outputs for u in o.users if u not in site.nodes]
+    stack = [u for o in match.outputs for u in o.users if u not in match.nodes]
     seen: set[fx.Node] = set()
     while stack:
         node = stack.pop()

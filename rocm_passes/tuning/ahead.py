@@ -20,6 +20,7 @@ import torch
 from torch import fx
 from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._inductor.compile_fx import compile_fx
+from torch.utils._python_dispatch import _disable_current_modes
 
 from rocm_passes.ops.conv3d import Conv3d
 from rocm_passes.ops.operator import Lowering
@@ -115,7 +116,10 @@ def run_passes(
     """The backend's work up to its passes, on the graphs that Inductor would get; the result runs in eager."""
 
     def instead_of_inductor(graph_module: fx.GraphModule, inputs: Sequence[Any], **_: Any) -> Any:
-        pipeline(graph_module.graph)
+        # AOTAutograd's fake mode is active here, and Inductor turns it off before its passes:
+        # they compute with real tensors, such as the indices of an upsampling.
+        with _disable_current_modes():
+            pipeline(graph_module.graph)
         return make_boxed_func(graph_module.forward)
 
     compile_fx(

@@ -208,7 +208,7 @@ class _Session:
                 raise
             except Exception as error:
                 # A library that cannot run a shape (no kernel, a refused algorithm) is one candidate less.
-                said = str(error).splitlines()[0][:120] if str(error) else ""
+                said = str(error).splitlines()[0] if str(error) else ""
                 self._skipped[lowering.name] = f"{type(error).__name__}: {said}"
             if not self._watch(lowering.name, time.perf_counter() - started):
                 self._stopped = True

@@ -5,16 +5,12 @@ A call that was measured before, by anyone who wrote to the same file, is not me
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
-import os
-import runpy
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +21,7 @@ from rocm_passes.options import Options
 from rocm_passes.target import Target
 from rocm_passes.tuning import ahead
 from rocm_passes.tuning import measure as measuring
-from rocm_passes.tuning.store import Measured, Store, default_path, load, store, update
+from rocm_passes.tuning.store import Measured, Store, store
 
 log = logging.getLogger(__name__)
 
@@ -178,51 +174,3 @@ def measure_noted(
     """Measure calls that were noted ahead of time, one after another. Returns how many choices are known."""
     found = [pick(c.key, lowerings(c.able), c.call, target, options, timer) for c in calls]
     return sum(choice is not None for choice in found)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`rocm-passes tune`: run a script with the passes alone, then measure the calls that they met.
-
-    Nothing is compiled by Inductor: what the script compiles runs in eager, so this takes little longer than the
-    script would without compiling. A later run that compiles measures nothing.
-    """
-    parser = argparse.ArgumentParser(prog="rocm-passes tune", description=main.__doc__)
-    parser.add_argument("--seconds", type=float, default=600.0, help="time to spend measuring (default: 600)")
-    parser.add_argument("--choices", default="", help="file to add to (default: the user's cache folder)")
-    parser.add_argument("--merge", nargs="+", metavar="FILE", help="add these files to it and run nothing")
-    parser.add_argument("--show", action="store_true", help="print what is known and run nothing")
-    parser.add_argument("script", nargs="?", help="a Python file that compiles and runs the models to tune")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, help="the script's own arguments")
-    given = parser.parse_args(argv)
-    path = Path(given.choices).expanduser() if given.choices else default_path()
-    if given.merge:
-        for file in given.merge:
-            update(path, load(Path(file)))
-    elif given.script:
-        _run(given.script, given.arguments, given.seconds, path)
-    elif not given.show:
-        parser.error("a script, --merge or --show is needed")
-    print(_summary(path))
-    return 0
-
-
-def _run(script: str, arguments: Sequence[str], seconds: float, path: Path) -> None:
-    """The script as Python would run it; then, with the GPU to itself, the measurements."""
-    os.environ["ROCM_PASSES_TUNE_SECONDS"] = str(seconds)
-    os.environ["ROCM_PASSES_CHOICES"] = str(path)
-    sys.argv = [script, *arguments]
-    with ahead.noting() as noted:
-        runpy.run_path(script, run_name="__main__")
-    measure_noted(noted.calls, Options(choices=str(path), tune_seconds=seconds), Target.current())
-
-
-def _summary(path: Path) -> str:
-    lines = [f"{path}:"]
-    for machine_name, entries in sorted(load(path).items()):
-        lines.append(f"  {machine_name}: {len(entries)} calls")
-        for key, found in sorted(entries.items()):
-            times = ", ".join(
-                f"{name} {ms:.3g} ms" for name, ms in sorted(found.ms.items(), key=lambda i: i[1])
-            )
-            lines.append(f"    {key}: {times or found.skipped}")
-    return "\n".join(lines)

@@ -131,7 +131,8 @@ def test_the_inputs_lie_as_the_layout_says(layout: str) -> None:
 )
 def test_rules_choose_for_a_gpu(text: str, lowering: str) -> None:
     call = Call.of(text)
-    options = Options(layout=call.layout("nvidia"))
+    # Without measuring, which would time these calls on the CPU.
+    options = Options(layout=call.layout("nvidia"), tune_seconds=0)
     site = conv3d_choices.site(call, torch.bfloat16, options, H200)
     found = choose(idiom.IDIOM, site, H200, options).lowering
     assert found is not None

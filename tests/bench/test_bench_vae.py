@@ -84,7 +84,9 @@ def test_a_decoder_may_have_a_dtype_of_its_own() -> None:
 
 def test_a_conv_dtype_stands_behind_the_variant(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Any] = []
-    monkeypatch.setattr("rocm_passes.pipelines.compile_vae", lambda module, options: seen.append(options))
+    monkeypatch.setattr(
+        "rocm_passes.diffusers_pipeline.compile_vae", lambda module, options: seen.append(options)
+    )
     vae.compile_as("pipeline+fp16", None, {"select": "always"})
     vae.compile_as("pipeline", None, {})
     assert seen == [{"select": "always", "conv_dtype": "fp16"}, None]

@@ -193,8 +193,8 @@ def test_its_one_rounding_is_noted_and_strict_refuses_it(monkeypatch: pytest.Mon
     options = {"lowering": {"residual_norm": "triton"}}
     (note,) = rewrite(residual, *args, options=options).only().notes
     assert note.startswith("weight and bias are computed in fp32 and rounded once")
-    strict = rewrite(residual, *args, options={**options, "numerics": "strict"})
+    strict = rewrite(residual, *args, options={**options, "rewrite_numerics": "strict"})
     assert not [e for e in strict.sites if e.idiom in CHAINS]
-    assert any("numerics='strict'" in c for e in strict.sites for c in e.considered)
-    wider = rewrite(residual, *stream(F32), *affine(F32), options={**options, "numerics": "strict"})
+    assert any("rewrite_numerics='strict'" in c for e in strict.sites for c in e.considered)
+    wider = rewrite(residual, *stream(F32), *affine(F32), options={**options, "rewrite_numerics": "strict"})
     assert (wider.only().idiom, wider.only().lowering) == ("residual_norm", "triton")

@@ -11,6 +11,8 @@ from rocm_passes.backend import rocm_diffusion
 from tests.idioms.norm_cases import BF16, F16, F32, check, draw, outcomes, use_reference, wide
 from tests.rewriting import rewrite
 
+pytestmark = pytest.mark.pairwise
+
 C = 12
 
 
@@ -171,12 +173,12 @@ def test_strict_numerics_refuse_a_length_that_is_rounded() -> None:
 
     x = draw(2, C, 3, 5, dtype=BF16)
     assert outcomes(rewrite(divided, x)) == [("channel_norm", "rewritten")]
-    kernel = {"lowering": {"channel_norm": "triton"}, "numerics": "strict"}
+    kernel = {"lowering": {"channel_norm": "triton"}, "rewrite_numerics": "strict"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rocm_passes.target.triton_is_interpreted", lambda: True)
         (site,) = rewrite(divided, x, options=kernel).sites
     assert site.outcome == "refused"
-    assert "numerics='strict'" in site.reason
+    assert "rewrite_numerics='strict'" in site.reason
 
 
 def refused(fn: object, *args: Tensor, dynamic: bool | None = None) -> str:

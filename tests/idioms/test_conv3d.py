@@ -20,6 +20,8 @@ from rocm_passes.tuning import ahead
 from tests.ops.test_conv3d_lowerings import call
 from tests.rewriting import ON_CPU, Rewritten, rewrite
 
+pytestmark = pytest.mark.pairwise
+
 aten = torch.ops.aten
 WEIGHT = torch.randn(6, 4, 3, 3, 3, generator=torch.Generator().manual_seed(1)) / 10
 BIAS = torch.randn(6, generator=torch.Generator().manual_seed(2))
@@ -160,10 +162,14 @@ def test_fp16_takes_what_float16_cannot_hold() -> None:
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("bf16", "bfloat16"), ("fp16", "float16")])
-def test_conv_dtype_is_refused_by_strict_numerics(name: str, dtype: str) -> None:
-    r = rewrite(causal, video(3), options={"conv_dtype": name, "numerics": "strict"})
+def test_conv_dtype_is_refused_by_strict_numerics(
+    name: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the environment, say; both among the options of a call are an error (tests/test_options.py)."""
+    monkeypatch.setenv("ROCM_PASSES_CONV_DTYPE", name)
+    r = rewrite(causal, video(3), options={"rewrite_numerics": "strict"})
     assert conv3d(r).outcome == "refused"
-    assert f"numerics='strict': convolved in {dtype}" in conv3d(r).reason
+    assert f"rewrite_numerics='strict': convolved in {dtype}" in conv3d(r).reason
 
 
 def test_nothing_changes_on_a_cpu_where_nothing_can_be_won() -> None:

@@ -139,9 +139,12 @@ def test_rounding_differences_are_noted_and_strict_refuses_them(monkeypatch: pyt
     seen = rewrite(block, rows(), table(1), options={"lowering": {"norm_modulate": "triton"}})
     assert "rounded once" in seen.only().notes[0]
     seen = rewrite(
-        block, rows(), table(1), options={"lowering": {"norm_modulate": "triton"}, "numerics": "strict"}
+        block,
+        rows(),
+        table(1),
+        options={"lowering": {"norm_modulate": "triton"}, "rewrite_numerics": "strict"},
     )
     assert seen.only().idiom == "layer_norm"
-    assert any("numerics='strict'" in c for c in seen.only().considered)
-    seen = rewrite(block, rows(F32), table(1, dtype=F32), options={"numerics": "strict"})
+    assert any("rewrite_numerics='strict'" in c for c in seen.only().considered)
+    seen = rewrite(block, rows(F32), table(1, dtype=F32), options={"rewrite_numerics": "strict"})
     assert outcomes(seen) == TAKEN

@@ -18,6 +18,7 @@ from rocm_passes.report.ledger import Entry
 from rocm_passes.target import Target
 from tests.idioms.norm_cases import BF16, F16, F32, draw, use_reference
 from tests.rewriting import Rewritten, rewrite
+from tests.suites import examples
 from tests.zoo import case
 
 aten = torch.ops.aten
@@ -202,7 +203,7 @@ def test_behind_upsampling_of_an_image() -> None:
     mode=st.sampled_from(["replicate", "reflect"]),
     last=st.booleans(),
 )
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8), deadline=None)
 def test_any_factors(frames: int, factors: tuple[int, int, int], mode: str, last: bool) -> None:
     # Two frames in front are reflected from three at least.
     assume(mode != "reflect" or 1 + (frames - 1) * factors[0] > 2)

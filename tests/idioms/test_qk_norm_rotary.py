@@ -30,6 +30,8 @@ from tests.idioms.rotary_spellings import (
 from tests.rewriting import ON_CPU, Rewritten, rewrite
 from tests.without_codegen import without_codegen
 
+pytestmark = pytest.mark.pairwise
+
 # float16 and not bfloat16: Triton's interpreter truncates to bfloat16, where the compiled kernels round.
 F16, F32 = torch.float16, torch.float32
 HEADS, SIZE = 3, 16

@@ -26,6 +26,8 @@ from tests.idioms.rms_norm_spellings import (
 from tests.on_the_gpu import run_where_kernels_run
 from tests.rewriting import rewrite
 
+pytestmark = pytest.mark.pairwise
+
 CPU = Target("cpu", "", "CPU", torch.__version__, None)
 
 

@@ -68,7 +68,7 @@ def test_complex128_stays_float64(spelling: Spelling) -> None:
 @pytest.mark.parametrize("spelling", DOUBLE, ids=lambda s: s.name)
 def test_complex128_in_float32_where_asked(spelling: Spelling) -> None:
     given = example(spelling, 1, 5, 3, 16, BF16)
-    seen = run(spelling, *given.args, options={"numerics": "fast"})
+    seen = run(spelling, *given.args, options={"rewrite_numerics": "fast"})
     assert seen.only().outcome == "rewritten"
     assert_no_worse(seen.result, given.original, given.exact)
 

@@ -13,13 +13,14 @@ from tests.accuracy import assert_no_worse
 from tests.idioms.rotary_spellings import DOUBLE, SPELLINGS, Spelling, example
 from tests.kernels.rotary_reference import laid_out
 from tests.rewriting import rewrite
+from tests.suites import examples
 from tests.without_codegen import without_codegen
 
 LAYOUTS = ("contiguous", "head-major", "fused qkv")
 
 
 @settings(
-    max_examples=15,
+    max_examples=examples(15),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
@@ -52,7 +53,9 @@ def test_any_rotation(
     x = x if spelling.flat else laid_out(x, layout)
     caplog.clear()
     with without_codegen():
-        seen = rewrite(spelling.rotate, x, *tables, options={"idioms": "rotary", "numerics": numerics})
+        seen = rewrite(
+            spelling.rotate, x, *tables, options={"idioms": "rotary", "rewrite_numerics": numerics}
+        )
     entry = seen.only()
     assert entry.outcome == "rewritten", entry.reason
     assert_no_worse(seen.result, case.original, case.exact)

@@ -16,6 +16,7 @@ from torch import Tensor
 from rocm_passes.report.ledger import Entry
 from tests.idioms.norm_cases import BF16, F16, F32, check, draw
 from tests.rewriting import Rewritten, rewrite
+from tests.suites import examples
 
 aten = torch.ops.aten
 C, OUT = 4, 6
@@ -296,7 +297,7 @@ def test_gradients_are_those_of_the_original() -> None:
     torch.testing.assert_close(x.grad, y.grad)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=examples(8), deadline=None)
 @given(
     small=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)),
     times=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)),

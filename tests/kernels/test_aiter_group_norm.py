@@ -14,6 +14,9 @@ from rocm_passes.kernels.aiter import group_norm as adapter
 from rocm_passes.kernels.aiter.contract import AiterContractError
 from tests.accuracy import ulp
 from tests.doubles.aiter_double import ContractViolation, installed
+from tests.suites import examples
+
+pytestmark = pytest.mark.pairwise
 
 EPS = 1e-5
 
@@ -155,7 +158,7 @@ def test_the_cancellation_is_real() -> None:
     assert (out - exact).abs().max() > 10 * (F.group_norm(x, 2, eps=EPS) - exact).abs().max()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(
     shape=st.tuples(
         st.sampled_from([1, 2, 3, 0]),

@@ -11,6 +11,9 @@ from rocm_passes.kernels.aiter import layer_norm as adapter
 from rocm_passes.kernels.aiter.contract import AiterContractError
 from tests.accuracy import assert_no_worse
 from tests.doubles.aiter_double import VERSIONS, ContractViolation, installed
+from tests.suites import examples
+
+pytestmark = pytest.mark.pairwise
 
 EPS = 1e-6
 
@@ -104,7 +107,7 @@ def test_numerics_note() -> None:
     assert "denormals" in (adapter.numerics_note(X.bfloat16()) or "")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(
     lead=st.lists(st.integers(0, 3), max_size=3),
     hidden=st.sampled_from([0, 1, 2, 7, 64]),

@@ -12,6 +12,7 @@ from rocm_passes.kernels.aiter import qk_norm_rotary as adapter
 from rocm_passes.kernels.aiter.contract import AiterContractError
 from tests.accuracy import assert_no_worse
 from tests.doubles.aiter_double import ContractViolation, installed
+from tests.suites import examples
 
 EPS = 1e-6
 
@@ -211,7 +212,7 @@ def test_numerics_note() -> None:
     assert "denormals" in (adapter.numerics_note(Q.bfloat16()) or "")
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 @given(
     sizes=st.tuples(*[st.sampled_from([1, 2, 3, 4, 5, 0])] * 4),
     head_size=st.sampled_from([64, 128, 256, 64, 96]),

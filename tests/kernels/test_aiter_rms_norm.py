@@ -10,6 +10,9 @@ from rocm_passes.kernels.aiter import rms_norm as adapter
 from rocm_passes.kernels.aiter.contract import AiterContractError
 from tests.accuracy import assert_no_worse, ulp
 from tests.doubles.aiter_double import VERSIONS, ContractViolation, installed
+from tests.suites import examples
+
+pytestmark = pytest.mark.pairwise
 
 EPS = 1e-6
 HALVES = (torch.float16, torch.bfloat16)
@@ -313,7 +316,7 @@ def test_truncation_is_real() -> None:
     assert 0.4 < (truncated != rounded).float().mean() < 0.6
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     lead=st.lists(st.sampled_from([1, 2, 3, 3, 0]), max_size=3),
     hidden=st.sampled_from([2, 6, 8, 64, 130, 8192, 8200, 129, 8193, 1, 0]),

@@ -10,6 +10,9 @@ from rocm_passes.kernels.aiter import rotary as adapter
 from rocm_passes.kernels.aiter.contract import AiterContractError
 from tests.accuracy import assert_no_worse
 from tests.doubles.aiter_double import VERSIONS, ContractViolation, installed
+from tests.suites import examples
+
+pytestmark = pytest.mark.pairwise
 
 
 def tables(tokens: int, entries: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -228,7 +231,7 @@ def test_numerics_note() -> None:
     assert "denormals" in (adapter.numerics_note(X.bfloat16()) or "")
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     sizes=st.tuples(*[st.sampled_from([1, 2, 3, 5, 0])] * 3),
     channels=st.sampled_from([4, 8, 12, 32, 32, 30, 6, 0]),

@@ -19,11 +19,12 @@ from rocm_passes.kernels.triton.norms.channel_norm_kernel import (
     isa_examples,
 )
 from tests.kernels.norm_reference import assert_accurate, wide
+from tests.suites import examples
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 # NumPy, under the interpreter, warns of the infinities that some tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.pairwise, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 # Orders of the dims of [N, C, T, H, W] in memory, slowest first.
 ORDERS = {"contiguous": (0, 1, 2, 3, 4), "channels-last": (0, 2, 3, 4, 1), "frames outside": (0, 2, 1, 3, 4)}
@@ -160,7 +161,7 @@ def test_silu_of_large_values_is_exact_in_fp32() -> None:
         assert_accurate(got.flatten(), F.silu(value.double()).view(1), F.silu(value).view(1))
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=examples(20), deadline=None, derandomize=True)
 @given(
     shape=st.tuples(
         st.integers(1, 2), st.integers(1, 70), st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)

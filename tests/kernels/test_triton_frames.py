@@ -18,6 +18,9 @@ from rocm_passes.ops import group_norm as group_op
 from rocm_passes.ops.operator import Operator
 from tests.kernels.test_triton_channel_norm import ORDERS, video
 from tests.on_the_gpu import where_kernels_run
+from tests.suites import examples
+
+pytestmark = pytest.mark.pairwise
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last_3d}
@@ -54,7 +57,7 @@ def test_copy_frames(channels: int, dtype: torch.dtype, layout: str, order: str)
     layout=st.sampled_from(sorted(LAYOUTS)),
     tile=st.sampled_from([None, FrameTile(4, 8), FrameTile(16, 16)]),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 def test_any_shape(
     shape: tuple[int, ...], frames: int, order: str, layout: str, tile: FrameTile | None
 ) -> None:

@@ -17,11 +17,12 @@ from rocm_passes.kernels.triton.norms.group_norm_launch import (
 )
 from tests.kernels.norm_reference import assert_accurate
 from tests.kernels.test_triton_channel_norm import ORDERS, video
+from tests.suites import examples
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 # NumPy, under the interpreter, warns of the infinities that some tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.pairwise, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 
 def original(x: Tensor, groups: int, w: Tensor | None, b: Tensor | None, silu: bool = False) -> Tensor:
@@ -144,7 +145,7 @@ def test_nan_and_inf_spoil_their_group_alone(bad: float) -> None:
     assert got[0, :2].isfinite().all() and got[0, 4:].isfinite().all() and got[1].isfinite().all()
 
 
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=examples(20), deadline=None, derandomize=True)
 @given(
     samples=st.integers(1, 2),
     groups=st.integers(1, 5),

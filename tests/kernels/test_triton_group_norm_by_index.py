@@ -16,6 +16,9 @@ from rocm_passes.kernels.triton.norms import group_norm as module
 from rocm_passes.kernels.triton.norms.group_norm_launch import GroupTile, group_norm
 from tests.kernels.norm_reference import assert_accurate
 from tests.kernels.test_triton_channel_norm import ORDERS, video
+from tests.suites import examples
+
+pytestmark = pytest.mark.pairwise
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 SMALL, LARGE = (2, 2, 3), (3, 4, 7)
@@ -130,7 +133,7 @@ def test_one_alone() -> None:
     torch.testing.assert_close(got.double(), exact + taken(y.double(), index), rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=examples(15), deadline=None, derandomize=True)
 @given(
     samples=st.integers(1, 2),
     width=st.integers(1, 9),

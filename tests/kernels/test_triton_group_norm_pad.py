@@ -20,11 +20,12 @@ from tests.kernels.norm_reference import assert_accurate
 from tests.kernels.test_triton_channel_norm import ORDERS, video
 from tests.kernels.test_triton_group_norm import affine, original
 from tests.kernels.test_triton_pad import CAUSAL, MODES, is_channels_last
+from tests.suites import examples
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
 # NumPy, under the interpreter, warns of the infinities that some tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.pairwise, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 
 def padded(x: Tensor, padding: list[int], mode: str = "replicate") -> Tensor:
@@ -99,11 +100,12 @@ def test_another_dtype_of_the_result() -> None:
     assert_accurate(got, exact, padded(original(x, 3, None, None).to(BF16), CAUSAL, "zeros"))
 
 
-def test_every_tile_covers_everything() -> None:
-    for order in ORDERS:
-        x = video((2, 20, 3, 4, 5), order)
-        for last in (True, False):
-            check(x, 4, CAUSAL, "replicate", silu=True, channels_last=last, tile=PadTile(16, 8, 4))
+@pytest.mark.each_value
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("last", [True, False])
+def test_every_tile_covers_everything(order: str, last: bool) -> None:
+    x = video((2, 20, 3, 4, 5), order)
+    check(x, 4, CAUSAL, "replicate", silu=True, channels_last=last, tile=PadTile(16, 8, 4))
 
 
 @given(
@@ -117,7 +119,7 @@ def test_every_tile_covers_everything() -> None:
 @example(
     shape=(1, 2, 1, 1, 2), padding=[0] * 6, order="channels-last", dtype=FP32, mode="reflect", last=False
 )
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(30), deadline=None)
 def test_any_padding(
     shape: tuple[int, ...], padding: list[int], order: str, dtype: torch.dtype, mode: str, last: bool
 ) -> None:

@@ -13,12 +13,13 @@ from rocm_passes.kernels.triton.norms.norm import add_rms_norm, fused_norm, isa_
 from rocm_passes.kernels.triton.norms.norm_plan import MAX_RESIDENT_WIDTH, MAX_WIDTH, NormTile, choose_tile
 from rocm_passes.kernels.triton.rows import RowBlocks, collapse
 from tests.kernels.norm_reference import assert_accurate, wide
+from tests.suites import examples
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 DTYPES = [FP32, FP16, BF16]
 
 # NumPy, under the interpreter, warns of the infinities that some tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.pairwise, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 
 def normal(*shape: int, dtype: torch.dtype = FP32, seed: int = 0) -> Tensor:
@@ -284,7 +285,7 @@ def test_nan_and_inf_propagate_as_in_eager(width: int, bad: float, kind: str) ->
     assert_accurate(got, original(x.double()), original(x))
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=examples(25), deadline=None, derandomize=True)
 @given(
     rows=st.integers(1, 40),
     width=st.integers(1, 90),

@@ -9,6 +9,8 @@ from rocm_passes.kernels.triton.norms import norm
 from rocm_passes.kernels.triton.norms.norm_plan import NormTile, choose_tile, plan_launch
 from tests.on_the_gpu import where_kernels_run
 
+pytestmark = pytest.mark.pairwise
+
 fused_norm = where_kernels_run(norm.fused_norm)
 
 
@@ -16,10 +18,11 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("per_token", [False, True])
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 @pytest.mark.parametrize("rows", [1, 2])
-@pytest.mark.parametrize("tokens", [1, 7, 16, 33])
+@pytest.mark.parametrize("tokens", [1, 7, 16, pytest.param(33, marks=pytest.mark.exhaustive)])
 def test_a_loop_over_rows_gives_what_single_blocks_give(
     tokens: int, rows: int, kind: norm.NormKind, per_token: bool
 ) -> None:

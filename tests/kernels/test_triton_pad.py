@@ -14,13 +14,14 @@ from torch import Tensor
 from rocm_passes.kernels.triton.convolution.pad_kernel import pad_kernel
 from rocm_passes.kernels.triton.convolution.pad_launch import PadTile, choose_tile, isa_examples, pad
 from tests.kernels.test_triton_channel_norm import ORDERS, video
+from tests.suites import examples
 
 FP64, FP32, FP16, BF16 = torch.float64, torch.float32, torch.float16, torch.bfloat16
 MODES = {"replicate": "replicate", "reflect": "reflect", "zeros": "constant"}
 CAUSAL = [1, 1, 1, 1, 2, 0]
 
 # NumPy, under the interpreter, warns of the bit patterns that some tests are about.
-pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")
+pytestmark = [pytest.mark.pairwise, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 
 def bits(x: Tensor) -> Tensor:
@@ -134,13 +135,14 @@ def test_upsampling_of_images(mode: str) -> None:
     assert_same(got, x.repeat_interleave(3, 2).repeat_interleave(2, 3), [1, 2, 0, 1], mode)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("last", [True, False])
-def test_every_tile_covers_everything(order: str, last: bool) -> None:
+@pytest.mark.parametrize("tile", itertools.product((4, 16, 32), (8, 64)), ids=str)
+def test_every_tile_covers_everything(tile: tuple[int, int], order: str, last: bool) -> None:
     x = video((2, 20, 3, 5, 6), order)
-    for channels, pixels in itertools.product((4, 16, 32), (8, 64)):
-        got = pad(x, CAUSAL, "replicate", channels_last=last, tile=PadTile(channels, pixels, 4))
-        assert_same(got, x, CAUSAL)
+    got = pad(x, CAUSAL, "replicate", channels_last=last, tile=PadTile(*tile, 4))
+    assert_same(got, x, CAUSAL)
 
 
 @given(
@@ -152,7 +154,7 @@ def test_every_tile_covers_everything(order: str, last: bool) -> None:
     mode=st.sampled_from(sorted(MODES)),
     last=st.booleans(),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_any_padding(
     shape: tuple[int, ...],
     padding: list[int],

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from rotary_reference import LAYOUTS, laid_out, rms_norm, rotate, tables
 
 from rocm_passes.kernels.triton.rotary.qk_norm_rotary import qk_norm_rotary
+from tests.suites import examples
 
 FP32, FP16, BF16, FP64 = torch.float32, torch.float16, torch.bfloat16, torch.float64
 
@@ -25,7 +26,7 @@ def norm_rotate(
     return rotate(normed, cos, sin, interleaved, width or x.shape[-1], wide)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=examples(40), deadline=None, derandomize=True)
 @given(
     layout=st.sampled_from(LAYOUTS),
     interleaved=st.booleans(),

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from rotary_reference import LAYOUTS, assert_is_the_formula, laid_out, rotate, tables
 
 from rocm_passes.kernels.triton.rotary.rotary import isa_examples, rotary, rotary_pair
+from tests.suites import examples
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 
@@ -16,7 +17,7 @@ def seeded() -> None:
     torch.manual_seed(0)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=examples(40), deadline=None, derandomize=True)
 @given(
     layout=st.sampled_from(LAYOUTS),
     interleaved=st.booleans(),

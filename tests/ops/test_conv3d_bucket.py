@@ -12,13 +12,14 @@ from hypothesis import strategies as st
 from rocm_passes.fx.builder import Eager
 from rocm_passes.ops.conv3d import Conv3d
 from tests.ops.test_conv3d_lowerings import BY_NAME, CPU, LOWERINGS, call, calls, has_output, plain
+from tests.suites import examples
 
 
 def bucketed(bucket: int, c: Conv3d) -> Conv3d:
     return c.rounded_up(bucket)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(calls(), st.integers(2, 8))
 def test_every_lowering_is_exact(c: Conv3d, bucket: int) -> None:
     c = bucketed(bucket, c)

@@ -18,6 +18,7 @@ from rocm_passes.ops.computed import COMPUTED
 from rocm_passes.ops.conv3d import CONV3D, Conv3d
 from rocm_passes.ops.time_axis import TimeAxis
 from rocm_passes.target import Target
+from tests.suites import examples
 
 LOWERINGS = CONV3D.lowerings
 BY_NAME = {low.name: low for low in LOWERINGS}
@@ -114,7 +115,7 @@ def calls(draw: Any) -> Conv3d:
     return c
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 @given(calls())
 def test_every_lowering_is_exact(c: Conv3d) -> None:
     expected = plain(c)
@@ -126,7 +127,7 @@ def test_every_lowering_is_exact(c: Conv3d) -> None:
         torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12, msg=low.name)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     frames=st.integers(1, 6), front=st.integers(0, 4), back=st.integers(0, 4), kernel=st.integers(1, 4),
     stride=st.integers(1, 3), dilation=st.integers(1, 3),
@@ -147,7 +148,7 @@ def test_taps_are_those_that_see_a_frame(**sizes: int) -> None:
             assert t.start == reads[t.first] - axis.front
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 @given(
     frames=st.integers(1, 12), front=st.integers(0, 4), back=st.integers(0, 4), kernel=st.integers(1, 4),
     stride=st.integers(1, 3), dilation=st.integers(1, 3),

@@ -18,12 +18,13 @@ from rocm_passes.target import Target
 from tests.accuracy import assert_no_worse
 from tests.idioms.norm_cases import BF16, F16, F32, draw
 from tests.on_the_gpu import run_where_kernels_run
+from tests.suites import examples
 
 CPU = Target("cpu", "", "CPU", torch.__version__, None)
 H200 = Target("nvidia", "sm_90", "H200", torch.__version__, "3.6")
 MI300 = Target("amd", "gfx942", "MI300X", torch.__version__, "3.6")
 
-QUICK = settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+QUICK = settings(max_examples=examples(15), deadline=None, suppress_health_check=list(HealthCheck))
 DTYPES = st.sampled_from([BF16, F16, F32])
 
 

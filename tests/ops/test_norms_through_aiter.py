@@ -82,9 +82,9 @@ def test_what_differs_is_noted_and_strict_refuses_it() -> None:
     rounding, launching = through_aiter(add_rms, *args).only().notes
     assert "aiter truncates bfloat16 on gfx942 instead of rounding to nearest" in rounding
     assert launching.startswith("an operator call launches it")
-    seen = through_aiter(add_rms, *args, numerics="strict")
+    seen = through_aiter(add_rms, *args, rewrite_numerics="strict")
     assert "aiter" not in [e.lowering for e in seen.sites]
-    assert any("numerics='strict'" in c for e in seen.sites for c in (*e.considered, e.reason))
+    assert any("rewrite_numerics='strict'" in c for e in seen.sites for c in (*e.considered, e.reason))
 
 
 def chain_reasons(fn: Callable[..., Any], *args: Tensor) -> str:

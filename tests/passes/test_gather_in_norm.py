@@ -16,9 +16,12 @@ from rocm_passes.target import triton_is_interpreted
 from tests.idioms.norm_cases import BF16, F32, check, draw
 from tests.rewriting import Rewritten
 
-pytestmark = pytest.mark.skipif(
-    not triton_is_interpreted(), reason="a CPU graph has Triton's kernels in its interpreter only"
-)
+pytestmark = [
+    pytest.mark.pairwise,
+    pytest.mark.skipif(
+        not triton_is_interpreted(), reason="a CPU graph has Triton's kernels in its interpreter only"
+    ),
+]
 
 aten = torch.ops.aten
 C, ZQ = 8, 4

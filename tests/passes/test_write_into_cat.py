@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from rocm_passes.ops.conv3d.write import CHANNELS_BEHIND, CHANNELS_FIRST
 from torch import Tensor, fx
 from torch._inductor import inductor_prims
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from rocm_passes.fx.builder import fake_mode_of
 from rocm_passes.idioms.convolution.padding import stands_behind_frames
+from rocm_passes.ops.frames import CHANNELS_BEHIND, CHANNELS_FIRST
 from rocm_passes.passes.write_into_cat import OPERATORS, write_into_cat
 from rocm_passes.report.ledger import Entry
 from tests.passes.test_fold_conv_bias import channel, group

@@ -14,9 +14,9 @@ from rocm_passes.ops.conv3d import Conv3d
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.options import Options
 from rocm_passes.target import Target
-from rocm_passes.tuning import ahead, tuning
 from rocm_passes.tuning import measure as measuring
-from rocm_passes.tuning.store import Measured, Store, load, store
+from rocm_passes.tuning import tuning
+from rocm_passes.tuning.store import Measured, Store, store
 from tests.ops.test_conv3d_lowerings import LOWERINGS, call
 
 MI300 = Target("amd", "gfx942", "MI300X", "2.11.0+rocm7", "3.6")
@@ -188,35 +188,3 @@ def test_flops_are_those_of_the_formula() -> None:
 
 def test_measured_holds_nothing_unknown() -> None:
     assert Measured({}, {}).best() is None
-
-
-def test_the_command_runs_a_script_with_its_budget_and_its_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("ROCM_PASSES_TUNE_SECONDS", "1")
-    monkeypatch.setenv("ROCM_PASSES_CHOICES", "elsewhere")
-    monkeypatch.setattr("sys.argv", ["rocm-passes"])
-    script = tmp_path / "decode.py"
-    script.write_text(
-        "import os, sys; from rocm_passes.tuning import ahead\n"
-        "print(os.environ['ROCM_PASSES_TUNE_SECONDS'], ahead.active(), sys.argv[1:])"
-    )
-    Store(tmp_path / "c.json").add("gfx942", KEY, Measured({"taps": 2.0}, {"taps": 1}))
-    assert tuning.main(["--seconds", "90", "--choices", str(tmp_path / "c.json"), str(script), "--fast"]) == 0
-    said = capsys.readouterr().out
-    assert "90.0 True ['--fast']" in said
-    assert not ahead.active()
-    assert f"{KEY}: taps 2 ms" in said
-
-
-def test_the_command_merges_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    Store(tmp_path / "a.json").add("gfx942", KEY, Measured({"taps": 2.0}, {"taps": 1}))
-    Store(tmp_path / "b.json").add("gfx950", KEY, Measured({"taps": 1.0}, {"taps": 1}))
-    assert tuning.main(["--choices", str(tmp_path / "a.json"), "--merge", str(tmp_path / "b.json")]) == 0
-    assert set(load(tmp_path / "a.json")) == {"gfx942", "gfx950"}
-    assert "gfx950: 1 calls" in capsys.readouterr().out
-
-
-def test_the_command_with_nothing_to_do_is_wrong_usage() -> None:
-    with pytest.raises(SystemExit):
-        tuning.main([])

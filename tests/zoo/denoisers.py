@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import torch
 
-from .case import Case, grid_ids, timestep
+from rocm_passes.bench.inputs import grid_ids, timestep
+
+from .case import Case
 
 WAN_LAYERS = 2
 WAN = Case(

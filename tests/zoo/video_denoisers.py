@@ -7,7 +7,9 @@ from dataclasses import replace
 
 import torch
 
-from .case import Case, timestep
+from rocm_passes.bench.inputs import timestep
+
+from .case import Case
 from .denoisers import WAN, WAN_LAYERS
 
 WAN_TI2V = replace(

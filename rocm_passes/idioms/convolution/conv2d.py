@@ -17,21 +17,21 @@ from typing import Any
 
 from torch import fx
 
+from rocm_passes.fx import memory_format
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
+from rocm_passes.idioms.convolution.videos import SORTED_BY
 from rocm_passes.ops import conv2d as op
-from rocm_passes.passes import memory_format as layout
-from rocm_passes.passes.sort_depth_to_space import SORTED_BY
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match
 
 NAME = "conv2d"
 
 
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
-    if not layout.channels_last(graph, context):
+    if not memory_format.channels_last(graph, context.options, context.target):
         return
     for node in n.calls(graph, aten.convolution.default):
-        if len(n.shape(node.args[0])) == 4 and not node.args[6] and layout.suits(node):
+        if len(n.shape(node.args[0])) == 4 and not node.args[6] and memory_format.suits(node):
             parameters = {"channels_sorted_by": node.meta[SORTED_BY]} if SORTED_BY in node.meta else {}
             arguments: Any = node.args
             yield Match(node, frozenset({node}), (node,), op.Conv2d(*arguments), {}, parameters)

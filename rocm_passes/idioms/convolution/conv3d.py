@@ -26,15 +26,15 @@ from typing import Any
 import torch
 from torch import fx
 
+from rocm_passes.fx import memory_format
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.convolution import padding
+from rocm_passes.idioms.convolution.videos import SORTED_BY
 from rocm_passes.kernels.aten.conv3d import WHOLE_KERNEL
 from rocm_passes.ops import conv3d as op
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.options import Options
-from rocm_passes.passes import memory_format as layout
-from rocm_passes.passes.sort_depth_to_space import SORTED_BY
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
 from rocm_passes.target import Target
 from rocm_passes.tuning import tuning
@@ -47,9 +47,9 @@ COMPUTE_DTYPES = {"": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
-    last = layout.channels_last(graph, context)
+    last = memory_format.channels_last(graph, context.options, context.target)
     found = [
-        _found(node, context, last and layout.suits(node))
+        _found(node, context, last and memory_format.suits(node))
         for node in n.calls(graph, aten.convolution.default)
         if len(n.shape(node.args[0])) == 5 and not node.args[6]
     ]

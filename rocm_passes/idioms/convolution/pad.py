@@ -23,11 +23,11 @@ from typing import Any
 
 from torch import fx
 
+from rocm_passes.fx import memory_format
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.convolution import upsampling
 from rocm_passes.ops import pad as op
-from rocm_passes.passes import memory_format as layout
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
 
 NAME = "pad"
@@ -42,7 +42,7 @@ KEEPS = ("replication_pad2d", "replication_pad3d", "reflection_pad2d", "reflecti
 
 
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
-    last = layout.channels_last(graph, context)
+    last = memory_format.channels_last(graph, context.options, context.target)
     for node in n.calls(graph, *MODES):
         if is_candidate(node):
             yield _found(node, last)
@@ -111,7 +111,7 @@ def padding(node: fx.Node) -> list[int]:
 
 def into_channels_last(node: fx.Node, channels_last: bool) -> bool:
     """Is the convolution that reads it one of those that run channels-last?"""
-    return channels_last and any(layout.suits(c) for c in convolutions(node))
+    return channels_last and any(memory_format.suits(c) for c in convolutions(node))
 
 
 def dying(node: fx.Node, behind: frozenset[fx.Node]) -> frozenset[fx.Node]:

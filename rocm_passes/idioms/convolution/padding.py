@@ -13,7 +13,7 @@ from torch import fx
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
-from rocm_passes.passes.slice_before_cat import is_first_frame, is_joined_video
+from rocm_passes.idioms.convolution.videos import is_first_frame, is_joined_video
 
 
 @dataclass

@@ -178,7 +178,7 @@ def _vector(index: fx.Node, behind: int) -> list[int] | None:
         return None
     with unset_fake_temporarily():
         values = _computed(index)
-    return None if values is None else [int(v) for v in values.flatten().tolist()]
+        return None if values is None else [int(v) for v in values.flatten().tolist()]
 
 
 def _computed(node: fx.Node) -> torch.Tensor | None:

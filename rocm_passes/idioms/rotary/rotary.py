@@ -14,7 +14,7 @@ Before (Z-Image in bf16)                                       After
 When it pays: where Inductor's own code is far from reading x once and writing it once, that is for complex
 numbers, of which Inductor compiles nothing, and for slice assignment. Complex numbers go in any case, on
 every device: the lowering "real" writes their parts in ATen. complex128 stays float64 unless
-numerics="fast".
+rewrite_numerics="fast".
 
 Refused: values inside the rotation that are used outside it; tables that fit no axis of x.
 """
@@ -93,7 +93,7 @@ def recipe_of(rotation: Rotation, context: Context) -> Recipe | str:
         out_dtype=n.tensor(rotation.result).dtype,
         core_shape=n.shape(rotation.core),
         tail=tuple((v.target, v.args[1:]) for v in rotation.tail if not n.is_cast(v)),
-        fp64=rotation.fp64 and context.options.numerics != "fast",
+        fp64=rotation.fp64 and context.options.rewrite_numerics != "fast",
         complex=rotation.complex,
         scattered=rotation.scattered,
     )

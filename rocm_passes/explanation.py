@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +13,9 @@ import torch
 from torch import nn
 
 from rocm_passes.backend import rocm_diffusion
-from rocm_passes.report import ledger as ledgers
+from rocm_passes.errors import plural
+from rocm_passes.report.environment import document
 from rocm_passes.report.ledger import Entry, Ledger
-from rocm_passes.target import Target
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,10 @@ class Explanation:
     def __str__(self) -> str:
         from rocm_passes.report.text import table
 
-        graphs = f"{len(self.ledgers)} graph" + ("" if len(self.ledgers) == 1 else "s")
-        breaks = f"{self.graph_breaks} graph break" + ("" if self.graph_breaks == 1 else "s")
-        reasons = "".join(f"\n  break: {reason}" for reason in self.break_reasons)
+        graphs = plural(len(self.ledgers), "graph")
+        breaks = plural(self.graph_breaks, "graph break")
+        whole = [reason.replace("\n", "\n      ") for reason in self.break_reasons]
+        reasons = "".join(f"\n  break: {reason}" for reason in whole)
         return f"{table(self.ledgers)}\n{graphs}, {breaks}{reasons}"
 
 
@@ -77,7 +78,7 @@ def explain(
     finally:
         torch._dynamo.reset()
     breaks = _graph_breaks() - before
-    reasons = tuple(dict.fromkeys(reason.strip().partition("\n")[0] for reason in breaks))
+    reasons = tuple(dict.fromkeys(reason.strip() for reason in breaks))
     return Explanation(tuple(found), result, breaks.total(), reasons)
 
 
@@ -119,24 +120,3 @@ def _parts(model: nn.Module) -> Iterator[tuple[nn.Module, str, Callable[..., Any
 
 def _graph_breaks() -> Counter[str]:
     return Counter(torch._dynamo.utils.counters["graph_break"])
-
-
-def document(graphs: Iterable[Ledger]) -> dict[str, Any]:
-    return ledgers.to_dict(graphs, environment())
-
-
-def environment() -> dict[str, Any]:
-    """What a reader of a ledger must know about the machine that it comes from."""
-    import rocm_passes
-    from rocm_passes.kernels.aiter import installation
-
-    target = Target.current()
-    aiter = installation.find()
-    return {
-        "rocm_passes": rocm_passes.__version__,
-        "torch": target.torch_version,
-        "triton": target.triton_version,
-        "device": target.name,
-        "architecture": target.label,
-        "aiter": aiter.version if aiter.status == "usable" else aiter.status,
-    }

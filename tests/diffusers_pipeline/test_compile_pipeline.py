@@ -2,38 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from rocm_passes import pipelines
-from rocm_passes.pipelines import CachedFrames, compile_pipeline, compile_vae
+from rocm_passes import OptionError, compile_pipeline, history
+from rocm_passes.diffusers_pipeline import compile_vae
+from rocm_passes.diffusers_pipeline.compiling import CachedFrames
+from tests.diffusers_pipeline.doubles import Graphs, pipeline
+from tests.without_codegen import codegen_if_asked
 from tests.zoo import vaes
 from tests.zoo.denoisers import Z_IMAGE
-
-
-class Graphs:
-    """Stands in for the backend: counts graphs and runs them as they are."""
-
-    def __init__(self) -> None:
-        self.count = 0
-        self.options: list[Any] = []
-
-    def __call__(self, gm: torch.fx.GraphModule, inputs: Any, **keywords: Any) -> Any:
-        self.count += 1
-        self.options.append(keywords.get("options"))
-        return gm.forward
-
-
-@pytest.fixture
-def graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Graphs]:
-    counting = Graphs()
-    monkeypatch.setattr(pipelines, "rocm_diffusion", counting)
-    yield counting
 
 
 class Block(nn.Module):
@@ -68,17 +49,13 @@ class VAE(nn.Module):
         return torch.cat([self.decoder(z[:1]), self.decoder(z[1:])])
 
 
-def pipeline(**components: Any) -> Any:
-    return SimpleNamespace(components=components)
-
-
 def test_each_part_is_compiled_in_its_way_and_reported(graphs: Graphs) -> None:
     pipe = pipeline(transformer=Transformer(), vae=VAE(), text_encoder=nn.Linear(2, 2), tokenizer=object())
     report = compile_pipeline(pipe, options={"select": "off"})
     assert report.compiled == ["transformer", "vae.decoder", "vae.encoder"]
     assert report.skipped == ["text_encoder"]
     assert str(report).splitlines()[0] == (
-        "transformer: compiled: 3 blocks one by one (Block); alike blocks share a graph"
+        "transformer: compiled: 3 blocks one by one (Block); alike blocks share a graph; 100 % of its weights"
     )
     x = torch.randn(2, 4)
     with torch.no_grad():
@@ -102,16 +79,101 @@ def test_bare_modules(graphs: Graphs) -> None:
     assert compile_pipeline(nn.Linear(2, 2)).parts[0].detail == "whole"
 
 
+def test_torch_s_own_modules_are_traced(graphs: Graphs) -> None:
+    """Dynamo skips their frames: "compiled" would be said of what runs in eager."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.SiLU())
+    x = torch.randn(1, 2)
+    expected = model(x)
+    compile_pipeline(model)
+    assert torch.equal(model(x), expected)
+    assert graphs.count == 1
+
+
 def test_what_is_no_pipeline_is_refused() -> None:
     with pytest.raises(TypeError, match="expected a diffusers pipeline or a module of one, found int"):
         compile_pipeline(3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"options": {"selct": "off"}}, "did you mean 'select'"),
+        ({"options": {"rewrite_numerics": "sloppy"}}, "option 'rewrite_numerics'"),
+        ({"options": "fast"}, "options: expected a dict"),
+        ({"mode": "reduce-overheads"}, "did you mean 'reduce-overhead'"),
+        ({"mode": "default", "options": {"mode": "max-autotune"}}, "mode: expected it once"),
+        ({"how": "block"}, "did you mean 'blocks'"),
+        ({"dynamic": "yes"}, "dynamic: expected None, True or False"),
+        ({"vae_dtype": "bf61"}, "vae_dtype: expected one of 'bf16', 'fp16'"),
+        (
+            {"vae_dtype": "bf16", "options": {"rewrite_numerics": "strict"}},
+            "beside rewrite_numerics='strict'",
+        ),
+        ({"vae_dtype": "bf16", "options": {"conv_dtype": "fp16"}}, "'fp16' as in option"),
+        ({"include": ["vea"]}, "did you mean 'vae'"),
+        ({"exclude": "vae"}, "exclude: expected a list"),
+        ({"exclude": ["vae"], "include": ["vae"]}, "exclude: expected no name that include has"),
+        ({"cache_artifacts": 3}, "cache_artifacts: expected a file path"),
+        ({"warm": 3}, "warm: expected a dict"),
+    ],
+)
+def test_wrong_arguments_are_refused_at_the_call(graphs: Graphs, wrong: dict[str, Any], message: str) -> None:
+    vae = VAE()
+    with pytest.raises(OptionError, match=message):
+        compile_pipeline(pipeline(vae=vae), **wrong)
+    assert vae.decoder._compiled_call_impl is None
+
+
+def test_a_component_can_be_excluded_and_included(graphs: Graphs) -> None:
+    pipe = pipeline(transformer=Transformer(), vae=VAE(), connectors=nn.Linear(2, 2))
+    report = compile_pipeline(pipe, include=["connectors"], exclude=["vae"])
+    assert report.compiled == ["transformer", "connectors"]
+    assert [(p.name, p.detail) for p in report.parts if p.action == "skipped"] == [("vae", "exclude has it")]
+
+
+def test_a_module_with_two_names_is_compiled_once(graphs: Graphs) -> None:
+    model = Transformer()
+    report = compile_pipeline(pipeline(transformer=model, transformer_2=model))
+    assert report.compiled == ["transformer"]
+    assert report.parts[1].detail == "it is the same module as transformer"
+
+
+def test_a_mode_reaches_the_backend_and_a_vae_gets_no_cuda_graphs(graphs: Graphs) -> None:
+    pipe = pipeline(transformer=Transformer(), vae=VAE())
+    report = compile_pipeline(pipe, mode="reduce-overhead", options={"select": "off"})
+    with torch.no_grad():
+        pipe.components["transformer"](torch.randn(2, 4))
+        pipe.components["vae"].decode(torch.randn(2, 4))
+    denoiser, decoder = graphs.options
+    assert denoiser == {"select": "off", "mode": "reduce-overhead"}
+    assert decoder == {**denoiser, "triton.cudagraphs": False}
+    assert report.parts[0].detail == "whole: one CUDA graph rather than one a block"
+    assert "without CUDA graphs" in report.parts[1].detail
+
+
+def test_results_of_cuda_graphs_are_copied(graphs: Graphs) -> None:
+    """The next replay writes into the same memory: a pipeline still holds the prediction before."""
+    kept = torch.zeros(2, 4)
+
+    def replay(gm: torch.fx.GraphModule, inputs: Any, **_: Any) -> Any:
+        return lambda *args: (kept.copy_(gm.forward(*args)[0]),)
+
+    graphs.run = replay
+    model = Transformer()
+    compile_pipeline(model, mode="reduce-overhead")
+    with torch.no_grad():
+        first = model(torch.ones(2, 4))
+        expected = first.clone()
+        model(torch.zeros(2, 4))
+    assert torch.equal(first, expected)
+    assert not torch.equal(kept, expected)
 
 
 def test_a_second_time_changes_nothing(graphs: Graphs) -> None:
     vae = VAE()
     compile_vae(vae)
     kept = vae.decoder._compiled_call_impl
-    assert [p.detail for p in compile_vae(vae).parts] == ["it is compiled already"] * 2
+    assert [p.detail for p in compile_vae(vae).parts] == ["compiled already, by compile_pipeline"] * 2
     assert vae.decoder._compiled_call_impl is kept
 
 
@@ -209,5 +271,8 @@ def test_through_the_backend_itself() -> None:
     vae: Any = vaes.QWEN_IMAGE.build(torch.float32)
     expected = vaes.QWEN_IMAGE.run(vae)
     compile_pipeline(vae)
-    for got, want in zip(vaes.QWEN_IMAGE.run(vae), expected, strict=True):
+    with codegen_if_asked():
+        results = vaes.QWEN_IMAGE.run(vae)
+    assert any(entry.idiom == "conv3d" for entry in history()[-1].entries)
+    for got, want in zip(results, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)  # thirty convolutions in another order

@@ -1,0 +1,72 @@
+"""The arguments of compile_pipeline, checked when it is called and not at the first run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from rocm_passes.errors import OptionError, nearest
+from rocm_passes.options import parse
+
+HOW = ("auto", "whole", "blocks")
+VAE_DTYPES = ("bf16", "fp16")
+GRAPHS = "triton.cudagraphs"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to compile. options: those of the backend with "mode" among them; None: no options given."""
+
+    how: str = "auto"
+    dynamic: bool | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    vae_dtype: str | None = None
+    graphs: bool = False
+
+    @classmethod
+    def checked(
+        cls,
+        *,
+        how: str = "auto",
+        dynamic: bool | None = None,
+        mode: str | None = None,
+        options: Mapping[str, Any] | None = None,
+        vae_dtype: str | None = None,
+    ) -> Settings:
+        """Raises OptionError on the first wrong name or value, and on two that contradict each other."""
+        if how not in HOW:
+            raise _not_one_of("how", HOW, how)
+        if dynamic not in (None, True, False):
+            raise OptionError.value("dynamic", "None, True or False", dynamic)
+        if options is not None and not isinstance(options, Mapping):
+            raise OptionError.value("options", "a dict", options)
+        parsed, patch = parse(options, mode)
+        if vae_dtype is not None:
+            if vae_dtype not in VAE_DTYPES:
+                raise _not_one_of("vae_dtype", VAE_DTYPES, vae_dtype)
+            if parsed.rewrite_numerics == "strict":
+                raise OptionError.value("vae_dtype", "None beside rewrite_numerics='strict'", vae_dtype)
+            if parsed.conv_dtype not in ("", vae_dtype):
+                raise OptionError.value(
+                    "vae_dtype", f"{parsed.conv_dtype!r} as in option 'conv_dtype', or None", vae_dtype
+                )
+        given = dict(options or {})
+        if mode:
+            given["mode"] = mode
+        return cls(how, dynamic, given, vae_dtype, graphs=bool(patch.get(GRAPHS)))
+
+    def of_vae(self, part: str) -> dict[str, Any]:
+        """Options for "decoder" or "encoder": without CUDA graphs, which would write into frames that are
+        kept from call to call; the decoder with the convolution dtype that was asked for."""
+        options = dict(self.options)
+        if self.graphs:
+            options[GRAPHS] = False
+        if self.vae_dtype is not None and part == "decoder":
+            options["conv_dtype"] = self.vae_dtype
+        return options
+
+
+def _not_one_of(name: str, allowed: tuple[str, ...], found: object) -> OptionError:
+    expected = f"one of {', '.join(map(repr, allowed))}"
+    return OptionError.value(name, expected, found, nearest(str(found), allowed))

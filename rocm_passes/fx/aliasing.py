@@ -1,0 +1,72 @@
+"""Which outputs of a graph share memory, with each other or with an input, and keeping it so.
+
+A rewrite may make one output a view of another, or of an input, where the graph had computed a tensor of its own.
+A caller that writes into one would then change the other.
+"""
+
+from __future__ import annotations
+
+import operator
+from itertools import combinations
+from typing import Any
+
+import torch
+from torch import fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from rocm_passes.fx.builder import Builder, outputs, set_outputs
+from rocm_passes.fx.nodes import aten, prims, value
+
+#: They return their input as it is where it is so already.
+_PERHAPS_SAME = frozenset(
+    {aten.reshape.default, aten.contiguous.default, prims.inductor_force_stride_order.default}
+)
+
+Sharing = frozenset[tuple[int, int | fx.Node]]
+
+
+def sharing(graph: fx.Graph) -> Sharing:
+    """Pairs that share memory: two outputs by their places, or an output's place and an input."""
+    roots = [(i, root_of(o)) for i, o in enumerate(outputs(graph)) if isinstance(o, fx.Node)]
+    tensors = [(i, r) for i, r in roots if value(r) is not None or r.op == "placeholder"]
+    among = {(i, j) for (i, a), (j, b) in combinations(tensors, 2) if a is b}
+    return frozenset(among | {(i, r) for i, r in tensors if r.op == "placeholder"})
+
+
+def keep_apart(graph: fx.Graph, before: Sharing, fake_mode: FakeTensorMode) -> int:
+    """Copy outputs that share memory now and did not `before`. Returns how many."""
+    copied = 0
+    while fresh := sorted(sharing(graph) - before, key=lambda pair: pair[0]):
+        place = fresh[0][0]
+        results = outputs(graph)
+        with graph.inserting_before(graph.output_node()):
+            b = Builder(graph, fake_mode, results[place])
+            results[place] = b(aten.clone.default, results[place])
+        set_outputs(graph, results)
+        copied += 1
+    return copied
+
+
+def root_of(node: fx.Node) -> fx.Node:
+    """The node whose memory the node's value lies in."""
+    while True:
+        source = _viewed(node)
+        if source is None:
+            return node
+        node = source
+
+
+def _viewed(node: fx.Node) -> fx.Node | None:
+    if node.op != "call_function" or not node.args:
+        return None
+    source: Any = node.args[0]
+    if not isinstance(source, fx.Node):
+        return None
+    if node.target is operator.getitem:
+        return _viewed(source) if isinstance(source.meta.get("val"), (list, tuple)) else None
+    if node.target in _PERHAPS_SAME:
+        return source
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    returned = [r.alias_info for r in node.target._schema.returns]
+    return source if any(a is not None and not a.is_write for a in returned) else None

@@ -1,0 +1,127 @@
+"""Who sees how a tensor lies in memory, and how to give it the strides that they were promised.
+
+Inductor computes by value: pointwise code, reductions and products do not see strides. A few readers do, and read
+other elements where the strides change: as_strided, opaque operators, control flow, and the outputs of a graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch._inductor import inductor_prims
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from rocm_passes.fx import nodes as n
+from rocm_passes.fx.builder import Builder, outputs, set_outputs
+from rocm_passes.fx.nodes import aten
+
+_BY_STRIDES = frozenset(
+    {
+        aten.as_strided.default,
+        aten.as_strided_copy.default,
+        aten.as_strided_scatter.default,
+        aten.sym_stride.int,
+        aten.sym_storage_offset.default,
+        aten.view.dtype,
+        aten.view_as_complex.default,
+    }
+)
+#: Operators of these namespaces are computed by value, but for those above. Ours take any strides.
+_BY_VALUE = frozenset({"aten", "prims", "prim", "inductor_prims", "rocm_passes", "_operator"})
+
+
+def same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Do two tensors of one shape lie alike? Strides of dims of size 0 or 1 do not count."""
+    return all(
+        n.same_size(x, y) or n.known(size <= 1)
+        for size, x, y in zip(a.shape, a.stride(), b.stride(), strict=True)
+    )
+
+
+def reader_of_strides(node: fx.Node) -> fx.Node | None:
+    """The first reader, behind any views, that sees the strides of the node's value, or None."""
+    stack, seen = [node], {node}
+    while stack:
+        for user in stack.pop().users:
+            if user in seen:
+                continue
+            seen.add(user)
+            if _sees_strides(user):
+                return user
+            if user.target in n.VIEWS or _is_alias(user):
+                stack.append(user)
+    return None
+
+
+def _sees_strides(user: fx.Node) -> bool:
+    if user.op == "output":  # `keep_output_strides` sees to those.
+        return False
+    if user.op != "call_function":
+        return user.op != "get_attr"
+    if user.target in _BY_STRIDES:
+        return True
+    if isinstance(user.target, torch._ops.OpOverload):
+        return user.target.namespace not in _BY_VALUE
+    return getattr(user.target, "__module__", "") not in _BY_VALUE
+
+
+def _is_alias(user: fx.Node) -> bool:
+    schema = getattr(user.target, "_schema", None)
+    return schema is not None and any(r.alias_info is not None for r in schema.returns)
+
+
+def output_strides(graph: fx.Graph) -> list[torch.Tensor | None]:
+    """What the outputs are, for `keep_output_strides` after a change."""
+    return [n.value(output) for output in outputs(graph)]
+
+
+def keep_output_strides(
+    graph: fx.Graph, before: Sequence[torch.Tensor | None], fake_mode: FakeTensorMode
+) -> int:
+    """Give the outputs the strides that they had before a change. Returns how many were not so.
+
+    Inductor lays out what a user sees as eager does. It does not so for a branch or body of control flow, whose
+    caller compares the strides, those of dims of size 1 too.
+    """
+    visible = graph.output_node().meta.get("user_visible_output_idxs")
+    if visible is not None:
+        return 0
+    found, changed = outputs(graph), 0
+    for place, (output, was) in enumerate(zip(found, before, strict=True)):
+        now = n.value(output)
+        if was is None or now is None or now.stride() == was.stride():
+            continue
+        with graph.inserting_before(graph.output_node()):
+            forced = restrided(Builder(graph, fake_mode, output), output, was)
+        if forced is not None:
+            found[place] = forced
+            changed += 1
+    set_outputs(graph, found)
+    return changed
+
+
+def restrided(b: Builder, made: fx.Node, like: torch.Tensor) -> fx.Node | None:
+    """`made` with the strides of `like`, or None where they cannot be asked for (sizes unknown, or not dense)."""
+    strides: list[Any] = list(like.stride())
+    if not all(isinstance(s, int) for s in (*like.shape, *strides)):
+        return None
+    if not _is_dense(like):
+        return None
+    asked: fx.Node = b(inductor_prims.force_stride_order, made, strides)
+    return asked
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Does every element have a place of its own, with no gaps between?"""
+    expected = 1
+    dims = sorted(
+        (stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size != 1
+    )
+    for stride, size in dims:
+        if stride != expected:
+            return False
+        expected *= size
+    return True

@@ -1,0 +1,64 @@
+"""Ledgers of child processes: each writes its own into a folder that an environment variable names.
+
+`rocm-passes explain` reads them when its script has ended. Children inherit the variable, however they were
+started: multiprocessing, torchrun, subprocess. One line of JSON a graph, appended, so that a child that is
+killed loses nothing that it had finished.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger("rocm_passes")
+
+#: "<pid of the collecting process>:<folder>". Not ROCM_PASSES_*: it is no option.
+VARIABLE = "_ROCM_PASSES_LEDGERS"
+
+
+@contextlib.contextmanager
+def collected_in(folder: str) -> Iterator[None]:
+    """Within it, processes that this one starts write their ledgers into the folder."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = f"{os.getpid()}:{folder}"
+    try:
+        yield
+    finally:
+        if before is None:
+            os.environ.pop(VARIABLE, None)
+        else:
+            os.environ[VARIABLE] = before
+
+
+def hand_over(ledger: Callable[[], Mapping[str, Any]]) -> None:
+    """Write a finished graph's ledger for the process that collects. Does nothing where none does."""
+    collector, _, folder = os.environ.get(VARIABLE, "").partition(":")
+    if not folder or collector == str(os.getpid()):
+        return
+    found = ledger()
+    line = json.dumps({**found, "graph": f"{found['graph']} of {_process()}"})
+    try:
+        with open(Path(folder) / f"{os.getpid()}.jsonl", "a", encoding="utf-8") as file:
+            file.write(line + "\n")
+    except OSError as error:
+        log.warning("rocm_passes: a ledger could not be handed to the process that collects them: %s", error)
+
+
+def read(folder: str) -> list[dict[str, Any]]:
+    """What children handed over, by process. A last line that was cut off is left out."""
+    found = []
+    for file in sorted(Path(folder).glob("*.jsonl"), key=lambda f: int(f.stem)):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+    return found
+
+
+def _process() -> str:
+    rank = os.environ.get("RANK")
+    return f"rank {rank}" if rank is not None else f"process {os.getpid()}"

@@ -1,0 +1,164 @@
+"""Deciding, match by match, what will be rewritten; nothing is changed yet, and every candidate gets an entry."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import fx
+
+from rocm_passes.fx import provenance
+from rocm_passes.fx.convexity import Contraction
+from rocm_passes.report.ledger import Entry, Ledger
+from rocm_passes.rewrite.choose import Choice, choose
+from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Decision:
+    idiom: Idiom
+    match: Match
+    choice: Choice
+
+
+class Plan:
+    """What will become of one graph's matches. Idioms are considered in order: an earlier one takes its nodes."""
+
+    def __init__(self, graph: fx.Graph, context: Context, ledger: Ledger) -> None:
+        self.decisions: list[Decision] = []
+        self._graph = graph
+        self._context = context
+        self._ledger = ledger
+        self._contraction = Contraction(graph)
+        self._taken: dict[fx.Node, tuple[Idiom, Match]] = {}
+        self._considered: dict[fx.Node, list[str]] = {}
+        self._fuel = context.options.fuel
+
+    def consider(self, idiom: Idiom) -> None:
+        """Find the idiom's matches and decide each. An exception costs the match that it comes from."""
+        for found in self._found(idiom):
+            try:
+                self._decide(idiom, found)
+            except Exception as error:
+                log.exception("rocm_passes: deciding on %s at %s failed", idiom.name, found.anchor)
+                self._fail(idiom, found, "deciding on it failed", error)
+
+    def _found(self, idiom: Idiom) -> Iterator[Found]:
+        """Matches and misses. A finder that raises ends: what it had found before stands."""
+        try:
+            yield from idiom.find(self._graph, self._context)
+        except Exception as error:
+            # A matcher's bug must never break a user's compile: the graph is still untouched.
+            log.exception("rocm_passes: looking for %s failed; the rest is left to Inductor", idiom.name)
+            anchor = next(iter(self._graph.nodes))
+            self._fail(idiom, Miss(anchor, "", {}), "looking for it failed", error)
+
+    def _decide(self, idiom: Idiom, found: Found) -> None:
+        if isinstance(found, Miss):
+            if found.anchor not in self._taken:
+                self._refuse(idiom, found, found.reason)
+        elif self._taken.keys().isdisjoint((found.anchor, *found.nodes)):
+            self._decide_match(idiom, found)
+        elif not found.nodes <= self._taken.keys():
+            self._say_cut(idiom, found)
+
+    def _decide_match(self, idiom: Idiom, match: Match) -> None:
+        obstacle = self._contraction.obstacle(match.nodes, match.inputs(), match.outputs)
+        if obstacle is not None:
+            self._refuse(idiom, match, obstacle)
+            return
+        choice = self._fuelled(choose(idiom, match, self._context.target, self._context.options))
+        if choice.outcome == "rewritten":
+            self._taken |= dict.fromkeys(match.nodes, (idiom, match))
+            self._contraction.contract(match.nodes, match.inputs(), match.outputs)
+        elif idiom.fuses:
+            self._note(idiom, match.nodes, choice.reason)
+            return
+        self.decisions.append(Decision(idiom, match, choice))
+
+    def _fuelled(self, choice: Choice) -> Choice:
+        if choice.outcome != "rewritten" or self._fuel is None:
+            return choice
+        if self._fuel == 0:
+            return choice.undone("kept", "able", f"fuel={self._context.options.fuel} is used up")
+        self._fuel -= 1
+        return choice
+
+    def _refuse(self, idiom: Idiom, found: Found, reason: str) -> None:
+        if idiom.fuses:
+            nodes = found.nodes if isinstance(found, Match) else (found.anchor,)
+            self._note(idiom, nodes, reason)
+        else:
+            self._ledger.add(self.entry(idiom, found, Choice("refused", reason)))
+
+    def _fail(self, idiom: Idiom, found: Found, what: str, error: Exception) -> None:
+        """An entry for a fault of this package. It stands alone, also where the idiom is a fusion."""
+        reason = f"{what}: {type(error).__name__}: {error}"
+        self._ledger.add(self.entry(idiom, found, Choice("refused", reason, error=repr(error))))
+
+    def _say_cut(self, idiom: Idiom, match: Match) -> None:
+        """Say of a match that an earlier one has taken a part of it. (One wholly inside is covered by that one.)
+
+        What the earlier one covers where this one has its anchor is counted there, and not here again.
+        """
+        left = match.nodes - self._taken.keys()
+        counted = match.anchor in self._taken
+        order = self._contraction.order
+        taken = match.anchor if counted else min(match.nodes - left, key=order.__getitem__)
+        by, earlier = self._taken[taken]
+        reason = f"{by.name}'s site has taken a part of it"
+        if idiom.fuses:
+            # Not on the site that was taken: it has not given way to anything.
+            self._note(idiom, left, reason)
+            return
+        already = earlier.covers if counted else {}
+        covers = {name: count for name, count in match.covers.items() if name not in already}
+        parameters = {**match.parameters, "taken_at": provenance.location(earlier.anchor)}
+        cut = replace(match, covers=covers, parameters=parameters)
+        self._ledger.add(self.entry(idiom, cut, Choice("refused", reason)))
+
+    def _note(self, idiom: Idiom, nodes: Iterable[fx.Node], reason: str) -> None:
+        """Note a larger fusion that was not taken on the smaller idioms that have one of these nodes."""
+        for node in nodes:
+            self._considered.setdefault(node, []).append(f"{idiom.name}: {reason}")
+
+    def entry(self, idiom: Idiom, found: Found, choice: Choice) -> Entry:
+        inside = found.nodes if isinstance(found, Match) else (found.anchor,)
+        considered = dict.fromkeys(c for node in inside for c in self._considered.get(node, ()))
+        return entry(idiom, found, choice, tuple(considered))
+
+
+def entry(idiom: Idiom, found: Found, choice: Choice, considered: tuple[str, ...] = ()) -> Entry:
+    """The ledger's entry of a match or a miss, read off the graph as the user's code made it."""
+    return Entry(
+        idiom=idiom.name,
+        covers=found.covers,
+        outcome=choice.outcome,
+        lowering=choice.lowering.name if choice.lowering else None,
+        reason=choice.reason,
+        location=provenance.location(found.anchor),
+        module=provenance.module(found.anchor),
+        parameters=found.parameters,
+        inputs=tuple(_describe(i) for i in found.inputs()) if isinstance(found, Match) else (),
+        considered=considered,
+        notes=choice.notes,
+        verdicts=choice.verdicts,
+        error=choice.error,
+    )
+
+
+def _describe(node: fx.Node) -> Mapping[str, Any]:
+    found = node.meta.get("val")
+    if not isinstance(found, torch.Tensor):
+        return {"name": node.name, "shape": None, "stride": None, "dtype": type(found).__name__}
+    return {
+        "name": node.name,
+        "shape": list(found.shape),
+        "stride": list(found.stride()),
+        "dtype": found.dtype,
+    }

@@ -1,0 +1,79 @@
+"""Tiny diffusers models from config, with random weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel, UNet2DConditionModel
+from torch import nn
+
+
+def flux(layers: int = 1) -> Any:
+    torch.manual_seed(0)
+    return FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=layers,
+        num_single_layers=layers,
+        attention_head_dim=16,
+        num_attention_heads=3,
+        joint_attention_dim=32,
+        pooled_projection_dim=32,
+        axes_dims_rope=(4, 6, 6),
+    ).eval()
+
+
+def flux_inputs() -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    return {
+        "hidden_states": draw(1, 16, 16),
+        "encoder_hidden_states": draw(1, 4, 32),
+        "pooled_projections": draw(1, 32),
+        "timestep": torch.tensor([0.5]),
+        "img_ids": torch.zeros(16, 3),
+        "txt_ids": torch.zeros(4, 3),
+        "return_dict": False,
+    }
+
+
+def image_vae(channels: int = 4) -> Any:
+    torch.manual_seed(0)
+    return AutoencoderKL(
+        block_out_channels=(32,), norm_num_groups=8, latent_channels=channels, shift_factor=0.1
+    ).eval()
+
+
+def sdxl_unet() -> Any:
+    """SDXL's structure: no attention at the highest resolution, several transformer blocks below."""
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32, 64),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=2,
+        transformer_layers_per_block=[1, 2, 3],
+        attention_head_dim=[2, 4, 8],
+        cross_attention_dim=24,
+        norm_num_groups=8,
+        use_linear_projection=True,
+    ).eval()
+
+
+def unet_inputs() -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(1)
+    return {
+        "sample": torch.randn(1, 4, 8, 8, generator=generator),
+        "timestep": torch.tensor(500),
+        "encoder_hidden_states": torch.randn(1, 5, 24, generator=generator),
+        "return_dict": False,
+    }
+
+
+def classes(modules: list[nn.Module] | None) -> set[str]:
+    return {type(m).__name__ for m in modules or []}

@@ -1,0 +1,47 @@
+"""The two ways to run the passes and generate no code find what a compile finds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import rocm_passes
+from rocm_passes.backend import rocm_diffusion
+from rocm_passes.tuning import ahead
+from tests.without_codegen import without_codegen
+
+
+class Upsampled(nn.Module):
+    """A padded convolution of an upsampled latent: the matcher computes its indices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, padding=1, padding_mode="replicate")
+
+    def forward(self, x: Tensor) -> Tensor:
+        result: Tensor = self.conv(F.interpolate(F.silu(x), scale_factor=2.0, mode="nearest"))
+        return result
+
+
+@pytest.mark.parametrize("context", [without_codegen, ahead.noting])
+def test_an_upsampling_is_read_where_no_code_is_generated(
+    context: Callable[[], AbstractContextManager[Any]],
+) -> None:
+    torch.manual_seed(0)
+    model, x = Upsampled(), torch.randn(1, 8, 4, 4)
+    before = len(rocm_passes.history())
+
+    def backend(gm: Any, inputs: Any) -> Any:
+        return rocm_diffusion(gm, inputs, options={"select": "always"}, caches=False)
+
+    with context(), torch.no_grad():
+        result = torch.compile(model, backend=backend)(x)
+    entries = [e for g in rocm_passes.history()[before:] for e in g.entries]
+    assert [(e.idiom, e.outcome) for e in entries] == [("pad", "rewritten")]
+    torch.testing.assert_close(result, model(x))
