@@ -106,6 +106,7 @@ def _norm_example(
         "WIDE_ROWS": False,
         "KIND": kind,
         "EPS": 1e-6,
+        "EPS_KIND": "add",
         "BRANCH": branch,
         "BRANCH_NORM": branch_norm,
         "BRANCH_EPS": 1e-6,

@@ -31,6 +31,7 @@ VIEWS = frozenset(
 )
 LOW_PRECISION = frozenset({torch.float16, torch.bfloat16})
 FLOATING = frozenset({torch.float16, torch.bfloat16, torch.float32})
+WIDE = frozenset({torch.float32, torch.float64})
 
 
 def is_call(node: object, *targets: Any) -> TypeGuard[fx.Node]:
@@ -134,7 +135,7 @@ def is_widening(node: object) -> TypeGuard[fx.Node]:
     source, result = dtype(node.args[0]), dtype(node)
     if source is None or result is None:
         return False
-    return (source in LOW_PRECISION and result in (torch.float32, torch.float64)) or (
+    return (source in LOW_PRECISION and result in WIDE) or (
         source is torch.float32 and result is torch.float64
     )
 

@@ -131,7 +131,7 @@ def _lies_outside(outer: Dim, dim: Dim) -> bool:
     """Do the two make one dim: neither holds any of the followed one, or they hold one run of it?"""
     if outer.step is None or dim.step is None:
         return outer.step is dim.step
-    return outer.step == dim.step * dim.size
+    return bool(outer.step == dim.step * dim.size)
 
 
 def _divides(a: Any, b: Any) -> bool:

@@ -62,6 +62,7 @@ def _plain(rms: norms.RMS) -> bool:
     return (
         isinstance(rms.eps, float)
         and rms.weight_offset == 0.0
+        and rms.eps_kind == "add"
         and n.dtype(rms.x) in n.FLOATING
         and rms.compute_dtype is torch.float32
         and rms.round_to in (None, n.dtype(rms.x))

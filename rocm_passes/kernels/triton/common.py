@@ -65,12 +65,26 @@ def exact_rsqrt(v):
 
 
 @triton.jit
-def inverse_rms(squares, N: tl.constexpr, EPS: tl.constexpr, dtype: tl.constexpr):
-    """1 / sqrt(squares / N + EPS), for results of `dtype`: each step rounded correctly where that is fp32."""
+def inverse_rms(
+    squares, N: tl.constexpr, EPS: tl.constexpr, dtype: tl.constexpr, EPS_KIND: tl.constexpr = "add"
+):
+    """1 / sqrt(squares / N + EPS), for results of `dtype`: each step rounded correctly where that is fp32.
+
+    EPS_KIND "clamp": 1 / sqrt(max(squares / N, EPS)); "after_root": 1 / (sqrt(squares / N) + EPS).
+    """
     if dtype == tl.float32:
-        rstd = exact_rsqrt(tl.div_rn(squares, tl.full(squares.shape, N, tl.float32)) + EPS)
+        mean = tl.div_rn(squares, tl.full(squares.shape, N, tl.float32))
     else:
-        rstd = tl.rsqrt(squares * (1.0 / N) + EPS)
+        mean = squares * (1.0 / N)
+    if EPS_KIND == "after_root":
+        root = tl.sqrt_rn(mean) + EPS
+        rstd = tl.div_rn(tl.full(root.shape, 1.0, tl.float32), root)
+    else:
+        if EPS_KIND == "clamp":
+            mean = tl.maximum(mean, EPS, propagate_nan=tl.PropagateNan.ALL)
+        else:
+            mean = mean + EPS
+        rstd = exact_rsqrt(mean) if dtype == tl.float32 else tl.rsqrt(mean)
     return rstd
 
 

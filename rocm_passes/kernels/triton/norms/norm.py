@@ -46,6 +46,7 @@ def fused_norm(
     out_dtype: torch.dtype | None = None,
     sum_dtype: torch.dtype | None = None,
     round_sum: bool = False,
+    eps_kind: str = "add",
     tile: NormTile | None = None,
 ) -> tuple[list[Tensor], Tensor | None]:
     """Residual, norm and modulation of the rows of `x` ([..., D], float32/float16/bfloat16, D up to 65536).
@@ -59,6 +60,7 @@ def fused_norm(
     modulations: up to two (scale, shift) pairs, each an output; none means one output, the norm itself.
     out_dtype: of the outputs; x's by default.
     sum_dtype: where given, s is returned in it as the second result.
+    eps_kind: how eps guards the root of an RMSNorm: "add", "clamp" or "after_root" (`inverse_rms`).
     round_sum: the norm reads s rounded to `sum_dtype` (or x's dtype), as eager low precision does.
 
     Returns contiguous outputs and the sum. Raises TypeError on dtypes, ValueError on shapes and arguments.
@@ -81,6 +83,7 @@ def fused_norm(
         out_dtype,
         sum_dtype,
         round_sum,
+        eps_kind,
         tile,
     )
     pointers = [x if t is None else t for t in operands]

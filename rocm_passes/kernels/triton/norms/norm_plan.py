@@ -113,6 +113,7 @@ def plan_launch(
     out_dtype: torch.dtype | None,
     sum_dtype: torch.dtype | None,
     round_sum: bool,
+    eps_kind: str,
     tile: NormTile | None,
 ) -> Plan:
     """Plan a launch. metas: of x, branch and `TABLES`, None where absent. Raises as `fused_norm` says."""
@@ -148,6 +149,7 @@ def plan_launch(
         "WIDE_ROWS": index.rows + tile.rows * tile.loop > INT32_MAX,
         "KIND": kind,
         "EPS": eps,
+        "EPS_KIND": eps_kind,
         "BRANCH": branch is not None,
         "BRANCH_NORM": branch_eps is not None,
         "BRANCH_EPS": float(branch_eps or 0.0),
