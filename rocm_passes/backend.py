@@ -18,7 +18,7 @@ from rocm_passes.graph_pass import GraphPass
 from rocm_passes.idioms.rotary import rotary
 from rocm_passes.options import parse
 from rocm_passes.passes.complex_to_real import ComplexToReal, is_training
-from rocm_passes.report import dump
+from rocm_passes.report import dump, remembered
 from rocm_passes.report.ledger import Ledger
 from rocm_passes.target import Target
 from rocm_passes.tuning import ahead, library_search
@@ -55,8 +55,25 @@ def rocm_diffusion(
         # It sinks what only leaves the graph, a video VAE's cached frames, to the end, and so keeps the padded
         # inputs that these are read from alive through the whole graph.
         patch.setdefault("reorder_for_locality", False)
+    key = remembered.key_of(gm, example_inputs, graph_pass.uuid()) if _cached(patch) else None
     compiled = _compiled(gm, example_inputs, graph_pass, patch)
+    if key is not None and graph_pass.idioms:
+        _keep_or_recall(key, graph_pass)
     return library_search.searching(compiled, convolutions, target, settings)
+
+
+def _cached(patch: Mapping[str, Any]) -> bool:
+    disabled = patch.get("force_disable_caches", inductor_config.force_disable_caches)
+    return bool(patch.get("fx_graph_cache", inductor_config.fx_graph_cache)) and not disabled
+
+
+def _keep_or_recall(key: str, graph_pass: GraphPass) -> None:
+    """On a hit in Inductor's caches the pass has not run: its ledgers come from where they were kept."""
+    if graph_pass.published:
+        remembered.remember(key, graph_pass.published)
+    else:
+        for ledger in remembered.recall(key):
+            graph_pass.publish(ledger)
 
 
 def _is_convolutional(gm: fx.GraphModule, convolutions: int) -> bool:

@@ -55,6 +55,7 @@ class GraphPass(CustomGraphPass):
         self._context = Context(options, target)
         self._listener = listener
         self._uuid: str | None = None
+        self.published: list[Ledger] = []
         self._training: list[Entry] = []
 
     def uuid(self) -> str:
@@ -89,7 +90,7 @@ class GraphPass(CustomGraphPass):
         dump.step("after", graph)
         ledger.seconds = time.perf_counter() - started
         dump.ledger(ledger)
-        self._report(ledger)
+        self.publish(ledger)
 
     def _new_ledger(self) -> Ledger:
         ledger = Ledger(f"graph{next(_GRAPH_NUMBERS)}", looked_for=tuple(i.name for i in self.idioms))
@@ -156,7 +157,9 @@ class GraphPass(CustomGraphPass):
                 work.ledger.notes.append(f"{each.name} failed: {type(error).__name__}: {error}")
                 return
 
-    def _report(self, ledger: Ledger) -> None:
+    def publish(self, ledger: Ledger) -> None:
+        """Hand a finished ledger to whoever wants it."""
+        self.published.append(ledger)
         ledgers.publish(ledger)
         if self._listener is not None:
             self._listener(ledger)

@@ -124,6 +124,7 @@ class Ledger:
     seconds: float = 0.0
     looked_for: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
+    from_cache: bool = False
 
     def add(self, entry: Entry) -> None:
         assert entry.outcome in OUTCOMES, entry.outcome
@@ -182,7 +183,13 @@ def to_dict(ledgers: Iterable[Ledger], environment: Mapping[str, Any] | None = N
         "format": FORMAT_VERSION,
         "environment": dict(environment or {}),
         "graphs": [
-            {"graph": g.graph, "sites": len(g.entries), "pass_seconds": round(g.seconds, 6)} for g in ledgers
+            {
+                "graph": g.graph,
+                "sites": len(g.entries),
+                "pass_seconds": round(g.seconds, 6),
+                "from_cache": g.from_cache,
+            }
+            for g in ledgers
         ],
         "sites": [{"graph": g.graph, **e.to_dict()} for g in ledgers for e in g.entries],
     }
