@@ -10,19 +10,9 @@ from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from rocm_passes.fx.matching import Trace
 from rocm_passes.fx.nodes import aten
-from rocm_passes.fx.patterns import (
-    Trace,
-    add,
-    bind,
-    call,
-    exactly,
-    mean,
-    number,
-    rounded,
-    rsqrt,
-    sqrt,
-)
+from rocm_passes.fx.patterns import add, bind, call, exactly, mean, number, rounded, rsqrt, sqrt
 
 X, Y, EPS = bind("x"), bind("y"), number("eps")
 BF16, F32 = torch.bfloat16, torch.float32

@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import rocm_passes
 from rocm_passes.graph_pass import GraphPass
+from rocm_passes.kernels.triton.norms.fused_norm import MIN_ROWS_WITH_BRANCH_NORM
 from rocm_passes.ops import fused_norm as op
 from rocm_passes.options import Options
 from rocm_passes.target import Target
@@ -139,7 +140,7 @@ def test_the_ledger_says_that_a_branch_with_a_norm_has_too_few_rows(rows: int) -
     reason = (
         "with a norm of the branch and 1024 rows, below 3072, Inductor's own code was about as fast or faster"
     )
-    if rows < op.MIN_ROWS_WITH_BRANCH_NORM:
+    if rows < MIN_ROWS_WITH_BRANCH_NORM:
         assert [(e.idiom, e.outcome) for e in entries] == [("rms_norm", "kept")] * 2
         assert all(any(reason in said for said in e.considered) for e in entries)
     else:

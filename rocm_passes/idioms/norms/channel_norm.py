@@ -28,18 +28,9 @@ import torch
 from torch import fx
 
 from rocm_passes.fx import nodes as n
+from rocm_passes.fx.matching import Bound
 from rocm_passes.fx.nodes import aten, prims
-from rocm_passes.fx.patterns import (
-    Bound,
-    bind,
-    call,
-    exactly,
-    mean,
-    number,
-    rounded,
-    sqrt,
-    total,
-)
+from rocm_passes.fx.patterns import bind, call, exactly, mean, number, rounded, sqrt, total
 from rocm_passes.idioms.convolution.padding import stands_behind_frames
 from rocm_passes.idioms.norms.group_norm import final_cast, silu_after
 from rocm_passes.idioms.norms.rows import dying

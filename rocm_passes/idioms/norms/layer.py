@@ -19,20 +19,9 @@ import torch
 from torch import fx
 
 from rocm_passes.fx import nodes as n
+from rocm_passes.fx.matching import Bound, Trace
 from rocm_passes.fx.nodes import aten
-from rocm_passes.fx.patterns import (
-    Bound,
-    Trace,
-    add,
-    bind,
-    call,
-    exactly,
-    mean,
-    number,
-    reciprocal,
-    rsqrt,
-    sqrt,
-)
+from rocm_passes.fx.patterns import add, bind, call, exactly, mean, number, reciprocal, rsqrt, sqrt
 from rocm_passes.idioms.norms.rows import (
     compute_dtype,
     dying,

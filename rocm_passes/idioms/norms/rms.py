@@ -21,8 +21,8 @@ import torch
 from torch import fx
 
 from rocm_passes.fx import nodes as n
+from rocm_passes.fx.matching import Bound, Trace
 from rocm_passes.fx.nodes import aten
-from rocm_passes.fx.patterns import Bound, Trace
 from rocm_passes.idioms.norms.rms_formula import (
     BIASED,
     CANDIDATE,

@@ -17,9 +17,9 @@ import math
 from typing import Any
 
 from rocm_passes.fx import nodes as n
+from rocm_passes.fx.matching import Bound
 from rocm_passes.fx.nodes import aten
 from rocm_passes.fx.patterns import (
-    Bound,
     Pattern,
     add,
     bind,

@@ -9,8 +9,9 @@ import torch
 from torch import fx
 
 from rocm_passes.fx import nodes as n
+from rocm_passes.fx.matching import Bound
 from rocm_passes.fx.nodes import aten
-from rocm_passes.fx.patterns import Bound, Pattern
+from rocm_passes.fx.patterns import Pattern
 
 #: Views that keep the elements in their order, whatever their arguments.
 _RESHAPES = frozenset(

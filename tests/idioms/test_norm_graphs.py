@@ -1,0 +1,92 @@
+"""Graphs before and after, for each norm idiom: tests/golden/norms/<idiom>.txt.
+
+WRITE_GOLDEN=write writes the files anew.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+
+from rocm_passes.idioms.norms import reading
+from rocm_passes.options import Options
+from rocm_passes.rewrite.match import Context
+from tests.idioms.norm_cases import BF16, draw, use_reference
+from tests.rewriting import rewrite
+from tests.without_codegen import without_codegen
+
+GOLDEN = Path(__file__).parent.parent / "golden" / "norms"
+D = 64
+
+
+@pytest.fixture(autouse=True)
+def only_the_graph(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    use_reference(monkeypatch)
+    with without_codegen():
+        yield
+
+
+def rms(x: Tensor, w: Tensor) -> Tensor:
+    variance = x.float().pow(2).mean(-1, keepdim=True)
+    return (x * torch.rsqrt(variance + 1e-6)).to(x.dtype) * w
+
+
+def layer(x: Tensor) -> Tensor:
+    return F.layer_norm(x, (D,), eps=1e-6)
+
+
+CASES: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
+    "rms_norm": lambda x, y, t: rms(x, t[0, 0]),
+    "layer_norm": lambda x, y, t: layer(x.float()).to(x.dtype),
+    "norm_modulate": lambda x, y, t: layer(x) * (1 + t) + t,
+    "residual_norm": lambda x, y, t: (lambda s: (s, rms(s, t[0, 0])))(x + y),
+    "residual_norm_modulate": lambda x, y, t: (lambda s: (s, layer(s) * (1 + t)))(x + t * y),
+    "norm_residual": lambda x, y, t: x + t * rms(y, t[0, 0]),
+}
+
+
+def text(graph: fx.Graph) -> str:
+    lines = []
+    for node in graph.nodes:
+        if node.op == "output":
+            lines.append(f"return {node.args[0]}")
+        elif node.op == "call_function":
+            kwargs = "".join(f", {k}={v}" for k, v in node.kwargs.items())
+            name = getattr(node.target, "_opname", getattr(node.target, "__name__", "?"))
+            lines.append(f"{node.name} = {name}({', '.join(map(str, node.args))}{kwargs})")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_before_and_after(name: str) -> None:
+    args = draw(2, 5, D, dtype=BF16), draw(2, 5, D, dtype=BF16, seed=1), draw(2, 1, D, dtype=BF16, seed=2)
+    seen = rewrite(CASES[name], *args)
+    assert [(e.idiom, e.outcome) for e in seen.sites] == [(name, "rewritten")]
+    (before,), (after,) = seen.before, seen.after
+    found = f"# before\n{text(before)}\n\n# after\n{text(after)}\n"
+    file = GOLDEN / f"{name}.txt"
+    if os.environ.get("WRITE_GOLDEN") == "write":
+        file.write_text(found)
+    assert found == file.read_text()
+
+
+def test_all_idioms_of_the_family_read_a_graph_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    read: list[fx.Graph] = []
+    original = Context.read_once
+
+    def counting(self: Context, graph: fx.Graph, reader: Callable[..., Any]) -> Any:
+        if reader is reading._read and (graph, reader) not in self._read:
+            read.append(graph)
+        return original(self, graph, reader)
+
+    monkeypatch.setattr(Context, "read_once", counting)
+    rewrite(CASES["residual_norm_modulate"], draw(2, 5, D), draw(2, 5, D, seed=1), draw(2, 1, D, seed=2))
+    assert len(read) == 1
+    assert Context(Options())._read == {}
