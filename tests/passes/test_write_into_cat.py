@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from rocm_passes.ops.conv3d.write import CHANNELS_BEHIND, CHANNELS_FIRST
+from rocm_passes.ops.frames import CHANNELS_BEHIND, CHANNELS_FIRST
 from torch import Tensor, fx
 from torch._inductor import inductor_prims
 from torch._subclasses.fake_tensor import FakeTensorMode
