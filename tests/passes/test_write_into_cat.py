@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from rocm_passes.ops.frames import CHANNELS_BEHIND, CHANNELS_FIRST
 from torch import Tensor, fx
 from torch._inductor import inductor_prims
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -16,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from rocm_passes.fx.builder import fake_mode_of
 from rocm_passes.idioms.convolution.padding import stands_behind_frames
+from rocm_passes.ops.frames import CHANNELS_BEHIND, CHANNELS_FIRST
 from rocm_passes.passes.write_into_cat import OPERATORS, write_into_cat
 from rocm_passes.report.ledger import Entry
 from tests.passes.test_fold_conv_bias import channel, group
@@ -221,7 +221,7 @@ def test_the_rule_counts_on_no_more_than_the_pass_does(function: Callable[..., A
 def test_behind_frames_already() -> None:
     def function(front: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         op = torch.ops.rocm_passes.channel_norm
-        y = op(x, None, None, None, "l2", 1e-12, 2.0, True, None, False, x.dtype, front, 0, "triton")
+        y = op(x, None, None, None, "l2", 1e-12, 2.0, True, None, False, x.dtype, front, 0, lowering="triton")
         return (joined(front, y).sin(),)
 
     found, left, _ = run(function)
