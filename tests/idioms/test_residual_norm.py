@@ -13,6 +13,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import rocm_passes
 from rocm_passes.graph_pass import GraphPass
+from rocm_passes.kernels.triton.norms import fused_norm as kernel
 from rocm_passes.ops import fused_norm as op
 from rocm_passes.options import Options
 from rocm_passes.target import Target
@@ -139,7 +140,7 @@ def test_the_ledger_says_that_a_branch_with_a_norm_has_too_few_rows(rows: int) -
     reason = (
         "with a norm of the branch and 1024 rows, below 3072, Inductor's own code was about as fast or faster"
     )
-    if rows < op.MIN_ROWS_WITH_BRANCH_NORM:
+    if rows < kernel.MIN_ROWS_WITH_BRANCH_NORM:
         assert [(e.idiom, e.outcome) for e in entries] == [("rms_norm", "kept")] * 2
         assert all(any(reason in said for said in e.considered) for e in entries)
     else:
@@ -271,7 +272,7 @@ def test_each_norm_of_a_chain_has_its_own_offset() -> None:
 
 def test_a_rounding_inside_the_branchs_norm_is_noted() -> None:
     """Before a weight in fp32, from which the norm's result is fp32 as well."""
-    (kernel,) = (low for low in op.FUSED_NORM.lowerings if low.name == "triton")
+    (lowering,) = (low for low in op.FUSED_NORM.lowerings if low.name == "triton")
 
     def block(x: Tensor, y: Tensor, w: Tensor) -> Tensor:
         return x + rms(y, w)
@@ -280,7 +281,7 @@ def test_a_rounding_inside_the_branchs_norm_is_noted() -> None:
         seen = rewrite(block, draw(B, S, D), draw(B, S, D, dtype=y_dtype, seed=1), draw(D, seed=3))
         only(seen, "norm_residual", {"rms_norm": 1})
         (node,) = (m for g in seen.after for m in g.nodes if m.target is op.FUSED_NORM.overload)
-        return kernel.note(op.FUSED_NORM.call_of(node), CPU) is not None
+        return lowering.note(op.FUSED_NORM.call_of(node), CPU) is not None
 
     assert noted(BF16)
     assert not noted(F32)
