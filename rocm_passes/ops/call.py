@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Self
 
 import torch
 from torch import Tensor, fx
 from torch.fx.node import map_arg
-from torch.utils import _pytree as pytree
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Call:
 
     def arguments(self) -> dict[str, Any]:
         """The fields by name, in the schema's order."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+        return dict(vars(self))
 
     def with_nodes(self, change: Callable[[fx.Node], Any]) -> Self:
         """The call with `change` applied to every graph node in it."""
@@ -50,8 +49,16 @@ class Call:
         return list(found)
 
     def tensors(self) -> list[Tensor]:
-        """Every tensor in the call."""
-        return [leaf for leaf in pytree.tree_leaves(self.arguments()) if isinstance(leaf, Tensor)]
+        """Every tensor in the call, those in lists among them."""
+        return list(_tensors_in(self.arguments().values()))
+
+
+def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, (list, tuple)):
+            yield from _tensors_in(value)
 
 
 def schema(call: type[Call], results: int, last: str, default: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
@@ -106,6 +106,7 @@ class Computation(Generic[C]):
     def __init__(self, name: str, call: type[C]) -> None:
         self.name = name
         self.Call = call
+        self.parameters = tuple(field.name for field in fields(call))
         self.lowerings: list[Lowering[C]] = []
         COMPUTATIONS[name] = self
 
@@ -121,10 +122,6 @@ class Computation(Generic[C]):
 
     def _end(self) -> int:
         return len(self.lowerings)
-
-    @property
-    def parameters(self) -> tuple[str, ...]:
-        return tuple(self.Call.__dataclass_fields__)
 
 
 #: Every computation by name. `kernels.register_lowerings` looks for files of these names.
@@ -182,6 +179,8 @@ class Operator(Computation[C]):
 
     def bind(self, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[C, str]:
         """The arguments of the torch operator as a call, and the name of its lowering."""
+        if not kwargs and len(args) == len(self.parameters) + 1:
+            return self.Call(*args[:-1]), args[-1]
         names = (*self.parameters, "lowering")
         given = dict(zip(names, args, strict=False)) | dict(kwargs)
         lowering = given.pop("lowering", REFERENCE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from rocm_passes.ops import qk_norm_rotary, rotary, rotary_pair
+from rocm_passes.ops.legacy import Arguments
 from rocm_passes.ops.operator import Lowering, Verdict
 from rocm_passes.ops.rotary_layout import Recipe
 from rocm_passes.target import Target
@@ -48,20 +50,26 @@ def recipe(complex_table: bool = False, scattered: bool = False) -> Recipe:
 @pytest.mark.parametrize(
     "kind", [recipe(complex_table=True), recipe(scattered=True)], ids=["complex", "scattered"]
 )
-@pytest.mark.parametrize("lowerings", [rotary.LOWERINGS, rotary_pair.LOWERINGS], ids=["one", "pair"])
+@pytest.mark.parametrize(
+    ("lowerings", "name"), [(rotary.LOWERINGS, "x"), (rotary_pair.LOWERINGS, "q")], ids=["one", "pair"]
+)
 def test_size_decides_and_more_of_it_where_the_host_calls(
-    lowerings: tuple[Lowering, ...], target: Target, kind: Recipe
+    lowerings: tuple[Lowering[Any], ...], name: str, target: Target, kind: Recipe
 ) -> None:
     """Inductor launches the Triton kernel; aiter's is an opaque call."""
-    pays = {low.name: _of_size(low, target, kind) for low in lowerings}
+    pays = {low.name: _of_size(low, name, target, kind) for low in lowerings}
     assert [pays["triton"](shape).pays for shape in (LARGE, MIDDLE, SMALL)] == [True, True, False]
     assert [pays["aiter"](shape).pays for shape in (LARGE, MIDDLE, SMALL)] == [True, False, False]
     assert "costs the host more" in pays["triton"](SMALL).reason
 
 
-def _of_size(lowering: Lowering, target: Target, kind: Recipe) -> Callable[[tuple[int, ...]], Verdict]:
-    """Both idioms' rules take the tensor first, as `x` or as `q`."""
-    return lambda shape: lowering.pays(target, on_meta(shape), [], kind)
+def _of_size(
+    lowering: Lowering[Any], name: str, target: Target, kind: Recipe
+) -> Callable[[tuple[int, ...]], Verdict]:
+    def verdict(shape: tuple[int, ...]) -> Verdict:
+        return lowering.pays(Arguments({name: on_meta(shape), "tables": [], "recipe": kind}), target)
+
+    return verdict
 
 
 def test_a_rotation_in_real_numbers_is_left_to_inductor() -> None:
@@ -72,17 +80,24 @@ def test_a_rotation_in_real_numbers_is_left_to_inductor() -> None:
 def test_complex_numbers_go_at_any_size() -> None:
     for target in (NVIDIA, AMD, CPU):
         real = next(low for low in rotary.LOWERINGS if low.name == "real")
-        assert real.pays(target, x=on_meta(SMALL), tables=[], recipe=recipe(complex_table=True)).pays
+        assert real.pays(
+            Arguments({"x": on_meta(SMALL), "tables": [], "recipe": recipe(complex_table=True)}), target
+        ).pays
 
 
 def test_a_norm_with_its_rotation_pays_by_size() -> None:
     triton, aiter = qk_norm_rotary.LOWERINGS[:2]
     assert (triton.name, aiter.name) == ("triton", "aiter")
-    assert triton.pays(NVIDIA, q=[on_meta(LARGE)]).pays
-    assert triton.pays(NVIDIA, q=[on_meta((1, 512, 24, 128)), on_meta((1, 4096, 24, 128))]).pays
-    assert not triton.pays(NVIDIA, q=[on_meta(SMALL)]).pays
-    assert not triton.pays(CPU, q=[on_meta(LARGE)]).pays
-    assert aiter.pays(AMD, q=[on_meta(LARGE)]).pays and not aiter.pays(AMD, q=[on_meta(MIDDLE)]).pays
+    assert triton.pays(Arguments({"q": [on_meta(LARGE)]}), NVIDIA).pays
+    assert triton.pays(
+        Arguments({"q": [on_meta((1, 512, 24, 128)), on_meta((1, 4096, 24, 128))]}), NVIDIA
+    ).pays
+    assert not triton.pays(Arguments({"q": [on_meta(SMALL)]}), NVIDIA).pays
+    assert not triton.pays(Arguments({"q": [on_meta(LARGE)]}), CPU).pays
+    assert (
+        aiter.pays(Arguments({"q": [on_meta(LARGE)]}), AMD).pays
+        and not aiter.pays(Arguments({"q": [on_meta(MIDDLE)]}), AMD).pays
+    )
 
 
 def test_symbolic_sizes_are_opaque_calls_to_the_host() -> None:
@@ -90,9 +105,9 @@ def test_symbolic_sizes_are_opaque_calls_to_the_host() -> None:
     sizes = ShapeEnv()
     with FakeTensorMode(shape_env=sizes):
         q = torch.empty((1, sizes.create_unbacked_symint(), 24, 128), device="meta")
-        assert not qk_norm_rotary.LOWERINGS[0].pays(NVIDIA, q=[q]).pays
+        assert not qk_norm_rotary.LOWERINGS[0].pays(Arguments({"q": [q]}), NVIDIA).pays
 
 
 def test_cuda_graphs_spare_the_host() -> None:
     with config.patch({"triton.cudagraphs": True}):
-        assert qk_norm_rotary.LOWERINGS[0].pays(NVIDIA, q=[on_meta(SMALL)]).pays
+        assert qk_norm_rotary.LOWERINGS[0].pays(Arguments({"q": [on_meta(SMALL)]}), NVIDIA).pays

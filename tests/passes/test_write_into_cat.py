@@ -221,7 +221,7 @@ def test_the_rule_counts_on_no_more_than_the_pass_does(function: Callable[..., A
 def test_behind_frames_already() -> None:
     def function(front: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         op = torch.ops.rocm_passes.channel_norm
-        y = op(x, None, None, None, "l2", 1e-12, 2.0, True, None, False, x.dtype, front, 0, "triton")
+        y = op(x, None, None, None, "l2", 1e-12, 2.0, True, None, False, x.dtype, front, 0, lowering="triton")
         return (joined(front, y).sin(),)
 
     found, left, _ = run(function)
