@@ -7,7 +7,7 @@ from torch import Tensor
 from rocm_passes.kernels.aiter import rms_norm
 from rocm_passes.kernels.aiter.installation import needs_aiter
 from rocm_passes.ops.fused_norm import FUSED_NORM, FusedNorm
-from rocm_passes.ops.operator import Lowering, Verdict
+from rocm_passes.ops.operator import Lowering
 from rocm_passes.ops.rms_norm import eps_on_gpu, epsilon, rounds_unlike
 from rocm_passes.target import Target
 
@@ -45,10 +45,4 @@ def note(call: FusedNorm, target: Target) -> str | None:
     return rms_norm.add_numerics_note(call.x, arch=target.arch, round_before_weight=before)
 
 
-def pays(call: FusedNorm, target: Target) -> Verdict:
-    return rms_norm.pays_at_width(call.x)
-
-
-AITER = FUSED_NORM.register(
-    Lowering("aiter", requires=(needs_aiter,), refuses=refuses, note=note, pays=pays, run=run)
-)
+AITER = FUSED_NORM.register(Lowering("aiter", requires=(needs_aiter,), refuses=refuses, note=note, run=run))
