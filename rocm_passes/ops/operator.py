@@ -43,7 +43,7 @@ def needs_cpu(target: Target) -> str | None:
 
 @dataclass(frozen=True)
 class Lowering(Generic[C]):
-    """One way to compute a call. Whether it pays is a rule's to say (`policy/`), or a measurement's.
+    """One way to compute a call. A measurement or a rule (`policy/`) decides whether it is taken.
 
     requires: can it run on this machine? (a reason where it can't)
     refuses: why it can't take this call, or None. The call holds fake tensors.

@@ -19,7 +19,7 @@ RELATIONS: dict[str, Callable[[Any, Any], Any]] = {
 
 
 @dataclass(frozen=True)
-class Test:
+class One:
     """A relation of `RELATIONS` between a quantity and a bound."""
 
     relation: str
@@ -37,7 +37,7 @@ class Test:
 class All:
     """Several tests of one quantity."""
 
-    tests: tuple[Test, ...]
+    tests: tuple[One, ...]
 
     def holds(self, value: Any) -> bool:
         return all(test.holds(value) for test in self.tests)
@@ -46,27 +46,31 @@ class All:
         return " and ".join(map(str, self.tests))
 
 
-def equals(bound: Any) -> Test:
-    return Test("=", bound)
+#: What a rule says of one quantity.
+Check = One | All
 
 
-def at_least(bound: float) -> Test:
-    return Test(">=", bound)
+def equals(bound: Any) -> One:
+    return One("=", bound)
 
 
-def below(bound: float) -> Test:
-    return Test("<", bound)
+def at_least(bound: float) -> One:
+    return One(">=", bound)
 
 
-def one_of(*bounds: Any) -> Test:
-    return Test("is one of", bounds)
+def below(bound: float) -> One:
+    return One("<", bound)
 
 
-def not_a_multiple_of(bound: int) -> Test:
-    return Test("is not a multiple of", bound)
+def one_of(*bounds: Any) -> One:
+    return One("is one of", bounds)
 
 
-def both(*tests: Test) -> All:
+def not_a_multiple_of(bound: int) -> One:
+    return One("is not a multiple of", bound)
+
+
+def both(*tests: One) -> All:
     return All(tests)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from rocm_passes.policy.conditions import All, Test, equals, shown
+from rocm_passes.policy.conditions import Check, One, equals, shown
 from rocm_passes.target import Target
 
 #: Stands for every operator, or for every lowering.
@@ -73,8 +73,8 @@ class Rule:
     command: str = ""
 
     @property
-    def tests(self) -> dict[str, Test | All]:
-        return {k: v if isinstance(v, Test | All) else equals(v) for k, v in self.condition.items()}
+    def tests(self) -> dict[str, Check]:
+        return {k: v if isinstance(v, Check) else equals(v) for k, v in self.condition.items()}
 
     def applies_to(self, target: Target) -> bool:
         """Is the rule for this vendor or architecture?"""
@@ -94,25 +94,44 @@ class Rule:
         return re.sub(r"\{(\w+)[^}]*\}", lambda found: f"[{words(found[1])}]", text)
 
 
-def decide(
-    rules: Iterable[Rule], operator: str, lowering: str, quantities: Mapping[str, Any], target: Target
-) -> Verdict:
-    """The verdict of the first rule that applies. Raises LookupError where none does."""
-    considered = [rule for rule in rules if _is_about(rule, operator, lowering) and rule.applies_to(target)]
-    for rule in considered:
+def deciding(
+    rules: Iterable[Rule],
+    operator: str,
+    lowering: str,
+    quantities: Mapping[str, Any],
+    target: Target,
+) -> Rule:
+    """The first rule that applies. Raises LookupError where none does."""
+    for rule in about(rules, operator, lowering, target):
         if not rule.unmet(quantities):
-            return Verdict(rule.pays, _reason(rule, considered, quantities, target))
+            return rule
     raise LookupError(f"no rule applies to {operator}.{lowering} on {target.label}")
 
 
-def _is_about(rule: Rule, operator: str, lowering: str) -> bool:
-    return rule.operator in (operator, EVERY) and rule.lowering in (lowering, EVERY)
-
-
-def _reason(rule: Rule, others: Sequence[Rule], quantities: Mapping[str, Any], target: Target) -> str:
-    text = rule.reason.format(**quantities, unmet=_unmet_text(others, quantities))
+def decide(
+    rules: Sequence[Rule],
+    operator: str,
+    lowering: str,
+    quantities: Mapping[str, Any],
+    target: Target,
+) -> Verdict:
+    """The verdict of the first rule that applies. Raises LookupError where none does."""
+    rule = deciding(rules, operator, lowering, quantities, target)
+    unmet = _unmet_text(about(rules, operator, lowering, target), quantities)
+    text = rule.reason.format(**quantities, unmet=unmet)
     origin = rule.evidence.seen_from(target)
-    return f"{text} ({origin})" if origin else text
+    return Verdict(rule.pays, f"{text} ({origin})" if origin else text)
+
+
+def about(rules: Iterable[Rule], operator: str, lowering: str, target: Target) -> list[Rule]:
+    """The rules for a lowering on a target, in order."""
+    return [
+        rule
+        for rule in rules
+        if rule.operator in (operator, EVERY)
+        and rule.lowering in (lowering, EVERY)
+        and rule.applies_to(target)
+    ]
 
 
 def _unmet_text(rules: Iterable[Rule], quantities: Mapping[str, Any]) -> str:
@@ -124,7 +143,7 @@ def _unmet_text(rules: Iterable[Rule], quantities: Mapping[str, Any]) -> str:
     return "; ".join(_missed(name, quantities.get(name), rule.tests[name]) for name in names)
 
 
-def _missed(name: str, value: Any, test: Test | All) -> str:
+def _missed(name: str, value: Any, test: Check) -> str:
     if value is None:
         return f"{words(name)} unknown at compile time"
     if isinstance(value, bool):
@@ -132,9 +151,9 @@ def _missed(name: str, value: Any, test: Test | All) -> str:
     return f"{words(name)} = {shown(value)}, required {test}"
 
 
-def required(name: str, test: Test | All) -> str:
+def required(name: str, test: Check) -> str:
     """The test of a quantity as text. A flag reads as its name, or as "not" and its name."""
-    if isinstance(test, Test) and isinstance(test.bound, bool):
+    if isinstance(test, One) and isinstance(test.bound, bool):
         return words(name) if test.bound else f"not {words(name)}"
     return f"{words(name)} {test}"
 

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rocm_passes.policy.bounds import Bound
-from rocm_passes.policy.conditions import All, Test
+from rocm_passes.policy.conditions import All, Check, One
 from rocm_passes.policy.rules import EVERY, Rule
 
 RULE_HEAD = ("operator", "lowering", "where", "condition", "pays", "reason", "evidence", "command")
@@ -50,5 +50,5 @@ def as_dict(rule: Rule) -> dict[str, Any]:
     return {**asdict(rule), "condition": condition}
 
 
-def _each(test: Test | All) -> Iterable[Test]:
+def _each(test: Check) -> Iterable[One]:
     return test.tests if isinstance(test, All) else (test,)
