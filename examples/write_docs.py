@@ -6,20 +6,30 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from rocm_passes import options
+from rocm_passes import options, policy
+from rocm_passes.policy import table
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+OPTIONS, RULES = ROOT / "docs" / "options.md", ROOT / "docs" / "rules.md"
 DEMO_MODEL = "wan"
 
 
 def documents() -> dict[Path, str]:
     """Each document with a generated table, as it should read."""
-    paths = (ROOT / "docs" / "options.md", README)
-    return {path: between(path.read_text(encoding="utf-8"), "options", options_table()) for path in paths}
+    found = {path: between(_read(path), "options", options_table()) for path in (OPTIONS, README)}
+    rules = between(_read(RULES), "rules", rules_tables())
+    return {
+        **found,
+        RULES: between(rules, "bounds", markdown(table.BOUND_HEAD, map(table.bound_row, policy.BOUNDS))),
+    }
+
+
+def _read(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
 
 
 def between(text: str, part: str, generated: str) -> str:
@@ -30,11 +40,26 @@ def between(text: str, part: str, generated: str) -> str:
 
 
 def options_table() -> str:
-    rows = [
-        f"| `{name}` | `{default}` | `{variable}` | {meaning} |"
+    rows = (
+        (f"`{name}`", f"`{default}`", f"`{variable}`", meaning)
         for name, default, variable, meaning in options.describe()
-    ]
-    return "\n".join(["| option | default | environment variable | meaning |", "|---|---|---|---|", *rows])
+    )
+    return markdown(("option", "default", "environment variable", "meaning"), rows)
+
+
+def rules_tables() -> str:
+    """One table for each operator, in the order of the rules."""
+    rows = [table.rule_row(rule) for rule in policy.RULES]
+    parts = []
+    for operator in dict.fromkeys(row[0] for row in rows):
+        own = [row[1:] for row in rows if row[0] == operator]
+        parts.append(f"### {operator}\n\n{markdown(table.RULE_HEAD[1:], own)}")
+    return "\n\n".join(["", *parts, ""])
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = (f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join([f"| {' | '.join(head)} |", f"|{'---|' * len(head)}", *lines])
 
 
 def demo_output() -> str:

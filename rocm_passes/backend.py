@@ -13,11 +13,11 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from rocm_passes.fx import decompositions as keep
 from rocm_passes.fx.hooks import after_the_users
-from rocm_passes.fx.memory_format import NODES_PER_CONVOLUTION
 from rocm_passes.graph_pass import GraphPass
 from rocm_passes.idioms.rotary import rotary
 from rocm_passes.options import parse
 from rocm_passes.passes.complex_to_real import ComplexToReal, is_training
+from rocm_passes.policy.layout import is_convolutional
 from rocm_passes.report import dump, remembered
 from rocm_passes.report.ledger import Ledger
 from rocm_passes.target import Target
@@ -51,7 +51,11 @@ def rocm_diffusion(
     # Read before Inductor takes the graph over.
     convolutions = library_search.convolutions(gm)
     graph_pass = GraphPass(settings, target, listener)
-    if target.is_gpu and graph_pass.may_rewrite() and _is_convolutional(gm, len(convolutions)):
+    if (
+        target.is_gpu
+        and graph_pass.may_rewrite()
+        and is_convolutional(len(gm.graph.nodes), len(convolutions))
+    ):
         # It sinks what only leaves the graph, a video VAE's cached frames, to the end, and so keeps the padded
         # inputs that these are read from alive through the whole graph.
         patch.setdefault("reorder_for_locality", False)
@@ -74,10 +78,6 @@ def _keep_or_recall(key: str, graph_pass: GraphPass) -> None:
     else:
         for ledger in remembered.recall(key):
             graph_pass.publish(ledger)
-
-
-def _is_convolutional(gm: fx.GraphModule, convolutions: int) -> bool:
-    return len(gm.graph.nodes) < NODES_PER_CONVOLUTION * convolutions
 
 
 def _compiled(

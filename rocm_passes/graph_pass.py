@@ -12,10 +12,11 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.pattern_matcher import stable_topological_sort
 
 from rocm_passes.environment import document
-from rocm_passes.fx import aliasing, decompositions, memory_format, strides
+from rocm_passes.fx import aliasing, decompositions, strides
 from rocm_passes.fx.builder import fake_mode_of
 from rocm_passes.fx.snapshot import Snapshot
 from rocm_passes.options import Options
+from rocm_passes.policy import layout
 from rocm_passes.registry import FINISH, IDIOMS, PREPARE
 from rocm_passes.report import ledger as ledgers
 from rocm_passes.report.dump import Dump
@@ -104,7 +105,7 @@ class GraphPass(CustomGraphPass):
         if fake_mode is None:
             return None
         names = frozenset(i.name for i in self.idioms)
-        last = "conv3d" in names and memory_format.channels_last(graph, self.options, self.target)
+        last = "conv3d" in names and layout.channels_last(graph, self.options, self.target)
         return Work(graph, fake_mode, self._context, self._new_ledger(), names, last)
 
     def _decided(self, work: Work) -> Plan:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, fx
 
+from rocm_passes import policy
 from rocm_passes.fx import provenance
 from rocm_passes.idioms.norms import rms_norm
-from rocm_passes.ops.operator import Call, Lowering, Verdict
+from rocm_passes.ops.operator import Call, Lowering
+from rocm_passes.policy import Rule
 from rocm_passes.rewrite.match import Context, Idiom, Match
 from rocm_passes.rewrite.rewriter import is_convex
 from tests.rewriting import rewrite
@@ -24,7 +26,13 @@ def plain_torch_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rocm_passes.target.triton_is_interpreted", lambda: False)
 
 
-def fused(outcome: Verdict) -> Idiom:
+def rule(monkeypatch: pytest.MonkeyPatch, idiom: str, pays: bool) -> None:
+    """A rule in front of the others, for every lowering of the idiom."""
+    added = Rule(idiom, "*", "any", {}, pays, "it pays" if pays else "it is slow")
+    monkeypatch.setattr(policy, "RULES", (added, *policy.RULES))
+
+
+def fused() -> Idiom:
     """Both norms as one site, to see how larger fusions give way."""
 
     def find(graph: fx.Graph, context: Context) -> Iterator[Match]:
@@ -34,18 +42,20 @@ def fused(outcome: Verdict) -> Idiom:
         yield Match(first.anchor, nodes, last.outputs, first.call, {"rms_norm": len(found)})
 
     write = lambda b, call: b(torch.ops.aten.mul.Tensor, call.x, 0.0)  # noqa: E731
-    return Idiom("pair", find, (Lowering("zero", write=write, pays=lambda *_: outcome),), fuses=True)
+    return Idiom("pair", find, (Lowering("zero", write=write),), fuses=True)
 
 
 def test_a_larger_fusion_takes_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, fused(Verdict(True, "it pays")), rms_norm.IDIOM)
+    install(monkeypatch, fused(), rms_norm.IDIOM)
+    rule(monkeypatch, "pair", True)
     seen = rewrite(TwoNorms(), torch.randn(3, D), options={"select": "auto"})
     assert [(e.idiom, dict(e.covers), e.lowering) for e in seen.sites] == [("pair", {"rms_norm": 2}, "zero")]
     assert not seen.result.any()
 
 
 def test_a_larger_fusion_not_taken_is_noted_on_its_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, fused(Verdict(False, "it is slow")), rms_norm.IDIOM)
+    install(monkeypatch, fused(), rms_norm.IDIOM)
+    rule(monkeypatch, "pair", False)
     seen = rewrite(TwoNorms(), torch.randn(3, D), options={"select": "auto"})
     assert [e.idiom for e in seen.sites] == ["rms_norm", "rms_norm"]
     assert all(e.considered == ("pair: left to Inductor: zero: it is slow",) for e in seen.sites)
@@ -57,9 +67,7 @@ class Copy(Call):
     y: Any = None
 
 
-def made_up(
-    name: str, covers: dict[str, int], *targets: Any, fuses: bool = False, anchor: int = 0, pays: bool = True
-) -> Idiom:
+def made_up(name: str, covers: dict[str, int], *targets: Any, fuses: bool = False, anchor: int = 0) -> Idiom:
     """One site: the first node of each of these targets; what it becomes is wrong, and easy to see."""
 
     def find(graph: fx.Graph, context: Context) -> Iterator[Match]:
@@ -67,8 +75,7 @@ def made_up(
         x = next(iter(graph.find_nodes(op="placeholder")))
         yield Match(nodes[anchor], frozenset(nodes), (nodes[-1],), Copy(x), covers, {"of": name})
 
-    verdict = Verdict(pays, "it pays" if pays else "it is slow")
-    lowering = Lowering("copy", write=lambda b, call: b(aten.clone.default, call.x), pays=lambda *_: verdict)
+    lowering = Lowering("copy", write=lambda b, call: b(aten.clone.default, call.x))
     return Idiom(name, find, (lowering,), fuses=fuses)
 
 
@@ -76,8 +83,11 @@ def chain(x: Tensor) -> Tensor:
     return torch.sin(torch.neg(torch.exp(x)))
 
 
-def cut(monkeypatch: pytest.MonkeyPatch, *idioms: Idiom) -> list[Any]:
+def cut(monkeypatch: pytest.MonkeyPatch, *idioms: Idiom, slow: Sequence[str] = ()) -> list[Any]:
+    """The entries of the chain, where by rule each idiom pays that is not `slow`."""
     install(monkeypatch, *idioms)
+    for idiom in idioms:
+        rule(monkeypatch, idiom.name, idiom.name not in slow)
     x = torch.randn(3, D)
     return rewrite(chain, x, options={"select": "auto"}).sites
 
@@ -128,8 +138,9 @@ def test_a_site_inside_two_earlier_ones_has_no_entry(monkeypatch: pytest.MonkeyP
 
 
 def test_a_site_beside_one_that_was_not_taken_is_decided(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = made_up("first", {"rms_norm": 1}, EXP, NEG, pays=False)
-    sites = cut(monkeypatch, first, made_up("late", {"rotary": 1}, NEG, SIN))
+    first = made_up("first", {"rms_norm": 1}, EXP, NEG)
+    late = made_up("late", {"rotary": 1}, NEG, SIN)
+    sites = cut(monkeypatch, first, late, slow=["first"])
     assert [(e.idiom, e.outcome) for e in sites] == [("first", "kept"), ("late", "rewritten")]
 
 

@@ -29,6 +29,7 @@ import torch
 from rocm_passes.bench.conv3d_built import Built, Call, compiled
 from rocm_passes.bench.conv3d_calls import CALLS
 from rocm_passes.bench.workers import Admission, Worker, WorkerFailed, commands, reply
+from rocm_passes.policy.bounds import AGREEMENT
 
 #: Of each model the calls that take most of its time, and the odd ones.
 SAMPLE = (
@@ -65,8 +66,6 @@ WAYS: tuple[tuple[str | None, str], ...] = (
     ("direct", "as_is"),
     ("taps", "as_is"),
 )
-#: A lowering is called as fast as the best within this.
-NOISE = 1.03
 
 
 def choose_worker(given: argparse.Namespace) -> None:
@@ -283,7 +282,7 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
     if not known:
         return "no call has a choice to judge"
     worst, ratio = max(known, key=lambda each: each[1])
-    said = f"{_near(known)} choices within {NOISE - 1:.0%} of the best"
+    said = f"{_near(known)} choices within {AGREEMENT.value:.0%} of the best"
     kinds = {kind: [each for each in known if each[0].get("by") == kind] for kind in ("measurement", "rule")}
     counts = [f"by {kind} {_near(those)}" for kind, those in kinds.items() if those]
     said += f" ({', '.join(counts)})" if counts else ""
@@ -295,7 +294,7 @@ def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _near(judged: Sequence[tuple[Mapping[str, Any], float]]) -> str:
-    return f"{sum(ratio <= NOISE for _, ratio in judged)} of {len(judged)}"
+    return f"{sum(ratio <= 1 + AGREEMENT.value for _, ratio in judged)} of {len(judged)}"
 
 
 def parser() -> argparse.ArgumentParser:

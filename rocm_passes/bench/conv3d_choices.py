@@ -16,13 +16,19 @@ from rocm_passes.bench.conv3d_built import Call, built
 from rocm_passes.idioms.convolution import conv3d
 from rocm_passes.ops import conv3d as op
 from rocm_passes.options import Options
+from rocm_passes.policy import bounds
+from rocm_passes.policy.memory import usual_memory_mib
 from rocm_passes.rewrite.choose import choose, obstacle
 from rocm_passes.rewrite.match import Context, Found, Match
 from rocm_passes.target import Target
-from rocm_passes.tuning import ahead, measure, rounds, store, tuning
+from rocm_passes.tuning import ahead, measure, store, tuning
 
 #: The second measurement of what is chosen by measuring: all lowerings for longer, none dropped.
-LONGER = {"rounds": 3 * rounds.ROUNDS, "hopeless": 1e9, "seconds": 4 * rounds.SECONDS}
+LONGER = {
+    "rounds": int(3 * bounds.ROUNDS.value),
+    "hopeless": 1e9,
+    "seconds": 4 * bounds.ROUND_SECONDS.value,
+}
 
 
 def site(call: Call, dtype: torch.dtype, options: Options, target: Target) -> Match:
@@ -79,7 +85,7 @@ def row(text: str, dtype: torch.dtype, options: Options, target: Target, times: 
         best = tuning.pick(call.key, able, call.call, target, known, usual_mib=math.inf)
         unbound = best and best[0].name
     made: dict[str, Any] = {"call": text, "seconds": round(took, 2), "key": call.key, "chosen": chosen}
-    made |= {"unbound": unbound, "bound_mib": round(call.call.usual_memory_mib())}
+    made |= {"unbound": unbound, "bound_mib": round(usual_memory_mib(call.call))}
     made |= {"by": "rule" if by_rule else "measurement", "reason": choice.reason}
     if found is not None:
         made |= {"ms": dict(found.ms), "mib": dict(found.mib), "skipped": dict(found.skipped)}

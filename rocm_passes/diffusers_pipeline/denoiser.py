@@ -13,10 +13,7 @@ from rocm_passes.diffusers_pipeline.compiling import compile_in_place, obstacle
 from rocm_passes.diffusers_pipeline.cover import cover, declared, declared_blocks, share
 from rocm_passes.diffusers_pipeline.report import Report, percent
 from rocm_passes.diffusers_pipeline.settings import Settings
-
-#: Blocks that hold this share of a denoiser's weights are compiled one by one; with less it is compiled whole.
-#: Transformers of diffusers 0.42 lie between 0.92 and 0.999, UNets between 0.29 (SD 1.5) and 0.85 (SDXL).
-NEARLY_ALL = 0.9
+from rocm_passes.policy.bounds import NEARLY_ALL
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,7 @@ def plan(model: nn.Module, settings: Settings) -> Plan:
     if settings.graphs and not in_pieces:
         return Plan(None, "one CUDA graph rather than one a block")
     held = share(model, blocks)
-    if blocks and held >= NEARLY_ALL:
+    if blocks and held >= NEARLY_ALL.value:
         return Plan(blocks)
     if in_pieces:
         return Plan(cover(model) or None)

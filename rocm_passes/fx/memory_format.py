@@ -1,4 +1,4 @@
-"""In which memory format the convolutions of a graph run: one answer for the whole graph.
+"""What the memory format of a graph's convolutions depends on; `policy/layout.py` decides it for the whole graph.
 
 Between neighbours of unlike format stands a conversion that reads and writes the whole activation. Pointwise
 code, norms, upsampling and cats take on the format of the convolutions round them, so these decide.
@@ -9,22 +9,6 @@ from __future__ import annotations
 from torch import fx
 
 from rocm_passes.fx import nodes as n
-from rocm_passes.fx.nodes import aten
-from rocm_passes.options import Options
-from rocm_passes.target import Target
-
-#: Where other nodes outnumber convolutions by this much, it is no convolutional network (as Inductor has it).
-NODES_PER_CONVOLUTION = 300
-
-
-def channels_last(graph: fx.Graph, options: Options, target: Target) -> bool:
-    """Do this graph's convolutions run channels-last? As asked for, or by rule: on NVIDIA GPUs, yes."""
-    if options.layout != "auto":
-        return options.layout == "channels_last"
-    if target.vendor != "nvidia":
-        return False
-    convolutions = [node for node in n.calls(graph, aten.convolution.default) if mixes_pixels(node)]
-    return bool(convolutions) and len(graph.nodes) < NODES_PER_CONVOLUTION * len(convolutions)
 
 
 def mixes_pixels(node: fx.Node) -> bool:

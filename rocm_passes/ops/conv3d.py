@@ -13,8 +13,6 @@ from torch import Tensor
 from rocm_passes.ops.operator import Call, Computation
 from rocm_passes.ops.time_axis import TimeAxis, frames_of, out_size
 
-#: The largest call of a graph may need as much memory beside its tensors as this, or this share of them.
-USUAL_MIB, USUAL_SHARE = 512, 0.75
 #: Root mean square error of a convolution of normally distributed values in that dtype, over the rms of its result:
 #: the values, the weight and the result (of each tap) are rounded, sums are kept in float32.
 COMPUTE_ERRORS = {torch.bfloat16: 2.8e-3, torch.float16: 3.4e-4}
@@ -101,16 +99,6 @@ class Conv3d(Call):
         """Input and result together, of a call with numbers for sizes; 0 where one is symbolic."""
         elements = sum(math.prod(piece.shape) for piece in self.x) + self._result_elements()
         return elements * self.x[0].itemsize / 2**20 if isinstance(elements, int) else 0.0
-
-    def usual_memory_mib(self) -> float:
-        """The memory bound where the user has given none.
-
-        A sum over three taps holds three results at once, as much as input and result of Wan's last block together;
-        with the bound its decode took no longer and 0.5 GiB less (H200). A smaller call may need so much more: with
-        its tensors it then takes as much as the largest one may.
-        """
-        own = self.tensors_mib()
-        return max(USUAL_MIB, (1 + USUAL_SHARE) * max(own, self.largest_mib) - own)
 
     def flops(self) -> float:
         """Floating-point operations of the call with numbers for sizes, taps on zero frames included."""

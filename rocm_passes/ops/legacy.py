@@ -33,20 +33,16 @@ def Lowering(
     requires: tuple[Requirement, ...] = (),
     refuses: Callable[..., str | None] = lambda **_: None,
     note: Callable[..., str | None] = lambda *_, **__: None,
-    pays: Callable[..., ops.Verdict] = lambda *_, **__: ops._unknown(Call(), None),  # type: ignore[arg-type]
     run: Callable[..., Any] | None = None,
     launches: bool = False,
     write: Callable[..., Any] | None = None,
 ) -> ops.Lowering[Any]:
     """A lowering whose functions take arguments by name (run: by position)."""
-    if pays is ops.reference_pays:
-        pays = lambda target, **_: ops.reference_pays(Call(), target)  # noqa: E731
     return ops.Lowering(
         name,
         requires,
         lambda call, target: refuses(**call.arguments()),
         lambda call, target: note(target=target, **call.arguments()),
-        lambda call, target: pays(target, **call.arguments()),
         None if run is None else lambda call: run(*call.arguments().values()),
         launches,
         None if write is None else lambda b, call: write(b, **call.arguments()),

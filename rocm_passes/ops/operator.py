@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -18,7 +18,7 @@ from torch import Tensor, fx
 from rocm_passes.ops.call import Call, schema
 from rocm_passes.target import Requirement, Target, triton_is_interpreted
 
-__all__ = ["OPERATORS", "REFERENCE", "Call", "Computation", "Lowering", "Operator", "Verdict"]
+__all__ = ["OPERATORS", "REFERENCE", "Call", "Computation", "Lowering", "Operator"]
 
 log = logging.getLogger(__name__)
 
@@ -33,19 +33,8 @@ C = TypeVar("C", bound=Call)
 Results = Tensor | Sequence[Tensor]
 
 
-class Verdict(NamedTuple):
-    """Does a lowering pay on this machine, and how do we know?"""
-
-    pays: bool
-    reason: str
-
-
 def _nothing(call: Call, target: Target) -> str | None:
     return None
-
-
-def _unknown(call: Call, target: Target) -> Verdict:
-    return Verdict(False, "it has not been measured to pay on this machine")
 
 
 def needs_cpu(target: Target) -> str | None:
@@ -61,27 +50,13 @@ def reference_note(call: Call, target: Target) -> str | None:
     return None
 
 
-def reference_pays(call: Call, target: Target) -> Verdict:
-    return Verdict(False, "on a CPU, Inductor's fused code is faster than one operator in plain torch")
-
-
-def measured(target: Target) -> str:
-    """Where the kernels' times come from, as seen from the target."""
-    return (
-        "measured on an H200"
-        if target.vendor == "nvidia"
-        else "rule from an H200, not measured on this machine"
-    )
-
-
 @dataclass(frozen=True)
 class Lowering(Generic[C]):
-    """One way to compute a call.
+    """One way to compute a call. A measurement or a rule (`policy/`) decides whether it is taken.
 
     requires: can it run on this machine? (a reason where it can't)
     refuses: why it can't take this call, or None. The call holds fake tensors.
     note: how its rounding differs from the graph's, where it must; rewrite_numerics="strict" refuses it then.
-    pays: is it known to beat Inductor's own code here?
     run: the kernel, over real tensors (an opaque call in the graph);
     launches: `run` only allocates and launches Triton kernels, so that Inductor can launch them itself; or
     write: the same in plain ATen nodes, `write(builder, call)`, which Inductor goes on to fuse.
@@ -91,7 +66,6 @@ class Lowering(Generic[C]):
     requires: tuple[Requirement, ...] = ()
     refuses: Callable[[C, Target], str | None] = _nothing
     note: Callable[[C, Target], str | None] = _nothing
-    pays: Callable[[C, Target], Verdict] = _unknown
     run: Callable[[C], Results] | None = None
     launches: bool = False
     write: Callable[[Any, C], Any] | None = None
@@ -149,9 +123,7 @@ class Operator(Computation[C]):
     ) -> None:
         super().__init__(name, call)
         self.reference = reference
-        self.lowerings.append(
-            Lowering(REFERENCE, requires=(needs_cpu,), note=reference_note, pays=reference_pays)
-        )
+        self.lowerings.append(Lowering(REFERENCE, requires=(needs_cpu,), note=reference_note))
         self._failed: set[str] = set()
         self._fake = fake
         self.overloads = {count: self._define(count, "default" if i == 0 else f"of{count}")

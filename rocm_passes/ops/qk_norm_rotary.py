@@ -21,7 +21,7 @@ from rocm_passes.kernels.aiter.installation import needs_aiter
 from rocm_passes.ops import rotary as one
 from rocm_passes.ops import rotary_layout as layout
 from rocm_passes.ops.legacy import Lowering, Operator
-from rocm_passes.ops.operator import Verdict, measured, needs_cpu, reference_pays
+from rocm_passes.ops.operator import needs_cpu
 from rocm_passes.ops.rotary_layout import Recipe
 from rocm_passes.target import Target, needs_import, needs_triton
 
@@ -373,23 +373,6 @@ def _aiter_note(target: Target, q: Sequence[Tensor], **_: Any) -> str | None:
     return qk_norm_rotary.numerics_note(q[0], arch=target.arch)
 
 
-def _pays(target: Target, q: Sequence[Tensor], launched: bool) -> Verdict:
-    if target.vendor == "cpu":
-        return Verdict(False, "on a CPU there is no kernel")
-    if not one.hides_host_time(q, launched):
-        return one.too_small(target, q)
-    known = measured(target)
-    return Verdict(True, f"one pass over q and k: 1.0 to 1.3x of the floor, Inductor 2.9 to 5.7x ({known})")
-
-
-def _triton_pays(target: Target, q: Sequence[Tensor], **_: Any) -> Verdict:
-    return _pays(target, q, launched=True)
-
-
-def _aiter_pays(target: Target, q: Sequence[Tensor], **_: Any) -> Verdict:
-    return _pays(target, q, launched=False)
-
-
 OPERATOR = Operator(
     "qk_norm_rotary",
     SCHEMA,
@@ -405,7 +388,6 @@ LOWERINGS = (
         "triton",
         requires=(needs_triton, needs_import("rocm_passes.kernels.triton.rotary.qk_norm_rotary")),
         refuses=_triton_refuses,
-        pays=_triton_pays,
         write=writes("triton"),
     ),
     Lowering(
@@ -413,14 +395,12 @@ LOWERINGS = (
         requires=(needs_aiter,),
         refuses=_aiter_refuses,
         note=_aiter_note,
-        pays=_aiter_pays,
         write=writes("aiter"),
     ),
     Lowering(
         "reference",
         requires=(needs_cpu,),
         refuses=_triton_refuses,
-        pays=reference_pays,
         write=writes("reference"),
     ),
 )

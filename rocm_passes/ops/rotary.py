@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._inductor import config as inductor_config
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Eager
@@ -20,7 +19,7 @@ from rocm_passes.idioms.rotary.complex_tables import reuse
 from rocm_passes.kernels.aiter.installation import needs_aiter
 from rocm_passes.ops import rotary_layout as layout
 from rocm_passes.ops.legacy import Lowering, Operator
-from rocm_passes.ops.operator import Verdict, measured, needs_cpu, reference_pays
+from rocm_passes.ops.operator import needs_cpu
 from rocm_passes.ops.rotary_layout import Recipe
 from rocm_passes.target import Target, needs_import, needs_triton
 
@@ -294,65 +293,6 @@ def _aiter_note(target: Target, x: Tensor, tables: Sequence[Tensor], recipe: Rec
     return rotary.numerics_note(x, arch=target.arch)
 
 
-#: Channels of q from which on a kernel that Inductor launches pays: in blocks of 2 to 8 ms on an H200 every one from
-#: 1.5M on took less of the device than Inductor's own code, and no more of the host.
-LEAST_LAUNCHED = 2**20
-#: The same for an opaque call (aiter, symbolic sizes), which costs the host more than the device saves: single calls of
-#: whole blocks on an H200 were slower with 14M (Qwen-Image, FLUX.1), as fast with 18M (Z-Image), faster with more.
-LEAST_CALLED = 16_000_000
-
-
-def hides_host_time(q: Sequence[Tensor], launched: bool) -> bool:
-    """Is there so much to rotate that the host keeps up with the device, or a CUDA graph that spares it?
-
-    launched: by a lowering whose launches Inductor writes, which needs sizes known at compile time.
-    """
-    size = sum(x.numel() for x in q)
-    least = LEAST_LAUNCHED if launched and isinstance(size, int) else LEAST_CALLED
-    return bool(inductor_config.triton.cudagraphs) or (n.example_size(size) or 0) >= least
-
-
-def too_small(target: Target, q: Sequence[Tensor]) -> Verdict:
-    return Verdict(
-        False,
-        f"at {sum(x.numel() for x in q)} channels the call costs the host more than the device saves "
-        f"({measured(target)}); with mode='reduce-overhead' it pays",
-    )
-
-
-def kernel_pays(
-    target: Target, x: Tensor, tables: Sequence[Tensor], recipe: Recipe, launched: bool
-) -> Verdict:
-    """By spelling, for one tensor or two: how far Inductor's own code is from one read and one write."""
-    if target.vendor == "cpu":
-        return Verdict(False, "on a CPU there is no kernel")
-    where = measured(target)
-    if not recipe.complex and not recipe.scattered:
-        return Verdict(False, f"Inductor fuses a rotation in real numbers nearly as well ({where})")
-    if not hides_host_time([x], launched):
-        return too_small(target, [x])
-    if recipe.complex:
-        return Verdict(
-            True,
-            f"Inductor generates no code for complex numbers: 5.6x of one read and one write, not 1.1x ({where})",
-        )
-    return Verdict(
-        True, f"Inductor takes 1.5x of one read and one write for slice assignment, not 1.0x ({where})"
-    )
-
-
-def _triton_pays(target: Target, x: Tensor, tables: Sequence[Tensor], recipe: Recipe, **_: Any) -> Verdict:
-    return kernel_pays(target, x, tables, recipe, launched=True)
-
-
-def _aiter_pays(target: Target, x: Tensor, tables: Sequence[Tensor], recipe: Recipe, **_: Any) -> Verdict:
-    return kernel_pays(target, x, tables, recipe, launched=False)
-
-
-def _real_pays(target: Target, x: Tensor, tables: Sequence[Tensor], recipe: Recipe) -> Verdict:
-    return Verdict(True, "Inductor generates no code for complex numbers, and fuses their parts")
-
-
 OPERATOR = Operator(
     "rotary",
     SCHEMA,
@@ -367,22 +307,19 @@ LOWERINGS = (
         requires=(needs_aiter,),
         refuses=_aiter_refuses,
         note=_aiter_note,
-        pays=_aiter_pays,
         write=writes("aiter"),
     ),
     Lowering(
         "triton",
         requires=(needs_triton, needs_import("rocm_passes.kernels.triton.rotary.rotary")),
         refuses=_triton_refuses,
-        pays=_triton_pays,
         write=writes("triton"),
     ),
-    Lowering("real", refuses=_real_refuses, pays=_real_pays, write=write_real),
+    Lowering("real", refuses=_real_refuses, write=write_real),
     Lowering(
         "reference",
         requires=(needs_cpu,),
         refuses=_triton_refuses,
-        pays=reference_pays,
         write=writes("reference"),
     ),
 )

@@ -14,7 +14,7 @@ from rocm_passes.kernels.aiter.installation import needs_aiter
 from rocm_passes.ops import rotary as one
 from rocm_passes.ops import rotary_layout as layout
 from rocm_passes.ops.legacy import Lowering, Operator
-from rocm_passes.ops.operator import Verdict, needs_cpu, reference_pays
+from rocm_passes.ops.operator import needs_cpu
 from rocm_passes.ops.rotary_layout import Recipe
 from rocm_passes.target import Target, needs_import, needs_triton
 
@@ -153,14 +153,6 @@ def _aiter_note(target: Target, q: Tensor, **_: Any) -> str | None:
     return rotary.numerics_note(q, arch=target.arch)
 
 
-def _triton_pays(target: Target, q: Tensor, tables: Sequence[Tensor], recipe: Recipe, **_: Any) -> Verdict:
-    return one.kernel_pays(target, q, tables, recipe, launched=True)
-
-
-def _aiter_pays(target: Target, q: Tensor, tables: Sequence[Tensor], recipe: Recipe, **_: Any) -> Verdict:
-    return one.kernel_pays(target, q, tables, recipe, launched=False)
-
-
 OPERATOR = Operator(
     "rotary_pair",
     SCHEMA,
@@ -177,21 +169,18 @@ LOWERINGS = (
         requires=(needs_aiter,),
         refuses=_aiter_refuses,
         note=_aiter_note,
-        pays=_aiter_pays,
         write=writes("aiter"),
     ),
     Lowering(
         "triton",
         requires=(needs_triton, needs_import("rocm_passes.kernels.triton.rotary.rotary")),
         refuses=_triton_refuses,
-        pays=_triton_pays,
         write=writes("triton"),
     ),
     Lowering(
         "reference",
         requires=(needs_cpu,),
         refuses=_triton_refuses,
-        pays=reference_pays,
         write=writes("reference"),
     ),
 )

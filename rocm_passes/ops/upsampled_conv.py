@@ -17,9 +17,6 @@ from torch import Tensor
 
 from rocm_passes.ops.operator import Call, Computation
 
-#: The result is written in full either way; at fewer repetitions the gather costs what the products save.
-LEAST_REPETITION = 2
-
 
 class Move(NamedTuple):
     """`target(x, *args, **kwargs)`: a call that takes pixels of x and puts them elsewhere."""

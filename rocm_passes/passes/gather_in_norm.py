@@ -23,7 +23,8 @@ from rocm_passes.fx.builder import Builder
 from rocm_passes.fx.nodes import aten, prims
 from rocm_passes.idioms.convolution import pixels
 from rocm_passes.ops.group_norm import GROUP_NORM
-from rocm_passes.ops.upsampled_conv import LEAST_REPETITION, Moved, write_moves
+from rocm_passes.ops.upsampled_conv import Moved, write_moves
+from rocm_passes.policy.bounds import LEAST_REPETITION
 from rocm_passes.rewrite.work import WholeGraphPass, Work
 
 
@@ -52,7 +53,7 @@ def _upsampled(operand: object, norm: fx.Node) -> Moved | None:
         return None
     if not all(pixels.sizes_are_known(node) for node in (operand, *sources)):
         return None
-    enough = pixels.pixels(operand) >= LEAST_REPETITION * pixels.source_pixels(moved)
+    enough = pixels.pixels(operand) >= LEAST_REPETITION.value * pixels.source_pixels(moved)
     return moved if enough else None
 
 

@@ -31,10 +31,8 @@ from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Builder
 from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.convolution.videos import SORTED_BY
+from rocm_passes.policy.bounds import LEAST_RUN
 from rocm_passes.rewrite.work import WholeGraphPass, Work
-
-#: Channels of a pixel from which a run of them is worth it: 64 bytes in a 16-bit dtype.
-LEAST_RUN = 32
 
 _WEIGHT, _BIAS, _TRANSPOSED, _GROUPS = 1, 2, 6, 8
 _VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
@@ -70,7 +68,7 @@ def _shuffle_behind(convolution: fx.Node) -> fx.Node | None:
     if not n.is_call(permuted, aten.permute.default):
         return None
     stays = list(n.arg(permuted, 1))[:2] == [0, 1]
-    return split if stays and factors[0] >= LEAST_RUN and factors[0] < channels else None
+    return split if stays and factors[0] >= LEAST_RUN.value and factors[0] < channels else None
 
 
 def _sort(convolution: fx.Node, split: fx.Node, fake_mode: FakeTensorMode) -> None:

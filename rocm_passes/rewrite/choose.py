@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from rocm_passes import policy
 from rocm_passes.ops.operator import Call, Lowering
 from rocm_passes.options import Options
 from rocm_passes.report.ledger import LEFT, LoweringVerdict, summary
@@ -66,7 +67,7 @@ def _choose(
         if found is not None:
             return taken(*found)
     for lowering in able:
-        pays, reason = lowering.pays(call, target)
+        pays, reason = policy.verdict(idiom.rules, lowering.name, call, target)
         if pays:
             return taken(lowering, reason)
         said[lowering.name] = LoweringVerdict(lowering.name, "not_faster", reason)

@@ -79,7 +79,7 @@ class Idiom:
     name: as in the ledger and in the options. operator: what a site becomes; None where every lowering
     writes plain ATen. keeps: ATen operators that must be kept whole for the idiom to be seen.
     measured: asks for a choice by measurement, `measured(able, call, target, options)`: (lowering, reason), or
-    None where it is not known and the lowerings' own rules decide.
+    None where it is not known and the rules decide (`policy/`).
     fuses: it covers other idioms; where it isn't taken those get their own entries, and its reason is noted
     on them instead of standing alone.
     """
@@ -91,3 +91,8 @@ class Idiom:
     keeps: tuple[str, ...] = ()
     fuses: bool = False
     measured: Callable[..., tuple[Lowering[Any], str] | None] | None = None
+
+    @property
+    def rules(self) -> str:
+        """The name that the rules know it by: its operator's, or its own where it has none."""
+        return self.name if self.operator is None else self.operator.name

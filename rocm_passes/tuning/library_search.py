@@ -19,9 +19,10 @@ import torch
 from torch import fx
 
 from rocm_passes.options import Options
+from rocm_passes.policy.bounds import SEARCH_SHARE
 from rocm_passes.target import Target
 from rocm_passes.tuning.store import Measured, store
-from rocm_passes.tuning.tuning import BUDGET, SHARE, machine
+from rocm_passes.tuning.tuning import BUDGET, machine
 
 log = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class Search:
     def _account(self, took: float) -> None:
         self._searched = True
         BUDGET.spend(took)
-        if took <= SHARE * self._limit:
+        if took <= SEARCH_SHARE.value * self._limit:
             return
         self._off = True
         self._store.add(

@@ -15,34 +15,21 @@ from typing import Any
 
 import torch
 
+from rocm_passes.policy import bounds
+
 Work = Callable[[], Any]
 #: Runs the calls in order, so many times, and gives the seconds of one time.
 Burst = Callable[[Sequence[Work], int], float]
-
-ROUNDS = 11
-#: Rounds that a candidate gets before it may be dropped, and that all get however long they take.
-FEWEST = 3
-#: A candidate slower than the fastest by this factor is measured no further.
-HOPELESS = 1.15
-#: Repeat short calls until a burst is as long: far above an event's resolution of half a microsecond.
-BURST_SECONDS = 0.7e-3
-#: After this much time no further round is begun: long calls need fewer, as their noise is less.
-SECONDS = 0.25
-#: Before anything is counted: a GPU that comes from rest runs faster than the same GPU within a decode, and the
-#: more so the harder a kernel works it (a conv3d of cuDNN's that took 0.74 ms at first took 0.79 on, H200).
-WARM_SECONDS = 0.1
-#: What the host takes to enqueue a convolution.
-HOST_SECONDS = 50e-6
 
 
 def in_turn(
     candidates: Mapping[str, Sequence[Work]],
     burst: Burst,
     *,
-    rounds: int = ROUNDS,
-    hopeless: float = HOPELESS,
-    seconds: float = SECONDS,
-    warm: float = WARM_SECONDS,
+    rounds: int = int(bounds.ROUNDS.value),
+    hopeless: float = bounds.HOPELESS.value,
+    seconds: float = bounds.ROUND_SECONDS.value,
+    warm: float = bounds.WARM_SECONDS.value,
 ) -> dict[str, float]:
     """Median seconds of each candidate's calls together. Raises what a call raises.
 
@@ -62,7 +49,7 @@ def in_turn(
             found[name].append(took)
             spent += took * repeats[name]
         turn = turn[1:] + turn[:1]
-        if done >= FEWEST:
+        if done >= bounds.FEWEST_ROUNDS.value:
             fastest = min(statistics.median(times) for times in found.values())
             turn = [name for name in turn if statistics.median(found[name]) <= hopeless * fastest]
             if spent > seconds:
@@ -72,7 +59,7 @@ def in_turn(
 
 def _repeats(burst: Burst, work: Sequence[Work]) -> int:
     burst(work, 1)
-    return max(1, math.ceil(BURST_SECONDS / max(burst(work, 1), 1e-7)))
+    return max(1, math.ceil(bounds.BURST_SECONDS.value / max(burst(work, 1), 1e-7)))
 
 
 def bursts_on(device: torch.device) -> Burst:
@@ -94,7 +81,7 @@ class GpuBursts:
     host_seconds: what the host takes to enqueue a call, generously.
     """
 
-    def __init__(self, device: torch.device, host_seconds: float = HOST_SECONDS) -> None:
+    def __init__(self, device: torch.device, host_seconds: float = bounds.HOST_SECONDS.value) -> None:
         self._host_seconds = host_seconds
         self._source = torch.empty(2**27, dtype=torch.uint8, device=device)
         self._target = torch.empty_like(self._source)

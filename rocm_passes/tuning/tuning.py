@@ -18,17 +18,13 @@ import torch
 from rocm_passes.ops.conv3d import CONV3D, Conv3d
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.options import Options
+from rocm_passes.policy.bounds import NOISE, SEARCH_SHARE
 from rocm_passes.target import Target
 from rocm_passes.tuning import ahead
 from rocm_passes.tuning import measure as measuring
 from rocm_passes.tuning.store import Measured, Store, store
 
 log = logging.getLogger(__name__)
-
-#: A lowering must be this much faster than another to be called faster: with the noise of measuring within 3 %.
-NOISE = 0.02
-#: A first call that takes longer than this share of the budget is not repeated: a library was searching.
-SHARE = 0.25
 
 Timer = Callable[[Sequence[Lowering[Any]], Conv3d, measuring.Watch], Measured]
 
@@ -109,7 +105,7 @@ def _best(
     if not known:
         return None
     fastest = min(found.ms[low.name] for low in known)
-    alike = [low for low in known if found.ms[low.name] <= fastest * (1 + NOISE)]
+    alike = [low for low in known if found.ms[low.name] <= fastest * (1 + NOISE.value)]
     best = min(alike, key=lambda low: found.mib[low.name])
     others = [f"{low.name} {found.ms[low.name]:.3g} ms" for low in known if low is not best]
     others += [f"{low.name} {found.ms[low.name]:.3g} ms, which needs {found.mib[low.name]} MiB"
@@ -132,7 +128,7 @@ def _measured(
     with BUDGET as budget:
 
         def watch(name: str, seconds: float) -> bool:
-            if seconds > SHARE * options.tune_seconds:
+            if seconds > SEARCH_SHARE.value * options.tune_seconds:
                 log.warning(
                     "rocm_passes: the first run of %s took %.0f s, mostly the library's search; it won't be "
                     "repeated",

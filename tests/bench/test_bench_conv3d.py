@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from rocm_passes.bench.conv3d_built import Call, built, compiled
 from rocm_passes.bench.conv3d_calls import CALLS
 from rocm_passes.idioms.convolution import conv3d as idiom
 from rocm_passes.options import Options
+from rocm_passes.policy import bounds
 from rocm_passes.rewrite.choose import choose
 from rocm_passes.target import Target
 from rocm_passes.tuning import ahead
@@ -160,7 +162,7 @@ def test_a_vae_s_layout_is_the_vendor_s(vendor: str, layout: str) -> None:
 def test_the_site_is_the_one_that_the_backend_measures(
     monkeypatch: pytest.MonkeyPatch, text: str, key: str
 ) -> None:
-    monkeypatch.setattr(idiom, "WORTH_MEASURING", 0)
+    monkeypatch.setattr(bounds, "WORTH_MEASURING", replace(bounds.WORTH_MEASURING, value=0))
     call = Call.of(text)
     torch._dynamo.reset()
     with torch.no_grad(), ahead.noting() as noted:

@@ -12,7 +12,7 @@ import rocm_passes
 from rocm_passes import cli
 from rocm_passes.cli import bench, demo
 
-COMMANDS = ("doctor", "explain", "tune", "demo", "bench")
+COMMANDS = ("doctor", "explain", "tune", "rules", "demo", "bench")
 
 #: Fails as soon as torch is imported, by the command or by anything that it imports.
 WITHOUT_TORCH = """
@@ -31,6 +31,7 @@ sys.exit(main(sys.argv[1:]))
         (["doctor", "--help"], "--report"),
         (["explain", "--help"], "--html FILE"),
         (["tune", "--help"], "--seconds"),
+        (["rules", "--help"], "--target ARCH"),
         (["bench", "--help"], "BENCHMARK"),
     ],
 )

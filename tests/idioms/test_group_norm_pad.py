@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rocm_passes.kernels.triton.norms.group_norm_pad import TRITON
+from rocm_passes import policy
 from rocm_passes.ops import group_norm_pad as op
-from rocm_passes.ops.operator import Verdict
+from rocm_passes.policy import Verdict
 from rocm_passes.target import Target
 from tests.idioms.norm_cases import BF16, F16, F32, check, covered, draw, outcomes, use_reference
 from tests.rewriting import rewrite
@@ -168,14 +168,14 @@ def verdict(shape: tuple[int, ...], last: bool) -> tuple[bool, str]:
 
 def ruled(x: torch.Tensor, target: Target, last: bool) -> Verdict:
     call = op.GroupNormPad(x, None, 32, None, None, 1e-6, True, False, x.dtype, CAUSAL, "replicate", last)
-    return TRITON.pays(call, target)
+    return policy.verdict("group_norm_pad", "triton", call, target)
 
 
 def test_the_rule() -> None:
     large, small = (1, 128, 17, 256, 256), (1, 128, 3, 32, 32)
     assert verdict(large, True)[0] and "measured on an H200" in verdict(large, True)[1]
     assert not verdict(large, False)[0] and "contiguous" in verdict(large, False)[1]
-    assert not verdict(small, True)[0] and "below" in verdict(small, True)[1]
+    assert not verdict(small, True)[0] and "required >= 4,194,304" in verdict(small, True)[1]
     x = torch.empty(large, dtype=BF16, device="meta")
     cpu = Target("cpu", "", "a CPU", torch.__version__, None)
     assert not ruled(x, cpu, True).pays

@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from rocm_passes.kernels.triton.convolution.pad import TRITON
+from rocm_passes import policy
 from rocm_passes.ops import pad as op
 from rocm_passes.report.ledger import Entry
 from rocm_passes.target import Target
@@ -316,7 +316,8 @@ GPU = Target("nvidia", "sm_90", "a GPU", torch.__version__, None)
 
 def verdict(shape: tuple[int, ...], last: bool, repeat: int = 2) -> tuple[bool, str]:
     x = torch.empty(shape, dtype=BF16, device="meta")
-    return TRITON.pays(op.Pad(x, CAUSAL, "replicate", [repeat] * 3, 0, last), GPU)
+    call = op.Pad(x, CAUSAL, "replicate", [repeat] * 3, 0, last)
+    return policy.verdict("pad", "triton", call, GPU)
 
 
 def test_the_rule() -> None:
@@ -324,7 +325,7 @@ def test_the_rule() -> None:
     assert verdict(large, True)[0] and "measured on an H200" in verdict(large, True)[1]
     assert not verdict(large, True, repeat=1)[0] and "without upsampling" in verdict(large, True, repeat=1)[1]
     assert not verdict(large, False)[0] and "contiguous" in verdict(large, False)[1]
-    assert not verdict(small, True)[0] and "below" in verdict(small, True)[1]
+    assert not verdict(small, True)[0] and "required >= 4,194,304" in verdict(small, True)[1]
 
 
 def test_hunyuan_videos_decoder() -> None:

@@ -17,6 +17,8 @@ from rocm_passes.kernels.aten.conv3d_write import TILE_FRAMES, tiles_of_taps
 from rocm_passes.ops.computed import COMPUTED
 from rocm_passes.ops.conv3d import CONV3D, Conv3d
 from rocm_passes.ops.time_axis import TimeAxis
+from rocm_passes.policy import verdict
+from rocm_passes.policy.memory import usual_memory_mib
 from rocm_passes.target import Target
 from tests.suites import examples
 
@@ -297,7 +299,7 @@ NVIDIA = Target("nvidia", "sm_90", "H200", "2.11", "3.6")
 )
 def test_rules_where_nothing_is_measured(target: Target, c: Conv3d, expected: str) -> None:
     able = [low for low in LOWERINGS if low.refuses(c, CPU) is None]
-    first = next(low.name for low in able if low.pays(c, target).pays)
+    first = next(low.name for low in able if verdict("conv3d", low.name, c, target).pays)
     assert first == expected
 
 
@@ -306,8 +308,8 @@ def test_rules_where_nothing_is_measured(target: Target, c: Conv3d, expected: st
 def test_tiles_are_never_taken_by_rule(target: Target, name: str, call_of: str) -> None:
     c = call((9,), channels=96, out=96, channels_last=True, dtype=torch.bfloat16)
     assert BY_NAME[name].refuses(c, CPU) is None
-    reason = f"one {call_of} is faster; tiles bound the peak memory"
-    assert BY_NAME[name].pays(c, target) == (False, reason)
+    said = verdict("conv3d", name, c, target)
+    assert not said.pays and f"one {call_of} is faster; tiles bound the peak memory" in said.reason
 
 
 @pytest.mark.parametrize("name", ["taps", "taps_tiled"])
@@ -340,15 +342,15 @@ class _Counting(Eager):
 def test_the_usual_memory_bound() -> None:
     """Half a gigabyte, or three quarters of input and result: 6 + 4 frames of Wan's last block in 720p."""
     small = call((2, 4))
-    assert small.usual_memory_mib() == 512
+    assert usual_memory_mib(small) == 512
     with torch.device("meta"):
         pieces = tuple(torch.empty(1, 96, t, 720, 1280, dtype=torch.bfloat16) for t in (2, 4))
         weight = torch.empty(96, 96, 3, 3, 3, dtype=torch.bfloat16)
     large = replace(call((2, 4)), x=pieces, weight=weight)
-    assert large.usual_memory_mib() == 0.75 * 10 * 96 * 720 * 1280 * 2 / 2**20
+    assert usual_memory_mib(large) == 0.75 * 10 * 96 * 720 * 1280 * 2 / 2**20
     # A smaller call beside it: together with its own tensors as much as the large one with its.
     mib = small.tensors_mib()
-    bound = replace(small, largest_mib=large.tensors_mib()).usual_memory_mib()
+    bound = usual_memory_mib(replace(small, largest_mib=large.tensors_mib()))
     assert mib + bound == pytest.approx(1.75 * large.tensors_mib())
-    assert replace(small, largest_mib=100).usual_memory_mib() == 512
+    assert usual_memory_mib(replace(small, largest_mib=100)) == 512
     assert large.flops() == 2 * 4 * 720 * 1280 * 96 * 96 * 27

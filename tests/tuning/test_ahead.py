@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from unittest import mock
 
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 
 import rocm_passes
 from rocm_passes.backend import rocm_diffusion
-from rocm_passes.idioms.convolution import conv3d
 from rocm_passes.options import Options
+from rocm_passes.policy import bounds
 from rocm_passes.target import Target
 from rocm_passes.tuning import ahead, tuning
 from rocm_passes.tuning.store import Measured, store
@@ -37,7 +38,7 @@ class Causal(nn.Module):
 
 
 def compiled(monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, nn.Module]:
-    monkeypatch.setattr(conv3d, "WORTH_MEASURING", 0)
+    monkeypatch.setattr(bounds, "WORTH_MEASURING", replace(bounds.WORTH_MEASURING, value=0))
     torch.manual_seed(0)
     torch._dynamo.reset()
     module = Causal()

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from rocm_passes.policy.bounds import FEWEST_ROUNDS, HOPELESS, ROUND_SECONDS, ROUNDS, WARM_SECONDS
 from rocm_passes.tuning import rounds
 
 
@@ -50,8 +51,8 @@ def test_one_after_the_other_would_not_tell_them_apart() -> None:
     wrong = 0
     for seed in range(100):
         gpu = Gpu(seed)
-        slow = statistics.median(gpu(work(3.09), 1) for _ in range(rounds.ROUNDS))
-        wrong += statistics.median(gpu(work(3.0), 1) for _ in range(rounds.ROUNDS)) > slow
+        slow = statistics.median(gpu(work(3.09), 1) for _ in range(int(ROUNDS.value)))
+        wrong += statistics.median(gpu(work(3.0), 1) for _ in range(int(ROUNDS.value))) > slow
     assert wrong >= 25
 
 
@@ -65,19 +66,19 @@ def test_short_calls_are_repeated_within_a_burst() -> None:
     assert rounds.in_turn({"one": work(0.1)}, burst, warm=0) == {"one": 1e-4}
     assert bursts[:2] == [1, 1]
     assert set(bursts[2:]) == {7}
-    assert len(bursts) == 2 + rounds.ROUNDS
+    assert len(bursts) == 2 + ROUNDS.value
 
 
 def test_the_hopeless_are_dropped_and_keep_their_time() -> None:
     asked = {"good": 0, "bad": 0}
-    seconds = {"good": 1e-3, "bad": 1e-3 * rounds.HOPELESS * 1.01}
+    seconds = {"good": 1e-3, "bad": 1e-3 * HOPELESS.value * 1.01}
 
     def burst(calls: Sequence[Any], repeats: int) -> float:
         asked[calls[0]] += 1
         return seconds[calls[0]]
 
     assert rounds.in_turn({"good": ["good"], "bad": ["bad"]}, burst, warm=0) == seconds  # type: ignore[list-item]
-    assert asked == {"good": 2 + rounds.ROUNDS, "bad": 2 + rounds.FEWEST}
+    assert asked == {"good": 2 + ROUNDS.value, "bad": 2 + FEWEST_ROUNDS.value}
 
 
 def test_long_calls_end_after_the_fewest_rounds() -> None:
@@ -86,10 +87,10 @@ def test_long_calls_end_after_the_fewest_rounds() -> None:
     def burst(calls: Sequence[Any], repeats: int) -> float:
         nonlocal asked
         asked += 1
-        return rounds.SECONDS
+        return ROUND_SECONDS.value
 
     rounds.in_turn({"one": work(250)}, burst, warm=0)
-    assert asked == 2 + rounds.FEWEST
+    assert asked == 2 + FEWEST_ROUNDS.value
 
 
 def test_a_cpu_s_time_is_measured() -> None:
@@ -99,7 +100,7 @@ def test_a_cpu_s_time_is_measured() -> None:
     assert len(ran) == 3
 
 
-@pytest.mark.parametrize(("warm", "fastest"), [(0.0, "hard"), (rounds.WARM_SECONDS, "light")])
+@pytest.mark.parametrize(("warm", "fastest"), [(0.0, "hard"), (WARM_SECONDS.value, "light")])
 def test_times_are_those_under_load(warm: float, fastest: str) -> None:
     """Once the GPU has been busy for a while, the call that works it harder is the slower one."""
     busy = 0.0

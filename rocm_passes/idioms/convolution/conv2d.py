@@ -22,13 +22,14 @@ from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.convolution.videos import SORTED_BY
 from rocm_passes.ops import conv2d as op
+from rocm_passes.policy import layout
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match
 
 NAME = "conv2d"
 
 
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
-    if not memory_format.channels_last(graph, context.options, context.target):
+    if not layout.channels_last(graph, context.options, context.target):
         return
     for node in n.calls(graph, aten.convolution.default):
         if len(n.shape(node.args[0])) == 4 and not node.args[6] and memory_format.suits(node):

@@ -35,19 +35,19 @@ from rocm_passes.kernels.aten.conv3d import WHOLE_KERNEL
 from rocm_passes.ops import conv3d as op
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.options import Options
+from rocm_passes.policy import bounds, layout
+from rocm_passes.policy.memory import usual_memory_mib
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
 from rocm_passes.target import Target
 from rocm_passes.tuning import tuning
 
 NAME = "conv3d"
 COVERS = {"conv3d": 1}
-#: Below both, floating-point operations and MiB of input and result (some microseconds), lowerings differ by noise.
-WORTH_MEASURING, WORTH_MEASURING_MIB = 1e9, 8
 COMPUTE_DTYPES = {"": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
-    last = memory_format.channels_last(graph, context.options, context.target)
+    last = layout.channels_last(graph, context.options, context.target)
     found = [
         _found(node, context, last and memory_format.suits(node))
         for node in n.calls(graph, aten.convolution.default)
@@ -133,12 +133,12 @@ def measured(
     """
     if call.live_taps() is None or call.is_patch_embedding():
         return None
-    if call.flops() < WORTH_MEASURING and call.tensors_mib() < WORTH_MEASURING_MIB:
+    few_operations = call.flops() < bounds.WORTH_MEASURING.value
+    if few_operations and call.tensors_mib() < bounds.WORTH_MEASURING_MIB.value:
         return None
     if call.spares_taps():
         able = [low for low in able if low.name not in WHOLE_KERNEL]
-    usual = call.usual_memory_mib()
-    return tuning.pick(call.key(), able, call, target, options, usual_mib=usual)
+    return tuning.pick(call.key(), able, call, target, options, usual_mib=usual_memory_mib(call))
 
 
 IDIOM = Idiom(NAME, find, op.CONV3D.lowerings, measured=measured)

@@ -28,6 +28,7 @@ from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.convolution import upsampling
 from rocm_passes.ops import pad as op
+from rocm_passes.policy import layout
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
 
 NAME = "pad"
@@ -42,7 +43,7 @@ KEEPS = ("replication_pad2d", "replication_pad3d", "reflection_pad2d", "reflecti
 
 
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
-    last = memory_format.channels_last(graph, context.options, context.target)
+    last = layout.channels_last(graph, context.options, context.target)
     for node in n.calls(graph, *MODES):
         if is_candidate(node):
             yield _found(node, last)

@@ -18,19 +18,19 @@ from collections.abc import Iterator
 
 from torch import fx
 
-from rocm_passes.fx import memory_format
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.convolution import pad
 from rocm_passes.idioms.norms import group_norm
 from rocm_passes.ops import group_norm_pad as op
+from rocm_passes.policy import layout
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
 
 NAME = "group_norm_pad"
 
 
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
-    last = memory_format.channels_last(graph, context.options, context.target)
+    last = layout.channels_last(graph, context.options, context.target)
     for node in n.calls(graph, aten.native_group_norm.default):
         norm = group_norm.read(node)
         if not isinstance(norm, Match):

@@ -7,7 +7,7 @@ from torch import Tensor
 from rocm_passes.kernels.aiter import contract, rms_norm
 from rocm_passes.kernels.aiter.installation import needs_aiter
 from rocm_passes.ops.fused_norm import FUSED_NORM, FusedNorm
-from rocm_passes.ops.operator import Lowering, Verdict
+from rocm_passes.ops.operator import Lowering
 from rocm_passes.ops.rms_norm import eps_on_gpu, epsilon, rounds_unlike
 from rocm_passes.target import Target
 
@@ -46,10 +46,4 @@ def note(call: FusedNorm, target: Target) -> str | None:
     return contract.joined(note for note in (own, rms_norm.reorders(call.rounds_between)) if note)
 
 
-def pays(call: FusedNorm, target: Target) -> Verdict:
-    return rms_norm.pays_at_width(call.x)
-
-
-AITER = FUSED_NORM.register(
-    Lowering("aiter", requires=(needs_aiter,), refuses=refuses, note=note, pays=pays, run=run)
-)
+AITER = FUSED_NORM.register(Lowering("aiter", requires=(needs_aiter,), refuses=refuses, note=note, run=run))

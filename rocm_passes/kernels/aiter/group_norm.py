@@ -9,14 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 
 from rocm_passes.kernels.aiter import contract
 from rocm_passes.kernels.aiter.installation import needs_aiter
 from rocm_passes.ops.frames import has_front
 from rocm_passes.ops.group_norm import GROUP_NORM, GroupNorm
-from rocm_passes.ops.operator import Lowering, Verdict
+from rocm_passes.ops.operator import Lowering
 from rocm_passes.target import Target
 
 # From this many blocks of 8192 elements in a group on, aiter's kernel takes four elements at a time and gives
@@ -112,13 +111,6 @@ def _note(call: GroupNorm, target: Target) -> str | None:
     return numerics_note(call.x, arch=target.arch)
 
 
-def _pays(call: GroupNorm, target: Target) -> Verdict:
-    # sglang#20170: 12x against eager torch on MI300X; against Inductor nothing is published.
-    if call.x.dtype is torch.float32:
-        return Verdict(False, "aiter's variance cancels in fp32 where the mean outweighs the spread")
-    return Verdict(False, "published against eager torch only (sglang#20170), and not measured by us")
-
-
 AITER = GROUP_NORM.register(
-    Lowering("aiter", requires=(needs_aiter,), refuses=_refuses, note=_note, pays=_pays, run=_run)
+    Lowering("aiter", requires=(needs_aiter,), refuses=_refuses, note=_note, run=_run)
 )

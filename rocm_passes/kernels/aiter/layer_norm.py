@@ -12,7 +12,7 @@ from torch import Tensor
 from rocm_passes.kernels.aiter import contract
 from rocm_passes.kernels.aiter.installation import needs_aiter
 from rocm_passes.ops.layer_norm import LAYER_NORM, LayerNorm
-from rocm_passes.ops.operator import Lowering, Verdict
+from rocm_passes.ops.operator import Lowering
 from rocm_passes.target import Target
 
 
@@ -83,12 +83,6 @@ def _note(call: LayerNorm, target: Target) -> str | None:
     return numerics_note(call.x, arch=target.arch)
 
 
-def _pays(call: LayerNorm, target: Target) -> Verdict:
-    return Verdict(
-        False, "nothing is published of aiter's LayerNorm against Inductor, and it was not measured"
-    )
-
-
 AITER = LAYER_NORM.register(
-    Lowering("aiter", requires=(needs_aiter,), refuses=_refuses, note=_note, pays=_pays, run=_run)
+    Lowering("aiter", requires=(needs_aiter,), refuses=_refuses, note=_note, run=_run)
 )

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from rocm_passes.kernels.aiter import contract
 from rocm_passes.kernels.aiter.installation import needs_aiter
-from rocm_passes.ops.operator import Lowering, Verdict
+from rocm_passes.ops.operator import Lowering
 from rocm_passes.ops.rms_norm import RMS_NORM, RmsNorm, another_eps, eps_on_gpu, epsilon, rounds_unlike
 from rocm_passes.target import Target
 
@@ -198,24 +198,4 @@ def reorders(rounds_between: bool) -> str | None:
     return "aiter takes its own steps, where the graph spells out others" if rounds_between else None
 
 
-def _pays(call: RmsNorm, target: Target) -> Verdict:
-    return pays_at_width(call.x)
-
-
-def pays_at_width(x: Tensor) -> Verdict:
-    """aiter's RMSNorm against Inductor's code, as published; it has not been run here on AMD hardware.
-
-    430.6 to 291.4 us at full width (sgl-project/sglang#24360); at head size 128 Inductor was faster
-    (NVIDIA/TensorRT-LLM#11798).
-    """
-    if isinstance(x.shape[-1], int) and x.shape[-1] >= 1024:
-        return Verdict(
-            True,
-            "rule from published results on MI300-class GPUs (sglang#24360); not measured on this machine",
-        )
-    return Verdict(False, "at a small hidden size Inductor is the faster one (TensorRT-LLM#11798)")
-
-
-AITER = RMS_NORM.register(
-    Lowering("aiter", requires=(needs_aiter,), refuses=_refuses, note=_note, pays=_pays, run=_run)
-)
+AITER = RMS_NORM.register(Lowering("aiter", requires=(needs_aiter,), refuses=_refuses, note=_note, run=_run))

@@ -10,8 +10,7 @@ from torch._inductor import inductor_prims
 from torch._prims_common import make_channels_last_strides_for
 
 from rocm_passes.ops.conv2d import CONV2D, Conv2d
-from rocm_passes.ops.operator import Lowering, Verdict
-from rocm_passes.target import Target
+from rocm_passes.ops.operator import Lowering
 
 
 def write(b: Any, call: Conv2d) -> Any:
@@ -23,8 +22,4 @@ def write(b: Any, call: Conv2d) -> Any:
     return b(torch.ops.aten.convolution.default, *arguments.values())
 
 
-def pays(call: Conv2d, target: Target) -> Verdict:
-    return Verdict(True, "channels-last through the whole graph, without conversions between neighbours")
-
-
-CHANNELS_LAST = CONV2D.register(Lowering("channels_last", pays=pays, write=write))
+CHANNELS_LAST = CONV2D.register(Lowering("channels_last", write=write))

@@ -1,4 +1,4 @@
-"""The lowerings of conv3d: which of them take a given call, and the rules where nothing is measured."""
+"""The lowerings of conv3d: which of them take a given call."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from rocm_passes.kernels.aten.conv3d_write import (
     write_unfold,
 )
 from rocm_passes.ops.conv3d import COMPUTE_ERRORS, CONV3D, Conv3d
-from rocm_passes.ops.operator import Lowering, Verdict
+from rocm_passes.ops.operator import Lowering
 from rocm_passes.target import Target
 
 #: These compute with every temporal tap, also with those that see zeros alone.
@@ -99,65 +99,6 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _conv2d_pays(call: Conv3d, target: Target) -> Verdict:
-    kernel = call.weight.shape[2]
-    if kernel > 1:
-        return Verdict(
-            True, f"one of {kernel} temporal taps sees frames that are not zero; the others are dropped"
-        )
-    if target.is_gpu:
-        return Verdict(
-            True, "kT=1: it is a conv2d on frames, for which libraries have more and faster kernels"
-        )
-    return Verdict(False, "kT=1, and on a CPU conv3d is as fast")
-
-
-def _matmul_pays(call: Conv3d, target: Target) -> Verdict:
-    if target.is_gpu:
-        return Verdict(True, "kernel = stride: a matrix product, without the library's convolution")
-    return Verdict(False, "on a CPU the library's convolution is as fast")
-
-
-def _taps_pay(call: Conv3d, target: Target) -> Verdict:
-    (out, channels, kernel, *spatial), live = call.weight.shape, call.live_taps()
-    if live is not None and 1 < live < kernel:
-        return Verdict(
-            True, f"{live} of {kernel} temporal taps see frames that are not zero; the others are dropped"
-        )
-    if target.vendor == "amd":
-        # Not run on AMD hardware here: the published winner over MIOpen's conv3d and over the unfolded copy.
-        return Verdict(
-            True,
-            "rule from published results over MIOpen's conv3d (SeedVR2#634); not measured on this machine",
-        )
-    if target.vendor == "nvidia" and call.channels_last and spatial != [1, 1]:
-        return _taps_on_nvidia(out, channels, call.x[0].dtype)
-    return Verdict(False, "the library's conv3d was the faster one on this kind of device")
-
-
-def _taps_on_nvidia(out: int, channels: int, dtype: torch.dtype) -> Verdict:
-    """As measured on an H200 with channels-last tensors (docs/tuning.md)."""
-    if min(out, channels) >= 64 and dtype is torch.float32:
-        return Verdict(True, "rule from an H200: in float32 taps take 0.6 of the time of cuDNN's conv3d")
-    if min(out, channels) >= 64 and channels % 64 and dtype in LOW_PRECISION:
-        return Verdict(True, "rule from an H200: cuDNN's conv3d is slow at channels not a multiple of 64")
-    return Verdict(False, "cuDNN's conv3d was the faster one on an H200")
-
-
-def _direct_pays(call: Conv3d, target: Target) -> Verdict:
-    if call.channels_last:
-        return Verdict(True, "channels-last through the whole graph, without conversions between neighbours")
-    if call.absorbed:
-        return Verdict(True, "the padding in front of it becomes the convolution's own, without a copy")
-    if call.compute:
-        return Verdict(True, "conv_dtype was asked for")
-    return Verdict(False, "it is what the graph has")
-
-
-def _never(reason: str) -> Callable[[Conv3d, Target], Verdict]:
-    return lambda call, target: Verdict(False, reason)
-
-
 def _register(name: str, write: Callable[[Any, Conv3d], Any], **functions: Any) -> None:
     def written(b: Any, call: Conv3d) -> Any:
         return write_rounded_up(b, write, call) if call.extra_frames else write(b, call)
@@ -165,26 +106,23 @@ def _register(name: str, write: Callable[[Any, Conv3d], Any], **functions: Any) 
     CONV3D.register(Lowering(name, write=written, **{"note": _compute_note, **functions}))
 
 
-_register("matmul", write_matmul, refuses=_refuses_matmul, pays=_matmul_pays)
-_register("conv2d", write_conv2d, refuses=_refuses_conv2d, pays=_conv2d_pays)
-_register("taps", write_taps, refuses=_refuses_taps, note=_both_notes, pays=_taps_pay)
+_register("matmul", write_matmul, refuses=_refuses_matmul)
+_register("conv2d", write_conv2d, refuses=_refuses_conv2d)
+_register("taps", write_taps, refuses=_refuses_taps, note=_both_notes)
 _register(
     "taps_tiled",
     write_taps_tiled,
     refuses=_refuses_taps_tiled,
     note=_both_notes,
-    pays=_never("one call per tap is faster; tiles bound the peak memory"),
 )
-_register("direct", write_direct, pays=_direct_pays)
+_register("direct", write_direct)
 _register(
     "unfold",
     write_unfold,
     refuses=_refuses_unfold,
-    pays=_never("the sum over taps does the same work without the unfolded copy"),
 )
 _register(
     "tiled",
     write_tiled,
     refuses=_refuses_tiled,
-    pays=_never("one call is faster; tiles bound the peak memory"),
 )

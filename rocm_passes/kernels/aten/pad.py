@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rocm_passes.ops.operator import Lowering, Verdict
+from rocm_passes.ops.operator import Lowering
 from rocm_passes.ops.pad import PAD, Pad
 from rocm_passes.target import Target
 
@@ -14,12 +14,8 @@ def refuses(call: Pad, target: Target) -> str | None:
     return None if is_a_copy else "it pads by more than nothing"
 
 
-def pays(call: Pad, target: Target) -> Verdict:
-    return Verdict(True, "it pads by nothing: a copy that is left out")
-
-
 def write(b: Any, call: Pad) -> Any:
     return call.x
 
 
-DROP = PAD.register(Lowering("drop", refuses=refuses, pays=pays, write=write), first=True)
+DROP = PAD.register(Lowering("drop", refuses=refuses, write=write), first=True)

@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 
-from rocm_passes.ops.operator import Lowering, Verdict
+from rocm_passes.ops.operator import Lowering
 from rocm_passes.ops.upsampled_conv import (
-    LEAST_REPETITION,
     UPSAMPLED_CONV,
     UpsampledConv,
     write_moves,
 )
-from rocm_passes.target import Target
 
 aten = torch.ops.aten
 convert = torch.ops.prims.convert_element_type.default
@@ -57,11 +55,4 @@ def _convolved(b: Any, x: Any, call: UpsampledConv) -> Any:
     return b(aten.permute.default, y, [0, rank + 1, *range(1, rank + 1)])
 
 
-def pays(call: UpsampledConv, target: Target) -> Verdict:
-    times = call.repetition()
-    if times < LEAST_REPETITION:
-        return Verdict(False, f"the input has only {times:.3g} times the pixels that it is made of")
-    return Verdict(True, f"computed once for each pixel of the source, not for its {times:.3g} copies")
-
-
-BEFORE_UPSAMPLING = UPSAMPLED_CONV.register(Lowering("before_upsampling", pays=pays, write=write))
+BEFORE_UPSAMPLING = UPSAMPLED_CONV.register(Lowering("before_upsampling", write=write))

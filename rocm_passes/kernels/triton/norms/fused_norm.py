@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor
 
-from rocm_passes.kernels.triton.norms.layer_norm import no_gain, too_wide
+from rocm_passes.kernels.triton.norms.layer_norm import too_wide
 from rocm_passes.ops.fused_norm import FUSED_NORM, FusedNorm
-from rocm_passes.ops.operator import Lowering, Verdict, measured
+from rocm_passes.ops.operator import Lowering
 from rocm_passes.ops.rms_norm import eps_on_gpu, epsilon, rounds_unlike
 from rocm_passes.target import Target, needs_import, needs_triton
-
-#: Columns and elements from which on a chain pays: in blocks on an H200 it does from 512 x 3072 on (FLUX's and
-#: Qwen-Image's text stream); smaller ones have not been measured.
-MIN_WIDTH = 1024
-MIN_ELEMENTS = 2**20
-#: Rows from which on a chain with a norm of the branch pays at both widths measured (2304 and 3840, on an H200): 0.73
-#: to 1.00 of Inductor's time, with Z-Image's norm behind, with Gemma's and with none. Of fewer rows 0.78 to 1.20.
-MIN_ROWS_WITH_BRANCH_NORM = 3072
 
 
 def run(call: FusedNorm) -> list[Tensor]:
@@ -64,31 +54,12 @@ def note(call: FusedNorm, target: Target) -> str | None:
     return None
 
 
-def pays(call: FusedNorm, target: Target) -> Verdict:
-    # Blocks and sites on an H200 (docs/performance.md). LayerNorm: Qwen-Image's four chains 75 -> 48 us of the device.
-    # RMSNorm: with a norm of the branch (Z-Image) 90 -> 64 us; without (LTX) Inductor's own code was the faster one.
-    no = no_gain(target, call.x, MIN_WIDTH, MIN_ELEMENTS)
-    if no is not None:
-        return no
-    rows, layer = math.prod(call.x.shape[:-1]), call.kind == "layer"
-    if call.branch_norm and not layer and rows < MIN_ROWS_WITH_BRANCH_NORM:
-        return Verdict(
-            False,
-            f"with a norm of the branch and {rows} rows, below {MIN_ROWS_WITH_BRANCH_NORM}, Inductor's own code was "
-            "about as fast or faster on an H200",
-        )
-    if call.branch_norm or (layer and (call.branch is not None or call.scale0 is not None)):
-        return Verdict(True, f"one pass over memory for Inductor's two or more ({measured(target)})")
-    return Verdict(False, "with an RMSNorm Inductor's own code was as fast or faster on an H200")
-
-
 TRITON = FUSED_NORM.register(
     Lowering(
         "triton",
         requires=(needs_triton, needs_import("rocm_passes.kernels.triton.norms.norm")),
         refuses=refuses,
         note=note,
-        pays=pays,
         run=run,
         launches=True,
     )

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rocm_passes.kernels.triton.convolution import pad
 from rocm_passes.kernels.triton.norms import group_norm
 from rocm_passes.ops.group_norm_pad import GROUP_NORM_PAD, GroupNormPad
-from rocm_passes.ops.operator import Lowering, Verdict, measured
+from rocm_passes.ops.operator import Lowering
 from rocm_passes.target import Target, needs_import, needs_triton
 
 
@@ -33,27 +32,11 @@ def note(call: GroupNormPad, target: Target) -> str | None:
     return group_norm.rounds_once(call.rounds_between)
 
 
-def pays(call: GroupNormPad, target: Target) -> Verdict:
-    """Where both pay by themselves: then it spares the padding's own pass over memory."""
-    for verdict in (
-        group_norm.pays_for(call.x, target),
-        pad.pays_for(call.shape, call.channels_last, target),
-    ):
-        if not verdict.pays:
-            return verdict
-    # python -m rocm_passes.bench.pads: beside the convolutions 0.67 ms for GroupNorm and a
-    # copy's 0.77, and Inductor's 1.20.
-    return Verdict(
-        True, f"GroupNorm writes the padded tensor itself, one pass over memory less ({measured(target)})"
-    )
-
-
 TRITON = GROUP_NORM_PAD.register(
     Lowering(
         "triton",
         requires=(needs_triton, needs_import("rocm_passes.kernels.triton.norms.group_norm_pad_kernel")),
         note=note,
-        pays=pays,
         run=run,
         launches=True,
     )

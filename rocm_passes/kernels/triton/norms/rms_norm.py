@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rocm_passes.ops.operator import Lowering, Verdict
+from rocm_passes.ops.operator import Lowering
 from rocm_passes.ops.rms_norm import RMS_NORM, RmsNorm, eps_on_gpu, epsilon, rounds_unlike
 from rocm_passes.target import Target, needs_import, needs_triton
 
@@ -41,18 +41,12 @@ def note(call: RmsNorm, target: Target) -> str | None:
     return None
 
 
-def pays(call: RmsNorm, target: Target) -> Verdict:
-    # Measured on an H200 (docs/performance.md): Inductor's own kernel is within 1.15x of the memory floor.
-    return Verdict(False, "Inductor fuses a plain RMSNorm with its neighbours at least as fast")
-
-
 TRITON = RMS_NORM.register(
     Lowering(
         "triton",
         requires=(needs_triton, needs_import("rocm_passes.kernels.triton.norms.norm")),
         refuses=refuses,
         note=note,
-        pays=pays,
         run=run,
         launches=True,
     )

@@ -1,0 +1,38 @@
+"""What to do where nothing was measured on the user's machine: one table of rules, and one of bounds.
+
+To change a rule, change its row: `norms.py`, `rotary.py`, `convolution.py`, `layout.py`; a bound: `bounds.py`.
+`rocm-passes rules` prints both; docs/rules.md lists them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rocm_passes.policy import convolution, layout, norms, rotary
+from rocm_passes.policy.bounds import BOUNDS, Bound
+from rocm_passes.policy.quantities import quantities
+from rocm_passes.policy.rules import EVERY, Evidence, Rule, Verdict, decide
+from rocm_passes.target import Target
+
+__all__ = ["BOUNDS", "RULES", "Bound", "Evidence", "Rule", "Verdict", "verdict"]
+
+#: Of lowerings that have no row of their own. They may still be measured, or forced.
+OTHERS = [
+    Rule(
+        EVERY, "reference", "any", {}, False,
+        "on a CPU, Inductor's fused code is faster than one operator in plain torch",
+        Evidence(figures="not measured: it reads and writes memory at every step"),
+    ),
+    Rule(
+        EVERY, EVERY, "any", {}, False,
+        "it has not been measured to pay on this machine", Evidence(figures="not measured"),
+    ),
+]  # fmt: skip
+
+#: In order: the first rule that applies decides.
+RULES: tuple[Rule, ...] = (*norms.RULES, *rotary.RULES, *convolution.RULES, *layout.RULES, *OTHERS)
+
+
+def verdict(operator: str, lowering: str, call: Any, target: Target) -> Verdict:
+    """Does the lowering of the operator pay for this call on the target? The call holds fake tensors."""
+    return decide(RULES, operator, lowering, quantities(operator, call), target)

@@ -1,0 +1,148 @@
+"""Rules for convolutions and for padding in front of them, where no measurement of the call is known."""
+
+from __future__ import annotations
+
+from rocm_passes.policy.bounds import LEAST_REPETITION
+from rocm_passes.policy.conditions import at_least, both, not_a_multiple_of, one_of
+from rocm_passes.policy.rules import Evidence, Rule
+
+CONV3D_CHOICES = "python -m rocm_passes.bench.conv3d --all"
+CONV3D_WAYS = "python -m rocm_passes.bench.conv3d"
+PADS = "python -m rocm_passes.bench.pads"
+
+TUNING, CALLS = "docs/tuning.md", "docs/conv3d.md"
+
+EXACT = Evidence(figures="by construction: exact algebra with less work")
+NOT_MEASURED = Evidence(figures="not measured")
+DROPPED = "{live_taps} of {taps} temporal taps see frames that are not zero; the others are dropped"
+CHANNELS_LAST = "channels-last through the whole graph, without conversions between neighbours"
+DECODES = Evidence(
+    "H200",
+    figures="conv3d and its padding 0.42 vs. 0.63 ms (192-384, 2+2 frames), 3.28 vs. 4.17 (96-96, 2+4 frames)",
+    docs=TUNING,
+)
+ASKED_FOR = Evidence(figures="by construction: the user chose the dtype")
+#: Taken where a measurement of the call says so, or where it is forced.
+MEASURED_ONLY = (Evidence("H200", figures="by call", docs=CALLS), CONV3D_CHOICES)
+TILES = "tiles bound the peak memory"
+
+CONV3D = [
+    Rule(
+        "conv3d", "matmul", "gpu", {}, True,
+        "kernel = stride: a matrix product, without the library's convolution",
+        Evidence("H200", figures="a patch embedding took at most a third of the time of any other lowering",
+                 docs=CALLS),
+        CONV3D_CHOICES,
+    ),
+    Rule(
+        "conv3d", "matmul", "cpu", {}, False,
+        "on a CPU the library's convolution is as fast", NOT_MEASURED,
+    ),
+    Rule("conv3d", "conv2d", "any", {"taps": at_least(2)}, True, DROPPED, EXACT),
+    Rule(
+        "conv3d", "conv2d", "gpu", {}, True,
+        "kT=1: it is a conv2d on frames, for which libraries have more and faster kernels",
+        Evidence("H200", docs=CALLS), CONV3D_CHOICES,
+    ),
+    Rule("conv3d", "conv2d", "any", {}, False, "kT=1, and on a CPU conv3d is as fast", NOT_MEASURED),
+    Rule(
+        "conv3d", "taps", "any", {"live_taps": at_least(2), "dropped_taps": at_least(1)}, True, DROPPED, EXACT,
+    ),
+    Rule(
+        "conv3d", "taps", "amd", {}, True,
+        "the sum over taps was faster than MIOpen's conv3d",
+        Evidence(published="SeedVR2#634", figures="faster than MIOpen's conv3d and than the unfolded copy"),
+    ),
+    Rule(
+        "conv3d", "taps", "nvidia",
+        {
+            "channels_last": True, "spatial_kernel": at_least(2), "dtype": "float32",
+            "out_channels": at_least(64), "in_channels": at_least(64),
+        }, True,
+        "in float32 taps take 0.6 of the time of cuDNN's conv3d",
+        Evidence("H200", figures="3.71 vs. 6.37 ms (96-96, 2+4 frames), 1.32 vs. 2.14 (384-384, 2+2 frames)",
+                 docs=TUNING),
+        CONV3D_WAYS,
+    ),
+    Rule(
+        "conv3d", "taps", "nvidia",
+        {
+            "channels_last": True, "spatial_kernel": at_least(2), "dtype": one_of("bfloat16", "float16"),
+            "out_channels": at_least(64), "in_channels": both(at_least(64), not_a_multiple_of(64)),
+        }, True,
+        "cuDNN's conv3d is slow at channels not a multiple of 64",
+        Evidence("H200", figures="2.19 vs. 3.28 ms (96-96, 2+4 frames), 4.69 vs. 7.37 (96-96, 720p)",
+                 docs=TUNING),
+        CONV3D_WAYS,
+    ),
+    Rule(
+        "conv3d", "taps", "nvidia", {}, False,
+        "cuDNN's conv3d was faster",
+        Evidence("H200", figures="1.47 vs. 1.52 ms (192-192, 2+4 frames), 0.42 vs. 0.62 (192-384, 2+2 frames)",
+                 docs=TUNING),
+        CONV3D_WAYS,
+    ),
+    Rule("conv3d", "taps", "any", {}, False, "on a CPU the library's conv3d was faster", NOT_MEASURED),
+    Rule("conv3d", "taps_tiled", "any", {}, False, f"one call per tap is faster; {TILES}", *MEASURED_ONLY),
+    Rule("conv3d", "direct", "any", {"channels_last": True}, True, CHANNELS_LAST, DECODES, CONV3D_WAYS),
+    Rule(
+        "conv3d", "direct", "any", {"absorbs_padding": True}, True,
+        "the padding in front of it becomes the convolution's own, without a copy", EXACT,
+    ),
+    Rule("conv3d", "direct", "any", {"conv_dtype_given": True}, True, "conv_dtype was asked for", ASKED_FOR),
+    Rule("conv3d", "direct", "any", {}, False, "it is what the graph has", EXACT),
+    Rule(
+        "conv3d", "unfold", "any", {}, False,
+        "the sum over taps does the same work without the unfolded copy", *MEASURED_ONLY,
+    ),
+    Rule("conv3d", "tiled", "any", {}, False, f"one call is faster; {TILES}", *MEASURED_ONLY),
+]  # fmt: skip
+
+CONV2D = [
+    Rule("conv2d", "channels_last", "any", {}, True, CHANNELS_LAST, DECODES, CONV3D_WAYS),
+]
+
+REPEATED = {"repetition": at_least(LEAST_REPETITION.value)}
+
+UPSAMPLED_CONV = [
+    Rule(
+        "upsampled_conv", "before_upsampling", "any", REPEATED, True,
+        "computed once for each pixel of the source, not for its {repetition:.3g} copies", EXACT,
+    ),
+    Rule(
+        "upsampled_conv", "before_upsampling", "any", {}, False,
+        "the input has only {repetition:.3g} times the pixels that it is made of", NOT_MEASURED,
+    ),
+]  # fmt: skip
+
+NO_KERNEL = Evidence(figures="not measured: the kernels run on a CPU in Triton's interpreter only")
+
+PAD = [
+    Rule("pad", "drop", "any", {}, True, "it pads by nothing: a copy that is left out", EXACT),
+    Rule(
+        "pad", "triton", "cpu", {}, False,
+        "on a CPU Inductor fuses the padding with what makes its input", NO_KERNEL,
+    ),
+    Rule(
+        "pad", "triton", "gpu",
+        {"channels_last": True, "upsamples": True, "padded_elements": at_least(2**22)}, True,
+        "one pass, where Inductor crosses memory in the wrong order",
+        Evidence("H200", figures="HunyuanVideo's upsamplers 0.59 vs. 2.55 ms (C 256, 9 x 128 x 128), "
+                 "0.18 vs. 0.67 (C 512, 5 x 64 x 64)", docs=TUNING),
+        PADS,
+    ),
+    Rule(
+        "pad", "triton", "gpu", {"channels_last": False}, False,
+        "the convolution's input is contiguous: Inductor's copy keeps the memory order", NOT_MEASURED,
+    ),
+    Rule(
+        "pad", "triton", "gpu", {"upsamples": False}, False,
+        "without upsampling Inductor's copy is as fast, and may be fused", Evidence("H200", docs=TUNING), PADS,
+    ),
+    Rule(
+        "pad", "triton", "gpu", {}, False,
+        "small padding is left to Inductor to fuse, which was not measured: {unmet}", NOT_MEASURED,
+    ),
+]  # fmt: skip
+
+RULES = [*CONV3D, *CONV2D, *UPSAMPLED_CONV, *PAD]
