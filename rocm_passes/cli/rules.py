@@ -1,4 +1,4 @@
-"""`rocm-passes rules`: the rules that decide where nothing was measured, for this machine or another."""
+"""`rocm-passes rules`: the rules that decide where nothing was measured."""
 
 from __future__ import annotations
 
@@ -20,15 +20,18 @@ ARCHITECTURES = {"amd": r"gfx[0-9a-f]{3,}", "nvidia": r"sm_[0-9]{2,}", "cpu": "c
 
 @click.command(short_help="say by which rules lowerings are chosen where nothing was measured")
 @click.option(
-    "--target", "arch", metavar="ARCH", help="Rules for gfx942, sm_90, cpu, ... Default: this machine."
+    "--target",
+    "arch",
+    metavar="ARCH",
+    help="Rules for gfx942, sm_90, cpu, ... Default: this machine.",
 )
 @click.option("--all", "every", is_flag=True, help="Print the rules of all machines.")
 @click.option("--json", "as_json", is_flag=True, help="Print the rules and the bounds as JSON.")
 def rules(arch: str | None, every: bool, as_json: bool) -> None:
     """Print the rules that choose lowerings on this machine, with the evidence of each.
 
-    Of the rules for a lowering, the first whose condition holds decides. Measurements come before rules:
-    `rocm-passes tune --show` prints those that are known.
+    Of the rules for a lowering, the first whose condition holds decides. Measurements come before
+    rules: `rocm-passes tune --show` prints those that are known.
     """
     if every and arch is not None:
         raise click.UsageError("rules: give --target or --all, not both")

@@ -1,7 +1,7 @@
-"""What to do where nothing was measured on the user's machine: one table of rules, and one of bounds.
+"""What to do where nothing was measured on the user's machine: tables of rules and of bounds.
 
-To change a rule, change its row: `norms.py`, `rotary.py`, `convolution.py`, `layout.py`; a bound: `bounds.py`.
-`rocm-passes rules` prints both; docs/rules.md lists them.
+A rule is one row, in `norms.py`, `rotary.py`, `convolution.py` or `layout.py`. A bound is one in
+`bounds.py`. `rocm-passes rules` prints both, and docs/rules.md lists them.
 """
 
 from __future__ import annotations
@@ -19,20 +19,35 @@ __all__ = ["BOUNDS", "RULES", "Bound", "Evidence", "Rule", "Verdict", "verdict"]
 #: Of lowerings that have no row of their own. They may still be measured, or forced.
 OTHERS = [
     Rule(
-        EVERY, "reference", "any", {}, False,
+        EVERY,
+        "reference",
+        "any",
+        {},
+        False,
         "on a CPU, Inductor's fused code is faster than one operator in plain torch",
         Evidence(figures="not measured: it reads and writes memory at every step"),
     ),
     Rule(
-        EVERY, EVERY, "any", {}, False,
-        "it has not been measured to pay on this machine", Evidence(figures="not measured"),
+        EVERY,
+        EVERY,
+        "any",
+        {},
+        False,
+        "it has not been measured to pay on this machine",
+        Evidence(figures="not measured"),
     ),
-]  # fmt: skip
+]
 
 #: In order: the first rule that applies decides.
-RULES: tuple[Rule, ...] = (*norms.RULES, *rotary.RULES, *convolution.RULES, *layout.RULES, *OTHERS)
+RULES: tuple[Rule, ...] = (
+    *norms.RULES,
+    *rotary.RULES,
+    *convolution.RULES,
+    *layout.RULES,
+    *OTHERS,
+)
 
 
 def verdict(operator: str, lowering: str, call: Any, target: Target) -> Verdict:
-    """Does the lowering of the operator pay for this call on the target? The call holds fake tensors."""
+    """Does the lowering of the operator pay for this call, of fake tensors, on the target?"""
     return decide(RULES, operator, lowering, quantities(operator, call), target)

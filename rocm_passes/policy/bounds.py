@@ -1,4 +1,4 @@
-"""Numbers that decide something other than "does this lowering pay": for measuring, for passes, for pipelines."""
+"""Numbers that decide what is measured, what passes take and how a pipeline is compiled."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Bound:
-    """A number with its unit, what it decides, and where it comes from. command: what measured it."""
+    """A number, what it decides, and where it comes from. command: what measured it."""
 
     name: str
     value: float
@@ -21,100 +21,162 @@ CONV3D_CHOICES = "python -m rocm_passes.bench.conv3d --all"
 VAE = "python -m rocm_passes.bench.vae"
 
 WORTH_MEASURING = Bound(
-    "WORTH_MEASURING", 1e9, "floating-point operations",
+    "WORTH_MEASURING",
+    1e9,
+    "floating-point operations",
     "a convolution with less work, and fewer bytes than WORTH_MEASURING_MIB, is not measured",
     "some microseconds on an H200, where lowerings differ by noise",
     CONV3D_CHOICES,
-)  # fmt: skip
+)
 WORTH_MEASURING_MIB = Bound(
-    "WORTH_MEASURING_MIB", 8, "MiB of input and result",
+    "WORTH_MEASURING_MIB",
+    8,
+    "MiB of input and result",
     "a convolution with fewer bytes, and less work than WORTH_MEASURING, is not measured",
     "some microseconds on an H200, where lowerings differ by noise",
     CONV3D_CHOICES,
-)  # fmt: skip
+)
 NOISE = Bound(
-    "NOISE", 0.02, "of the time",
+    "NOISE",
+    0.02,
+    "of the time",
     "within this the lowering with less memory is taken; a lowering is faster only beyond it",
-    "with the noise of measuring, 234 of 236 choices on an H200 then lay within AGREEMENT (docs/conv3d.md)",
+    "with it 234 of 236 choices on an H200 lay within AGREEMENT (docs/conv3d.md)",
     CONV3D_CHOICES,
-)  # fmt: skip
+)
 AGREEMENT = Bound(
-    "AGREEMENT", 0.03, "of the time",
+    "AGREEMENT",
+    0.03,
+    "of the time",
     "the benchmark calls a choice right within this of the best lowering of a second measurement",
     "NOISE, and what cuDNN's conv3d moves between two measurements on an H200 (docs/tuning.md)",
     CONV3D_CHOICES,
-)  # fmt: skip
+)
 SEARCH_SHARE = Bound(
-    "SEARCH_SHARE", 0.25, "of tune_seconds",
+    "SEARCH_SHARE",
+    0.25,
+    "of tune_seconds",
     "a first call that takes longer is not repeated: a library was searching for kernels",
     "not measured; MIOpen's find takes minutes for a shape (ROCm/rocm-libraries#3553)",
-)  # fmt: skip
+)
 USUAL_MIB = Bound(
-    "USUAL_MIB", 512, "MiB",
+    "USUAL_MIB",
+    512,
+    "MiB",
     "the largest convolution of a graph may need as much memory beside its tensors",
     "Wan's decode on an H200 took no longer with the bound, and 0.5 GiB less",
     VAE,
-)  # fmt: skip
+)
 USUAL_SHARE = Bound(
-    "USUAL_SHARE", 0.75, "of input and result",
-    "the same, where that is more than USUAL_MIB: a sum over three taps holds three results at once",
+    "USUAL_SHARE",
+    0.75,
+    "of input and result",
+    "the same, where that is more: a sum over three taps holds three results at once",
     "Wan's decode on an H200 took no longer with the bound, and 0.5 GiB less",
     VAE,
-)  # fmt: skip
+)
 
 ROUNDS = Bound(
-    "ROUNDS", 11, "rounds", "as often each candidate of a measurement is timed",
-    "medians repeat within NOISE on an H200", CONV3D_CHOICES,
-)  # fmt: skip
+    "ROUNDS",
+    11,
+    "rounds",
+    "as often each candidate of a measurement is timed",
+    "medians repeat within NOISE on an H200",
+    CONV3D_CHOICES,
+)
 FEWEST_ROUNDS = Bound(
-    "FEWEST_ROUNDS", 3, "rounds", "before this no candidate is dropped, however long it takes",
+    "FEWEST_ROUNDS",
+    3,
+    "rounds",
+    "before this no candidate is dropped, however long it takes",
     "not measured: the fewest that have a median",
-)  # fmt: skip
+)
 HOPELESS = Bound(
-    "HOPELESS", 1.15, "of the fastest time", "a slower candidate is measured no further",
-    "far beyond the 8 % that cuDNN's conv3d moves under lasting load on an H200 (docs/tuning.md)", CONV3D_CHOICES,
-)  # fmt: skip
+    "HOPELESS",
+    1.15,
+    "of the fastest time",
+    "a slower candidate is measured no further",
+    "far beyond the 8 % that cuDNN's conv3d moves under lasting load on an H200 (docs/tuning.md)",
+    CONV3D_CHOICES,
+)
 BURST_SECONDS = Bound(
-    "BURST_SECONDS", 0.7e-3, "s", "short calls are repeated until a burst takes as long",
+    "BURST_SECONDS",
+    0.7e-3,
+    "s",
+    "short calls are repeated until a burst takes as long",
     "far above an event's resolution of half a microsecond",
-)  # fmt: skip
+)
 ROUND_SECONDS = Bound(
-    "ROUND_SECONDS", 0.25, "s", "after this no further round is begun: the noise of long calls is less",
-    "measuring takes 0.3 s a call on an H200 (docs/tuning.md)", CONV3D_CHOICES,
-)  # fmt: skip
+    "ROUND_SECONDS",
+    0.25,
+    "s",
+    "after this no further round is begun: the noise of long calls is less",
+    "measuring takes 0.3 s a call on an H200 (docs/tuning.md)",
+    CONV3D_CHOICES,
+)
 WARM_SECONDS = Bound(
-    "WARM_SECONDS", 0.1, "s", "as long the GPU is kept busy before anything counts",
-    "a conv3d of cuDNN that took 0.74 ms at first took 0.79 on, on an H200", CONV3D_CHOICES,
-)  # fmt: skip
+    "WARM_SECONDS",
+    0.1,
+    "s",
+    "as long the GPU is kept busy before anything counts",
+    "a conv3d of cuDNN that took 0.74 ms at first took 0.79 on, on an H200",
+    CONV3D_CHOICES,
+)
 HOST_SECONDS = Bound(
-    "HOST_SECONDS", 50e-6, "s", "what the host takes to enqueue a convolution, at most",
+    "HOST_SECONDS",
+    50e-6,
+    "s",
+    "what the host takes to enqueue a convolution, at most",
     "not measured here; a burst waits so long behind a copy",
-)  # fmt: skip
+)
 
 NODES_PER_CONVOLUTION = Bound(
-    "NODES_PER_CONVOLUTION", 300, "nodes",
-    "a graph with as many nodes for each convolution is no convolutional network, and keeps its memory format",
+    "NODES_PER_CONVOLUTION",
+    300,
+    "nodes",
+    "a graph with as many nodes for each convolution keeps its memory format",
     "as Inductor's own layout optimisation has it (torch/_inductor/graph.py)",
-)  # fmt: skip
+)
 LEAST_REPETITION = Bound(
-    "LEAST_REPETITION", 2, "pixels of the input for each pixel that it is made of",
+    "LEAST_REPETITION",
+    2,
+    "pixels of the input for each pixel that it is made of",
     "with fewer, upsampled_conv and gather_in_norm leave the graph as it is",
-    "not measured: the result is written in full either way, and the gather costs what the products save",
-)  # fmt: skip
+    "not measured: the gather costs what the products save",
+)
 LEAST_RUN = Bound(
-    "LEAST_RUN", 32, "channels",
-    "a depth-to-space that moves fewer channels of a pixel at a time is left as it is (sort_depth_to_space)",
+    "LEAST_RUN",
+    32,
+    "channels",
+    "sort_depth_to_space leaves a depth-to-space that moves fewer channels at a time",
     "64 bytes in a 16-bit dtype; LTX-Video's decode 36.9 vs. 37.9 ms on an H200, write_into_cat included",
     VAE,
-)  # fmt: skip
+)
 NEARLY_ALL = Bound(
-    "NEARLY_ALL", 0.9, "of a denoiser's weights",
+    "NEARLY_ALL",
+    0.9,
+    "of a denoiser's weights",
     "blocks that hold as much are compiled one by one; with less the denoiser is compiled whole",
-    "transformers of diffusers 0.42 lie between 0.92 and 0.999, UNets between 0.29 (SD 1.5) and 0.85 (SDXL)",
-)  # fmt: skip
+    "of diffusers 0.42: transformers 0.92 to 0.999, UNets 0.29 (SD 1.5) to 0.85 (SDXL)",
+)
 
 BOUNDS = (
-    WORTH_MEASURING, WORTH_MEASURING_MIB, NOISE, AGREEMENT, SEARCH_SHARE, USUAL_MIB, USUAL_SHARE,
-    ROUNDS, FEWEST_ROUNDS, HOPELESS, BURST_SECONDS, ROUND_SECONDS, WARM_SECONDS, HOST_SECONDS,
-    NODES_PER_CONVOLUTION, LEAST_REPETITION, LEAST_RUN, NEARLY_ALL,
-)  # fmt: skip
+    WORTH_MEASURING,
+    WORTH_MEASURING_MIB,
+    NOISE,
+    AGREEMENT,
+    SEARCH_SHARE,
+    USUAL_MIB,
+    USUAL_SHARE,
+    ROUNDS,
+    FEWEST_ROUNDS,
+    HOPELESS,
+    BURST_SECONDS,
+    ROUND_SECONDS,
+    WARM_SECONDS,
+    HOST_SECONDS,
+    NODES_PER_CONVOLUTION,
+    LEAST_REPETITION,
+    LEAST_RUN,
+    NEARLY_ALL,
+)

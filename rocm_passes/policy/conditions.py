@@ -26,7 +26,7 @@ class One:
     bound: Any
 
     def holds(self, value: Any) -> bool:
-        """Does it hold for the value? Never for None (unknown). For a symbolic value, if that is provable."""
+        """Does it hold? Never for None (unknown); for a symbolic value, if it is provable."""
         return value is not None and known(RELATIONS[self.relation](value, self.bound))
 
     def __str__(self) -> str:

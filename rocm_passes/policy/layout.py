@@ -16,14 +16,21 @@ OPERATOR, LOWERING = "memory_format", "channels_last"
 
 RULES = [
     Rule(
-        OPERATOR, LOWERING, "nvidia", {"convolutional": True}, True,
+        OPERATOR,
+        LOWERING,
+        "nvidia",
+        {"convolutional": True},
+        True,
         "convolutions run channels-last, without conversions between neighbours",
-        Evidence("H200", figures="conv3d channels-last 0.42 to 0.73 vs. 0.63 to 0.86 ms as it is (docs/tuning.md)",
-                 docs="docs/tuning.md"),
+        Evidence(
+            "H200",
+            figures="conv3d channels-last 0.42 to 0.73 vs. 0.63 to 0.86 ms as it is",
+            docs="docs/tuning.md",
+        ),
         "python -m rocm_passes.bench.conv3d",
     ),
     Rule(OPERATOR, LOWERING, "any", {}, False, "left to Inductor", Evidence(figures="not measured")),
-]  # fmt: skip
+]
 
 
 def channels_last(graph: fx.Graph, options: Options, target: Target) -> bool:

@@ -9,8 +9,8 @@ from rocm_passes.policy import bounds
 def usual_memory_mib(call: Conv3d) -> float:
     """MiB beside the call's tensors.
 
-    A sum over three taps holds three results at once, as much as input and result of Wan's last block together. A
-    smaller call may need so much more: with its tensors it then takes as much as the largest one may.
+    A sum over three taps holds three results at once: as much as input and result of Wan's last
+    block. A smaller call may need more beside its tensors, as much as the largest one with its own.
     """
     own = call.tensors_mib()
     largest = max(own, call.largest_mib)

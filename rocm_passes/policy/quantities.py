@@ -123,7 +123,7 @@ def _dtype(x: Tensor) -> str:
     return str(x.dtype).removeprefix("torch.")
 
 
-#: By the name of the operator. An operator that has none here has no quantities: only `{}` holds for it.
+#: By the name of the operator. For an operator that is not here only the condition {} holds.
 QUANTITIES: dict[str, Callable[[Any], Quantities]] = {
     "rms_norm": _norm,
     "layer_norm": _norm,

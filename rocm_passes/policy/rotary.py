@@ -1,7 +1,7 @@
 """Rules for rotary embeddings.
 
-A launch by Inductor's code costs the host little. An opaque call (aiter, symbolic sizes) costs it more than the device
-saves in a small rotation. A CUDA graph costs it nothing.
+A launch by Inductor's code costs the host little. An opaque call (aiter, symbolic sizes) costs it
+more than the device saves in a small rotation. A CUDA graph costs it nothing.
 """
 
 from __future__ import annotations
@@ -29,12 +29,15 @@ KEEPS_UP: dict[str, tuple[dict[str, Any], ...]] = {
 }
 WHERE = {"triton": "gpu", "aiter": "amd"}
 
-SMALL = "at {channels} channels the call costs the host more than the device saves; mode='reduce-overhead' avoids that"
+SMALL = (
+    "at {channels} channels the call costs the host more than the device saves; "
+    "mode='reduce-overhead' avoids that"
+)
 SMALL_EVIDENCE = Evidence(
     "H200",
-    figures="launched by Inductor: in blocks of 2 to 8 ms every rotation from 1.5M channels of q on took less of the "
-    "device, and no more of the host. Opaque calls: blocks with 14M (Qwen-Image, FLUX.1) were slower, with 18M "
-    "(Z-Image) as fast, with more faster",
+    figures="launched by Inductor: in blocks of 2 to 8 ms every rotation from 1.5M channels of q on "
+    "took less of the device, and no more of the host. Opaque calls: blocks with 14M (Qwen-Image, "
+    "FLUX.1) were slower, with 18M (Z-Image) as fast, with more faster",
     docs=PERFORMANCE,
 )
 
@@ -55,11 +58,23 @@ REAL_EVIDENCE = Evidence(
 def rotations(operator: str, lowering: str) -> list[Rule]:
     """The rules of a kernel that rotates one tensor or two: by spelling, then by size."""
     where = WHERE[lowering]
-    spellings = (("complex", COMPLEX, COMPLEX_EVIDENCE), ("slice assignment", SCATTERED, SCATTERED_EVIDENCE))
+    spellings = (
+        ("complex", COMPLEX, COMPLEX_EVIDENCE),
+        ("slice assignment", SCATTERED, SCATTERED_EVIDENCE),
+    )
     return [
         Rule(operator, lowering, "cpu", {}, False, ON_A_CPU, NO_KERNEL),
         *(
-            Rule(operator, lowering, where, {"spelling": spelling, **enough}, True, why, evidence, KERNELS)
+            Rule(
+                operator,
+                lowering,
+                where,
+                {"spelling": spelling, **enough},
+                True,
+                why,
+                evidence,
+                KERNELS,
+            )
             for spelling, why, evidence in spellings
             for enough in KEEPS_UP[lowering]
         ),
@@ -71,7 +86,8 @@ def rotations(operator: str, lowering: str) -> list[Rule]:
 NORMED = "one pass over q and k: 1.0 to 1.3x of the floor, Inductor 2.9 to 5.7x"
 NORMED_EVIDENCE = Evidence(
     "H200",
-    figures="389 vs. 1143 us (Wan, 32760 tokens), 38.1 vs. 192 (Z-Image), 34.9 vs. 112 (FLUX), 61.3 vs. 158 (FLUX.2)",
+    figures="389 vs. 1143 us (Wan, 32760 tokens), 38.1 vs. 192 (Z-Image), 34.9 vs. 112 (FLUX), "
+    "61.3 vs. 158 (FLUX.2)",
     docs=PERFORMANCE,
 )
 
@@ -92,7 +108,11 @@ RULES = [
     *rotations("rotary", "aiter"),
     *rotations("rotary", "triton"),
     Rule(
-        "rotary", "real", "any", {}, True,
+        "rotary",
+        "real",
+        "any",
+        {},
+        True,
         "Inductor generates no code for complex numbers, and fuses their parts",
         Evidence(figures="by construction: the graph's complex operators are left out"),
     ),
@@ -100,4 +120,4 @@ RULES = [
     *rotations("rotary_pair", "triton"),
     *normed_rotations("triton"),
     *normed_rotations("aiter"),
-]  # fmt: skip
+]

@@ -1,7 +1,7 @@
-"""Rules: does a lowering pay for a call on a target, where nothing was measured on the user's machine?
+"""Rules: does a lowering pay for a call on a target, where nothing was measured there?
 
-A rule is data. Its condition is a table of tests over named quantities of a call (`quantities.py`). Of the rules for a
-lowering and a target, in the order of the table, the first whose condition holds decides.
+A rule is data. Its condition is a table of tests of a call's quantities (`quantities.py`). Of the
+rules for a lowering and a target the first decides whose condition holds.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Verdict(NamedTuple):
 class Evidence:
     """Where a rule comes from.
 
-    machine: what it was measured on by this project; published: who else measured it. Without either the rule
-    follows from what the lowering computes, or nothing was measured; `figures` says which.
+    machine: what this project measured it on. published: who else measured it. Without either, the
+    rule follows from what the lowering computes, or nothing was measured: `figures` says which.
     figures: the numbers, and what they were compared with. docs: the page that has them.
     """
 
@@ -57,10 +57,11 @@ class Rule:
     """One row of the table.
 
     operator: an operator of `ops/` or EVERY. lowering: one of its lowerings or EVERY.
-    where: "any", "cpu", "gpu", a vendor ("amd", "nvidia"), or the beginning of an architecture ("gfx94", "sm_90").
+    where: "any", "cpu", "gpu", a vendor ("amd", "nvidia"), or the beginning of an architecture
+    ("gfx94", "sm_90").
     condition: tests by quantity, all of which must hold; a bare value means equality. {}: always.
-    reason: for the ledger. `{rows}` is replaced by that quantity of the call, `{unmet}` by the tests that the call
-    fails of the nearest rule that pays. command: what measured the evidence.
+    reason: for the ledger. `{rows}` stands for that quantity of the call, `{unmet}` for the tests
+    that the call fails of the nearest rule that pays. command: what measured the evidence.
     """
 
     operator: str

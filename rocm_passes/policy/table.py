@@ -10,7 +10,16 @@ from rocm_passes.policy.bounds import Bound
 from rocm_passes.policy.conditions import All, Check, One
 from rocm_passes.policy.rules import EVERY, Rule
 
-RULE_HEAD = ("operator", "lowering", "where", "condition", "pays", "reason", "evidence", "command")
+RULE_HEAD = (
+    "operator",
+    "lowering",
+    "where",
+    "condition",
+    "pays",
+    "reason",
+    "evidence",
+    "command",
+)
 SHORT_HEAD = ("lowering", "where", "condition", "pays", "reason, evidence, command")
 BOUND_HEAD = ("bound", "value", "what it decides", "evidence", "command")
 
@@ -45,7 +54,7 @@ def bound_row(bound: Bound) -> tuple[str, ...]:
 
 
 def as_dict(rule: Rule) -> dict[str, Any]:
-    """A rule for JSON. Each quantity of the condition has its tests as pairs of relation and bound."""
+    """A rule for JSON. A quantity of the condition has pairs of relation and bound."""
     condition = {name: [[t.relation, t.bound] for t in _each(test)] for name, test in rule.tests.items()}
     return {**asdict(rule), "condition": condition}
 

@@ -1,4 +1,4 @@
-"""Calls of every computation, on both sides of every bound of the rules. Their tensors are on the meta device."""
+"""Calls of every operator, on both sides of every bound of the rules, with meta tensors."""
 
 from __future__ import annotations
 
@@ -37,8 +37,24 @@ TARGETS = {
 }
 
 #: Rows and columns on both sides of 1024 columns, of 3072 rows, and of 2^20 and 2^22 elements.
-ROWS = [(512, 1023), (1025, 1023), (4100, 1023), (64, 1024), (1023, 1024), (1024, 1024), (3071, 1024)]
-ROWS += [(3072, 1024), (4095, 1024), (4096, 1024), (512, 3072), (1024, 3840), (3072, 3840), (236544, 64)]
+ROWS = [
+    (512, 1023),
+    (1025, 1023),
+    (4100, 1023),
+    (64, 1024),
+    (1023, 1024),
+    (1024, 1024),
+    (3071, 1024),
+]
+ROWS += [
+    (3072, 1024),
+    (4095, 1024),
+    (4096, 1024),
+    (512, 3072),
+    (1024, 3840),
+    (3072, 3840),
+    (236544, 64),
+]
 
 
 def meta(*shape: Any, dtype: torch.dtype = BF16) -> Tensor:
@@ -46,7 +62,7 @@ def meta(*shape: Any, dtype: torch.dtype = BF16) -> Tensor:
 
 
 def with_symbol(*shape: Any, least: int = 0) -> Tensor:
-    """A tensor of this shape, the first size replaced by a symbol that is known to be at least `least`."""
+    """A tensor of this shape. Its first size is a symbol, known to be at least `least`."""
     sizes = ShapeEnv()
     with FakeTensorMode(shape_env=sizes):
         size = sizes.create_unbacked_symint()

@@ -1,4 +1,4 @@
-"""The table of rules: every row decides some call, holds where its tests do, and names what measured it."""
+"""The table of rules: every row decides some call, and names what measured it."""
 
 from __future__ import annotations
 
@@ -177,7 +177,10 @@ def test_an_unmet_test_is_said_with_the_call_s_own_number() -> None:
         "elements = 1,048,575, required >= 4,194,304",
     )
     symbolic = policy.verdict("layer_norm", "triton", calls()["layer_norm"][-1], H200)
-    assert symbolic == (False, "not measured to pay for such a call: elements unknown at compile time")
+    assert symbolic == (
+        False,
+        "not measured to pay for such a call: elements unknown at compile time",
+    )
 
 
 def test_a_lowering_without_a_row_is_not_taken_by_rule() -> None:

@@ -1,6 +1,7 @@
 """The verdicts of all rules over a grid of calls and targets are those that were recorded.
 
-After a row was changed on purpose: `python -m tests.policy.test_verdicts` records anew, and the diff shows what moved.
+`python -m tests.policy.test_verdicts` records anew after a row was changed on purpose; the diff
+shows what moved.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ def idioms() -> dict[str, Idiom]:
 
 
 def recorded() -> str:
-    """For each lowering and target a bit a call, in hexadecimal. Targets that agree share a line."""
+    """For each lowering and target, a bit for each call, in hexadecimal."""
     lines: dict[str, list[str]] = defaultdict(list)
     for operator, made in calls().items():
         for graphs in (False, True) if "rotary" in operator else (False,):
