@@ -1,13 +1,13 @@
 """The ways to compile a pipeline that are compared: eager, plain Inductor's, and this package's.
 
-    eager          nothing is compiled
-    blocks         pipe.transformer.compile_repeated_blocks(), VAE eager: what diffusers' documentation advises
-    blocks+vae     the same and the VAE's decoder, all with static shapes
-    whole+vae      the denoiser as one graph and the VAE's decoder, static shapes
-    whole+graphs   the same, with mode="reduce-overhead" for the denoiser
-    ours           rocm_passes.compile_pipeline(pipe)
-    ours+whole, ours+blocks   the same with how="whole", how="blocks"
-    ours+graphs    the same with mode="reduce-overhead"
+eager          nothing is compiled
+blocks         pipe.transformer.compile_repeated_blocks(), VAE eager: what diffusers' documentation advises
+blocks+vae     the same and the VAE's decoder, all with static shapes
+whole+vae      the denoiser as one graph and the VAE's decoder, static shapes
+whole+graphs   the same, with mode="reduce-overhead" for the denoiser
+ours           rocm_passes.compile_pipeline(pipe)
+ours+whole, ours+blocks   the same with how="whole", how="blocks"
+ours+graphs    the same with mode="reduce-overhead"
 """
 
 from __future__ import annotations
@@ -37,6 +37,8 @@ def uses_graphs(form: str) -> bool:
 
 def compile_as(form: str, pipe: Any, denoiser: nn.Module, backend: str = "inductor") -> str:
     """Compile in place. backend: of the plain forms. Returns what compile_pipeline reports, or nothing."""
+    if form not in FORMS:
+        raise ValueError(f"no form {form!r}; there are {', '.join(FORMS)}")
     if is_ours(form):
         return _compile_ours(form, pipe)
     if form != "eager":
@@ -63,12 +65,10 @@ def _compile_plain(form: str, pipe: Any, denoiser: nn.Module, backend: str) -> N
         denoiser.compile_repeated_blocks(dynamic=False, backend=backend)  # type: ignore[operator]
     elif form == "whole+vae":
         denoiser.compile(dynamic=False, backend=backend)
-    elif form == "whole+graphs":
+    else:
         mode = "reduce-overhead" if backend == "inductor" else None
         denoiser.compile(dynamic=False, backend=backend, mode=mode)
         denoiser._compiled_call_impl = _with_own_outputs(denoiser._compiled_call_impl)
-    else:
-        raise ValueError(f"no form {form!r}; there are {', '.join(FORMS)}")
 
 
 def _with_own_outputs(compiled: Callable[..., Any]) -> Callable[..., Any]:

@@ -18,13 +18,17 @@ BY_BLOCKS = 0.5
 
 @dataclass(eq=False)
 class Job:
-    """figures: what its processes said of it. failed: why there is no more of it. calls: the timed ones."""
+    """figures: what its processes said of it. failed: why there is no more of it. calls: the timed ones.
+
+    cold: its cold start is running. ready: its second process waits for commands.
+    """
 
     spec: Spec
     form: str
     figures: dict[str, Any] = field(default_factory=dict)
     calls: list[dict[str, float]] = field(default_factory=list)
     failed: str = ""
+    cold: bool = False
     ready: bool = False
     kept_gib: float = 0.0
     worker: Worker | None = None
@@ -32,7 +36,7 @@ class Job:
 
     @property
     def name(self) -> str:
-        return f"{self.spec.name}.{self.form}"
+        return f"{self.spec.name}.{self.form.replace('+', '-')}"
 
     @property
     def alive(self) -> bool:

@@ -105,9 +105,9 @@ def caller(pipe: Any, spec: Spec, given: dict[str, Any]) -> Callable[..., torch.
 
     def call(steps: int = spec.steps) -> torch.Tensor:
         noise = torch.Generator().manual_seed(SEED)
-        made = pipe(
-            **given, num_inference_steps=steps, generator=noise, output_type="pt", return_dict=False
-        )[0]
+        made = pipe(**given, num_inference_steps=steps, generator=noise, output_type="pt", return_dict=False)[
+            0
+        ]
         return made if isinstance(made, torch.Tensor) else torch.stack(list(made))
 
     return call
@@ -117,7 +117,9 @@ class _Stopped(Exception):
     """Ends a call of the pipeline at its denoiser; carries the denoiser's inputs."""
 
 
-def inputs_of_denoiser(denoiser: nn.Module, call: Callable[..., Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def inputs_of_denoiser(
+    denoiser: nn.Module, call: Callable[..., Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """What the pipeline passes in its first step. To be asked for before anything is compiled."""
 
     def stop(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

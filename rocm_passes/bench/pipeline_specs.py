@@ -52,7 +52,13 @@ BY_GRAPHS = ("eager", "blocks+vae", "whole+vae", "whole+graphs", "ours", "ours+b
 FLOW = ("FlowMatchEulerDiscreteScheduler", dict(shift=3.0))
 EULER = (
     "EulerDiscreteScheduler",
-    dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", steps_offset=1),
+    dict(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        timestep_spacing="leading",
+        steps_offset=1,
+    ),
 )
 TWO_ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 ONE_ENCODER = ("text_encoder", "tokenizer")
@@ -126,7 +132,7 @@ def sdxl(tiny: bool) -> Spec:
         steps=8,
         note="SDXL, 1024 px, 8 steps, guidance",
         forms=BY_GRAPHS,
-        weights_gib=5.2, peak_gib=6.0, eager_s=1.0, compile_s=110,
+        weights_gib=5.2, peak_gib=4.5, eager_s=1.0, compile_s=90,
     )  # fmt: skip
 
 
@@ -157,7 +163,9 @@ def sd15(tiny: bool) -> Spec:
 
 def wan(tiny: bool) -> Spec:
     config = production("wan_block") | dict(num_attention_heads=12, ffn_dim=8960, num_layers=30)
-    small = dict(num_attention_heads=2, attention_head_dim=12, text_dim=32, freq_dim=16, ffn_dim=64, num_layers=2)
+    small = dict(
+        num_attention_heads=2, attention_head_dim=12, text_dim=32, freq_dim=16, ffn_dim=64, num_layers=2
+    )
     size = dict(height=32, width=32, num_frames=5) if tiny else dict(height=480, width=832, num_frames=33)
     return Spec(
         name="wan",
@@ -174,7 +182,7 @@ def wan(tiny: bool) -> Spec:
         forwards=2,
         note="Wan 2.1 1.3B, 832x480, 33 frames, 4 steps, guidance",
         forms=BY_BLOCKS,
-        weights_gib=3.0, peak_gib=11.0, eager_s=2.4, compile_s=75,
+        weights_gib=3.0, peak_gib=8.0, eager_s=2.4, compile_s=75,
     )  # fmt: skip
 
 
@@ -198,7 +206,7 @@ def z_image(tiny: bool) -> Spec:
         steps=8,
         note="Z-Image-Turbo, 1024 px, 8 steps",
         forms=BY_BLOCKS,
-        weights_gib=12.5, peak_gib=6.0, eager_s=1.4, compile_s=70,
+        weights_gib=12.5, peak_gib=5.0, eager_s=1.4, compile_s=70,
     )  # fmt: skip
 
 
@@ -218,7 +226,7 @@ def flux(tiny: bool) -> Spec:
         steps=4,
         note="FLUX.1-dev, 1024 px, 4 steps",
         forms=("eager", "blocks", "blocks+vae", "ours"),
-        weights_gib=24.0, peak_gib=6.0, eager_s=0.9, compile_s=60,
+        weights_gib=24.0, peak_gib=4.5, eager_s=0.9, compile_s=60,
     )  # fmt: skip
 
 

@@ -29,7 +29,9 @@ def text(rows: Sequence[Row]) -> str:
 
 def markdown(rows: Sequence[Row]) -> str:
     about = machine()
-    told = ", ".join(f"{key} {about[key]}" for key in ("device", "torch", "triton", "diffusers") if about.get(key))
+    told = ", ".join(
+        f"{key} {about[key]}" for key in ("device", "torch", "triton", "diffusers") if about.get(key)
+    )
     parts = [f"{told}. Medians; random weights."]
     for of in _by_pipeline(rows).values():
         lines = [HEAD, ["---"] * len(HEAD), *(cells(row) for row in of if "total" in row)]
@@ -87,7 +89,9 @@ def summary(rows: Sequence[Row]) -> str:
             rival = best(of, "total", graphs=uses_graphs(row["form"]))
             if rival is None:
                 continue
-            told = [f"{name} {row['form']}: {row['total']:.0f} ms, Inductor's best ({rival['form']}) {rival['total']:.0f}"]
+            told = [
+                f"{name} {row['form']}: {row['total']:.0f} ms, Inductor's best ({rival['form']}) {rival['total']:.0f}"
+            ]
             for key in ratios:
                 ratio = _ratio(row, best(of, key, graphs=uses_graphs(row["form"])), key)
                 if ratio is not None:
@@ -97,14 +101,18 @@ def summary(rows: Sequence[Row]) -> str:
             lines.append(", ".join(told))
     for key, found in ratios.items():
         if found:
-            lines.append(f"geometric mean of `ours`, {key}: {geometric_mean(found):.3f} ({len(found)} pipelines)")
+            lines.append(
+                f"geometric mean of `ours`, {key}: {geometric_mean(found):.3f} ({len(found)} pipelines)"
+            )
     return "\n".join(lines) or "nothing to compare: no pipeline ran both with Inductor and with this package"
 
 
 def best(rows: Iterable[Row], key: str, graphs: bool) -> Row | None:
     """The plain Inductor form with the least time. graphs: those with CUDA graphs only, or only those without."""
     plain = (r for r in rows if r["form"] != "eager" and not is_ours(r["form"]) and key in r)
-    return min((r for r in plain if uses_graphs(r["form"]) == graphs), key=lambda r: float(r[key]), default=None)
+    return min(
+        (r for r in plain if uses_graphs(r["form"]) == graphs), key=lambda r: float(r[key]), default=None
+    )
 
 
 def _ratio(row: Row, rival: Row | None, key: str) -> float | None:

@@ -173,7 +173,9 @@ def kernels(name: str, work: Callable[[], Any], wait: Callable[[], None]) -> dic
     return {
         f"{name}_device": sum(r[1] for r in rows),
         f"{name}_launches": sum(r[2] for r in rows),
-        f"{name}_kernels": {f"{i:02} {key[:100]}": [round(ms, 3), n] for i, (key, ms, n) in enumerate(rows[:25])},
+        f"{name}_kernels": {
+            f"{i:02} {key[:100]}": [round(ms, 3), n] for i, (key, ms, n) in enumerate(rows[:25])
+        },
     }
 
 

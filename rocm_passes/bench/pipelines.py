@@ -36,7 +36,7 @@ from rocm_passes.bench.workers import Admission, Worker, WorkerFailed
 
 #: Seconds: of one turn, of what a worker does last, of a start from warm caches, and the least worth timing.
 TURN, FINISH, WARM_START, LEAST = 1.5, 5.0, 45.0, 10.0
-#: Seconds before the limit at which everything still running is ended, and the share of the limit for compiling.
+#: Seconds before the limit at which everything still running is ended; the share of it for cold compiles.
 SPARE, COMPILING = 5.0, 0.6
 #: GiB that a process holds besides its tensors, and that a GPU keeps for itself.
 CONTEXT_GIB, KEPT_BACK_GIB = 0.8, 2.0
@@ -60,8 +60,7 @@ class Run:
         return tuple(self.given.forms.split(",")) if self.given.forms else spec.forms
 
     def __call__(self) -> list[dict[str, Any]]:
-        limit = self.given.seconds - SPARE
-        with self._killing_after(limit, self.jobs, "not done within --seconds"):
+        with self._limited():
             if len(self.specs) > 1:
                 self._each(self.jobs, self._cold)
                 self.say("compiled")
@@ -85,6 +84,7 @@ class Run:
         self._take_turns(ready, until, parked)
         for job in ready:
             self._guarded(job, lambda job=job: self._finish(job, parked))
+        self.admission.forget(sum(j.kept_gib for j in jobs))
         self.write()
         self.say(f"{jobs[0].spec.name}: timed")
 
@@ -114,18 +114,14 @@ class Run:
         if job.form == "eager" or self.given.once:
             return
         with self.admission.admitted(job.gib):
-            if self._late_for_compiling(job):
+            if not job.alive:
                 return
+            job.cold = True
             worker = self._worker(job, "cold")
             job.figures["first_cold"] = worker.wait()["first_s"]
+            job.cold = False
             job.close()
         known.write_text(json.dumps({"first_s": job.figures["first_cold"]}))
-
-    def _late_for_compiling(self, job: Job) -> bool:
-        late = self.elapsed() > COMPILING * self.given.seconds
-        if late:
-            decided([job], f"not compiled: {COMPILING:.0%} of --seconds were over")
-        return late or not job.alive
 
     def _start(self, job: Job, parked: bool) -> None:
         kept = CONTEXT_GIB if parked else job.spec.weights_gib + 2 * CONTEXT_GIB
@@ -181,7 +177,6 @@ class Run:
         job.figures |= job.worker.ask("finish", str(outputs))
         job.outputs = outputs
         job.close()
-        self.admission.forget(job.kept_gib)
 
     def _worker(self, job: Job, role: str) -> Worker:
         threads = max(1, (os.cpu_count() or 2) // max(1, min(self.given.at_once, len(self.jobs))))
@@ -191,28 +186,39 @@ class Run:
             "ROCM_PASSES_CHOICES": str(self.given.choices or self.folder / f"{job.spec.name}.choices.json"),
         }
         words = ["--role", role, "--pipeline", job.spec.name, "--form", job.form]
-        words += ["--device", self.given.device, "--backend", self.given.backend] + ["--tiny"] * self.given.tiny
-        job.worker = Worker(
-            "rocm_passes.bench.pipelines", words, env, self.folder / f"{job.name}.{role}.log"
-        )
+        words += ["--device", self.given.device, "--backend", self.given.backend] + [
+            "--tiny"
+        ] * self.given.tiny
+        job.worker = Worker("rocm_passes.bench.pipelines", words, env, self.folder / f"{job.name}.{role}.log")
         return job.worker
 
     @contextmanager
-    def _killing_after(self, seconds: float, jobs: list[Job], reason: str) -> Iterator[None]:
-        def kill() -> None:
-            decided([j for j in jobs if not j.figures.get("forward_host")], reason)
-            for job in jobs:
-                job.kill()
-
-        timer = threading.Timer(max(0.0, seconds - self.elapsed()), kill)
-        timer.daemon = True
-        timer.start()
+    def _limited(self) -> Iterator[None]:
+        """Ends cold compiles at their share of the time, and whatever still runs shortly before the limit."""
+        end, compiling = self.given.seconds - SPARE, COMPILING * self.given.seconds
+        timers = [
+            threading.Timer(
+                compiling, self._kill, [lambda job: job.cold, f"not compiled in {compiling:.0f} s"]
+            ),
+            threading.Timer(
+                end, self._kill, [lambda job: "forward_host" not in job.figures, f"not done in {end:.0f} s"]
+            ),
+        ]
+        for timer in timers:
+            timer.daemon = True
+            timer.start()
         try:
             yield
         finally:
-            timer.cancel()
-            for job in jobs:
+            for timer in timers:
+                timer.cancel()
+            for job in self.jobs:
                 job.close()
+
+    def _kill(self, which: Callable[[Job], bool], reason: str) -> None:
+        for job in filter(which, self.jobs):
+            decided([job], reason)
+            job.kill()
 
     def rows(self) -> list[dict[str, Any]]:
         return [job.row(self._reference(job)) for job in self.jobs]
@@ -249,10 +255,12 @@ def _capacity(device: str) -> float:
 
 def plan(run: Run) -> str:
     """What would run, and for how long: estimates from one H100."""
-    threads = max(1, min(run.given.at_once, len(run.jobs)))
-    cold = [j.cold_s for j in run.jobs if j.form != "eager" and not run.given.once]
-    compiling = max([0.0, max(cold, default=0.0), sum(cold) / threads])
-    lines, total = [f"cold start of {len(cold)} forms, {threads} at once: {compiling:.0f} s"], compiling
+    jobs = [j for j in run.jobs if j.form != "eager" and not run.given.once]
+    threads = max(1, min(run.given.at_once, len(jobs)))
+    by_memory = sum(j.cold_s * j.gib for j in jobs) / run.gib
+    longest = max((j.cold_s for j in jobs), default=0.0)
+    compiling = max(longest, sum(j.cold_s for j in jobs) / threads, by_memory)
+    lines, total = [f"cold start of {len(jobs)} forms: {compiling:.0f} s"], compiling
     for spec in run.specs:
         jobs = [j for j in run.jobs if j.spec is spec]
         rounds = len(jobs) * run.given.rounds * max(TURN + spec.eager_s, 2 * spec.eager_s)
