@@ -49,14 +49,14 @@ def reader_of_strides(node: fx.Node) -> fx.Node | None:
             if user in seen:
                 continue
             seen.add(user)
-            if _sees_strides(user):
+            if sees_strides(user):
                 return user
             if user.target in n.VIEWS or _is_alias(user):
                 stack.append(user)
     return None
 
 
-def _sees_strides(user: fx.Node) -> bool:
+def sees_strides(user: fx.Node) -> bool:
     if user.op == "output":  # `keep_output_strides` sees to those.
         return False
     if user.op != "call_function":
@@ -108,13 +108,13 @@ def restrided(b: Builder, made: fx.Node, like: torch.Tensor) -> fx.Node | None:
     strides: list[Any] = list(like.stride())
     if not all(isinstance(s, int) for s in (*like.shape, *strides)):
         return None
-    if not _is_dense(like):
+    if not is_dense(like):
         return None
     asked: fx.Node = b(inductor_prims.force_stride_order, made, strides)
     return asked
 
 
-def _is_dense(tensor: torch.Tensor) -> bool:
+def is_dense(tensor: torch.Tensor) -> bool:
     """Does every element have a place of its own, with no gaps between?"""
     expected = 1
     dims = sorted(
