@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from rocm_passes.backend import rocm_diffusion
+from rocm_passes.environment import document
 from rocm_passes.errors import plural
-from rocm_passes.report.environment import document
 from rocm_passes.report.ledger import Entry, Ledger
 
 

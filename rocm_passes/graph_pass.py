@@ -11,6 +11,7 @@ from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.pattern_matcher import stable_topological_sort
 
+from rocm_passes.environment import document
 from rocm_passes.fx import aliasing, decompositions, memory_format, strides
 from rocm_passes.fx.builder import fake_mode_of
 from rocm_passes.fx.snapshot import Snapshot
@@ -160,8 +161,6 @@ class GraphPass(CustomGraphPass):
         if self._listener is not None:
             self._listener(ledger)
         if self.options.report:
-            from rocm_passes.report.environment import document
-
             ledgers.write_report(self.options.report, document(ledgers.history()))
 
     def note_training(self, graph: fx.Graph) -> None:

@@ -9,10 +9,7 @@ from rocm_passes.idioms.norms import (
     group_norm,
     group_norm_pad,
     layer_norm,
-    norm_modulate,
-    norm_residual,
-    residual_norm,
-    residual_norm_modulate,
+    norm_chain,
     rms_norm,
 )
 from rocm_passes.idioms.rotary import qk_norm_rotary, rotary, rotary_pair
@@ -38,10 +35,7 @@ register_lowerings()
 IDIOMS: tuple[Idiom, ...] = (
     qk_norm_rotary.IDIOM,
     rotary_pair.IDIOM,
-    residual_norm_modulate.IDIOM,
-    residual_norm.IDIOM,
-    norm_modulate.IDIOM,
-    norm_residual.IDIOM,
+    *norm_chain.IDIOMS,
     rms_norm.IDIOM,
     layer_norm.IDIOM,
     group_norm_pad.IDIOM,

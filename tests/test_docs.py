@@ -10,10 +10,15 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
+from torch import Tensor
 
 import rocm_passes
 from examples import write_docs
-from rocm_passes import graph_pass, registry
+from rocm_passes import graph_pass, kernels, registry
+from rocm_passes.ops.operator import COMPUTATIONS
+from rocm_passes.ops.rms_norm import RMS_NORM
+from tests.rewriting import rewrite
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -29,7 +34,7 @@ def blocks(document: str) -> dict[str, str]:
 def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """The worked example's test module, its files laid beside the package's own."""
     written = blocks("adding-an-idiom.md")
-    assert len(written) == 4
+    assert len(written) == 5
     for path, code in written.items():
         file = tmp_path / path
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -38,12 +43,14 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleT
         package = importlib.import_module(f"rocm_passes.{folder.replace('/', '.')}")
         monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / "rocm_passes" / folder)])
     idiom = importlib.import_module("rocm_passes.idioms.silu_mul").IDIOM
+    kernels.register_lowerings()
     idioms = (idiom, *registry.IDIOMS)
     monkeypatch.setattr(registry, "IDIOMS", idioms)
     monkeypatch.setattr(graph_pass, "IDIOMS", idioms)
     monkeypatch.syspath_prepend(str(tmp_path / "tests" / "idioms"))
     yield importlib.import_module("test_silu_mul")
-    for name in [n for n in sys.modules if n.endswith("silu_mul")]:
+    COMPUTATIONS.pop("silu_mul")
+    for name in [n for n in sys.modules if "silu_mul" in n]:
         del sys.modules[name]
 
 
@@ -52,6 +59,29 @@ def test_the_worked_example_of_adding_an_idiom_works(example: ModuleType) -> Non
     assert len(tests) == 6
     for test in tests:
         test()
+
+
+def test_a_lowering_is_one_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The worked example is laid beside the others, and the pass can take it."""
+    (path, code), *others = blocks("adding-a-lowering.md").items()
+    assert not others
+    (tmp_path / Path(path).name).write_text(code)
+    monkeypatch.setattr(kernels.aten, "__path__", [*kernels.aten.__path__, str(tmp_path)])
+    kernels.register_lowerings()
+    try:
+        x, w = torch.randn(3, 16), torch.randn(16)
+        taken = rewrite(rms_norm, x, w, options={"lowering": {"rms_norm": "aten"}})
+        assert taken.only().lowering == "aten"
+        torch.testing.assert_close(taken.result, rms_norm(x, w))
+        kept = rewrite(rms_norm, x.bfloat16(), w, options={"lowering": {"rms_norm": "aten"}})
+        assert kept.only().reason == "aten: it computes in float32 only"
+    finally:
+        RMS_NORM.lowerings[:] = [low for low in RMS_NORM.lowerings if low.name != "aten"]
+        del sys.modules["rocm_passes.kernels.aten.rms_norm"]
+
+
+def rms_norm(x: Tensor, w: Tensor) -> Tensor:
+    return torch.nn.functional.rms_norm(x, (x.shape[-1],), w.to(x.dtype), 1e-6)
 
 
 def test_generated_parts_are_up_to_date() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from rocm_passes.bench.norm_shapes import Shape, distinct
 from rocm_passes.kernels.triton.norms.channel_norm_kernel import channel_norm
 from rocm_passes.kernels.triton.norms.group_norm_launch import group_norm
-from rocm_passes.kernels.triton.norms.norm import add_rms_norm, fused_norm, rms_norm
+from rocm_passes.kernels.triton.norms.norm import fused_norm
 
 Result = tuple[Tensor, ...]
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -57,7 +57,7 @@ def row_cases() -> Iterator[Case]:
         return (F.rms_norm(x, (x.shape[-1],), w, 1e-6),)
 
     def our_rms(x: Tensor, w: Tensor) -> Result:
-        return (rms_norm(x, w, 1e-6),)
+        return (fused_norm(x, kind="rms", eps=1e-6, weight=w)[0][0],)
 
     for shape, models in distinct().items():
         yield Case(
@@ -78,7 +78,7 @@ def row_cases() -> Iterator[Case]:
         "RMSNorm [32760, 5120], diffusers' spelling",
         lambda: (normal(32760, 5120), normal(5120)),
         lambda x, w: (diffusers_rms(x, w, 1e-6),),
-        lambda x, w: (rms_norm(x, w, 1e-6, round_before_weight=True),),
+        lambda x, w: (fused_norm(x, kind="rms", eps=1e-6, weight=w, round_before_weight=True)[0][0],),
     )
     yield Case(
         "fp32 RMSNorm [4608, 3840]",
@@ -91,11 +91,18 @@ def row_cases() -> Iterator[Case]:
         s = x + r
         return F.rms_norm(s, (s.shape[-1],), w, 1e-6), s
 
+    def add_rms(x: Tensor, r: Tensor, w: Tensor) -> Result:
+        outs, total = fused_norm(
+            x, kind="rms", eps=1e-6, branch=r, weight=w, sum_dtype=x.dtype, round_sum=True
+        )
+        assert total is not None
+        return outs[0], total
+
     yield Case(
         "add + RMSNorm [32760, 5120]",
         lambda: (normal(32760, 5120), normal(32760, 5120), normal(5120)),
         add_then_norm,
-        lambda x, r, w: add_rms_norm(x, r, w, 1e-6, round_sum=True),
+        add_rms,
     )
 
 

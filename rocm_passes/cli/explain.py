@@ -89,8 +89,8 @@ def _print(graphs: list[Ledger], name: str, every_site: bool) -> None:
 def _write(graphs: list[Ledger], name: str, json_file: str | None, html_file: str | None) -> None:
     if json_file is None and html_file is None:
         return
+    from rocm_passes.environment import document
     from rocm_passes.report import html as report_html
-    from rocm_passes.report.environment import document
     from rocm_passes.report.ledger import write_json
 
     found = document(graphs)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import free_unbacked_symbols
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
@@ -41,14 +42,16 @@ class Builder:
         symbols = {id(s): s for s in pytree.tree_leaves(values) if isinstance(s, torch.SymInt)}
         if not symbols:
             return values
-        sizes = list(symbols.values())
-        found: list[Any]
-        if hasattr(self.graph, "materialize_symints"):
-            found = self.graph.materialize_symints(sizes)
-        else:  # torch 2.11
-            found = sizes_as_nodes(self.graph, sizes)
-        by_id = dict(zip(symbols, found, strict=True))
+        by_id = dict(zip(symbols, self._as_nodes(list(symbols.values())), strict=True))
         return pytree.tree_map(lambda v: by_id.get(id(v), v), values)
+
+    def _as_nodes(self, sizes: list[torch.SymInt]) -> Sequence[Any]:
+        # torch 2.11 has no materialize_symints; later ones' finds no unbacked symbol that was renamed.
+        unbacked = any(free_unbacked_symbols(size) for size in sizes)
+        if unbacked or not hasattr(self.graph, "materialize_symints"):
+            return sizes_as_nodes(self.graph, sizes)
+        made: Sequence[Any] = self.graph.materialize_symints(sizes)
+        return made
 
     def item(self, node: fx.Node, index: int) -> Any:
         return self(operator.getitem, node, index)

@@ -7,8 +7,10 @@ decomposed again with Inductor's own table, so that it fuses as it would have.
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -27,22 +29,23 @@ Packet = torch._ops.OpOverloadPacket
 class PreservingTable(dict[Any, Callable[..., Any]]):
     """Inductor's decomposition table without the kept operators.
 
-    It pickles as its recipe and its contents' names: Inductor puts the table into its cache key, and the
-    functions themselves do not pickle. The names are in it because the table depends on Inductor's options.
+    It pickles as its recipe and a digest of its operators' names: Inductor puts the table into its cache key, and
+    the functions themselves do not pickle. The names count because the table depends on Inductor's options.
     """
 
     keep: tuple[str, ...] = ()
 
-    def names(self) -> tuple[str, ...]:
-        return tuple(sorted(map(str, self)))
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256("\0".join(sorted(map(str, self))).encode()).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (self.keep, self.names())
+        return _unpickled, (self.keep, self.digest)
 
 
-def _unpickled(keep: tuple[str, ...], names: tuple[str, ...]) -> PreservingTable:
+def _unpickled(keep: tuple[str, ...], digest: str) -> PreservingTable:
     table = table_preserving(keep)
-    if table.names() != names:
+    if table.digest != digest:
         raise pickle.UnpicklingError("the decomposition table was made under other options of Inductor")
     return table
 

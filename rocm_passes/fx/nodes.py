@@ -8,7 +8,7 @@ from typing import Any, TypeGuard
 
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import guard_or_false, statically_known_true
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 from torch.fx.node import map_arg
 
 aten = torch.ops.aten
@@ -31,6 +31,7 @@ VIEWS = frozenset(
 )
 LOW_PRECISION = frozenset({torch.float16, torch.bfloat16})
 FLOATING = frozenset({torch.float16, torch.bfloat16, torch.float32})
+WIDE = frozenset({torch.float32, torch.float64})
 
 
 def is_call(node: object, *targets: Any) -> TypeGuard[fx.Node]:
@@ -83,12 +84,31 @@ def same_shape(a: Sequence[Any], b: Sequence[Any]) -> bool:
 
 
 def known(condition: Any) -> bool:
-    """Is the condition, perhaps symbolic, decidable and true? Installs no guard."""
-    return bool(guard_or_false(condition))
+    """Is the condition, perhaps symbolic, true for all sizes? Installs no guard."""
+    return bool(statically_known_true(condition))
+
+
+def number(arg: Any) -> int | torch.SymInt | None:
+    """An argument that is a number: an int, or a symbolic one, which a node may stand for."""
+    found = arg.meta.get("val") if isinstance(arg, fx.Node) else arg
+    return found if isinstance(found, (int, torch.SymInt)) and not isinstance(found, bool) else None
+
+
+def example_size(size: Any) -> int | None:
+    """The size, where it is symbolic that of the example the graph was made from; None without one.
+
+    For choices by speed alone: it holds for no other example. Installs no guard.
+    """
+    if not isinstance(size, torch.SymInt):
+        return int(size)
+    return size.node.hint if size.node.has_hint() else None
 
 
 def static_int(size: Any) -> int | None:
-    """The size as an int, or None where it is symbolic."""
+    """The size as an int, or None where it is symbolic and not known to be one number. Installs no guard."""
+    if isinstance(size, torch.SymInt):
+        found: int | None = size.node.maybe_as_int()
+        return found
     return size if isinstance(size, int) and not isinstance(size, bool) else None
 
 
@@ -115,7 +135,7 @@ def is_widening(node: object) -> TypeGuard[fx.Node]:
     source, result = dtype(node.args[0]), dtype(node)
     if source is None or result is None:
         return False
-    return (source in LOW_PRECISION and result in (torch.float32, torch.float64)) or (
+    return (source in LOW_PRECISION and result in WIDE) or (
         source is torch.float32 and result is torch.float64
     )
 

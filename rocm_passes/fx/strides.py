@@ -6,6 +6,8 @@ other elements where the strides change: as_strided, opaque operators, control f
 
 from __future__ import annotations
 
+import logging
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,10 +15,13 @@ import torch
 from torch import fx
 from torch._inductor import inductor_prims
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.node import map_arg
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Builder, outputs, set_outputs
 from rocm_passes.fx.nodes import aten
+
+log = logging.getLogger(__name__)
 
 _BY_STRIDES = frozenset(
     {
@@ -89,6 +94,8 @@ def keep_output_strides(
     visible = graph.output_node().meta.get("user_visible_output_idxs")
     if visible is not None:
         return 0
+    # What stands behind a change says still how it lay before.
+    _recompute_values(graph, fake_mode)
     found, changed = outputs(graph), 0
     for place, (output, was) in enumerate(zip(found, before, strict=True)):
         now = n.value(output)
@@ -101,6 +108,26 @@ def keep_output_strides(
             changed += 1
     set_outputs(graph, found)
     return changed
+
+
+def _recompute_values(graph: fx.Graph, fake_mode: FakeTensorMode) -> None:
+    """Give each node the value that it has now; only strides can differ from those that it says.
+
+    Inductor does so at the end of its passes (FakeTensorUpdater), and then runs control flow with what it finds.
+    """
+    for node in graph.nodes:
+        # Control flow is Inductor's to run again. An operator with unbacked sizes would give new symbols.
+        plain = isinstance(node.target, torch._ops.OpOverload) or node.target is operator.getitem
+        if node.op != "call_function" or not plain or "unbacked_bindings" in node.meta:
+            continue
+        if not all("val" in i.meta for i in node.all_input_nodes):
+            continue
+        args, kwargs = map_arg((node.args, node.kwargs), lambda i: i.meta["val"])
+        try:
+            with fake_mode, torch.no_grad():
+                node.meta["val"] = node.target(*args, **kwargs)
+        except Exception:
+            log.exception("rocm_passes: the strides of %s could not be computed again", node)
 
 
 def restrided(b: Builder, made: fx.Node, like: torch.Tensor) -> fx.Node | None:

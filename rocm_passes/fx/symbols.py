@@ -1,7 +1,8 @@
-"""Symbolic sizes as nodes, for a torch (2.11) whose graphs cannot make them so themselves.
+"""Symbolic sizes as nodes, where fx.Graph.materialize_symints can't make them so: torch 2.11 lacks it.
 
 A SymInt written into a graph as it is means nothing when the graph is run as Python. Its value is known there
-from the graph's inputs: a size that is one, or the size of one.
+from the graph's inputs: a size that is one, or the size of one. An unbacked one is known from the first node
+that has it; materialize_symints looks for it under the name that tracing has since replaced by another.
 """
 
 from __future__ import annotations
@@ -53,7 +54,24 @@ def _producer(graph: fx.Graph, symbol: Any) -> fx.Node | None:
             return node
         if isinstance(found, torch.Tensor):
             tensors += [(node, d) for d, s in enumerate(found.shape) if _is(s, symbol)]
-    return _size_of(graph, *tensors[0]) if tensors else None
+    return _size_of(graph, *tensors[0]) if tensors else _first_of(graph, symbol)
+
+
+def _first_of(graph: fx.Graph, symbol: Any) -> fx.Node | None:
+    """The first computed node that is the symbol, or the size of the first that has it."""
+    nodes: Iterable[fx.Node] = graph.nodes
+    for node in nodes:
+        found = node.meta.get("val")
+        if isinstance(found, torch.SymInt) and _is(found, symbol):
+            return node
+        if isinstance(found, torch.Tensor):
+            dim = next((d for d, s in enumerate(found.shape) if _is(s, symbol)), None)
+            if dim is not None:
+                with graph.inserting_after(node):
+                    size = graph.call_function(aten.sym_size.int, (node, dim))
+                size.meta["val"] = found.shape[dim]
+                return size
+    return None
 
 
 def _is(size: object, symbol: Any) -> bool:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rocm_passes.ops.operator import Call, Operator
-from rocm_passes.ops.rms_norm import epsilon
+from rocm_passes.ops.rms_norm import epsilon, inverse_root
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,7 @@ class FusedNorm(Call):
     round_to: the normalised value is rounded to this dtype before the weight, or None.
     round_product: the value is rounded to this dtype before the bias, or None.
     outputs: how many (scale, shift) pairs give a result, 0 for kind "none".
+    eps_kind: of an RMSNorm behind the sum, as rms_norm has it.
     rounds_between: the graph rounds between these steps; lowerings say in their notes that they do not.
     """
 
@@ -58,6 +59,7 @@ class FusedNorm(Call):
     outputs: int
     out_dtype: torch.dtype
     rounds_between: bool
+    eps_kind: str = "add"
 
     @property
     def results(self) -> int:
@@ -102,7 +104,7 @@ def _norm(call: FusedNorm, s: Tensor) -> Tensor:
     if call.kind == "layer":
         n = F.layer_norm(s, s.shape[-1:], eps=eps)
     else:
-        n = s * torch.rsqrt(s.square().mean(-1, keepdim=True) + eps)
+        n = s * inverse_root(s.square().mean(-1, keepdim=True), eps, call.eps_kind)
     if call.round_to is not None:
         n = n.to(call.round_to).float()
     if call.weight is not None:

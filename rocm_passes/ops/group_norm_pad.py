@@ -20,7 +20,8 @@ from rocm_passes.ops.operator import Call, Operator
 class GroupNormPad(Call):
     """Returns out_dtype, dense, channels-last or contiguous.
 
-    x: [N, C, H, W] or [N, C, T, H, W]. padding, mode: as of `Pad`. The others: as of `GroupNorm`.
+    x: [N, C, H, W] or [N, C, T, H, W]. padding, mode, channels_last: as of `Pad`.
+    x_bias, groups, weight, bias, eps, silu, rounds_between: as of `GroupNorm`.
     """
 
     x: Tensor

@@ -19,6 +19,7 @@ class LayerNorm(Call):
     """LayerNorm of x [..., D]. Returns [..., D] of out_dtype, contiguous.
 
     x: any float dtype and strides. weight, bias: [D], any float dtype, or None.
+    rounds_between: the graph computes it step by step, in its own order; lowerings note it.
     """
 
     x: Tensor
@@ -26,6 +27,7 @@ class LayerNorm(Call):
     bias: Tensor | None
     eps: float
     out_dtype: torch.dtype
+    rounds_between: bool = False
 
 
 def reference(call: LayerNorm) -> Tensor:

@@ -52,6 +52,15 @@ def needs_cpu(target: Target) -> str | None:
     return "plain torch is for CPU graphs and tests" if target.is_gpu else None
 
 
+def reference_note(call: Call, target: Target) -> str | None:
+    """Plain torch reproduces the roundings that a call's fields name, and no others."""
+    if getattr(call, "rounds_between", False):
+        return (
+            "it computes in fp32 and rounds once, where the graph rounds between the steps or reorders them"
+        )
+    return None
+
+
 def reference_pays(call: Call, target: Target) -> Verdict:
     return Verdict(False, "on a CPU, Inductor's fused code is faster than one operator in plain torch")
 
@@ -143,7 +152,9 @@ class Operator(Computation[C]):
     ) -> None:
         super().__init__(name, call)
         self.reference = reference
-        self.lowerings.append(Lowering(REFERENCE, requires=(needs_cpu,), pays=reference_pays))
+        self.lowerings.append(
+            Lowering(REFERENCE, requires=(needs_cpu,), note=reference_note, pays=reference_pays)
+        )
         self._failed: set[str] = set()
         self._fake = fake
         self.overloads = {count: self._define(count, "default" if i == 0 else f"of{count}")

@@ -24,7 +24,7 @@ class Pad(Call):
 
     x: [N, C, H, W] or [N, C, T, H, W], any dtype and strides. padding: as F.pad's, the last dim first, none
     negative. mode: "replicate", "reflect" or "zeros". repeats: one factor for each of x's spatial dims.
-    skipped: upsampled frames left out at the front.
+    skipped: upsampled frames left out at the front. channels_last: the memory format of the result.
     """
 
     x: Tensor

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Eager
 from rocm_passes.idioms.rotary.complex_tables import reuse
 from rocm_passes.kernels.aiter.installation import needs_aiter
@@ -298,9 +299,10 @@ def _triton_refuses(streams: Streams, **arguments: Any) -> str | None:
         for i, x in enumerate(tensors):
             if not isinstance(x.shape[2], int) or not isinstance(x.shape[3], int):
                 return "the number of heads or of channels is symbolic"
-            if (x.shape[0], x.shape[3], x.dtype) != (first.shape[0], first.shape[3], first.dtype):
+            if not n.same_shape(x.shape[::3], first.shape[::3]) or x.dtype is not first.dtype:
                 return f"{name} is {list(x.shape)} of {x.dtype} and q {list(first.shape)} of {first.dtype}"
-            if x.shape[1] != a["q"][i].shape[1] or x.shape[2] != tensors[0].shape[2]:
+            own = (a["q"][i].shape[1], tensors[0].shape[2])
+            if not n.same_shape(x.shape[1:3], own):
                 return f"{name} is {list(x.shape)} and q {list(a['q'][i].shape)}"
             if streams.across_heads and _padded(x.shape[2]) * _padded(x.shape[3]) > MAX_ROW:
                 return (
@@ -312,15 +314,16 @@ def _triton_refuses(streams: Streams, **arguments: Any) -> str | None:
 def _tables_misfit(a: dict[str, Any], streams: Streams) -> str | None:
     for i, (cos, sin) in enumerate(zip(a["cos"], a["sin"], strict=True)):
         q = a["q"][i]
-        if cos.shape != sin.shape:
+        if not n.same_shape(cos.shape, sin.shape):
             return f"cos is {list(cos.shape)} and sin {list(sin.shape)}"
-        if cos.shape[0] != 1 and cos.shape[0] != q.shape[0]:
+        if not n.same_size(cos.shape[0], 1) and not n.same_size(cos.shape[0], q.shape[0]):
             return f"the tables are for {cos.shape[0]} samples and q has {q.shape[0]}"
-        if cos.shape[2] != 1 and any(cos.shape[2] != x.shape[2] for x in (*a["q"], *a["k"])):
+        heads = cos.shape[2]
+        if not n.same_size(heads, 1) and not all(n.same_size(heads, x.shape[2]) for x in (*a["q"], *a["k"])):
             return f"the tables are for {cos.shape[2]} heads and q has {q.shape[2]}"
         which = streams.rows[i][0]
         partial = which is None or streams.tables[which].seq_start is not None
-        if not partial and cos.shape[1] != q.shape[1]:
+        if not partial and not n.same_size(cos.shape[1], q.shape[1]):
             return f"the tables are for {cos.shape[1]} tokens and q has {q.shape[1]}"
     return None
 

@@ -21,6 +21,8 @@ class RmsNorm(Call):
     eps_tensor: 0-d; takes eps's place (dynamic shapes make module constants into tensors).
     round_to: the normalised value is rounded to this dtype before the weight (diffusers' RMSNorm), or None.
     round_product: the value is rounded to this dtype before the bias, or None.
+    eps_kind: how eps guards the inverse root, as `inverse_root` has it.
+    rounds_between: the graph rounds elsewhere, or takes these steps in another order; lowerings note it.
     """
 
     x: Tensor
@@ -32,13 +34,16 @@ class RmsNorm(Call):
     round_to: torch.dtype | None
     round_product: torch.dtype | None
     out_dtype: torch.dtype
+    eps_kind: str = "add"
+    rounds_between: bool = False
 
 
 def reference(call: RmsNorm) -> Tensor:
     """Plain torch, in fp32 (fp64 for fp64 input)."""
     compute = torch.float64 if call.x.dtype is torch.float64 else torch.float32
     x = call.x.to(compute)
-    y = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + epsilon(call.eps_tensor, call.eps))
+    squares = x.square().mean(-1, keepdim=True)
+    y = x * inverse_root(squares, epsilon(call.eps_tensor, call.eps), call.eps_kind)
     if call.round_to is not None:
         y = y.to(call.round_to).to(compute)
     if call.weight is not None:
@@ -53,6 +58,19 @@ def fake(call: RmsNorm) -> Tensor:
     return torch.empty(call.x.shape, dtype=call.out_dtype, device=call.x.device)
 
 
+def inverse_root(squares: Tensor, eps: float, kind: str) -> Tensor:
+    """Of the mean of squares, guarded by eps.
+
+    kind: "add" (rsqrt(m + eps)), "clamp" (rsqrt(max(m, eps))) or "after_root" (1 / (sqrt(m) + eps)).
+    """
+    if kind == "add":
+        return torch.rsqrt(squares + eps)
+    if kind == "clamp":
+        return torch.rsqrt(squares.clamp_min(eps))
+    assert kind == "after_root", kind
+    return 1 / (squares.sqrt() + eps)
+
+
 def epsilon(eps_tensor: Tensor | None, eps: float) -> float:
     return eps if eps_tensor is None else float(eps_tensor.item())
 
@@ -62,6 +80,11 @@ def eps_on_gpu(*eps_tensors: Tensor | None) -> str | None:
     if any(t is not None and t.device.type != "cpu" for t in eps_tensors):
         return "eps is a tensor on the GPU: reading it would stall"
     return None
+
+
+def another_eps(kind: str) -> str | None:
+    """Why a kernel that adds eps to the mean of squares refuses the call, or None."""
+    return None if kind == "add" else f"eps guards the root by {kind!r}; the kernel adds it to the mean"
 
 
 def rounds_unlike(round_to: torch.dtype | None, x: Tensor) -> str | None:

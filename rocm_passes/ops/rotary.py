@@ -155,7 +155,7 @@ def tables_of(b: Any, tables: Sequence[Any], recipe: Recipe, contiguous: bool) -
     float64 ones become float32; where `contiguous`, or where the strides of cos and sin differ, so do others.
     """
     cos, sin = layout.kernel_tables(b, tables, recipe)
-    if contiguous or b.value(cos).stride() != b.value(sin).stride():
+    if contiguous or not n.same_shape(b.value(cos).stride(), b.value(sin).stride()):
         return _contiguous(b, _float32(b, cos)), _contiguous(b, _float32(b, sin))
     if b.value(cos).dtype is torch.float64:
         return _float32(b, cos), _float32(b, sin)
@@ -191,7 +191,7 @@ def write_real(b: Any, x: Any, tables: Sequence[Any], recipe: Recipe) -> Any:
     shape = tuple(b.value(x).shape)
     axis, rank, part = recipe.token_axis, len(shape), x
     cos1, sin1, cos2, sin2 = layout.four_entries(b, tables, recipe)
-    tokens = b.value(cos1).shape[axis - rank] if recipe.seq_start is not None else shape[axis]
+    tokens = shape[axis] if recipe.seq_tokens is None else recipe.seq_tokens
     if recipe.seq_start is not None:
         part = b(aten.slice.Tensor, part, axis, recipe.seq_start, recipe.seq_start + tokens)
     whole = part
@@ -217,7 +217,7 @@ def write_real(b: Any, x: Any, tables: Sequence[Any], recipe: Recipe) -> Any:
         )
     if recipe.seq_start is not None:
         ends = ((0, recipe.seq_start), (recipe.seq_start + tokens, shape[axis]))
-        before, after = (b(aten.slice.Tensor, x, axis, *e) if e[0] != e[1] else None for e in ends)
+        before, after = (None if n.same_size(*e) else b(aten.slice.Tensor, x, axis, *e) for e in ends)
         pieces = [p for p in (before, y, after) if p is not None]
         y = b(aten.cat.default, [p if p is y else _cast(b, p, recipe) for p in pieces], axis)
     return layout.finish(b, y, recipe)
@@ -246,16 +246,16 @@ def problem(x: Tensor, tables: Sequence[Tensor], recipe: Recipe) -> str | None:
         return f"the result is {recipe.out_dtype}"
     arguments = call(x, tables, recipe, Eager())
     x4, cos, sin = arguments["x"], arguments["cos"], arguments["sin"]
-    if tuple(cos.shape) != tuple(sin.shape):
+    if not n.same_shape(cos.shape, sin.shape):
         return f"cos is {list(cos.shape)} and sin {list(sin.shape)}"
     if not isinstance(x4.shape[3], int) or not isinstance(x4.shape[2], int):
         return "the number of heads or of channels is symbolic"
     batch, tokens, heads, _ = cos.shape
-    if batch != 1 and batch != x4.shape[0]:
+    if not n.same_size(batch, 1) and not n.same_size(batch, x4.shape[0]):
         return f"the tables are for {batch} samples and x has {x4.shape[0]}"
-    if heads != 1 and heads != x4.shape[2]:
+    if not n.same_size(heads, 1) and not n.same_size(heads, x4.shape[2]):
         return f"the tables are for {heads} heads and x has {x4.shape[2]}"
-    if recipe.seq_start is None and tokens != x4.shape[1]:
+    if recipe.seq_start is None and not n.same_size(tokens, x4.shape[1]):
         return f"the tables are for {tokens} tokens and x has {x4.shape[1]}"
     return None
 
@@ -309,7 +309,7 @@ def hides_host_time(q: Sequence[Tensor], launched: bool) -> bool:
     """
     size = sum(x.numel() for x in q)
     least = LEAST_LAUNCHED if launched and isinstance(size, int) else LEAST_CALLED
-    return bool(inductor_config.triton.cudagraphs) or n.known(size >= least)
+    return bool(inductor_config.triton.cudagraphs) or (n.example_size(size) or 0) >= least
 
 
 def too_small(target: Target, q: Sequence[Tensor]) -> Verdict:

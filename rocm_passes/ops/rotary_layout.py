@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import fx
 
+from rocm_passes.fx import nodes as n
 from rocm_passes.idioms.rotary.complex_tables import real_of, reuse
-from rocm_passes.idioms.rotary.rotations import Entry
+from rocm_passes.idioms.rotary.rotation import Entry
 
 aten = torch.ops.aten
 
@@ -25,10 +26,10 @@ class Recipe:
 
     view: a shape that x is reshaped to first, or None. axes: the leading axes of x by name: "bsh", "bhs",
     "sh", "bs" or "s". heads: into how many the channels of "bs" or "s" are cut. width: rotated channels.
-    seq_start: the token of the tables' first row, where not all tokens are rotated. core_shape: of the node
-    that the rotation ends in; tail: (operator, further arguments) of the views between it and the result.
-    fp64: the graph rotates in float64, and so must we. scattered: the graph writes the halves into an empty
-    tensor, which Inductor runs as two kernels.
+    seq_start, seq_tokens: the first of the tokens that are rotated and their number, where not all are.
+    core_shape: of the node that the rotation ends in; tail: (operator, further arguments) of the views
+    between it and the result. fp64: the graph rotates in float64, and so must we. scattered: the graph
+    writes the halves into an empty tensor, which Inductor runs as two kernels.
     """
 
     view: tuple[Any, ...] | None
@@ -44,6 +45,7 @@ class Recipe:
     fp64: bool
     complex: bool
     scattered: bool
+    seq_tokens: Any = None
 
     @property
     def conjugate(self) -> bool:
@@ -60,26 +62,27 @@ def choose_axes(
 ) -> str | None:
     """The names of x's leading axes, from those along which its tables vary; None where they don't fit.
 
-    Tables vary along the tokens, perhaps along the batch before them, seldom along the heads. heads_inside:
-    of the last two leading axes the first is the nearer one in memory, as in a [B, H, S, D] view of [B, S,
-    H, D].
+    Tables vary along the tokens, perhaps along the batch before them, seldom along the heads. partial_axis:
+    the axis of which a part is rotated. heads_inside: of the last two leading axes the first is the nearer
+    one in memory, as in a [B, H, S, D] view of [B, S, H, D].
     """
     if partial_axis is not None:
-        varying = varying | {partial_axis}
+        by_rank = {1: ("s",), 2: ("sh", "bs"), 3: (None, "bsh", "bhs")}
+        return by_rank[len(lead)][partial_axis] if len(lead) in by_rank else None
     if len(lead) == 1:
         return "s"
     if len(lead) == 2:
         return "bs" if 1 in varying else "sh"
     if len(lead) != 3:
         return None
-    if 1 in varying and 2 in varying and partial_axis is None:
+    if 1 in varying and 2 in varying:
         return "bhs" if heads_inside else "bsh"
     if 1 in varying:
         return "bsh"
     if 2 in varying:
         return "bhs"
     # Only one token, or the batch alone tells: a table row for each sample.
-    return "bsh" if lead[1] == 1 else "bhs" if lead[2] == 1 else None
+    return "bsh" if n.same_size(lead[1], 1) else "bhs" if n.same_size(lead[2], 1) else None
 
 
 def cut_heads(axes: str, channels: int, interleaved: bool) -> int:
@@ -115,7 +118,7 @@ def original(b: Any, y: Any, recipe: Recipe, lead_and_channels: Sequence[Any]) -
 
 def finish(b: Any, y: Any, recipe: Recipe) -> Any:
     """y [*lead, D] through the views that the graph has between the rotation and its result."""
-    if tuple(_shape(y)) != tuple(recipe.core_shape):
+    if not n.same_shape(_shape(y), recipe.core_shape):
         y = b(aten.reshape.default, y, list(recipe.core_shape))
     for target, rest in recipe.tail:
         y = b(target, y, *rest)
@@ -218,9 +221,9 @@ def _whole(b: Any, table: Any, e1: Entry, e2: Entry, recipe: Recipe) -> Any:
 def _woven(b: Any, halves: list[Any], recipe: Recipe) -> Any:
     """One table of whole width from the entries of the first and of the second channels."""
     first, second = (halves * 2)[:2] if len(halves) == 1 else halves
-    shape = torch.broadcast_shapes(tuple(_shape(first)), tuple(_shape(second)))
+    shape = _broadcast(_shape(first), _shape(second))
     first, second = (
-        h if tuple(_shape(h)) == tuple(shape) else reuse(b, aten.expand.default, h, list(shape))
+        h if n.same_shape(_shape(h), shape) else reuse(b, aten.expand.default, h, list(shape))
         for h in (first, second)
     )
     rank = len(shape)
@@ -231,6 +234,13 @@ def _woven(b: Any, halves: list[Any], recipe: Recipe) -> Any:
     return reuse(b, aten.reshape.default, both, [*shape[:-1], recipe.width])
 
 
+def _broadcast(a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
+    """The common shape of two that are known to broadcast; torch.broadcast_shapes would guard on symbols."""
+    rank = max(len(a), len(b))
+    both = zip(*((*(1,) * (rank - len(s)), *s) for s in (a, b)), strict=True)
+    return [y if n.same_size(x, 1) else x for x, y in both]
+
+
 def _table_4d(b: Any, table: Any, recipe: Recipe) -> Any:
     lead = len(recipe.axes)
     while len(_shape(table)) > lead + 1:
@@ -238,13 +248,21 @@ def _table_4d(b: Any, table: Any, recipe: Recipe) -> Any:
     while len(_shape(table)) < lead + 1:
         table = reuse(b, aten.unsqueeze.default, table, 0)
     if recipe.axes == "bhs":
-        return reuse(b, aten.permute.default, table, [0, 2, 1, 3])
+        table = reuse(b, aten.permute.default, table, [0, 2, 1, 3])
     if recipe.axes in ("sh", "s"):
         table = reuse(b, aten.unsqueeze.default, table, 0)
     if recipe.axes in ("bs", "s"):
         batch, tokens, width = _shape(table)
         table = reuse(b, aten.reshape.default, table, [batch, tokens, recipe.heads, width // recipe.heads])
-    return table
+    return _row_per_token(b, table, recipe)
+
+
+def _row_per_token(b: Any, table: Any, recipe: Recipe) -> Any:
+    """The table with its one row repeated, where it rotates a part of the tokens: its rows say how many."""
+    batch, rows, heads, width = _shape(table)
+    if recipe.seq_tokens is None or n.same_size(rows, recipe.seq_tokens):
+        return table
+    return reuse(b, aten.expand.default, table, [batch, recipe.seq_tokens, heads, width])
 
 
 def _shape(x: Any) -> Sequence[Any]:

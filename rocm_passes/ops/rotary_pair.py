@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Eager
 from rocm_passes.kernels.aiter.installation import needs_aiter
 from rocm_passes.ops import rotary as one
@@ -123,7 +124,8 @@ def _triton_refuses(
         if reason is not None:
             return f"{name}: {reason}"
     q4, k4 = layout.bshd(Eager(), q, recipe), layout.bshd(Eager(), k, k_recipe)
-    if (*q4.shape[:2], q4.shape[3], q.dtype) != (*k4.shape[:2], k4.shape[3], k.dtype):
+    of_one = ((*x.shape[:2], x.shape[3]) for x in (q4, k4))
+    if not n.same_shape(*of_one) or q.dtype is not k.dtype:
         return f"q is {list(q4.shape)} of {q.dtype} and k {list(k4.shape)} of {k.dtype}"
     if recipe.out_dtype is not k_recipe.out_dtype:
         return f"the results are {recipe.out_dtype} and {k_recipe.out_dtype}"

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import fx
 
 from rocm_passes.ops.operator import Call, Lowering, Operator
 from rocm_passes.options import Options
 from rocm_passes.target import Target
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,15 @@ class Context:
 
     options: Options
     target: Target = field(default_factory=lambda: Target.of_device("cpu"))
+    _read: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
+
+    def read_once(self, graph: fx.Graph, read: Callable[[fx.Graph, Context], T]) -> T:
+        """What `read` gives for the graph, which nothing may change until then. Idioms that share a reader share
+        its one result."""
+        if (graph, read) not in self._read:
+            self._read[graph, read] = read(graph, self)
+        found: T = self._read[graph, read]
+        return found
 
 
 Found = Match | Miss

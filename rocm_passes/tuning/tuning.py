@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from rocm_passes.ops.conv3d import Conv3d
+from rocm_passes.ops.conv3d import CONV3D, Conv3d
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.options import Options
 from rocm_passes.target import Target
@@ -161,10 +161,8 @@ def _progress(budget: Budget, options: Options) -> None:
 
 
 def lowerings(names: Sequence[str]) -> list[Lowering[Any]]:
-    """Those of the idioms that are chosen by measurement, by name."""
-    from rocm_passes.registry import IDIOMS
-
-    by_name = {low.name: low for idiom in IDIOMS if idiom.measured is not None for low in idiom.lowerings}
+    """Conv3d's lowerings, by name: no other call is chosen by measurement."""
+    by_name = {low.name: low for low in CONV3D.lowerings}
     return [by_name[name] for name in names]
 
 

@@ -183,7 +183,7 @@ MERGED = {"MotionAdapter", "ControlNetXSAdapter"}
 DENOISING = ("diffusers.models.transformers.", "diffusers.models.unets.", "diffusers.models.controlnets.")
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_component_of_every_pipeline() -> None:
     """By the folder in which diffusers keeps its class, which `role` does not look at."""
     found = set(_components_of_diffusers())

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
+from torch._inductor import config as inductor_config
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.utils import run_and_get_code, run_fw_bw_and_get_code
 
@@ -16,6 +18,7 @@ from rocm_passes.registry import IDIOMS
 from rocm_passes.rewrite.match import Idiom
 from tests.generated_code import difference, only_written
 from tests.rewriting import rewrite
+from tests.without_codegen import without_codegen
 
 aten = torch.ops.aten
 KEPT = ("native_layer_norm", "native_group_norm", "silu", "gelu")
@@ -47,6 +50,37 @@ def test_table_pickles_as_its_recipe() -> None:
     assert set(again) == set(table)
     left_out = set(select_decomp_table()) - set(table)
     assert {str(op.overloadpacket).split(".")[-1] for op in left_out} == set(KEPT)
+
+
+def test_table_follows_the_options_of_the_compile() -> None:
+    """Inductor leaves random operators to ATen under fallback_random, so that the numbers are eager's."""
+    table = keep.table_preserving(KEPT)
+    with inductor_config.patch(fallback_random=True):
+        fallback = keep.table_preserving(KEPT)
+        assert set(pickle.loads(pickle.dumps(fallback))) == set(fallback)
+    assert set(table) != set(fallback)
+    assert pickle.dumps(table) != pickle.dumps(fallback), "one would be taken from the cache for the other"
+    with pytest.raises(pickle.UnpicklingError, match="other options"):
+        pickle.loads(pickle.dumps(fallback))
+
+
+def random(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    return nn.functional.dropout(x * 2, 0.5, training=True), torch.rand(4), torch.randn(3)
+
+
+@pytest.mark.parametrize("among_options", [True, False])
+@pytest.mark.parametrize("select", ["auto", "always", "off"])
+def test_random_numbers_are_eagers_under_fallback_random(select: str, among_options: bool) -> None:
+    x = torch.randn(3, 16)
+    torch.manual_seed(7)
+    expected = random(x)
+    options: dict[str, Any] = {"select": select}
+    options |= {"fallback_random": True} if among_options else {}
+    with without_codegen(), inductor_config.patch({} if among_options else {"fallback_random": True}):
+        torch.manual_seed(7)
+        seen = rewrite(random, x, options=options)
+    for ours, theirs in zip(seen.result, expected, strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_names_in_use_are_aten_operators() -> None:

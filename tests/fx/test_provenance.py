@@ -149,8 +149,7 @@ def repeated_blocks(model: nn.Module, backend: Any) -> Callable[..., Any]:
 WAYS = (whole, in_place, forward_only, closure, compiled_block_in_a_compiled_model, repeated_blocks)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("name", ["flux", "wan"])
+@pytest.mark.parametrize(("name", "way"), [*(("flux", way) for way in WAYS), ("wan", whole)])
 def test_sites_of_diffusers_models_name_their_modules(name: str, way: Callable[..., Any]) -> None:
     zoo = case(name)
     model = zoo.build(torch.float32)

@@ -75,11 +75,23 @@ def test_a_size_that_is_computed_late_is_used_early() -> None:
     assert first is second and isinstance(first, fx.Node) and first < relu
 
 
-def test_a_symbol_that_no_input_tells_stays_as_it_is() -> None:
+def unbacked_rows() -> tuple[fx.GraphModule, Any]:
     gm = traced(lambda x: x.nonzero().sum(), torch.tensor([1, 0, 2]))
-    many = next(n for n in gm.graph.nodes if n.target is aten.nonzero.default).meta["val"].shape[0]
+    found = next(n for n in gm.graph.nodes if n.target is aten.nonzero.default)
+    return gm, found.meta["val"].shape[0]
+
+
+def test_an_unbacked_size_is_that_of_the_first_node_that_has_it() -> None:
+    gm, many = unbacked_rows()
+    assert computed(gm, [many, many * 2], torch.tensor([1, 0, 2, 3])) == [3, 6]
+
+
+def test_a_symbol_that_no_node_tells_stays_as_it_is() -> None:
+    _, many = unbacked_rows()
+    gm = traced(lambda x: x * 2, torch.randn(5, 7))
     before = len(gm.graph.nodes)
-    assert sizes_as_nodes(gm.graph, [many]) == [many]
+    (found,) = sizes_as_nodes(gm.graph, [many])
+    assert found is many
     assert len(gm.graph.nodes) == before
 
 

@@ -9,8 +9,6 @@ from tests.on_the_gpu import over_there
 
 KERNELS = (
     "fused_norm",
-    "rms_norm",
-    "add_rms_norm",
     "channel_norm",
     "group_norm",
     "group_norm_pad",

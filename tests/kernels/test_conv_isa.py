@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rocm_passes.kernels.triton.conv import isa
+from rocm_passes.bench import conv_isa as isa
 from rocm_passes.target import AMD_ARCHITECTURES
 
 #: Without matrix instructions for fp32.
@@ -19,14 +19,18 @@ RDNA = ("gfx1100", "gfx1201")
 LDS_BYTES = 65536
 
 
-@pytest.fixture(scope="module")
-def compiled() -> list[dict[str, Any]]:
+def printed(option: str) -> str:
     """In a process of its own: here the kernels are interpreted."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "rocm_passes.kernels.triton.conv.isa", "--json"]
+    command = [sys.executable, "-m", "rocm_passes.bench.conv_isa", option]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def compiled() -> list[dict[str, Any]]:
+    return [json.loads(line) for line in printed("--json").splitlines()]
 
 
 def named(row: dict[str, Any]) -> str:
@@ -60,6 +64,11 @@ def test_the_lds_suffices(compiled: list[dict[str, Any]]) -> None:
 def test_two_waves_hide_latency(compiled: list[dict[str, Any]]) -> None:
     """A matrix product keeps its sums in registers: two waves a SIMD are enough."""
     assert [(named(r), r["occupancy"]) for r in compiled if r["occupancy"] < 2] == []
+
+
+def test_integers_that_are_one_compile() -> None:
+    """A launch makes a constexpr of an integer that is 1: what only values can do fails then."""
+    assert printed("--ones") == ""
 
 
 def test_the_checks_can_fail() -> None:

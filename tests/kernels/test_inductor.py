@@ -19,6 +19,7 @@ from tests import inductor_for_amd
 #: By case: the kernels that the generated code launches.
 LAUNCHED = {
     "norm": ["fused_norm_kernel"],
+    "twice": ["fused_norm_kernel"] * 2,
     "slice": ["fused_norm_kernel"],
     "chain": ["fused_norm_kernel"],
     "rotation": ["rotary_heads_kernel"],
@@ -72,6 +73,17 @@ def test_neighbours_are_not_copied_for_the_launch(answers: Any) -> None:
     """One allocation for each result: the output of `relu`, the norm's, and nothing else."""
     assert len(re.findall(r"empty_strided_cuda\(", answers["norm"]["call"])) == 2
     assert len(re.findall(r"empty_strided_cuda\(", answers["slice"]["call"])) == 2
+
+
+def test_a_launch_like_an_earlier_one_has_the_same_arguments(answers: Any) -> None:
+    """But for its tensors."""
+    first, second = re.findall(r"fused_norm_kernel_\d+\.run\((.*?), stream", answers["twice"]["call"])
+
+    def numbers(arguments: str) -> list[str]:
+        return ["tensor" if not a.isdigit() else a for a in arguments.split(", ")]
+
+    assert numbers(first) == numbers(second)
+    assert len(set(re.findall(r"buf\d+", second)) - set(re.findall(r"buf\d+", first))) >= 2
 
 
 def test_what_turns_a_result_is_tiled(answers: Any) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import triton
 
-from rocm_passes.kernels import isa
+from rocm_passes.bench import isa
 from rocm_passes.target import AMD_ARCHITECTURES
 from tests import suites
 
@@ -31,7 +31,7 @@ def compiled() -> list[dict[str, Any]]:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     chosen = [word for arch in architectures() for word in ("--arch", arch)]
     done = subprocess.run(
-        [sys.executable, "-m", "rocm_passes.kernels.isa", "--json", *chosen],
+        [sys.executable, "-m", "rocm_passes.bench.isa", "--json", *chosen],
         env=environment,
         capture_output=True,
         text=True,
@@ -39,6 +39,13 @@ def compiled() -> list[dict[str, Any]]:
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_examples_name_every_argument() -> None:
+    for example in isa.examples():
+        assert list(example.signature) == list(example.kernel.arg_names)
+        constexprs = {name for name, kind in example.signature.items() if kind == "constexpr"}
+        assert constexprs == set(example.constexprs)
 
 
 def named(row: dict[str, Any]) -> str:
@@ -92,7 +99,7 @@ def test_the_table_in_the_docs_is_what_the_compiler_gives(compiled: list[dict[st
     table = isa.table([isa.Compiled(**r) for r in compiled])
     wanted = [table] if suites.everything() else table.splitlines()
     assert [part for part in wanted if part not in page] == [], (
-        "docs/kernels.md is out of date: python -m rocm_passes.kernels.isa --write docs/kernels.md"
+        "docs/kernels.md is out of date: python -m rocm_passes.bench.isa --write docs/kernels.md"
     )
 
 
@@ -120,7 +127,7 @@ def test_refuses_to_run_interpreted(
 def test_integers_that_are_one_compile() -> None:
     """A launch makes a constexpr of an integer that is 1: what only values can do fails to compile then."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "rocm_passes.kernels.isa", "--ones", "--json", "--arch", "gfx942"]
+    command = [sys.executable, "-m", "rocm_passes.bench.isa", "--ones", "--json", "--arch", "gfx942"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     compiled = {json.loads(line)["kernel"] for line in done.stdout.splitlines()}

@@ -16,7 +16,6 @@ from rocm_passes.kernels.triton.norms.channel_norm_kernel import (
     ChannelTile,
     channel_norm,
     choose_tile,
-    isa_examples,
 )
 from tests.kernels.norm_reference import assert_accurate, wide
 from tests.suites import examples
@@ -245,13 +244,6 @@ def test_tiles_are_powers_of_two_and_cover_the_channels(channels: int, channels_
     tile = choose_tile(channels, channels_last)
     assert tile.chunk & (tile.chunk - 1) == 0 and tile.pixels & (tile.pixels - 1) == 0
     assert -(-channels // tile.chunk) * tile.chunk <= max(1.34 * channels, 4)
-
-
-def test_isa_examples_name_every_argument() -> None:
-    for example in isa_examples():
-        assert set(example.signature) == set(example.kernel.arg_names)
-        constexprs = {name for name, kind in example.signature.items() if kind == "constexpr"}
-        assert constexprs == set(example.constexprs)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -16,6 +16,7 @@ from torch import Tensor
 from rocm_passes.kernels.triton import conv as conv_package
 from rocm_passes.kernels.triton.conv import Conv, Tile, choose_tile, pack_weight, refusal
 from rocm_passes.kernels.triton.conv.call import max_offset
+from rocm_passes.kernels.triton.launch import written_down
 from rocm_passes.target import triton_is_interpreted
 from tests.kernels.conv_reference import check, kernel, reference, video
 from tests.on_the_gpu import where_kernels_run
@@ -272,6 +273,18 @@ def test_a_channels_last_weight_is_not_copied() -> None:
     assert torch.equal(pack_weight(weight.contiguous()), pack_weight(weight))
 
 
+def test_one_launch_reads_tensors_where_they_lie() -> None:
+    """As Inductor launches it: nothing is computed or copied before."""
+    last = torch.channels_last_3d
+    x, front = video((1, 8, 2, 4, 5), BF16), video((1, 8, 2, 4, 5), BF16)
+    weight = kernel((9, 8, 3, 3, 3), BF16).contiguous(memory_format=last)
+    with written_down() as launches:
+        y = conv_package.conv3d(x, weight, conv=SPATIAL, front=front[:, :, :1])
+    (only,) = launches
+    pointers = [only.arguments[n].data_ptr() for n in ("x_ptr", "front_ptr", "w_ptr", "out_ptr")]
+    assert pointers == [t.data_ptr() for t in (x, front, weight, y)]
+
+
 def test_offsets_of_64_bits() -> None:
     """A frame that spans more than 2^31 elements of memory, of which few are read."""
 
@@ -308,6 +321,14 @@ def test_every_problem_has_a_tile(arch: str, itemsize: int) -> None:
     for pixels, channels, out in itertools.product((1, 6240, 2**24), (1, 3, 96, 1024), (1, 3, 96, 384, 8192)):
         tile = choose_tile(arch, itemsize, pixels, channels, out)
         assert tile.columns + tile.more_columns >= min(out, 16)
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+@pytest.mark.parametrize("out", [96, 128, 192, 256, 384, 512, 768])
+def test_no_columns_are_padded(arch: str, out: int) -> None:
+    for pixels in (6240, 2**20):
+        tile = choose_tile(arch, 2, pixels, 384, out)
+        assert out % (tile.columns + tile.more_columns) == 0
 
 
 def test_the_table_is_used_where_no_tile_is_given() -> None:
@@ -371,6 +392,12 @@ def test_refusals(case: str) -> None:
     with pytest.raises(ValueError) as raised:
         conv_package.conv3d(**call)
     assert reason in str(raised.value)
+
+
+def test_a_call_of_the_idiom() -> None:
+    conv = Conv.of_idiom(zeros=(1, 0), stride=(2, 1, 1), padding=(1, 0), dilation=(1, 1, 2))
+    ends = ((1, 0), (1, 1), (0, 0))
+    assert conv == Conv(stride=(2, 1, 1), dilation=(1, 1, 2), padding=ends)
 
 
 def test_symbolic_sizes_are_refused() -> None:

@@ -13,7 +13,6 @@ from rocm_passes.kernels.triton.norms.group_norm_launch import (
     GroupTile,
     choose_tile,
     group_norm,
-    isa_examples,
 )
 from tests.kernels.norm_reference import assert_accurate
 from tests.kernels.test_triton_channel_norm import ORDERS, video
@@ -227,13 +226,6 @@ def test_tiles_are_powers_of_two(channels: int, pixels: int, channels_last: bool
     tile = choose_tile(1, channels, pixels, channels_last)
     assert tile.channels & (tile.channels - 1) == 0 and tile.pixels & (tile.pixels - 1) == 0
     assert 1 <= tile.splits <= 512
-
-
-def test_isa_examples_name_every_argument() -> None:
-    for example in isa_examples():
-        assert set(example.signature) == set(example.kernel.arg_names)
-        constexprs = {name for name, kind in example.signature.items() if kind == "constexpr"}
-        assert constexprs == set(example.constexprs)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])

@@ -13,8 +13,6 @@ from rocm_passes.kernels.triton.convolution.pad_launch import PadTile
 from rocm_passes.kernels.triton.norms.group_norm_launch import group_norm
 from rocm_passes.kernels.triton.norms.group_norm_pad_kernel import (
     group_norm_pad,
-    group_norm_pad_kernel,
-    isa_examples,
 )
 from tests.kernels.norm_reference import assert_accurate
 from tests.kernels.test_triton_channel_norm import ORDERS, video
@@ -149,8 +147,3 @@ def test_refuses() -> None:
         group_norm_pad(x, 2, None, None, 1e-6, CAUSAL, "circular")
     with pytest.raises(TypeError, match="float64"):
         group_norm_pad(x.double(), 2, None, None, 1e-6, CAUSAL, "replicate")
-
-
-def test_isa_examples_name_every_argument() -> None:
-    for launch in isa_examples():
-        assert set(launch.signature) == set(group_norm_pad_kernel.arg_names)

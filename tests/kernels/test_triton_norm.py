@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rocm_passes.kernels.triton.norms.norm import add_rms_norm, fused_norm, isa_examples, rms_norm
+from rocm_passes.kernels.triton.norms.norm import fused_norm
 from rocm_passes.kernels.triton.norms.norm_plan import MAX_RESIDENT_WIDTH, MAX_WIDTH, NormTile, choose_tile
 from rocm_passes.kernels.triton.rows import RowBlocks, collapse
 from tests.kernels.norm_reference import assert_accurate, wide
@@ -20,6 +22,22 @@ DTYPES = [FP32, FP16, BF16]
 
 # NumPy, under the interpreter, warns of the infinities that some tests are about.
 pytestmark = [pytest.mark.pairwise, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
+
+
+def rms_norm(x: Tensor, weight: Tensor | None, eps: float, **options: Any) -> Tensor:
+    """RMSNorm alone."""
+    outs, _ = fused_norm(x, kind="rms", eps=eps, weight=weight, **options)
+    return outs[0]
+
+
+def add_rms_norm(
+    x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, **options: Any
+) -> tuple[Tensor, Tensor]:
+    """RMSNorm of x + residual, and the sum itself."""
+    options.setdefault("sum_dtype", x.dtype)
+    outs, total = fused_norm(x, kind="rms", eps=eps, branch=residual, weight=weight, **options)
+    assert total is not None
+    return outs[0], total
 
 
 def normal(*shape: int, dtype: torch.dtype = FP32, seed: int = 0) -> Tensor:
@@ -404,10 +422,3 @@ def test_tiles_waste_few_lanes(width: int) -> None:
     covered = -(-width // tile.chunk) * tile.chunk
     assert covered <= width * 1.2
     assert tile.chunk & (tile.chunk - 1) == 0 and tile.rows & (tile.rows - 1) == 0
-
-
-def test_isa_examples_name_every_argument() -> None:
-    for example in isa_examples():
-        assert set(example.signature) == set(example.kernel.arg_names)
-        constexprs = {name for name, kind in example.signature.items() if kind == "constexpr"}
-        assert constexprs == set(example.constexprs)

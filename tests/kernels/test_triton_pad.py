@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rocm_passes.kernels.triton.convolution.pad_kernel import pad_kernel
-from rocm_passes.kernels.triton.convolution.pad_launch import PadTile, choose_tile, isa_examples, pad
+from rocm_passes.kernels.triton.convolution.pad_launch import PadTile, choose_tile, pad
 from tests.kernels.test_triton_channel_norm import ORDERS, video
 from tests.suites import examples
 
@@ -240,10 +239,3 @@ def test_tiles_move_8_kib_whatever_the_dtype() -> None:
             for channels in (3, 16, 96, 512):
                 tile = choose_tile(channels, 10**6, itemsize, read_last, write_last)
                 assert tile.channels * tile.pixels * itemsize <= 8192
-
-
-def test_isa_examples_name_every_argument() -> None:
-    examples = [e for e in isa_examples() if e.kernel is pad_kernel]
-    assert examples
-    for example in examples:
-        assert set(example.signature) == set(pad_kernel.arg_names)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rotary_reference import LAYOUTS, assert_is_the_formula, laid_out, rotate, tables
 
-from rocm_passes.kernels.triton.rotary.rotary import isa_examples, rotary, rotary_pair
+from rocm_passes.kernels.triton.rotary.rotary import rotary, rotary_pair
 from tests.suites import examples
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
@@ -223,9 +223,3 @@ def test_refuses_tables_that_differ_in_shape() -> None:
 def test_refuses_a_pair_that_differs_in_more_than_heads() -> None:
     with pytest.raises(ValueError, match="head count only"):
         rotary_pair(X, X[:, :2], *tables(1, 3, 1, 4), interleaved=True)
-
-
-def test_isa_examples_name_every_argument() -> None:
-    for example in isa_examples():
-        assert list(example.signature) == list(example.kernel.arg_names)
-        assert set(example.constexprs) == {n for n, t in example.signature.items() if t == "constexpr"}

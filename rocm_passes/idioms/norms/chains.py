@@ -10,20 +10,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from torch import fx
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
-from rocm_passes.idioms.norms import layer as layer_norms
-from rocm_passes.idioms.norms import rms as norms
-from rocm_passes.idioms.norms.layer import Layer
-from rocm_passes.idioms.norms.rms import RMS, adds_one, dying_casts
+from rocm_passes.fx.patterns import bind, exactly
+from rocm_passes.idioms.norms.reading import Norm
+from rocm_passes.idioms.norms.rms import RMS
+from rocm_passes.idioms.norms.rows import dying, dying_casts, narrowing
+from rocm_passes.ops.fused_norm import FusedNorm
 from rocm_passes.rewrite.rewriter import escapes
 
-Norm = RMS | Layer
+SUM = bind("x") + bind("term")
+GATED = bind("branch") * bind("gate")
+ONE_PLUS = bind("scale") + 1
+PRODUCT = exactly("normed") * bind("factor").named("given")
+SHIFTED = exactly("product") + bind("shift").named("given")
 
 
 @dataclass
@@ -54,25 +59,6 @@ class Modulation:
     nodes: set[fx.Node] = field(default_factory=set)
 
 
-def all_norms(graph: fx.Graph) -> list[Norm]:
-    """Every RMSNorm and LayerNorm that can be read, with its bias, in graph order."""
-    found: list[Norm] = []
-    anchors = n.calls(graph, aten.rsqrt.default, aten._fused_rms_norm.default)
-    for anchor in sorted([*anchors, *layer_norms.calls(graph)]):
-        read: Norm | str | None
-        if n.is_call(anchor, aten.rsqrt.default):
-            read = norms.read(anchor)
-        elif n.is_call(anchor, aten._fused_rms_norm.default):
-            read = norms.read_fused(anchor)
-        else:
-            read = layer_norms.read(anchor)
-        if isinstance(read, RMS):
-            found.append(norms.with_bias(read))
-        elif isinstance(read, Layer):
-            found.append(read)
-    return found
-
-
 def branch_norms(found: list[Norm]) -> dict[fx.Node, RMS]:
     """The RMSNorms that may stand on a residual's branch, by their result."""
     return {m.result: m for m in found if isinstance(m, RMS)}
@@ -84,14 +70,11 @@ def residual(total: fx.Node, branches: Mapping[fx.Node, RMS]) -> Residual | None
     if n.is_cast(total):
         add = n.argument(total)
         nodes.add(add)
-        if len(add.users) != 1:
+        if len(add.users) != 1 or n.dtype(add) not in n.WIDE:
             return None
-    if not (n.is_call(add, aten.add.Tensor) and n.alpha_is_one(add)):
+    if SUM.match(add) is None or not all(_full(operand, total) for operand in add.args[:2]):
         return None
-    pairs = [(a, b) for a, b in n.operands(add) if _full(a, total) and _full(b, total)]
-    if not pairs:
-        return None
-    found = [_with_term(x, term, total, add, branches) for x, term in pairs]
+    found = [_with_term(x, term, total, add, branches) for x, term in n.operands(add)]
     best = max(found, key=lambda r: (r.norm is not None, r.gate is not None))
     best.nodes |= nodes
     for operand in add.args:
@@ -109,27 +92,36 @@ def _with_term(
     if product is not None:
         made.branch, made.gate, inside = product
         made.nodes |= inside
-        made.rounds = n.dtype(term) in n.LOW_PRECISION
+        made.rounds = any(n.dtype(node) in n.LOW_PRECISION for node in inside - dying_casts(term, {add}))
     # The norm itself, or the norm widened again for arithmetic in fp32.
     inner = branches.get(made.branch)
-    taken = inner is not None and inner.bias is None  # The operator's branch norm has no bias.
-    if inner is not None and taken and all(u in made.nodes or u is add for u in inner.result.users):
+    if (
+        inner is not None
+        and _fits_branch(inner)
+        and all(u in made.nodes or u is add for u in inner.result.users)
+    ):
         made.norm = inner
         made.branch = inner.x
         made.nodes |= inner.nodes
         rounded = inner.round_to is not None or inner.out_dtype in n.LOW_PRECISION
-        made.rounds = made.rounds or rounded
+        made.rounds = made.rounds or rounded or inner.rounds_between
     return made
 
 
+def _fits_branch(norm: RMS) -> bool:
+    """The operator's branch norm has no bias, and one way to guard its root."""
+    return norm.bias is None and norm.eps_kind == "add"
+
+
 def _product(term: fx.Node, total: fx.Node) -> tuple[fx.Node, fx.Node, set[fx.Node]] | None:
-    """(branch, gate, nodes) of a product that only the sum uses, perhaps cast on its way there."""
-    nodes = {term}
-    product = term
-    while n.is_cast(product) and len(product.users) == 1:
+    """(branch, gate, nodes) of a product that only the sum reads, perhaps rounded or widened on its way there."""
+    nodes, product = {term}, term
+    # Between 16-bit tensors a rounding is one of many; in a sum of float32 tensors it is part of the value.
+    is_passed = is_rounding_or_widening if n.dtype(total) in n.LOW_PRECISION else n.is_widening
+    while is_passed(product) and n.only_user(product) is not None:
         product = n.argument(product)
         nodes.add(product)
-    if not n.is_call(product, aten.mul.Tensor) or len(product.users) != 1:
+    if GATED.match(product) is None or n.only_user(product) is None:
         return None
     choices = [(b, g) for b, g in n.operands(product) if _full(b, total) and _table(g, total)]
     if not choices:
@@ -140,13 +132,21 @@ def _product(term: fx.Node, total: fx.Node) -> tuple[fx.Node, fx.Node, set[fx.No
     return n.through_widening(branch), n.through_widening(gate), nodes
 
 
-def modulations(norm: Norm) -> list[Modulation]:
+def is_rounding_or_widening(node: object) -> TypeGuard[fx.Node]:
+    """A cast between floating dtypes of which no one has 8 bits. Any other cast makes another value."""
+    return n.is_cast(node) and {n.dtype(node), n.dtype(node.args[0])} <= n.FLOATING
+
+
+def modulations(norm: Norm, inside: frozenset[fx.Node]) -> list[Modulation]:
     """What the uses of a norm's result are: modulations first; then, where there are other uses too, the
-    result itself. Empty where none modulates it."""
+    result itself. Empty where none modulates it.
+
+    inside: the nodes of the chain before the modulations, from which no table may be computed.
+    """
     found: list[Modulation] = []
     others = False
     for user in norm.result.users:
-        made = _modulation(user, norm.result)
+        made = _modulation(user, norm.result, inside)
         if made is None:
             others = True
         else:
@@ -156,7 +156,7 @@ def modulations(norm: Norm) -> list[Modulation]:
     return found
 
 
-def _modulation(user: fx.Node, normed: fx.Node) -> Modulation | None:
+def _modulation(user: fx.Node, normed: fx.Node, inside: frozenset[fx.Node]) -> Modulation | None:
     nodes: set[fx.Node] = set()
     value = normed
     if n.is_widening(user):
@@ -164,32 +164,48 @@ def _modulation(user: fx.Node, normed: fx.Node) -> Modulation | None:
         if following is None:
             return None
         nodes, value, user = {user}, user, following
-    if not n.is_call(user, aten.mul.Tensor):
+    product = PRODUCT.match(user, normed=value)
+    if product is None or not _table(product["given"], normed) or not _full(user, normed):
         return None
-    factor = next((o for v, o in n.operands(user) if v is value), None)
-    if not isinstance(factor, fx.Node) or not _table(factor, normed) or not _full(user, normed):
+    factor = product["factor"]
+    plus = ONE_PLUS.match(factor)
+    if (plus is None and not _views_one_plus(factor)) or _computed_from(factor, inside):
         return None
-    scale = n.through_widening(adds_one(n.through_widening(factor)))
-    if scale is None and not _views_one_plus(factor):
-        return None
-    made = Modulation(user, n.through_widening(factor), scale, nodes=nodes | {user})
-    total = n.only_user(user)
-    if n.is_call(total, aten.add.Tensor) and n.alpha_is_one(total) and _full(total, normed):
-        shift = next((o for v, o in n.operands(total) if v is user), None)
-        if isinstance(shift, fx.Node) and shift is not user and _table(shift, normed):
-            made.shift = n.through_widening(shift)
-            made.result = total
-            made.nodes.add(total)
-            made.nodes |= dying_casts(shift, made.nodes)
-    cast = n.only_user(made.result)
-    if cast is not None and n.is_cast(cast) and not n.is_widening(cast) and n.dtype(cast) in n.FLOATING:
+    made = Modulation(user, factor, plus["scale"] if plus is not None else None, nodes=nodes | {user})
+    _past_shift(made, normed, inside)
+    cast = narrowing(made.result)
+    if cast is not None:
         made.result = cast
         made.nodes.add(cast)
-    made.nodes |= dying_casts(factor, made.nodes)
-    plus = made.factor
-    if scale is not None and plus is not None and all(u in made.nodes for u in plus.users):
-        made.nodes.add(plus)
+    made.nodes |= dying_casts(product["given"], made.nodes)
+    if plus is not None:
+        made.nodes |= dying({factor}, made.nodes)
     return made
+
+
+def _past_shift(made: Modulation, normed: fx.Node, inside: frozenset[fx.Node]) -> None:
+    total = n.only_user(made.result)
+    found = SHIFTED.match(total, product=made.result)
+    if total is None or found is None or not _full(total, normed) or not _table(found["given"], normed):
+        return
+    if _computed_from(found["shift"], inside):
+        return
+    made.shift, made.result = found["shift"], total
+    made.nodes.add(total)
+    made.nodes |= dying_casts(found["given"], made.nodes)
+
+
+def _computed_from(table: fx.Node, inside: frozenset[fx.Node]) -> bool:
+    """Does the table depend on a node of the chain? The chain then ends before it."""
+    first, stack, seen = min(inside), [table], set[fx.Node]()
+    while stack:
+        node = stack.pop()
+        if node in inside:
+            return True
+        if node not in seen and not node < first:
+            seen.add(node)
+            stack += node.all_input_nodes
+    return False
 
 
 def _views_one_plus(node: Any) -> bool:
@@ -200,7 +216,7 @@ def _views_one_plus(node: Any) -> bool:
         or (isinstance(node, fx.Node) and node.target in n.VIEWS)
     ):
         node = node.args[0]
-    return adds_one(node) is not None
+    return ONE_PLUS.match(node) is not None
 
 
 def _full(node: object, like: fx.Node) -> bool:
@@ -285,19 +301,17 @@ class Chain:
             return f"an inner value ({outside.name}) is used outside it"
         return None
 
-    def arguments(self) -> dict[str, Any]:
-        """As the fused_norm operator takes them."""
+    def call(self) -> FusedNorm:
         norm, r = self.norm, self.residual
         x = r.x if r is not None else norm.x if norm is not None else None
         assert x is not None
         inner = r.norm if r is not None else None
-        inner_eps = inner.eps_arguments() if inner is not None else {"eps_tensor": None, "eps": 0.0}
-        eps = norm.eps_arguments() if norm is not None else {"eps_tensor": None, "eps": 0.0}
-        # One offset serves both modulations: with any factor that is no plain 1 + scale, all are given whole.
-        plain = all(m.factor is None or m.scale is not None for m in self.modulations)
+        none = {"eps_tensor": None, "eps": 0.0}
+        inner_eps = inner.eps_arguments() if inner is not None else none
+        plain = self.gives_scales
         pairs = [((m.scale if plain else m.factor), m.shift) for m in self.modulations]
         pairs += [(None, None)] * (2 - len(pairs))
-        return {
+        arguments: dict[str, Any] = {
             "x": x,
             "branch": r.branch if r is not None else None,
             "gate": r.gate if r is not None else None,
@@ -311,7 +325,7 @@ class Chain:
             "kind": "none" if norm is None else "rms" if isinstance(norm, RMS) else "layer",
             "weight": norm.weight if norm is not None else None,
             "bias": norm.bias if norm is not None else None,
-            **eps,
+            **(norm.eps_arguments() if norm is not None else none),
             "weight_offset": norm.weight_offset if norm is not None else 0.0,
             "round_to": norm.round_to if norm is not None else None,
             "round_product": norm.round_product if isinstance(norm, RMS) else None,
@@ -323,15 +337,27 @@ class Chain:
             "outputs": len(self.results),
             "out_dtype": n.dtype(self.results[0]) if self.results else n.dtype(x),
             "rounds_between": self.rounds_between,
+            "eps_kind": norm.eps_kind if isinstance(norm, RMS) else "add",
         }
+        return FusedNorm(**arguments)
 
     @property
     def rounds_between(self) -> bool:
         """Does the graph round a value that the operator does not?"""
-        residual = self.residual is not None and self.residual.rounds
-        modulated = any(m.factor is not None for m in self.modulations)
-        normed = self.norm is not None and self.norm.out_dtype in n.LOW_PRECISION
-        return residual or (modulated and normed)
+        if (self.residual is not None and self.residual.rounds) or self.norm is None:
+            return self.residual is not None and self.residual.rounds
+        if self.norm.rounds_between:
+            return True
+        factors = [m.factor for m in self.modulations if m.factor is not None]
+        summed = [m.factor for m in self.modulations if m.scale is not None]
+        normed = bool(factors) and self.norm.out_dtype in n.LOW_PRECISION
+        # 1 + scale is rounded where it is a 16-bit sum; the operator adds in fp32.
+        return normed or (self.gives_scales and any(n.dtype(f) in n.LOW_PRECISION for f in summed))
+
+    @property
+    def gives_scales(self) -> bool:
+        """One offset serves both modulations: with any factor that is no plain 1 + scale, all are given whole."""
+        return all(m.factor is None or m.scale is not None for m in self.modulations)
 
     def parameters(self) -> dict[str, Any]:
         found: dict[str, Any] = dict(self.norm.parameters()) if self.norm is not None else {}

@@ -22,22 +22,61 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 from torch import fx
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten, prims
+from rocm_passes.fx.patterns import (
+    Bound,
+    bind,
+    call,
+    exactly,
+    mean,
+    number,
+    rounded,
+    sqrt,
+    total,
+)
 from rocm_passes.idioms.convolution.padding import stands_behind_frames
 from rocm_passes.idioms.norms.group_norm import final_cast, silu_after
-from rocm_passes.idioms.norms.rms import dying_casts
+from rocm_passes.idioms.norms.rows import dying
 from rocm_passes.ops import channel_norm as op
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
 from rocm_passes.rewrite.rewriter import escapes
 
 NAME = "channel_norm"
 COVERS = {"channel_norm": 1}
+
+
+def _over_channels(_: object, found: Bound) -> str | None:
+    """Over dim 1 alone, which stays as a dim of size 1."""
+    dims, rank = n.arg(found.node, 1), len(n.shape(found.node.args[0]))
+    one = isinstance(dims, (list, tuple)) and [n.normalised_dim(d, rank) for d in dims] == [1]
+    kept = len(found.node.args) > 2 and found.node.args[2] is True
+    return None if one and kept else f"it normalises over dims {dims}"
+
+
+def _is_float(_: object, found: Bound) -> str | None:
+    return None if isinstance(found["eps"], float) else "its eps is a tensor"
+
+
+X, EPS, HERE = bind("x"), number("eps"), exactly("here")
+SQUARE = X**2 | X * X
+SUM, MEAN = (reduce(SQUARE).where(_over_channels) for reduce in (total, mean))
+# The length may be rounded to a 16-bit x's dtype.
+LENGTH = call(aten.clamp_min.default)(rounded(sqrt(SUM) | SUM**0.5), EPS).where(_is_float)
+ROOT = sqrt(MEAN + EPS) | (MEAN + EPS) ** 0.5
+DIVISOR = LENGTH.saying(form="l2").named("divisor") | ROOT.saying(form="mean").named("divisor")
+NORM = X / (DIVISOR | call(aten.expand.default)(DIVISOR))
+
+BY_NUMBER, PLUS_NUMBER = HERE * number("number"), HERE + number("number")
+BY_VECTOR, PLUS_VECTOR = (
+    HERE * bind("table").named("given"),
+    HERE + bind("table").named("given"),
+)
 
 
 @dataclass
@@ -71,82 +110,15 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
 
 def read(div: fx.Node) -> ChannelNorm | None:
     """The norm around a division of a tensor by its own length over dim 1."""
-    given, divisor = n.arg(div, 0), n.arg(div, 1)
-    if not isinstance(given, fx.Node) or len(n.shape(given)) < 4:
+    given = n.arg(div, 0)
+    found = NORM.match(div)
+    if found is None or len(n.shape(given)) < 4:
         return None
-    nodes = {div}
-    if n.is_call(divisor, aten.expand.default):
-        nodes.add(divisor)
-        divisor = n.arg(divisor, 0)
-    length = _l2(divisor, nodes) or _mean(divisor, nodes)
-    if length is None or n.through_widening(length[0]) is not n.through_widening(given):
-        return None
-    source, form, eps = length
-    norm = ChannelNorm(div, given, form, eps, div, nodes)
-    norm.roundings = int(n.dtype(divisor) in n.LOW_PRECISION)
-    nodes |= dying_casts(given, nodes) | dying_casts(source, nodes)
+    norm = ChannelNorm(div, given, found["form"], found["eps"], div, set(found.nodes))
+    norm.roundings = int(n.dtype(found["divisor"]) in n.LOW_PRECISION)
+    norm.nodes |= dying(found.passed, norm.nodes)
     _tail(norm)
     return norm
-
-
-def _l2(divisor: object, nodes: set[fx.Node]) -> tuple[fx.Node, str, float] | None:
-    """clamp_min(sqrt(sum(x^2, 1)), eps), the length perhaps rounded to a 16-bit x's dtype."""
-    if not n.is_call(divisor, aten.clamp_min.default) or not n.is_scalar(divisor.args[1]):
-        return None
-    length = n.argument(divisor)
-    root = n.argument(length) if n.is_cast(length) and not n.is_widening(length) else length
-    inside = _under_root(root)
-    if not n.is_call(inside, aten.sum.dim_IntList) or not _over_channels(inside):
-        return None
-    square = n.arg(inside, 0)
-    source = _squared(square)
-    if source is None:
-        return None
-    nodes |= {divisor, length, root, inside, square}
-    return source, "l2", float(n.arg(divisor, 1))
-
-
-def _mean(divisor: object, nodes: set[fx.Node]) -> tuple[fx.Node, str, float | fx.Node] | None:
-    """sqrt(mean(x^2, 1) + eps)"""
-    total = _under_root(divisor)
-    if not (n.is_call(total, aten.add.Tensor, aten.add.Scalar) and n.alpha_is_one(total)):
-        return None
-    for mean, eps in n.operands(total):
-        if not (n.is_call(mean, aten.mean.dim) and _over_channels(mean)):
-            continue
-        if not (n.is_scalar(eps) or _is_number(eps)):
-            continue
-        square = n.arg(mean, 0)
-        source = _squared(square)
-        if source is not None:
-            assert isinstance(divisor, fx.Node)
-            nodes |= {divisor, total, mean, square}
-            return source, "mean", eps if isinstance(eps, fx.Node) else float(eps)
-    return None
-
-
-def _under_root(node: object) -> object:
-    if n.is_call(node, aten.sqrt.default) or (
-        n.is_call(node, aten.pow.Tensor_Scalar) and node.args[1] == 0.5
-    ):
-        return node.args[0]
-    return None
-
-
-def _over_channels(node: fx.Node) -> bool:
-    """Over dim 1 alone, which stays as a dim of size 1."""
-    dims = n.arg(node, 1)
-    rank = len(n.shape(node.args[0]))
-    one = isinstance(dims, (list, tuple)) and len(dims) == 1 and n.normalised_dim(dims[0], rank) == 1
-    return one and len(node.args) > 2 and node.args[2] is True
-
-
-def _squared(node: object) -> fx.Node | None:
-    if n.is_call(node, aten.pow.Tensor_Scalar) and node.args[1] == 2:
-        return n.argument(node)
-    if n.is_call(node, aten.mul.Tensor) and node.args[0] is node.args[1]:
-        return n.argument(node)
-    return None
 
 
 def _tail(norm: ChannelNorm) -> None:
@@ -163,15 +135,15 @@ def _tail(norm: ChannelNorm) -> None:
 
 def _multiply(norm: ChannelNorm) -> bool:
     step = n.only_user(norm.last)
-    if norm.bias is not None or not n.is_call(step, aten.mul.Tensor, aten.mul.Scalar):
+    by, vector = (pattern.match(step, here=norm.last) for pattern in (BY_NUMBER, BY_VECTOR))
+    if step is None or norm.bias is not None:
         return False
-    other = next((o for v, o in n.operands(step) if v is norm.last), None)
-    if n.is_scalar(other):
-        norm.scale *= float(other)  # type: ignore[arg-type]
-    elif norm.times is None and _is_number(other):
-        norm.times = other
-    elif norm.gamma is None and _per_channel(other, norm):
-        norm.gamma = n.through_widening(other)
+    if by is not None and isinstance(by["number"], float):
+        norm.scale *= by["number"]
+    elif by is not None and norm.times is None:
+        norm.times = by["number"]
+    elif vector is not None and norm.gamma is None and _per_channel(vector["given"], norm):
+        norm.gamma = vector["table"]
     else:
         return False
     _advance(norm, step)
@@ -181,21 +153,16 @@ def _multiply(norm: ChannelNorm) -> bool:
 def _add(norm: ChannelNorm) -> None:
     """Wan's `+ self.bias` is `+ 0.0` where the norm has none."""
     step = n.only_user(norm.last)
-    if not (n.is_call(step, aten.add.Tensor, aten.add.Scalar) and n.alpha_is_one(step)):
+    by, vector = (pattern.match(step, here=norm.last) for pattern in (PLUS_NUMBER, PLUS_VECTOR))
+    if step is None:
         return
-    other = next((o for v, o in n.operands(step) if v is norm.last), None)
-    if _is_number(other):
-        norm.plus = other
-    elif _per_channel(other, norm):
-        norm.bias = n.through_widening(other)
-    elif not (n.is_scalar(other) and other == 0):
+    if by is not None and isinstance(by["number"], fx.Node):
+        norm.plus = by["number"]
+    elif vector is not None and _per_channel(vector["given"], norm):
+        norm.bias = vector["table"]
+    elif by is None or by["number"] != 0:
         return
     _advance(norm, step)
-
-
-def _is_number(node: object) -> TypeGuard[fx.Node]:
-    """A 0-d floating tensor, of whatever device and value."""
-    return n.shape(node) == () and n.dtype(node) in (*n.FLOATING, torch.float64)
 
 
 def _per_channel(node: object, norm: ChannelNorm) -> bool:
@@ -288,18 +255,18 @@ class ScaledByTensors(op.ChannelNorm):
         arguments = self.arguments()
         times, plus = arguments.pop("times"), arguments.pop("plus")
         device = b.value(self.x).device
-        for name, number, compute, neutral in (
+        for name, tensor, compute, neutral in (
             ("gamma", times, aten.mul.Tensor, 1.0),
             ("bias", plus, aten.add.Tensor, 0.0),
         ):
-            if number is None:
+            if tensor is None:
                 continue
             given = arguments[name]
             if given is None:
                 given = b(aten.full.default, [1], neutral, dtype=torch.float32, device=device)
             elif b.value(given).dtype is not torch.float32:
                 given = b(prims.convert_element_type.default, given, torch.float32)
-            arguments[name] = b(compute, given, number)
+            arguments[name] = b(compute, given, tensor)
         return op.ChannelNorm(**arguments)
 
 

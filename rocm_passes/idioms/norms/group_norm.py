@@ -26,7 +26,7 @@ from torch import fx
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
-from rocm_passes.idioms.norms.rms import dying_casts
+from rocm_passes.idioms.norms.rows import dying_casts
 from rocm_passes.ops import group_norm as op
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
 from rocm_passes.rewrite.rewriter import escapes

@@ -1,11 +1,17 @@
-"""A LayerNorm read off the graph: `native_layer_norm`, kept whole, with the casts round it.
+"""A LayerNorm read off the graph: `native_layer_norm`, kept whole, or written by hand.
 
 y = native_layer_norm(x.float(), [D], weight, bias, eps)[0]        (or of x itself)
 y = y.to(T)                                                        (or not)
+
+By hand, as the patterns below say, with a weight and a bias where they are not rounded in between:
+
+d = x - mean(x)
+y = d * rsqrt(mean(d^2) + eps) * weight + bias                     (or d / sqrt(var(x) + eps))
 """
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +20,63 @@ from torch import fx
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
-from rocm_passes.idioms.norms.rms import dying_casts
+from rocm_passes.fx.patterns import (
+    Bound,
+    Trace,
+    add,
+    bind,
+    call,
+    exactly,
+    mean,
+    number,
+    reciprocal,
+    rsqrt,
+    sqrt,
+)
+from rocm_passes.idioms.norms.rows import (
+    compute_dtype,
+    dying,
+    dying_casts,
+    keeps_rows,
+    last_dim,
+    narrowing,
+    per_row,
+    products,
+)
+
+X, EPS, HERE = bind("x"), number("eps"), exactly("here")
+
+
+def _whole(found_as: object, found: Bound) -> str | None:
+    """A variance over the rows that divides by their size, not by one less."""
+    if found.node.kwargs.get("correction", 1) != 0:
+        return "its variance is divided by one less than the size of a row"
+    return last_dim(found_as, found)
+
+
+variance = call(aten.var.correction)
+item, both = call(operator.getitem), call(aten.var_mean.correction)
+
+CENTRED = X - per_row(mean(X).where(last_dim) | item(both(X).where(_whole), 1))
+VARIANCE = (
+    variance(X).where(_whole)
+    | item(both(X).where(_whole), 0)
+    | mean(CENTRED**2 | CENTRED * CENTRED).where(last_dim)
+)
+ROOT = sqrt(VARIANCE + EPS) | (VARIANCE + EPS) ** 0.5
+INVERSE = rsqrt(VARIANCE + EPS) | (VARIANCE + EPS) ** -0.5 | reciprocal(ROOT) | reciprocal(ROOT) * 1
+NORM = CENTRED * per_row(INVERSE) | CENTRED / per_row(ROOT)
+
+CANDIDATE = add(variance(X) | item(both(X), 0) | mean(CENTRED**2 | CENTRED * CENTRED))
+WEIGHTED, BIASED = HERE * bind("weight"), HERE + bind("bias")
 
 
 @dataclass
 class Layer:
-    """x, weight, bias: before widening casts. result: the last node; nodes: all of them."""
+    """x, weight, bias: before widening casts. result: the last node; nodes: all of them.
+
+    rounds_between: the graph's arithmetic is not that of one native LayerNorm.
+    """
 
     anchor: fx.Node
     x: fx.Node
@@ -31,6 +88,7 @@ class Layer:
     nodes: set[fx.Node] = field(default_factory=set)
     weight_offset: float = 0.0
     round_to: torch.dtype | None = None
+    rounds_between: bool = False
 
     @property
     def out_dtype(self) -> torch.dtype:
@@ -77,8 +135,60 @@ def read(node: fx.Node) -> Layer | str:
     norm.nodes |= dying_casts(given, norm.nodes)
     for table in (weight, bias):
         norm.nodes |= dying_casts(table, norm.nodes)
-    cast = n.only_user(result)
-    if cast is not None and n.is_cast(cast):
-        norm.nodes.add(cast)
-        norm.result = cast
+    _past_rounding(norm)
     return norm
+
+
+def read_by_hand(root: fx.Node) -> Layer | str | None:
+    """A LayerNorm around a root. None: not a LayerNorm at all; a string: why it can't be taken."""
+    candidate = CANDIDATE.match(root.args[0], Trace(keeps_rows))
+    if candidate is None:
+        return None
+    trace = Trace(keeps_rows)
+    for product in products(root):
+        found = NORM.match(product, trace)
+        if found is not None and root in found.nodes:
+            return _read_by_hand(root, product, found)
+    if n.only_user(root) is None:
+        return "its rsqrt is used outside the norm, as for a backward pass"
+    return f"not a LayerNorm: {trace.reason}"
+
+
+def _read_by_hand(root: fx.Node, product: fx.Node, found: Bound) -> Layer | str:
+    x, eps = found["x"], found["eps"]
+    if not n.same_shape(n.shape(product), n.shape(x)):
+        return f"the norm is {list(n.shape(product))}, and x is {list(n.shape(x))}"
+    if not isinstance(eps, float):
+        return "its eps is a tensor"
+    norm = Layer(root, x, eps, product, nodes=set(found.nodes), rounds_between=True)
+    norm.compute_dtype = compute_dtype(found.nodes, root)
+    passed = set(found.passed)
+    for name, pattern in (("weight", WEIGHTED), ("bias", BIASED)):
+        step = n.only_user(norm.result)
+        more = pattern.match(step, here=norm.result)
+        if step is not None and more is not None and _is_table(more[name], norm):
+            setattr(norm, name, more[name])
+            _advance(norm, step)
+            passed |= more.passed
+    _past_rounding(norm)
+    norm.nodes |= dying(passed, norm.nodes)
+    return norm
+
+
+def _is_table(node: fx.Node, norm: Layer) -> bool:
+    """A vector of the row's size, as the operator takes it."""
+    dims = n.shape(node)
+    return (
+        n.same_shape(dims, n.shape(norm.x)[-1:]) and n.dtype(node) in n.FLOATING and len(n.shape(norm.x)) > 1
+    )
+
+
+def _past_rounding(norm: Layer) -> None:
+    cast = narrowing(norm.result)
+    if cast is not None:
+        _advance(norm, cast)
+
+
+def _advance(norm: Layer, node: fx.Node) -> None:
+    norm.nodes.add(node)
+    norm.result = node

@@ -19,8 +19,9 @@ import torch
 from torch import fx
 
 from rocm_passes.fx import nodes as n
-from rocm_passes.idioms.norms import layer as layer_norms
 from rocm_passes.idioms.norms.layer import Layer
+from rocm_passes.idioms.norms.reading import readings
+from rocm_passes.idioms.norms.rms import RMS
 from rocm_passes.ops import layer_norm as op
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
 from rocm_passes.rewrite.rewriter import escapes
@@ -30,8 +31,9 @@ COVERS = {"layer_norm": 1}
 
 
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
-    for node in layer_norms.calls(graph):
-        yield _found(node, layer_norms.read(node))
+    for reading in readings(graph, context):
+        if reading.idiom == NAME and not isinstance(reading.norm, RMS):
+            yield _found(reading.anchor, reading.norm)
 
 
 def _found(anchor: fx.Node, read: Layer | str) -> Found:
@@ -46,6 +48,7 @@ def _found(anchor: fx.Node, read: Layer | str) -> Found:
         "bias": read.bias,
         "eps": read.eps,
         "out_dtype": read.out_dtype,
+        "rounds_between": read.rounds_between,
     }
     call = op.LayerNorm(**arguments)
     return Match(anchor, frozenset(read.nodes), (read.result,), call, COVERS, read.parameters())

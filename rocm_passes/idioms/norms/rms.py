@@ -1,8 +1,9 @@
 """The RMS part of a norm, read off the graph: shared by every idiom that contains an RMSNorm.
 
-f = x.float()                       (or x itself)
-rstd = rsqrt(mean(f^2, -1) + eps)
-y = f * rstd                        (or x * rstd: the spelling of diffusers)
+rms_formula.py has the spellings of the statistic. What stands behind it:
+
+y = x * rstd                        (or x / rms, (weight * x) * rstd, (weight * rstd) * x)
+y = y * sqrt(D)                     (where the statistic is the row's length: F.normalize)
 y = y.to(T)                         (or not)
 y = y * weight                      (either order; weight, weight.float() or 1 + weight; or none)
 y = y.to(T)                         (or not)
@@ -12,6 +13,7 @@ y = y.to(T)                         (or not)
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,16 +22,36 @@ from torch import fx
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
+from rocm_passes.fx.patterns import Bound, Trace
+from rocm_passes.idioms.norms.rms_formula import (
+    BIASED,
+    CANDIDATE,
+    NORM,
+    PLAIN_WEIGHT,
+    SCALED_BY,
+    WEIGHTED,
+)
+from rocm_passes.idioms.norms.rows import (
+    compute_dtype,
+    dying,
+    keeps_rows,
+    last_dim,
+    narrowing,
+    products,
+    rounds_inside,
+    sole_cast,
+)
 
 
 @dataclass
 class RMS:
     """An RMSNorm as the graph spells it.
 
-    x: before any widening cast. eps: a float, or a 0-d tensor node. weight: a vector of the last dim, before
-    widening casts, or None; weight_offset: 1.0 for Gemma's (1 + weight). round_to: the dtype that the
-    normalised value is rounded to before the weight, or None. bias: as the weight; round_product: the dtype that
-    the value is rounded to before the bias, or None. result: the last node; nodes: all of them.
+    x: before any widening cast. eps: a float, or a 0-d tensor node. eps_kind: how it guards the root, as the
+    operator has it. weight: a vector of the last dim, before widening casts, or None; weight_offset: 1.0 for Gemma's
+    (1 + weight). round_to: the dtype that the normalised value is rounded to before the weight, or None. bias: as the
+    weight; round_product: the dtype that the value is rounded to before the bias, or None. rounds_between: the graph
+    rounds elsewhere than the operator does. result: the last node; nodes: all of them.
     """
 
     anchor: fx.Node
@@ -37,12 +59,14 @@ class RMS:
     eps: float | fx.Node
     result: fx.Node
     spelling: str
+    eps_kind: str = "add"
     weight: fx.Node | None = None
     weight_offset: float = 0.0
     weight_first: bool = False
     round_to: torch.dtype | None = None
     bias: fx.Node | None = None
     round_product: torch.dtype | None = None
+    rounds_between: bool = False
     compute_dtype: torch.dtype = torch.float32
     nodes: set[fx.Node] = field(default_factory=set)
 
@@ -55,7 +79,7 @@ class RMS:
         return n.tensor(self.result).dtype
 
     def parameters(self) -> dict[str, Any]:
-        return {
+        found = {
             "spelling": self.spelling,
             "size": self.size,
             "eps": self.eps if isinstance(self.eps, float) else f"tensor {self.eps.name}",
@@ -68,6 +92,7 @@ class RMS:
             "x_dtype": n.dtype(self.x),
             "out_dtype": self.out_dtype,
         }
+        return found if self.eps_kind == "add" else {**found, "eps_kind": self.eps_kind}
 
     def eps_arguments(self) -> dict[str, Any]:
         if isinstance(self.eps, fx.Node):
@@ -97,124 +122,156 @@ def read_fused(node: fx.Node) -> RMS | str:
     return rms
 
 
-def read(rsqrt: fx.Node) -> RMS | str | None:
-    """An RMSNorm around an rsqrt. None: not an RMSNorm at all; a string: why it can't be taken."""
-    head = _mean_of_square(n.argument(rsqrt))
-    if head is None:
+def read(root: fx.Node) -> RMS | str | None:
+    """An RMSNorm around a root. None: not an RMSNorm at all; a string: why it can't be taken."""
+    candidate = CANDIDATE.match(root.args[0], Trace(keeps_rows))
+    if candidate is None or _is_channel_norms(root, candidate):
         return None
-    wide, eps, nodes = head
-    nodes.add(rsqrt)
-    rank = len(n.shape(wide))
-    mean = next(m for m in nodes if n.is_call(m, aten.mean.dim))
-    if not n.is_last_dim(mean.args[1], rank):
-        return f"it normalises over dims {mean.args[1]}, not over the last one"
-    x = n.through_widening(wide)
-    product = n.only_user(rsqrt)
-    if product is None:
+    reduced = candidate.get("reduced")
+    wrong = last_dim(root, replace(candidate, node=reduced)) if reduced is not None else None
+    if wrong is not None:
+        return wrong if _averages(candidate) else None
+    if n.only_user(root) is None and _averages(candidate):
         return "its rsqrt is used outside the norm, as for a backward pass"
-    pre = _normalised(product, rsqrt, x)
-    if pre is None:
-        return "the inverse root mean square does not multiply the norm's own input"
-    weight_inside, extra = pre
-    nodes |= extra | {product}
-    rms = RMS(rsqrt, x, eps, product, "", compute_dtype=n.tensor(rsqrt).dtype, nodes=nodes)
-    if weight_inside is not None:
-        rms.weight, rms.weight_first = n.through_widening(weight_inside), True
-        rms.nodes |= _casts_between(weight_inside, rms.weight)
-    _walk_tail(rms)
+    trace = Trace(keeps_rows)
+    for product in products(root):
+        found = NORM.match(product, trace)
+        if found is not None and root in found.nodes:
+            return _read(root, product, found)
+    if not _averages(candidate):
+        # The length of a vector has other uses than a norm.
+        return None
+    return f"the inverse root mean square does not multiply the norm's own input: {trace.reason}"
+
+
+def _averages(candidate: Bound) -> bool:
+    return n.is_call(candidate.get("reduced"), aten.mean.dim)
+
+
+def _is_channel_norms(root: fx.Node, candidate: Bound) -> bool:
+    """Is it for idioms/norms/channel_norm.py to read?"""
+    reduced = candidate.get("reduced")
+    if reduced is None or n.is_call(root, aten.rsqrt.default):
+        return False
+    rank = len(n.shape(reduced.args[0]))
+    return rank >= 4 and [n.normalised_dim(d, rank) for d in n.arg(reduced, 1)] == [1]
+
+
+def _read(root: fx.Node, product: fx.Node, found: Bound) -> RMS | str:
+    x, weight, size = found["x"], found.get("weight"), n.shape(found["x"])[-1]
+    if not n.same_shape(n.shape(product), n.shape(x)):
+        return f"the norm is {list(n.shape(product))}, and x is {list(n.shape(x))}"
+    if weight is not None and not n.is_vector_of(weight, size):
+        return f"the weight inside it is {list(n.shape(weight))}"
+    if n.dtype(x) not in n.LOW_PRECISION and any(_rounds(node) for node in found.nodes):
+        return f"its statistic is rounded to 16 bits, and x is {n.dtype(x)}"
+    eps = _eps(found)
+    if isinstance(eps, str):
+        return eps
+    kind, value, owed = eps
+    rms = RMS(root, x, value, product, "", kind, weight=weight, weight_first=weight is not None)
+    rms.nodes = set(found.nodes)
+    rms.compute_dtype = compute_dtype(found.nodes, root)
+    rms.rounds_between = not found.get("as_computed") or rounds_inside(found.nodes - {product})
+    passed = set(found.passed)
+    if not _walk_tail(rms, owed, passed):
+        return f"it divides by the length of a row, and nothing multiplies it by {owed}"
+    rms.nodes |= dying(passed, rms.nodes)
     rms.nodes |= _casts_of(x, rms.nodes)
-    rms.spelling = _spelling(rms, mean, product, x)
+    rms.spelling = _spelling(rms, product, x)
     return rms
+
+
+def _rounds(node: fx.Node) -> bool:
+    return n.is_cast(node) and not n.is_widening(node)
+
+
+def _eps(found: Bound) -> tuple[str, float | fx.Node, float | None] | str:
+    """(kind, eps, owed) as the operator guards the root mean square; owed: what must still multiply the norm."""
+    kind, eps = found["eps_kind"], found.get("eps")
+    if kind in ("add", "clamp", "after_root"):
+        return kind, eps, None
+    if kind == "none":
+        return "it has no eps"
+    size = n.static_int(n.shape(found["x"])[-1])
+    if not isinstance(eps, float) or size is None:
+        return "its eps is a tensor, or its rows have a symbolic size"
+    if kind == "clamp_root":
+        kind, eps, owed = "clamp", eps * eps, None
+    elif kind == "clamp_length":
+        kind, eps, owed = "clamp", eps * eps / size, math.sqrt(size)
+    else:
+        kind, eps, owed = "after_root", eps / math.sqrt(size), math.sqrt(size)
+    if eps < torch.finfo(torch.float32).tiny:
+        return f"its eps, {found['eps']}, is too small to be squared in float32"
+    return kind, eps, owed
 
 
 def with_bias(rms: RMS) -> RMS:
     """The norm with the vector that alone is added to its result and, behind it, a rounding; or as it is."""
-    add = n.only_user(rms.result)
-    if not n.is_call(add, aten.add.Tensor) or not n.alpha_is_one(add):
+    add, normed = n.only_user(rms.result), rms.result
+    found = BIASED.match(add, here=normed)
+    if add is None or found is None:
         return rms
-    normed, dims = rms.result, n.shape(rms.result)
-    for found, other in n.operands(add):
-        # A tensor of the result's own shape is a residual, were it of one row.
-        if found is not normed or not n.is_vector_of(other, rms.size) or n.same_shape(n.shape(other), dims):
-            continue
-        if n.dtype(other) not in n.FLOATING or len(n.shape(add)) != len(dims):
-            continue
-        bias = n.through_widening(other)
-        extended = replace(rms, bias=bias, nodes=rms.nodes | _casts_between(other, bias))
-        extended.round_product = n.dtype(normed) if n.dtype(normed) in n.LOW_PRECISION else None
-        _advance(extended, add)
-        final = _sole_cast(add)
-        if final is not None and not n.is_widening(final):
-            _advance(extended, final)
-        return extended
-    return rms
+    bias, dims = found["bias"], n.shape(normed)
+    # A tensor of the result's own shape is a residual, were it of one row.
+    if not n.is_vector_of(bias, rms.size) or n.same_shape(n.shape(bias), dims):
+        return rms
+    if n.dtype(found["given"]) not in n.FLOATING or len(n.shape(add)) != len(dims):
+        return rms
+    extended = replace(rms, bias=bias, nodes=set(rms.nodes))
+    extended.round_product = n.dtype(normed) if n.dtype(normed) in n.LOW_PRECISION else None
+    _advance(extended, add)
+    final = narrowing(add)
+    if final is not None:
+        _advance(extended, final)
+    extended.nodes |= dying(found.passed, extended.nodes)
+    return extended
 
 
-def _mean_of_square(node: fx.Node) -> tuple[fx.Node, float | fx.Node, set[fx.Node]] | None:
-    """(f, eps, nodes) of mean(f^2, keepdim) + eps."""
-    if n.is_call(node, aten.add.Scalar):
-        mean, eps = n.arg(node, 0), n.arg(node, 1)
-        pairs = [(mean, eps)]
-    elif n.is_call(node, aten.add.Tensor) and n.alpha_is_one(node):
-        pairs = list(n.operands(node))
-    else:
-        return None
-    for mean, eps in pairs:
-        if not n.is_call(mean, aten.mean.dim) or len(mean.args) < 3 or mean.args[2] is not True:
-            continue
-        square = n.arg(mean, 0)
-        if (n.is_call(square, aten.pow.Tensor_Scalar) and square.args[1] == 2) or (
-            n.is_call(square, aten.mul.Tensor) and square.args[0] is square.args[1]
-        ):
-            f = n.arg(square, 0)
-        else:
-            continue
-        if n.is_scalar(eps):
-            return f, float(eps), {node, mean, square}
-        if isinstance(eps, fx.Node) and n.shape(eps) == () and n.value(eps) is not None:
-            # Under dynamic=True a module's eps is a 0-d tensor, cast once or twice on its way here.
-            while n.is_cast(eps):
-                eps = n.arg(eps, 0)
-            return f, eps, {node, mean, square}
-    return None
+def _walk_tail(rms: RMS, owed: float | None, passed: set[fx.Node]) -> bool:
+    """Past the product: what is owed, an optional rounding, an optional weight, an optional cast.
 
-
-def _normalised(product: fx.Node, rsqrt: fx.Node, x: fx.Node) -> tuple[fx.Node | None, set[fx.Node]] | None:
-    """Is it x * rstd? Or (weight * x) * rstd: then also the weight. Second: further nodes of the norm."""
-    if not n.is_call(product, aten.mul.Tensor):
-        return None
-    other = n.arg(product, 1) if product.args[0] is rsqrt else n.arg(product, 0)
-    if n.through_widening(other) is x:
-        return None, set()
-    if n.is_call(other, aten.mul.Tensor) and n.only_user(other) is product:
-        for weight, f in n.operands(other):
-            if n.through_widening(f) is x and n.is_vector_of(weight, n.shape(x)[-1]):
-                return weight, {other}
-    return None
-
-
-def _walk_tail(rms: RMS) -> None:
-    """Past the product: an optional rounding, an optional weight, an optional cast."""
-    rounding = _sole_cast(rms.result)
+    Returns False where what is owed is not there. A cast to a dtype that no kernel writes stays outside.
+    """
+    owed = _pay(rms, owed)
+    rounding = sole_cast(rms.result)
+    if rounding is not None and n.dtype(rounding) not in n.FLOATING:
+        return owed is None
     after = rounding if rounding is not None else rms.result
     multiply = n.only_user(after) if rms.weight is None else None
-    weight = _weight_of(multiply, after, rms.size) if multiply is not None else None
-    if multiply is None or weight is None:
-        if rounding is not None:
+    found = _weight_of(multiply, after, rms.size) if multiply is not None else None
+    if multiply is None or found is None:
+        # A widening belongs to what follows, such as a rotation in fp32: it comes after the norm's own rounding.
+        if rounding is not None and not n.is_widening(rounding):
             _advance(rms, rounding)
-        return
-    rms.weight, rms.weight_offset, weight_nodes = weight
-    rms.weight_first = n.is_call(multiply, aten.mul.Tensor) and multiply.args[1] is after
+        return owed is None
+    rms.weight, rms.weight_offset = found["weight"], found.get("offset", 0.0)
+    rms.weight_first = multiply.args[1] is after
     if rounding is not None:
         if not n.is_widening(rounding):
             rms.round_to = n.tensor(rounding).dtype
         _advance(rms, rounding)
-    rms.nodes |= weight_nodes
     _advance(rms, multiply)
-    final = _sole_cast(multiply)
-    # A widening belongs to what follows, such as a rotation in fp32: it comes after the norm's own rounding.
-    if final is not None and not n.is_widening(final):
+    # 1 + weight may serve another norm as well.
+    passed |= found.passed | (found.nodes - {multiply})
+    owed = _pay(rms, owed)
+    final = narrowing(rms.result)
+    if final is not None:
         _advance(rms, final)
+    return owed is None
+
+
+def _pay(rms: RMS, owed: float | None) -> float | None:
+    """Past the number that is owed, if it stands here."""
+    step = n.only_user(rms.result) if owed is not None else None
+    found = SCALED_BY.match(step, here=rms.result)
+    if step is None or owed is None or found is None or not isinstance(found["count"], float):
+        return owed
+    if not math.isclose(found["count"], owed, rel_tol=1e-7):
+        return owed
+    _advance(rms, step)
+    return None
 
 
 def _advance(rms: RMS, node: fx.Node) -> None:
@@ -222,55 +279,22 @@ def _advance(rms: RMS, node: fx.Node) -> None:
     rms.result = node
 
 
-def _sole_cast(node: fx.Node) -> fx.Node | None:
-    """The cast that is the only use of a value; a value used twice is the norm's result as it is."""
-    user = n.only_user(node)
-    return user if user is not None and n.is_cast(user) else None
-
-
-def _weight_of(multiply: fx.Node, normed: fx.Node, size: Any) -> tuple[fx.Node, float, set[fx.Node]] | None:
-    """(weight, offset, nodes) where the node multiplies the normed value by a vector of the last dim."""
-    if not n.is_call(multiply, aten.mul.Tensor) or len(n.shape(multiply)) != len(n.shape(normed)):
+def _weight_of(multiply: fx.Node, normed: fx.Node, size: Any) -> Bound | None:
+    """The weight where the node multiplies the normed value by a vector of the last dim."""
+    if len(n.shape(multiply)) != len(n.shape(normed)):
         return None
-    for found, other in n.operands(multiply):
-        if found is not normed or not isinstance(other, fx.Node) or not n.is_vector_of(other, size):
-            continue
-        plain = n.through_widening(other)
-        if len(n.shape(other)) > 1 and adds_one(plain):
+    found = WEIGHTED.match(multiply, here=normed)
+    if found is None or not n.is_vector_of(found["factor"], size):
+        return None
+    if n.dtype(found["factor"]) not in n.FLOATING:
+        return None
+    if "offset" in found.values:
+        if len(n.shape(found["factor"])) > 1:
             # (1 + scale) of one sample: a modulation, which idioms/norms/chains.py reads.
-            continue
-        shifted = _one_plus(plain)
-        if shifted is not None:
-            weight = n.through_widening(shifted)
-            return weight, 1.0, {plain} | _casts_between(other, plain) | _casts_between(shifted, weight)
-        return plain, 0.0, _casts_between(other, plain)
-    return None
-
-
-def _one_plus(node: Any) -> fx.Node | None:
-    """w of 1 + w, computed in fp32 or wider (in bf16 the sum is rounded, which the kernel would not do)."""
-    if n.dtype(node) in n.LOW_PRECISION:
-        return None
-    return adds_one(node)
-
-
-def adds_one(node: Any) -> fx.Node | None:
-    """s of 1 + s, in whichever dtype."""
-    if n.is_call(node, aten.add.Tensor, aten.add.Scalar) and n.alpha_is_one(node):
-        for term, one in n.operands(node):
-            if isinstance(term, fx.Node) and n.is_scalar(one) and one == 1:
-                return term
-    return None
-
-
-def _casts_between(start: fx.Node, end: fx.Node) -> set[fx.Node]:
-    """The casts from `start` up to, not including, `end`; only those that nothing else uses."""
-    found = set()
-    node = start
-    while node is not end:
-        if len(node.users) == 1:
-            found.add(node)
-        node = n.argument(node)
+            return None
+        if n.dtype(n.through_widening(found["factor"])) in n.LOW_PRECISION:
+            # The sum is rounded, which the kernel would not do: it is the weight itself.
+            return PLAIN_WEIGHT.match(multiply, here=normed)
     return found
 
 
@@ -279,7 +303,7 @@ def _casts_of(x: fx.Node, inside: set[fx.Node]) -> set[fx.Node]:
     return {u for u in x.users if n.is_widening(u) and all(v in inside for v in u.users)}
 
 
-def _spelling(rms: RMS, mean: fx.Node, product: fx.Node, x: fx.Node) -> str:
+def _spelling(rms: RMS, product: fx.Node, x: fx.Node) -> str:
     """A name for people; nothing depends on it."""
     raw = x in product.args and n.tensor(x).dtype in n.LOW_PRECISION
     if rms.weight_offset:
@@ -289,13 +313,3 @@ def _spelling(rms: RMS, mean: fx.Node, product: fx.Node, x: fx.Node) -> str:
     if rms.weight_first:
         return "T5" if raw else "Llama"
     return "diffusers RMSNorm" if raw else "rounded before the weight"
-
-
-def dying_casts(start: object, inside: set[fx.Node]) -> set[fx.Node]:
-    """The widening casts from `start` upwards that nothing outside `inside` uses: they die with it."""
-    found: set[fx.Node] = set()
-    node = start
-    while n.is_widening(node) and all(user in inside or user in found for user in node.users):
-        found.add(node)
-        node = node.args[0]
-    return found

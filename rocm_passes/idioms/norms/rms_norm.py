@@ -24,8 +24,9 @@ import torch
 from torch import fx
 
 from rocm_passes.fx import nodes as n
-from rocm_passes.fx.nodes import aten
-from rocm_passes.idioms.norms import rms as norms
+from rocm_passes.idioms.norms.layer import Layer
+from rocm_passes.idioms.norms.reading import readings
+from rocm_passes.idioms.norms.rms import RMS
 from rocm_passes.ops import rms_norm as op
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
 from rocm_passes.rewrite.rewriter import escapes
@@ -35,18 +36,14 @@ COVERS = {"rms_norm": 1}
 
 
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
-    for node in n.calls(graph, aten._fused_rms_norm.default):
-        yield _found(node, norms.read_fused(node))
-    for node in n.calls(graph, aten.rsqrt.default):
-        read = norms.read(node)
-        if read is not None:
-            yield _found(node, read)
+    for reading in readings(graph, context):
+        if reading.idiom == NAME and not isinstance(reading.norm, Layer):
+            yield _found(reading.anchor, reading.norm)
 
 
-def _found(anchor: fx.Node, read: norms.RMS | str) -> Found:
+def _found(anchor: fx.Node, read: RMS | str) -> Found:
     if isinstance(read, str):
         return Miss(anchor, read, COVERS)
-    read = norms.with_bias(read)
     reason = refusal(read)
     if reason is not None:
         return Miss(anchor, reason, COVERS, read.parameters())
@@ -59,16 +56,18 @@ def _found(anchor: fx.Node, read: norms.RMS | str) -> Found:
         "round_to": read.round_to,
         "round_product": read.round_product,
         "out_dtype": read.out_dtype,
+        "eps_kind": read.eps_kind,
+        "rounds_between": read.rounds_between,
     }
     call = op.RmsNorm(**arguments)
     return Match(anchor, frozenset(read.nodes), (read.result,), call, COVERS, read.parameters())
 
 
-def refusal(read: norms.RMS) -> str | None:
+def refusal(read: RMS) -> str | None:
     """Why a norm that was read cannot be computed by one operator, or None where it can."""
     dtype = n.tensor(read.x).dtype
-    if dtype not in n.FLOATING or read.compute_dtype is torch.float64:
-        return f"it computes in {read.compute_dtype} on {dtype}"
+    if not {dtype, read.out_dtype} <= n.FLOATING or read.compute_dtype is torch.float64:
+        return f"it computes in {read.compute_dtype} on {dtype} and gives {read.out_dtype}"
     outside = escapes(frozenset(read.nodes), (read.result,))
     if outside is not None:
         return f"an inner value ({outside.name}) is used outside the norm"

@@ -47,6 +47,8 @@ def _equal(a: Any, b: Any) -> bool:
         return len(a) == len(b) and all(map(_equal, a, b))
     if isinstance(a, fx.Node) or isinstance(b, fx.Node):
         return a is b
+    if isinstance(a, torch.SymInt) and isinstance(b, torch.SymInt):
+        return n.same_size(a, b)
     return type(a) is type(b) and bool(a == b)
 
 
@@ -137,11 +139,16 @@ def _transpose(b: Any, z: fx.Node) -> Any:
 
 
 def _cat(b: Any, z: fx.Node) -> Any:
+    if any(n.dtype(part) is not n.dtype(z) for part in n.arg(z, 0)):
+        # One is real, or of another precision.
+        return None
     parts = [real_of(b, part) for part in n.arg(z, 0)]
     return reuse(b, aten.cat.default, parts, _dim(z, 1, _rank(z)))
 
 
 def _scatter(b: Any, z: fx.Node) -> Any:
+    if n.dtype(z.args[1]) is not n.dtype(z):
+        return None
     base, source = real_of(b, n.argument(z, 0)), real_of(b, n.argument(z, 1))
     return reuse(b, z.target, base, source, _dim(z, 2, _rank(z)), *z.args[3:])
 

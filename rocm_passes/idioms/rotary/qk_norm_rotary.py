@@ -19,21 +19,33 @@ where they round.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import fx
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.norms import rms as norms
 from rocm_passes.idioms.rotary import rotary
-from rocm_passes.idioms.rotary.rotary_pair import pairs
-from rocm_passes.idioms.rotary.rotations import Rotation, rotations
+from rocm_passes.idioms.rotary.dims import cat_dim
+from rocm_passes.idioms.rotary.normed import (
+    Normed,
+    Part,
+    across_heads,
+    norm_of,
+    norm_results,
+    normed,
+    part_of,
+    rounds_after,
+)
+from rocm_passes.idioms.rotary.partial import keeps_dims
+from rocm_passes.idioms.rotary.rotary_pair import pairs, recipes_of
+from rocm_passes.idioms.rotary.rotations import rotations
+from rocm_passes.idioms.rotary.tables import merge_tables
 from rocm_passes.ops import qk_norm_rotary as op
 from rocm_passes.ops.legacy import Arguments
-from rocm_passes.ops.qk_norm_rotary import Norm, Streams
+from rocm_passes.ops.qk_norm_rotary import Streams
 from rocm_passes.ops.rotary_layout import Recipe
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match
 from rocm_passes.rewrite.rewriter import escapes, is_convex
@@ -41,145 +53,27 @@ from rocm_passes.rewrite.rewriter import escapes, is_convex
 NAME = "qk_norm_rotary"
 
 
-@dataclass
-class Part:
-    """One stream of q or k: its norm, and the views from the norm's result to the rotation's input."""
-
-    rms: norms.RMS
-    views: list[fx.Node]
-    nodes: set[fx.Node]
-
-
-@dataclass
-class Normed:
-    """A rotation of normed streams. joint: the cat of the streams, where it stands before the rotation."""
-
-    rotation: Rotation
-    recipe: Recipe
-    parts: list[Part]
-    joint: fx.Node | None = None
-
-    @property
-    def nodes(self) -> set[fx.Node]:
-        found = set(self.rotation.nodes).union(*(p.nodes for p in self.parts))
-        return found | ({self.joint} if self.joint is not None else set())
-
-
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
-    results = _norm_results(graph)
+    results = norm_results(graph)
     if not results:
         return
     found = rotations(graph)
-    rotary.merge_tables(found)
+    merge_tables(found)
     order = {node: i for i, node in enumerate(graph.nodes)}
-    normed = {r.core: m for r in found if (m := _normed(r, results, context)) is not None}
     attentions: list[tuple[Normed, ...]] = []
-    single = {r.core: r for r in found if r.core in normed}
+    single = {r.core: r for r in found}
     for q, k in pairs(found, order):
-        if q.core in normed and k.core in normed:
-            attentions.append((normed[q.core], normed[k.core]))
+        recipes = recipes_of(q, k, context)
+        both = [normed(r, recipe, results) for r, recipe in zip((q, k), recipes or (), strict=False)]
+        if len(both) == 2 and both[0] is not None and both[1] is not None:
+            attentions.append((both[0], both[1]))
             del single[q.core], single[k.core]
-    attentions += [(normed[core],) for core in single]
+    for rotation in single.values():
+        recipe = rotary.recipe_of(rotation, context)
+        alone = normed(rotation, recipe, results) if isinstance(recipe, Recipe) else None
+        if alone is not None:
+            attentions.append((alone,))
     yield from _sites(attentions, results, order)
-
-
-def _norm_results(graph: fx.Graph) -> dict[fx.Node, norms.RMS]:
-    """Every RMSNorm by its result, and by what its last cast widens (it may be the rotation's cast)."""
-    found: dict[fx.Node, norms.RMS] = {}
-    for node in n.calls(graph, aten.rsqrt.default):
-        read = norms.read(node)
-        if isinstance(read, norms.RMS) and _plain(read):
-            found[read.result] = read
-            if n.is_widening(read.result):
-                found[n.argument(read.result)] = read
-    for node in n.calls(graph, aten._fused_rms_norm.default):
-        read = norms.read_fused(node)
-        if isinstance(read, norms.RMS) and _plain(read):
-            found[read.result] = read
-    return found
-
-
-def _plain(rms: norms.RMS) -> bool:
-    """Is it a norm that the operator computes?"""
-    return (
-        isinstance(rms.eps, float)
-        and rms.weight_offset == 0.0
-        and n.dtype(rms.x) in n.FLOATING
-        and rms.compute_dtype is torch.float32
-        and rms.round_to in (None, n.dtype(rms.x))
-    )
-
-
-def _normed(rotation: Rotation, results: Mapping[fx.Node, norms.RMS], context: Context) -> Normed | None:
-    recipe = rotary.recipe_of(rotation, context)
-    if not isinstance(recipe, Recipe) or recipe.view is not None:
-        return None
-    part = _part(rotation.x, results)
-    if part is not None:
-        return Normed(rotation, recipe, [part])
-    joint = rotation.x
-    axis = recipe.token_axis
-    if recipe.seq_start is not None or not n.is_call(joint, aten.cat.default):
-        return None
-    if _cat_dim(joint) != axis or any(u not in rotation.nodes for u in joint.users):
-        return None
-    parts = [_part(p, results) for p in n.arg(joint, 0)]
-    if any(p is None for p in parts):
-        return None
-    return Normed(rotation, recipe, [p for p in parts if p is not None], joint)
-
-
-def _cat_dim(cat: fx.Node) -> int | None:
-    return n.normalised_dim(cat.args[1] if len(cat.args) > 1 else 0, len(n.shape(cat)))
-
-
-def _part(x: fx.Node, results: Mapping[fx.Node, norms.RMS]) -> Part | None:
-    """The norm behind x, through views that only x's own way uses."""
-    views: list[fx.Node] = []
-    node = x
-    while node not in results:
-        if not (node.op == "call_function" and node.target in n.VIEWS):
-            return None
-        views.insert(0, node)
-        node = n.argument(node)
-        if n.only_user(node) is not views[0]:
-            return None
-    rms = results[node]
-    # The norm ends at `node`: where a cast follows that widens it, that cast is the rotation's.
-    nodes = {m for m in rms.nodes if m is not rms.result or m is node}
-    return Part(rms, views, nodes | set(views))
-
-
-def _across_heads(part: Part, recipe: Recipe) -> bool | None:
-    """Does the norm run over all heads of a token? None where it runs over neither them nor one head."""
-    size = part.rms.size
-    x = part.views[-1] if part.views else part.rms.result
-    sizes = n.shape(x)
-    channels = sizes[-1]
-    if recipe.axes in ("bs", "s"):
-        return recipe.heads > 1 if not part.views and n.same_size(size, channels) else None
-    heads = sizes[1 if recipe.axes in ("bhs", "sh") else 2]
-    if n.same_size(size, channels) and all(n.same_size(n.shape(v)[-1], size) for v in part.views):
-        return False
-    if not part.views or not n.same_size(size, heads * channels):
-        return None
-    split, *moves = part.views
-    kept = all(n.same_size(n.shape(v)[-1], channels) for v in part.views)
-    lead = n.shape(part.rms.x)[:-1]
-    return (
-        True if kept and n.same_shape(n.shape(split), (*lead, heads, channels)) and len(moves) <= 1 else None
-    )
-
-
-def _rounds_after(part: Part, entering: fx.Node) -> bool:
-    """Is the normed value rounded to the dtype of the norm's input before it is rotated?"""
-    return n.dtype(entering) == n.dtype(part.rms.x)
-
-
-def _norm(part: Part, recipe: Recipe) -> Norm:
-    views = tuple((v.target, v.args[1:]) for v in part.views)
-    assert isinstance(part.rms.eps, float)
-    return Norm(views, recipe, part.rms.eps)
 
 
 def _sites(
@@ -242,13 +136,14 @@ def _streams(
     outs: list[tuple[Recipe, tuple[Any, ...]]],
 ) -> Streams | None:
     """The parameters that the streams share, or None where they differ."""
-    across = {_across_heads(p, r) for ps, r in zip(parts, recipes, strict=True) for p in ps}
+    across = {across_heads(p, r) for ps, r in zip(parts, recipes, strict=True) for p in ps}
     every = [p for ps in parts for p in ps]
     before = {p.rms.round_to is not None for p in every}
-    after = {_rounds_after(p, _entering(p)) for p in every}
-    if len(across) != 1 or None in across or len(before) != 1 or len(after) != 1:
+    after = {rounds_after(p) for p in every}
+    named = {(r.axes, r.heads, r.out_dtype) for r in recipes}
+    if any(len(kinds) != 1 or None in kinds for kinds in (across, before, after, named)):
         return None
-    norms_of = [tuple(_norm(p, r) for p in ps) for ps, r in zip(parts, recipes, strict=True)]
+    norms_of = [tuple(norm_of(p, r) for p in ps) for ps, r in zip(parts, recipes, strict=True)]
     return Streams(
         q=norms_of[0],
         k=norms_of[1] if len(norms_of) > 1 else (),
@@ -260,13 +155,6 @@ def _streams(
         round_before_weight=before == {True},
         round_after_norm=after == {True},
     )
-
-
-def _entering(part: Part) -> fx.Node:
-    """The node that holds the norm's result as the rotation takes it."""
-    if part.views:
-        return n.argument(part.views[0])
-    return part.rms.result if part.rms.result in part.nodes else n.argument(part.rms.result)
 
 
 def _closed(
@@ -337,7 +225,7 @@ def _joined(
             members.append(other)
             stream = [other[0].parts[0], other[1].parts[0]]
         else:
-            alone = [_part(q, results), _part(k, results)]
+            alone = [part_of(q, results), part_of(k, results)]
             if alone[0] is None or alone[1] is None:
                 return None
             stream = [alone[0], alone[1]]
@@ -361,11 +249,10 @@ def _joined(
 
 def _joins(cat: fx.Node, normed: Normed) -> bool:
     """Does the cat put whole rotated tensors [*lead, D] one behind the other along their tokens?"""
-    flat = n.same_shape(n.shape(normed.rotation.result), n.shape(normed.rotation.x))
     return (
         n.is_call(cat, aten.cat.default)
-        and flat
-        and _cat_dim(cat) == normed.recipe.token_axis
+        and keeps_dims(normed.rotation)
+        and cat_dim(cat) == normed.recipe.token_axis
         and n.dtype(cat) == normed.recipe.out_dtype
         and normed.recipe.axes in ("bsh", "bhs")
     )

@@ -1,7 +1,7 @@
 """Rotary position embedding of one tensor, in every spelling.
 
 Formula, for each pair of channels:  out1 = x1 * cos1 - x2 * sin1,  out2 = x2 * cos2 + x1 * sin2.
-graph/rotations.py recognises it by what is computed: complex numbers (Z-Image, Qwen-Image, Lumina2),
+rotations.py recognises it by what is computed: complex numbers (Z-Image, Qwen-Image, Lumina2),
 stacked or rotated halves (FLUX, HunyuanVideo, Cosmos, Llama), slice assignment (Wan), per-head tables
 (Mochi), 2x2 matrices (Kandinsky, HiDream), addcmul_ on views (LTX-2); over all of x, its first channels or
 some of its tokens.
@@ -16,18 +16,21 @@ numbers, of which Inductor compiles nothing, and for slice assignment. Complex n
 every device: the lowering "real" writes their parts in ATen. complex128 stays float64 unless
 rewrite_numerics="fast".
 
-Refused: values inside the rotation that are used outside it; tables that fit no axis of x.
+Refused: values inside the rotation that are used outside it; casts inside it that change values; tables that
+fit no axis of x; under rewrite_numerics="strict", rotations computed in 16 bits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
+import torch
 from torch import fx
 
 from rocm_passes.fx import nodes as n
-from rocm_passes.idioms.rotary.rotations import Rotation, rotations, same_value
+from rocm_passes.idioms.rotary.dims import as_moves
+from rocm_passes.idioms.rotary.rotations import Rotation, rotations
+from rocm_passes.idioms.rotary.tables import merge_tables
 from rocm_passes.ops import rotary as op
 from rocm_passes.ops.legacy import Arguments
 from rocm_passes.ops.rotary_layout import Recipe, choose_axes, cut_heads
@@ -35,6 +38,7 @@ from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
 
 NAME = "rotary"
 COVERS = {"rotary": 1}
+_WIDE = frozenset({torch.float32, torch.float64})
 
 
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
@@ -55,30 +59,16 @@ def _found(rotation: Rotation, context: Context) -> Found:
     )
 
 
-def merge_tables(found: list[Rotation]) -> None:
-    """One node for each table that is computed more than once from the same inputs."""
-    known: dict[tuple[Any, ...], list[fx.Node]] = {}
-    for rotation in found:
-        rotation.tables = tuple(_representative(t, known) for t in rotation.tables)
-
-
-def _representative(table: fx.Node, known: dict[tuple[Any, ...], list[fx.Node]]) -> fx.Node:
-    alike = known.setdefault((table.op, table.target, str(n.shape(table))), [])
-    for other in alike:
-        if same_value(other, table):
-            return other
-    alike.append(table)
-    return table
-
-
-def recipe_of(rotation: Rotation, context: Context) -> Recipe | str:
-    """How the rotation is computed by an operator, or why it can't be."""
-    if rotation.leak is not None:
-        return f"an inner value ({rotation.leak.name}) is used outside the rotation"
-    axes = choose_axes(rotation.lead, _varying_axes(rotation), rotation.partial_axis, _heads_inside(rotation))
+def recipe_of(rotation: Rotation, context: Context, like: Recipe | None = None) -> Recipe | str:
+    """How the rotation is computed by an operator, or why it can't be; its axes named as in `like`, if given."""
+    reason = _obstacle(rotation, context.options.rewrite_numerics)
+    if reason is not None:
+        return reason
+    axes = like.axes if like is not None else _axes(rotation)
     if axes is None:
         return f"its tables fit no axis of the {len(rotation.lead) + 1} of x"
-    if rotation.partial_axis is not None and rotation.partial_axis != axes.index("s"):
+    partial = rotation.partial
+    if partial is not None and partial.axis != axes.index("s"):
         return "it rotates a part of x along an axis that is not the tokens'"
     channels = rotation.width if rotation.view is not None else n.shape(rotation.x)[-1]
     width_is_all = rotation.width == channels
@@ -89,14 +79,41 @@ def recipe_of(rotation: Rotation, context: Context) -> Recipe | str:
         interleaved=rotation.interleaved,
         width=rotation.width,
         entries=rotation.entries,
-        seq_start=rotation.seq_start,
+        seq_start=None if partial is None else partial.start,
+        seq_tokens=None if partial is None else partial.tokens,
         out_dtype=n.tensor(rotation.result).dtype,
         core_shape=n.shape(rotation.core),
-        tail=tuple((v.target, v.args[1:]) for v in rotation.tail if not n.is_cast(v)),
+        tail=as_moves(v for v in rotation.tail if not n.is_cast(v)),
         fp64=rotation.fp64 and context.options.rewrite_numerics != "fast",
         complex=rotation.complex,
         scattered=rotation.scattered,
     )
+
+
+def _obstacle(rotation: Rotation, numerics: str) -> str | None:
+    """Why the rotation's own values can't come from an operator, or None."""
+    if rotation.leak is not None:
+        return f"an inner value ({rotation.leak.name}) is used outside the rotation"
+    if rotation.lossy is not None:
+        cast = rotation.lossy
+        return (
+            f"a cast inside it ({cast.name}, to {n.dtype(cast)}) changes the values that it is computed from"
+        )
+    if numerics != "strict":
+        return None
+    if len(rotation.steps) != 1 or not rotation.steps <= _WIDE:
+        dtypes = ", ".join(sorted(map(str, rotation.steps)))
+        return f"numerics='strict': the graph computes it in {dtypes}, and an operator in float32"
+    if rotation.fused:
+        return "numerics='strict': the graph's addcmul may leave its product unrounded"
+    if rotation.rounds_twice:
+        return "numerics='strict': the graph rounds its result twice, and an operator once"
+    return None
+
+
+def _axes(rotation: Rotation) -> str | None:
+    partial = None if rotation.partial is None else rotation.partial.axis
+    return choose_axes(rotation.lead, _varying_axes(rotation), partial, _heads_inside(rotation))
 
 
 def _heads_inside(rotation: Rotation) -> bool:

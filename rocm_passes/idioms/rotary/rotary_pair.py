@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 from torch import fx
 
 from rocm_passes.idioms.rotary import rotary
-from rocm_passes.idioms.rotary.rotations import Rotation, rotations, share_tables
+from rocm_passes.idioms.rotary.rotations import Rotation, rotations
+from rocm_passes.idioms.rotary.tables import merge_tables, share_tables
 from rocm_passes.ops import rotary_pair as op
 from rocm_passes.ops.legacy import Arguments
 from rocm_passes.ops.rotary_layout import Recipe
@@ -29,12 +30,26 @@ NEAR = 8
 
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
     found = rotations(graph)
-    rotary.merge_tables(found)
+    merge_tables(found)
     order = {node: i for i, node in enumerate(graph.nodes)}
     for q, k in pairs(found, order):
-        recipe, k_recipe = rotary.recipe_of(q, context), rotary.recipe_of(k, context)
-        if isinstance(recipe, Recipe) and isinstance(k_recipe, Recipe):
-            yield _site(q, k, recipe, k_recipe)
+        recipes = recipes_of(q, k, context)
+        if recipes is not None:
+            yield _site(q, k, *recipes)
+
+
+def recipes_of(q: Rotation, k: Rotation, context: Context) -> tuple[Recipe, Recipe] | None:
+    """The recipes of two rotations by one set of tables: the axes of both are named alike.
+
+    Which axis holds the heads is read off q's strides where the tables do not tell, and k's may differ.
+    """
+    recipe = rotary.recipe_of(q, context)
+    if not isinstance(recipe, Recipe):
+        return None
+    k_recipe = rotary.recipe_of(k, context, like=recipe)
+    if not isinstance(k_recipe, Recipe) or k_recipe.heads != recipe.heads:
+        return None
+    return recipe, k_recipe
 
 
 def pairs(found: list[Rotation], order: Mapping[fx.Node, int]) -> Iterator[tuple[Rotation, Rotation]]:

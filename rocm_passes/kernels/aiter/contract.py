@@ -8,7 +8,7 @@ ones.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
@@ -174,6 +174,6 @@ def denormal_note(dtype: torch.dtype) -> Iterator[str]:
         yield "aiter flushes denormals to zero"
 
 
-def joined(notes: Iterator[str]) -> str | None:
+def joined(notes: Iterable[str]) -> str | None:
     """The notes in one line, or None where there are none."""
     return "; ".join(notes) or None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rocm_passes.kernels.aiter import rms_norm
+from rocm_passes.kernels.aiter import contract, rms_norm
 from rocm_passes.kernels.aiter.installation import needs_aiter
 from rocm_passes.ops.fused_norm import FUSED_NORM, FusedNorm
 from rocm_passes.ops.operator import Lowering, Verdict
@@ -31,7 +31,7 @@ def refuses(call: FusedNorm, target: Target) -> str | None:
         return "aiter has no modulation after the norm"
     if weight is None:
         return "the norm has no weight, and aiter's needs one"
-    reason = rms_norm.unlike_aiters(call.bias, call.weight_offset)
+    reason = rms_norm.unlike_aiters(call.bias, call.weight_offset, call.eps_kind)
     if reason is None and not x.dtype == call.sum_dtype == call.out_dtype:
         dtypes = f"x is {x.dtype}, the sum {call.sum_dtype}, the result {call.out_dtype}"
         reason = f"{dtypes}; aiter wants one dtype"
@@ -42,7 +42,8 @@ def refuses(call: FusedNorm, target: Target) -> str | None:
 
 def note(call: FusedNorm, target: Target) -> str | None:
     before = call.round_to is not None
-    return rms_norm.add_numerics_note(call.x, arch=target.arch, round_before_weight=before)
+    own = rms_norm.add_numerics_note(call.x, arch=target.arch, round_before_weight=before)
+    return contract.joined(note for note in (own, rms_norm.reorders(call.rounds_between)) if note)
 
 
 def pays(call: FusedNorm, target: Target) -> Verdict:

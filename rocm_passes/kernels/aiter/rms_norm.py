@@ -19,7 +19,7 @@ from torch import Tensor
 from rocm_passes.kernels.aiter import contract
 from rocm_passes.kernels.aiter.installation import needs_aiter
 from rocm_passes.ops.operator import Lowering, Verdict
-from rocm_passes.ops.rms_norm import RMS_NORM, RmsNorm, eps_on_gpu, epsilon, rounds_unlike
+from rocm_passes.ops.rms_norm import RMS_NORM, RmsNorm, another_eps, eps_on_gpu, epsilon, rounds_unlike
 from rocm_passes.target import Target
 
 HIP_HIDDEN_MAX = 8192
@@ -174,22 +174,28 @@ def _refuses(call: RmsNorm, target: Target) -> str | None:
     x, weight = call.x, call.weight
     if weight is None:
         return "the norm has no weight, and aiter's needs one"
-    reason = unlike_aiters(call.bias, call.weight_offset)
+    reason = unlike_aiters(call.bias, call.weight_offset, call.eps_kind)
     if reason is None and call.out_dtype is not x.dtype:
         reason = f"the result is {call.out_dtype} and x is {x.dtype}; aiter returns x's dtype"
     reason = reason or rounds_unlike(call.round_to, x) or eps_on_gpu(call.eps_tensor)
     return reason or refusal(x, weight, call.eps, round_before_weight=call.round_to is not None)
 
 
-def unlike_aiters(bias: Tensor | None, weight_offset: float) -> str | None:
+def unlike_aiters(bias: Tensor | None, weight_offset: float, eps_kind: str) -> str | None:
     """What of an RMSNorm aiter's has not, or None."""
     if bias is not None:
         return "aiter's rms_norm has no bias"
-    return "aiter's rms_norm has no (1 + weight) form" if weight_offset else None
+    return "aiter's rms_norm has no (1 + weight) form" if weight_offset else another_eps(eps_kind)
 
 
 def _note(call: RmsNorm, target: Target) -> str | None:
-    return numerics_note(call.x, arch=target.arch, round_before_weight=call.round_to is not None)
+    own = numerics_note(call.x, arch=target.arch, round_before_weight=call.round_to is not None)
+    return contract.joined(note for note in (own, reorders(call.rounds_between)) if note)
+
+
+def reorders(rounds_between: bool) -> str | None:
+    """Where the graph rounds between the steps or takes them in another order."""
+    return "aiter takes its own steps, where the graph spells out others" if rounds_between else None
 
 
 def _pays(call: RmsNorm, target: Target) -> Verdict:

@@ -1,4 +1,4 @@
-"""What the Triton kernels share: the device guard, dtype names, exact roots, SiLU, ISA examples."""
+"""What the Triton kernels share: the device guard, dtype names, exact roots, SiLU."""
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 # (Triton kernels carry no Python types: their arguments are device values.)
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -23,32 +22,6 @@ TRITON_TYPE: Mapping[torch.dtype, Any] = {
 """The floating dtypes that the kernels read and write, and Triton's names for them."""
 
 INT32_MAX = 2**31 - 1
-
-
-@dataclass(frozen=True)
-class IsaExample:
-    """One production shape of a kernel, ready to be compiled for an architecture that is not here.
-
-    `signature` maps every argument to its Triton type ("*bf16", "i32", "i64", "constexpr"); `constexprs`
-    gives the values of the constexpr ones. Pointers and integers may be taken as divisible by 16.
-    `num_warps` counts warps of 32 lanes; launches halve it where a warp has 64 (`launch_warps`).
-    """
-
-    kernel: Any
-    label: str
-    signature: Mapping[str, str]
-    constexprs: Mapping[str, Any]
-    num_warps: int
-
-
-def isa_example(
-    kernel: Any, label: str, pointers: Mapping[str, str], constexprs: Mapping[str, Any], num_warps: int
-) -> IsaExample:
-    """An `IsaExample` from the pointer types and the constexprs; every other argument is an i32."""
-    signature = {
-        name: "constexpr" if name in constexprs else pointers.get(name, "i32") for name in kernel.arg_names
-    }
-    return IsaExample(kernel, label, signature, dict(constexprs), num_warps)
 
 
 def device_guard(x: Tensor) -> AbstractContextManager[Any]:
@@ -78,19 +51,9 @@ def broadcasts_to(shape: torch.Size, target: torch.Size) -> bool:
     return len(shape) <= len(target) and all(s in (1, t) for s, t in zip(shape, tail, strict=True))
 
 
-def power_of_two_above(n: int) -> int:
-    """The least power of two that is at least n (1 for n <= 1)."""
-    return 1 << max(n - 1, 0).bit_length()
-
-
 def power_of_two_divisor(n: int) -> int:
     """The greatest power of two that divides n > 0."""
     return n & -n
-
-
-def cdiv(a: int, b: int) -> int:
-    """a / b rounded up."""
-    return -(-a // b)
 
 
 @triton.jit
@@ -102,12 +65,26 @@ def exact_rsqrt(v):
 
 
 @triton.jit
-def inverse_rms(squares, N: tl.constexpr, EPS: tl.constexpr, dtype: tl.constexpr):
-    """1 / sqrt(squares / N + EPS), for results of `dtype`: each step rounded correctly where that is fp32."""
+def inverse_rms(
+    squares, N: tl.constexpr, EPS: tl.constexpr, dtype: tl.constexpr, EPS_KIND: tl.constexpr = "add"
+):
+    """1 / sqrt(squares / N + EPS), for results of `dtype`: each step rounded correctly where that is fp32.
+
+    EPS_KIND "clamp": 1 / sqrt(max(squares / N, EPS)); "after_root": 1 / (sqrt(squares / N) + EPS).
+    """
     if dtype == tl.float32:
-        rstd = exact_rsqrt(tl.div_rn(squares, tl.full(squares.shape, N, tl.float32)) + EPS)
+        mean = tl.div_rn(squares, tl.full(squares.shape, N, tl.float32))
     else:
-        rstd = tl.rsqrt(squares * (1.0 / N) + EPS)
+        mean = squares * (1.0 / N)
+    if EPS_KIND == "after_root":
+        root = tl.sqrt_rn(mean) + EPS
+        rstd = tl.div_rn(tl.full(root.shape, 1.0, tl.float32), root)
+    else:
+        if EPS_KIND == "clamp":
+            mean = tl.maximum(mean, EPS, propagate_nan=tl.PropagateNan.ALL)
+        else:
+            mean = mean + EPS
+        rstd = exact_rsqrt(mean) if dtype == tl.float32 else tl.rsqrt(mean)
     return rstd
 
 

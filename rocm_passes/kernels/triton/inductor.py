@@ -1,12 +1,23 @@
 """Inductor's lowering of our operators: it allocates their outputs and launches their kernels itself.
 
-An operator of ours is one node in the graph and would be one opaque call in Inductor's code: through the
-dispatcher, into Python, into Triton's launcher. Where the chosen lowering does nothing but allocate and launch
-Triton kernels (`Lowering.launches`), its Python runs here instead, once, over fake tensors of the layouts that
-Inductor has settled on, and each launch becomes a launch in the generated code, as for a user's own kernel.
-Whatever does not fit (symbolic sizes, a copy before the launch, aiter) stays an opaque call.
+An operator is one node in the graph and would be one opaque call in Inductor's code: through the dispatcher, into
+Python, into Triton's launcher. Where the chosen lowering does nothing but allocate and launch Triton kernels
+(`Lowering.launches`), its Python runs here instead, once, over fake tensors of the layouts that Inductor has settled
+on. Each launch becomes a launch in the generated code, as for a user's own kernel. Whatever does not fit (symbolic
+sizes, a copy before the launch, aiter) stays an opaque call.
 
-The lowerings are registered for operators of this package only, which no other backend's graph contains.
+Nothing of torch is patched. Private names, all there in torch 2.11 to 2.15, and what each is for:
+    lowering.register_lowering, lowerings, fallback_handler   to be asked for an operator; to allocate; the opaque call
+    kernel_side_table, triton_kernel_wrapper_mutation         the launch of a user's kernel
+    V.fake_mode, V.current_node, V.graph                      the compile that is under way
+    ir.ExternKernel.realize_input, ir.as_storage_and_layout,  an argument in memory, its layout decided
+      ir.is_storage_and_layout, decide_layout
+    ir.FixedLayout, ReinterpretView, TensorBox                a view of an argument or of an allocation
+    ir.ExternKernelAlloc, never_reuse_buffers,                the name under which a written allocation is read
+      codegen_exact_buffer_reuse, make_buffer_free            (class Written says why)
+    ir.UserDefinedTritonKernel, MutationOutput, NoneLayout,   a second launch of a kernel without analysing it again
+      InputsKernel.unwrap_storage_for_input
+What raises here costs no compile: the operator stays an opaque call.
 """
 
 # mypy: allow-untyped-calls
@@ -14,11 +25,12 @@ The lowerings are registered for operators of this package only, which no other 
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import functools
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import sympy  # type: ignore[import-untyped]
@@ -114,8 +126,6 @@ class _Launching:
             result = run(self._call)
         self._allocated = memory.allocated
         for launch in launches:
-            self._check(launch)
-        for launch in launches:
             self._write(launch)
         for storage in {_storage(t): None for t in _tensors(result)}:
             self._finish(storage)
@@ -140,26 +150,30 @@ class _Launching:
         self._owners[_storage(fake)] = (box, fake)
         return fake
 
-    def _check(self, launch: Launch) -> None:
-        """Before anything is written: an operator's kernels write to what the call allocated, and only there."""
-        written = _written_by(launch)
-        for name in written:
-            if _storage(launch.arguments[name]) not in self._allocated:
-                raise NotLaunchable(f"{launch.kernel.__name__} seems to write to its argument {name}")
-
     def _write(self, launch: Launch) -> None:
         tensors = {n: self._box(t) for n, t in launch.arguments.items() if isinstance(t, Tensor)}
         constants = {n: v for n, v in launch.arguments.items() if n not in tensors}
+        grid = [(*launch.grid, 1, 1)[:3]]
+        known = _KNOWN.setdefault(V.graph, {})
+        key = (launch.kernel, launch.num_warps, _kinds(launch.arguments), _aliases(tensors))
+        if key in known:
+            _launch_again(*known[key], grid, tensors)
+            return
         table = triton_kernel_wrap.kernel_side_table
-        grid = (*launch.grid, 1, 1)[:3]
-        with _known_accesses(launch):
-            lowerings[torch.ops.higher_order.triton_kernel_wrapper_mutation](
-                kernel_idx=table.add_kernel(_with_warps(launch.kernel, launch.num_warps)),
-                constant_args_idx=table.add_constant_args(constants),
-                grid=[grid],
-                tma_descriptor_metadata={},
-                kwargs=tensors,
-            )
+        lowerings[torch.ops.higher_order.triton_kernel_wrapper_mutation](
+            kernel_idx=table.add_kernel(_with_warps(launch.kernel, launch.num_warps)),
+            constant_args_idx=table.add_constant_args(constants),
+            grid=grid,
+            tma_descriptor_metadata={},
+            kwargs=tensors,
+        )
+        made: Any = V.graph.operations[-1]
+        buffers = {box.get_name(): name for name, box in tensors.items()}
+        written = [buffers[box.get_name()] for box in made.mutable_args]
+        for name in written:
+            if _storage(launch.arguments[name]) not in self._allocated:
+                raise NotLaunchable(f"{launch.kernel.__name__} seems to write to its argument {name}")
+        known[key] = made, written
 
     def _box(self, t: Tensor) -> ir.TensorBox:
         """Inductor's tensor for a fake one: an argument, an allocation, or a view of either."""
@@ -179,6 +193,41 @@ class _Launching:
         offset = layout.offset + t.storage_offset()
         view = ir.FixedLayout(layout.device, layout.dtype, _symbolic(t.shape), _symbolic(t.stride()), offset)
         return ir.TensorBox(ir.ReinterpretView(data=storage, layout=view))
+
+
+#: By graph, then by kernel, warps and arguments: a launch that Inductor has analysed, and the names it writes.
+_KNOWN: weakref.WeakKeyDictionary[Any, dict[Any, tuple[Any, list[str]]]] = weakref.WeakKeyDictionary()
+
+
+def _launch_again(first: Any, written: list[str], grid: Any, tensors: dict[str, ir.TensorBox]) -> None:
+    """The launch `first` with other tensors.
+
+    Inductor finds out what a kernel writes from its Triton IR, at each launch, which takes tenths of a second.
+    Launches with the same `_kinds` and `_aliases` differ in their tensors and their grid only.
+    """
+    unwrap, realize = ir.InputsKernel.unwrap_storage_for_input, ir.ExternKernel.realize_input
+    inputs = {name: unwrap(realize(box)) for name, box in tensors.items()}
+    nothing = ir.NoneLayout(device=first.get_device())
+    again = copy.copy(first)
+    kwargs = {**first.kwargs, **inputs}
+    ir.ExternKernel.__init__(again, None, nothing, [*inputs.values()], first.constant_args, kwargs)
+    again.ordered_kwargs_for_cpp_kernel = first.ordered_kwargs_for_cpp_kernel
+    again.grid = grid
+    again.kernel_args = {**first.kwargs, **tensors}
+    again.mutable_args = [tensors[name] for name in written]
+    again.mutation_outputs = [ir.MutationOutput(nothing, box, again) for box in again.mutable_args]
+    V.graph.register_operation(again)
+
+
+def _kinds(arguments: dict[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """What an analysis of a launch can depend on: a tensor's dtype, the value of anything else."""
+    return tuple((n, v.dtype if isinstance(v, Tensor) else v) for n, v in arguments.items())
+
+
+def _aliases(tensors: dict[str, ir.TensorBox]) -> tuple[int, ...]:
+    """For each tensor the place of the first that lies in the same buffer."""
+    names = [box.get_name() for box in tensors.values()]
+    return tuple(names.index(name) for name in names)
 
 
 class Written(ir.ExternKernelAlloc):
@@ -263,43 +312,3 @@ def _with_warps(kernel: Any, num_warps: int) -> Any:
     import triton
 
     return triton.autotune(configs=[triton.Config({}, num_warps=num_warps)], key=[])(kernel)
-
-
-#: torch 2.13's analysis of what a kernel reads and writes, and torch 2.11's.
-_ANALYSIS = next(
-    name
-    for name in ("identify_accessed_tensors", "identify_mutated_tensors")
-    if hasattr(triton_kernel_wrap, name)
-)
-_accesses: dict[Any, Any] = {}
-
-
-def _accesses_of(launch: Launch) -> Any:
-    """Torch's analysis of the kernel's Triton IR, which takes tens of milliseconds: once for calls alike."""
-    key = (launch.kernel, tuple((n, _kind(v)) for n, v in launch.arguments.items()))
-    if key not in _accesses:
-        _accesses[key] = getattr(triton_kernel_wrap, _ANALYSIS)(launch.kernel, dict(launch.arguments), {})
-    return _accesses[key]
-
-
-def _kind(value: Any) -> Any:
-    """What of an argument the analysis can depend on: a tensor's dtype, the value of anything else."""
-    return value.dtype if isinstance(value, Tensor) else value
-
-
-def _written_by(launch: Launch) -> list[str]:
-    found = _accesses_of(launch)
-    names = found if isinstance(found, list) else [dep.name for dep in found.read_writes.writes]
-    return [name for name in names if isinstance(launch.arguments[name], Tensor)]
-
-
-@contextlib.contextmanager
-def _known_accesses(launch: Launch) -> Iterator[None]:
-    """Inductor asks for the analysis again when it makes the launch: it gets the one that is known."""
-    found = _accesses_of(launch)
-    original = getattr(triton_kernel_wrap, _ANALYSIS)
-    setattr(triton_kernel_wrap, _ANALYSIS, lambda *_, **__: found)
-    try:
-        yield
-    finally:
-        setattr(triton_kernel_wrap, _ANALYSIS, original)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rocm_passes.kernels.triton.common import cdiv
+import triton
 
 MAX_DIMS = 3
 
@@ -52,7 +52,7 @@ class RowBlocks:
     @classmethod
     def over(cls, index: RowIndex, rows_per_block: int, grouped: bool) -> RowBlocks:
         inner = index.last_size if grouped else index.rows
-        per_group = cdiv(inner, rows_per_block)
+        per_group = triton.cdiv(inner, rows_per_block)
         return cls(inner, per_group, per_group * (index.rows // inner))
 
 

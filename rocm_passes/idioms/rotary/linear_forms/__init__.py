@@ -14,24 +14,15 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import fx
 
-from rocm_passes.fx import nodes as n
+from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.rotary.linear_forms.arithmetic import ARITHMETIC
 from rocm_passes.idioms.rotary.linear_forms.moves import MOVES, lane_of_bounds
-from rocm_passes.idioms.rotary.linear_forms.value import (
-    Evaluated,
-    Factor,
-    Rule,
-    Term,
-    Value,
-    has_factors,
-    start,
-)
+from rocm_passes.idioms.rotary.linear_forms.rounding import with_rounding
+from rocm_passes.idioms.rotary.linear_forms.value import Evaluated, Factor, Rule, Term, Value, start
 
 __all__ = [
     "RULES",
@@ -46,6 +37,8 @@ __all__ = [
 
 #: By target: a node's value from those of its inputs.
 RULES: dict[Any, Rule] = {**MOVES, **ARITHMETIC}
+#: What rounds: a sign does not.
+_ROUNDS = frozenset(ARITHMETIC) - {aten.neg.default}
 
 
 def follow(
@@ -89,7 +82,4 @@ def evaluate(node: fx.Node, known: Mapping[fx.Node, Evaluated]) -> Evaluated | N
     if rule is None:
         return None
     found = rule(node, known)
-    result = n.dtype(node)
-    if isinstance(found, Value) and result in (torch.float64, torch.complex128) and has_factors(found):
-        found = replace(found, fp64=True)
-    return found
+    return with_rounding(node, found, known, _ROUNDS) if isinstance(found, Value) else found

@@ -17,6 +17,7 @@ from rocm_passes.idioms.rotary.linear_forms.value import (
     Rule,
     Term,
     Value,
+    has_factors_only,
     same,
     tail_axis,
     value_of,
@@ -35,13 +36,16 @@ def _negated(lane: tuple[Term, ...]) -> tuple[Term, ...]:
 def _sum_of(a: Value | None, b: Value | None) -> Value | None:
     if a is None or b is None or a.tail != b.tail or set(a.lanes) != set(b.lanes):
         return None
+    # (x1 + x2) * t is not computed as x1 * t + x2 * t: where x1 and x2 cancel, the error would grow.
+    if not has_factors_only(a) or not has_factors_only(b):
+        return None
     lanes: dict[tuple[int, ...], Lane] = {}
     for index, lane in a.lanes.items():
         other = b.lanes[index]
         if lane is None or other is None or len(lane) + len(other) > 2:
             return None
         lanes[index] = lane + other
-    return replace(a, lanes=lanes, fp64=a.fp64 or b.fp64)
+    return replace(a, lanes=lanes)
 
 
 def _add(node: fx.Node, known: Known) -> Value | None:
@@ -84,10 +88,11 @@ def _times(value: Value, table: fx.Node) -> Value | None:
     tail, indexed = "", list[bool]()
     for axis, size in zip(value.tail, sizes, strict=True):
         whole = {"p": value.pairs, "l": 2, "1": 1}.get(axis, 2 * value.pairs)
-        if axis == "1" and size == 2:
+        known = n.static_int(size)
+        if axis == "1" and known == 2:
             tail, indexed = tail + "l", [*indexed, True]
-        elif size == whole or (size == 1 and axis == "l"):
-            tail, indexed = tail + axis, [*indexed, axis in LANE_AXES and size == whole]
+        elif known == whole or (known == 1 and axis == "l"):
+            tail, indexed = tail + axis, [*indexed, axis in LANE_AXES and known == whole]
         else:
             return None
     lanes: dict[tuple[int, ...], Lane] = {}
@@ -170,7 +175,7 @@ def _addcmul(node: fx.Node, known: Known) -> Value | None:
 
 def _sum(node: fx.Node, known: Known) -> Value | None:
     value, dims = same(node, known), n.arg(node, 1)
-    if value is None or len(dims) != 1 or (len(node.args) > 2 and node.args[2]):
+    if value is None or not dims or len(dims) != 1 or (len(node.args) > 2 and node.args[2]):
         return None
     axis = tail_axis(n.argument(node), value, dims[0])
     if axis is None or value.tail[axis] != "l":

@@ -15,7 +15,6 @@ from rocm_passes.idioms.rotary.linear_forms.value import (
     Known,
     Rule,
     Value,
-    has_factors,
     lane_position,
     optional,
     same,
@@ -29,11 +28,7 @@ EMPTY = frozenset(
 
 
 def _cast(node: fx.Node, known: Known) -> Value | None:
-    value = same(node, known)
-    if value is None or not n.is_cast(node):
-        return None
-    # A narrowing cast of x itself makes another x.
-    return value if n.is_widening(node) or has_factors(value) or value.tail == "z" else None
+    return same(node, known) if n.is_cast(node) else None
 
 
 def _reshape(node: fx.Node, known: Known) -> Value | None:
@@ -58,10 +53,11 @@ def _reshape(node: fx.Node, known: Known) -> Value | None:
 def _name_axes(sizes: tuple[Any, ...], axes: str, expected: list[int]) -> str | None:
     tail, at = "", 0
     for size in sizes:
-        if at < len(axes) and size == expected[at]:
+        known = n.static_int(size)
+        if at < len(axes) and known == expected[at]:
             tail += axes[at]
             at += 1
-        elif size == 1:
+        elif known == 1:
             tail += "1"
         else:
             return None
@@ -96,19 +92,21 @@ def _lane_of_slice(
     axis = tail_axis(sliced, value, args[0] if args else 0)
     if axis is None:
         return None
-    size = n.shape(sliced)[len(n.shape(sliced)) - len(value.tail) + axis]
+    size = n.static_int(n.shape(sliced)[len(n.shape(sliced)) - len(value.tail) + axis])
     _, begin, end, step = n.slice_bounds(size, args)
     lane = lane_of_bounds(value.tail[axis], value.pairs, begin, end, step)
     return None if lane is None else (axis, lane)
 
 
 def lane_of_bounds(tag: str, pairs: int, begin: Any, end: Any, step: Any) -> int | None:
+    if not isinstance(begin, int) or not isinstance(end, int):
+        return None
     if tag == "f" and step == 2 and begin in (0, 1) and end == 2 * pairs:
-        return int(begin)
+        return begin
     if tag == "h" and step == 1 and (begin, end) in ((0, pairs), (pairs, 2 * pairs)):
         return 0 if begin == 0 else 1
     if tag == "l" and step == 1 and (begin, end) in ((0, 1), (1, 2)):
-        return int(begin)
+        return begin
     return None
 
 
@@ -120,7 +118,8 @@ def _select(node: fx.Node, known: Known) -> Value | None:
     tail = value.tail[:axis] + value.tail[axis + 1 :]
     if value.tail[axis] == "1":
         return replace(value, tail=tail)
-    return value.pick(axis, n.arg(node, 2) % 2, tail)
+    index = n.static_int(n.arg(node, 2))
+    return None if index is None else value.pick(axis, index % 2, tail)
 
 
 def _unbind(node: fx.Node, known: Known) -> tuple[Value, ...] | None:
@@ -138,7 +137,11 @@ def _split(node: fx.Node, known: Known) -> tuple[Value, ...] | None:
     if value is None or axis is None or value.tail[axis] not in "hl":
         return None
     width, becomes = (value.pairs, "p") if value.tail[axis] == "h" else (1, "1")
-    if n.arg(node, 1) != width and n.arg(node, 1) != [width, width]:
+    sizes = n.arg(node, 1)
+    if [n.static_int(s) for s in (sizes if isinstance(sizes, (list, tuple)) else [sizes])] not in (
+        [width],
+        [width, width],
+    ):
         return None
     tail = value.tail[:axis] + becomes + value.tail[axis + 1 :]
     return value.pick(axis, 0, tail), value.pick(axis, 1, tail)
@@ -166,12 +169,13 @@ def _cat(node: fx.Node, known: Known) -> Value | None:
         for i, lane in part.lanes.items()
     }
     tail = first.tail[:axis] + becomes + first.tail[axis + 1 :]
-    return replace(first, tail=tail, lanes=lanes, fp64=first.fp64 or second.fp64)
+    return replace(first, tail=tail, lanes=lanes)
 
 
 def _copy(node: fx.Node, known: Known) -> Value | None:
-    """aten.copy(destination, source): the source in the destination's dtype."""
-    return value_of(n.arg(node, 1), known)
+    """aten.copy(destination, source): the source in the destination's dtype, here of its very shape."""
+    source = value_of(n.arg(node, 1), known)
+    return source if n.same_shape(n.shape(node), n.shape(n.arg(node, 1))) else None
 
 
 def _slice_scatter(node: fx.Node, known: Known) -> Value | None:
@@ -190,7 +194,7 @@ def _slice_scatter(node: fx.Node, known: Known) -> Value | None:
         return None
     at = lane_position(into.tail, axis)
     written = {(*i[:at], number, *i[at:]): terms for i, terms in source.lanes.items()}
-    return replace(into, lanes={**into.lanes, **written}, fp64=into.fp64 or source.fp64)
+    return replace(into, lanes={**into.lanes, **written})
 
 
 def _unwritten(base: fx.Node, like: Value, args: tuple[Any, ...]) -> Value | None:
@@ -200,9 +204,9 @@ def _unwritten(base: fx.Node, like: Value, args: tuple[Any, ...]) -> Value | Non
         source = n.argument(source)
     if not (source.op == "call_function" and source.target in EMPTY) or not sizes:
         return None
-    if not n.same_shape(sizes[:-1], like.lead) or sizes[-1] != 2 * like.pairs:
+    if not n.same_shape(sizes[:-1], like.lead) or n.static_int(sizes[-1]) != 2 * like.pairs:
         return None
-    _, _, _, step = n.slice_bounds(sizes[-1], args)
+    _, _, _, step = n.slice_bounds(2 * like.pairs, args)
     return replace(like, tail="f" if step == 2 else "h", lanes={(0,): None, (1,): None})
 
 

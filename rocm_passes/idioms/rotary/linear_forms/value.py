@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import fx
 
 from rocm_passes.fx import nodes as n
 
 LANE_AXES = "fhlz"
+_REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
 
 
 @dataclass(frozen=True)
@@ -40,13 +42,27 @@ Lane = tuple[Term, ...] | None
 
 @dataclass(frozen=True)
 class Value:
-    """A node as a linear form: `lanes` maps indices along its lane axes to terms; None where unwritten."""
+    """A node as a linear form: `lanes` maps indices along its lane axes to terms; None where unwritten.
+
+    x_dtype: of x, before lossless casts. steps: the real dtypes that products and sums are computed in.
+    fused: is a product added without being rounded (addcmul)?
+    rounded: the narrowing cast behind the last sum or product, with only moves behind it. lossy: a cast that
+    no operator repeats: one to integers or 8 bits, or one that something is computed from.
+    """
 
     lead: tuple[Any, ...]
     pairs: int
     tail: str
     lanes: Mapping[tuple[int, ...], Lane]
-    fp64: bool = False
+    x_dtype: torch.dtype
+    steps: frozenset[torch.dtype] = frozenset()
+    fused: bool = False
+    rounded: fx.Node | None = None
+    lossy: fx.Node | None = None
+
+    @property
+    def fp64(self) -> bool:
+        return torch.float64 in self.steps
 
     def map(self, change: Callable[[tuple[Term, ...]], tuple[Term, ...] | None]) -> Value | None:
         lanes: dict[tuple[int, ...], Lane] = {}
@@ -83,13 +99,24 @@ def lane_position(tail: str, axis: int) -> int:
     return sum(c in LANE_AXES for c in tail[:axis])
 
 
-def start(lead: tuple[Any, ...], pairs: int, tail: str) -> Value:
+def start(x: fx.Node, lead: tuple[Any, ...], pairs: int, tail: str) -> Value:
     """x itself."""
-    return Value(lead, pairs, tail, {(c,): (Term(1, c),) for c in (0, 1)})
+    return Value(lead, pairs, tail, {(c,): (Term(1, c),) for c in (0, 1)}, n.tensor(x).dtype)
+
+
+def real_dtype(node: fx.Node) -> torch.dtype:
+    """The dtype of a node, or of the parts of its complex numbers."""
+    found = n.tensor(node).dtype
+    return _REAL.get(found, found)
 
 
 def has_factors(value: Value) -> bool:
     return any(t.factor is not None for lane in value.lanes.values() for t in lane or ())
+
+
+def has_factors_only(value: Value) -> bool:
+    """Is every lane written, each of its terms with a factor?"""
+    return all(lane is not None and all(t.factor for t in lane) for lane in value.lanes.values())
 
 
 Evaluated = Value | tuple[Value, ...]

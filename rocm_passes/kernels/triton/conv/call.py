@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import triton
 from torch import Tensor
 
-from rocm_passes.kernels.triton.common import INT32_MAX, TRITON_TYPE, cdiv
+from rocm_passes.kernels.triton.common import INT32_MAX, TRITON_TYPE
 from rocm_passes.kernels.triton.conv.tiles import Tile
 
 Fill = Literal["zeros", "replicate"]
@@ -34,6 +35,19 @@ class Conv:
     space: Fill = "zeros"
     upsample: tuple[int, int, int] = (1, 1, 1)
     skipped: int = 0
+
+    @staticmethod
+    def of_idiom(
+        zeros: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+    ) -> Conv:
+        """From a call of the conv3d idiom: zero frames before and behind, zeros (height, width)."""
+        t, h, w = stride
+        dt, dh, dw = dilation
+        ends = ((zeros[0], zeros[1]), (padding[0], padding[0]), (padding[1], padding[1]))
+        return Conv((t, h, w), (dt, dh, dw), ends)
 
     def seen(self, x: Tensor, front: Tensor | None) -> tuple[int, int, int]:
         """Sizes of the input without its padding."""
@@ -146,7 +160,7 @@ def _refuses_sizes(
     if size[1] * size[2] > INT32_MAX - 4096:
         return f"a frame of the result has {size[1] * size[2]} pixels: more than 32 bits count"
     rows, columns = (tile.rows, tile.columns + tile.more_columns) if tile else (16, 16)
-    programs = x.shape[0] * size[0] * cdiv(size[1] * size[2], rows) * cdiv(shape[1], columns)
+    programs = x.shape[0] * size[0] * triton.cdiv(size[1] * size[2], rows) * triton.cdiv(shape[1], columns)
     if programs > INT32_MAX:
         return f"{programs} programs: more than a grid has"
     return None
@@ -158,7 +172,7 @@ def frame_extent(conv: Conv, x: Tensor, kernel: Sequence[int], out: Sequence[int
         (size + extra) * stride + d * k + before
         for size, extra, stride, d, k, (before, _) in zip(
             out[1:],
-            (cdiv(rows, max(out[2], 1)), 0),
+            (triton.cdiv(rows, max(out[2], 1)), 0),
             conv.stride[1:],
             conv.dilation[1:],
             kernel[1:],
@@ -182,7 +196,7 @@ def max_offset(
         columns * math.prod(weight.shape[1:]),
     ]
     if residual is not None:
-        sizes = (columns, out[1] + cdiv(tile.rows, out[2]), out[2])
+        sizes = (columns, out[1] + triton.cdiv(tile.rows, out[2]), out[2])
         strides = (residual.stride(1), *residual.stride()[3:])
         offsets.append(sum(s * abs(d) for s, d in zip(sizes, strides, strict=True)))
     return max(offsets)

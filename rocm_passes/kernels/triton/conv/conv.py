@@ -9,9 +9,10 @@ one convolution for each temporal tap rounds each of them, which shows where fra
 from __future__ import annotations
 
 import torch
+import triton
 from torch import Tensor
 
-from rocm_passes.kernels.triton.common import INT32_MAX, cdiv
+from rocm_passes.kernels.triton.common import INT32_MAX
 from rocm_passes.kernels.triton.conv.call import (
     Conv,
     channels_innermost,
@@ -65,9 +66,9 @@ def conv3d(
     if tile is None:
         arch = Target.of_device(x.device).arch
         tile = choose_tile(arch, x.itemsize, x.shape[0] * size[0] * pixels, x.shape[1], shape[1])
-    frame_blocks = cdiv(pixels, tile.rows)
+    frame_blocks = triton.cdiv(pixels, tile.rows)
     pixel_blocks = shape[0] * size[0] * frame_blocks
-    out_blocks = cdiv(shape[1], tile.columns + tile.more_columns)
+    out_blocks = triton.cdiv(shape[1], tile.columns + tile.more_columns)
     before = front if front is not None else x
     added = residual if residual is not None else out
     launch(

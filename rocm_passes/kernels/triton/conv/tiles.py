@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rocm_passes.kernels.triton.common import cdiv
+import triton
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,23 @@ class Row:
     """A tile, and the largest problem that gets it.
 
     out, channels: of the result and of x. blocks: tiles of 128 by 128 that cover the result.
+    multiple: `out` is one of it.
     """
 
     tile: Tile
     out: int = 2**31
     channels: int = 2**31
     blocks: int = 2**31
+    multiple: int = 1
+
+    def takes(self, channels: int, out: int, blocks: int) -> bool:
+        at_most = channels <= self.channels and out <= self.out and blocks <= self.blocks
+        return at_most and out % self.multiple == 0
 
 
-#: For bf16 and fp16. The first row that fits is taken.
+#: For bf16 and fp16. The first row that fits is taken. AMD's rows have not run on AMD's GPUs: they
+#: were chosen by what the compiler makes of them (`conv.isa`), without spills and without padded
+#: columns at 96 and 192.
 SIXTEEN_BIT: Mapping[str, tuple[Row, ...]] = {
     # python -m benchmarks.conv_kernel --sweep, on an H100.
     "sm_90": (
@@ -58,13 +66,15 @@ SIXTEEN_BIT: Mapping[str, tuple[Row, ...]] = {
         Row(Tile(128, 64, 32, warps=4, stages=4, more_columns=32), out=96),
         Row(Tile(128, 128, 32, warps=4, stages=4), channels=32),
         Row(Tile(128, 128, 64, warps=4, stages=3), out=128),
-        Row(Tile(128, 128, 64, warps=8, stages=3, more_columns=64), out=192),
-        Row(Tile(128, 128, 64, warps=4, stages=3), blocks=600),
+        Row(Tile(128, 128, 64, warps=8, stages=4, more_columns=64), out=192),
+        Row(Tile(128, 128, 64, warps=8, stages=3, more_columns=64), blocks=400, multiple=192),
+        Row(Tile(128, 128, 64, warps=4, stages=3), blocks=300),
         Row(Tile(256, 128, 64, warps=8, stages=3)),
     ),
     "nvidia": (
         Row(Tile(128, 16, 32, warps=4, stages=3), out=16),
         Row(Tile(128, 32, 32, warps=4, stages=3), out=32),
+        Row(Tile(128, 64, 32, warps=4, stages=3, more_columns=32), out=96, multiple=96),
         Row(Tile(128, 64, 32, warps=4, stages=3)),
     ),
     "cdna": (
@@ -72,6 +82,9 @@ SIXTEEN_BIT: Mapping[str, tuple[Row, ...]] = {
         Row(Tile(128, 32, 32, warps=8, stages=2), out=32),
         Row(Tile(128, 64, 32, warps=8, stages=2), out=64),
         Row(Tile(128, 64, 32, warps=8, stages=2, more_columns=32), out=96),
+        Row(Tile(128, 128, 32, warps=8, stages=2), out=128, channels=32),
+        Row(Tile(128, 128, 64, warps=8, stages=2), out=128),
+        Row(Tile(128, 128, 32, warps=8, stages=2, more_columns=64), out=192),
         Row(Tile(128, 128, 32, warps=8, stages=2), channels=32),
         Row(Tile(128, 128, 64, warps=8, stages=2)),
     ),
@@ -80,7 +93,8 @@ SIXTEEN_BIT: Mapping[str, tuple[Row, ...]] = {
         Row(Tile(64, 32, 32, warps=4, stages=2), out=32),
         Row(Tile(64, 64, 32, warps=4, stages=2), out=64),
         Row(Tile(64, 64, 32, warps=4, stages=2, more_columns=32), out=96),
-        Row(Tile(128, 64, 32, warps=8, stages=2)),
+        Row(Tile(128, 64, 32, warps=8, stages=2), out=192),
+        Row(Tile(128, 128, 32, warps=8, stages=2)),
     ),
 }
 
@@ -117,8 +131,8 @@ def family(arch: str) -> str:
 def choose_tile(arch: str, itemsize: int, pixels: int, channels: int, out: int) -> Tile:
     """The tile for `pixels` output pixels of all frames, C input and O output channels."""
     table = SIXTEEN_BIT if itemsize == 2 else FLOAT32
-    blocks = cdiv(pixels, 128) * cdiv(out, 128)
+    blocks = triton.cdiv(pixels, 128) * triton.cdiv(out, 128)
     for row in table[family(arch)]:
-        if out <= row.out and channels <= row.channels and blocks <= row.blocks:
+        if row.takes(channels, out, blocks):
             return row.tile
     raise AssertionError(f"the last row of {family(arch)} takes every problem")

@@ -18,10 +18,6 @@ from torch import Tensor
 
 from rocm_passes.kernels.triton.common import (
     INT32_MAX,
-    IsaExample,
-    cdiv,
-    isa_example,
-    power_of_two_above,
     power_of_two_divisor,
 )
 from rocm_passes.kernels.triton.dense import pixel_distance, sample_extent
@@ -89,7 +85,7 @@ def choose_tile(channels: int, itemsize: int, channels_innermost: bool) -> Frame
     if not channels_innermost:
         return FrameTile(1, min(elements, 4096))
     divisor = power_of_two_divisor(channels)
-    block = min(divisor if divisor >= 16 else power_of_two_above(channels), 64)
+    block = min(divisor if divisor >= 16 else triton.next_power_of_2(channels), 64)
     return FrameTile(block, min(elements // block, 256))
 
 
@@ -116,7 +112,7 @@ def copy_frames(x: Tensor, out: Tensor, tile: FrameTile | None = None) -> None:
     pixels = height * width
     read_last, write_last = (t.stride(1) == 1 and channels > 1 for t in (x, out))
     tile = tile or choose_tile(channels, x.itemsize, read_last or write_last)
-    pixel_blocks, channel_blocks = cdiv(pixels, tile.pixels), cdiv(channels, tile.channels)
+    pixel_blocks, channel_blocks = triton.cdiv(pixels, tile.pixels), triton.cdiv(channels, tile.channels)
     beyond = tile.pixels * channels + tile.channels * pixels * frames
     launch(
         copy_frames_kernel, (samples * frames * pixel_blocks * channel_blocks,),
@@ -158,34 +154,3 @@ def _strides(video: Tensor) -> tuple[int, int, int, int]:
     pixel = _pixel_stride(video)
     assert pixel is not None
     return video.stride(0), video.stride(2), pixel, video.stride(1)
-
-
-def isa_examples() -> list[IsaExample]:
-    """Two frames of CogVideoX's last block, into a channels-last video and out of one."""
-    examples = []
-    for dtype, itemsize in (("bf16", 2), ("fp32", 4)):
-        for read_last in (False, True):
-            tile = choose_tile(128, itemsize, channels_innermost=True)
-            unit = (
-                {"channel_stride": 1, "out_pixel_stride": 1}
-                if read_last
-                else {"pixel_stride": 1, "out_channel_stride": 1}
-            )
-            shape = {
-                "C": 128,
-                "CHANNELS": tile.channels,
-                "PIXELS": tile.pixels,
-                "READ_LAST": read_last,
-                "WRITE_LAST": not read_last,
-                "WIDE": False,
-            }
-            examples.append(
-                isa_example(
-                    copy_frames_kernel,
-                    f"frames turned, C 128, {'from' if read_last else 'into'} channels-last, {dtype}",
-                    {"x_ptr": f"*{dtype}", "out_ptr": f"*{dtype}"},
-                    shape | unit,
-                    tile.num_warps,
-                )
-            )
-    return examples

@@ -15,14 +15,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import triton
 from torch import Tensor
 
 from rocm_passes.kernels.triton.common import (
     INT32_MAX,
-    IsaExample,
-    cdiv,
-    isa_example,
-    power_of_two_above,
     power_of_two_divisor,
 )
 from rocm_passes.kernels.triton.convolution.pad_kernel import pad_kernel
@@ -64,12 +61,12 @@ def choose_tile(channels: int, pixels: int, itemsize: int, read_last: bool, writ
     """8 KiB a tile, contiguous in memory as far as it goes, and square where it is turned."""
     elements = _TILE_BYTES // itemsize
     if read_last != write_last:
-        block = min(power_of_two_above(channels), 64)
+        block = min(triton.next_power_of_2(channels), 64)
     elif write_last:
         divisor = power_of_two_divisor(channels)
-        block = min(divisor if divisor >= 16 else power_of_two_above(channels), 128)
+        block = min(divisor if divisor >= 16 else triton.next_power_of_2(channels), 128)
     else:
-        block = min(power_of_two_above(channels), max(1, elements // power_of_two_above(pixels)), 4)
+        block = min(triton.next_power_of_2(channels), max(1, elements // triton.next_power_of_2(pixels)), 4)
     return PadTile(block, elements // block, num_warps=4)
 
 
@@ -107,7 +104,7 @@ def pad(
     channels = x.shape[1]
     read_last = reads_channels_last(x)
     tile = tile or choose_tile(channels, g.pixels, x.itemsize, read_last, channels_last)
-    pixel_blocks, channel_blocks = cdiv(g.pixels, tile.pixels), cdiv(channels, tile.channels)
+    pixel_blocks, channel_blocks = triton.cdiv(g.pixels, tile.pixels), triton.cdiv(channels, tile.channels)
     launch(
         pad_kernel, (x.shape[0] * pixel_blocks * channel_blocks,),
         x, out, g.pixels, pixel_blocks, channel_blocks, *g.out[1:], *g.source, *g.before, skipped, *strides(x),
@@ -179,35 +176,3 @@ def is_wide(x: Tensor, out: Tensor, tile: PadTile) -> bool:
     reach = sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
     beyond = tile.channels * max(apart[0], out.stride(1), 1) + tile.pixels * max(out.stride(-1), 1)
     return max(reach, out.numel() // out.shape[0]) + beyond > INT32_MAX
-
-
-def isa_examples() -> list[IsaExample]:
-    """HunyuanVideo's padding in its last block (C 128), and behind its upsampler, which writes what it reads
-    along the other dim."""
-    examples = []
-    for channels, repeats, read_last in ((128, 1, True), (256, 2, True), (256, 2, False)):
-        tile = choose_tile(channels, 19 * 258 * 258, 2, read_last, True)
-        label = f"pad, C {channels}" + (", upsampled" if repeats > 1 else "")
-        unit = {"channel_stride" if read_last else "column_stride": 1}
-        shape = {
-            "C": channels,
-            "CHANNELS": tile.channels,
-            "PIXELS": tile.pixels,
-            "REPEAT_T": repeats,
-            "REPEAT_H": repeats,
-            "REPEAT_W": repeats,
-            "MODE": "replicate",
-            "READ_LAST": read_last,
-            "WRITE_LAST": True,
-            "WIDE": False,
-        }
-        examples.append(
-            isa_example(
-                pad_kernel,
-                f"{label}, {'channels-last' if read_last else 'contiguous to channels-last'}, bf16",
-                {"x_ptr": "*bf16", "out_ptr": "*bf16"},
-                shape | unit,
-                tile.num_warps,
-            )
-        )
-    return examples

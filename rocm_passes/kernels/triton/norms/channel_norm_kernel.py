@@ -25,13 +25,9 @@ from torch import Tensor
 from rocm_passes.kernels.triton.common import (
     INT32_MAX,
     TRITON_TYPE,
-    IsaExample,
-    cdiv,
     check_dtype,
     inverse_length,
     inverse_rms,
-    isa_example,
-    power_of_two_above,
     power_of_two_divisor,
     silu,
 )
@@ -47,8 +43,6 @@ from rocm_passes.kernels.triton.launch import launch
 ChannelNormForm = Literal["l2", "mean"]
 
 MAX_CHANNELS = 65536
-#: The strides that are 1, by whether the channels are innermost.
-_UNIT = {False: ("pixel_stride", "out_pixel_stride"), True: ("channel_stride", "out_channel_stride")}
 
 
 @triton.jit
@@ -170,7 +164,7 @@ class ChannelTile:
 
 def choose_tile(channels: int, channels_last: bool) -> ChannelTile:
     """Chunks that divide C leave no lanes idle (96 = 3 * 32). Some 48 elements a lane is best on an H200."""
-    padded = power_of_two_above(channels)
+    padded = triton.next_power_of_2(channels)
     divisor = power_of_two_divisor(channels)
     chunk = divisor if divisor >= 16 else min(padded, 64)
     if channels_last:
@@ -271,7 +265,7 @@ def _launch(
     tile: ChannelTile | None,
 ) -> None:
     tile = tile or choose_tile(view.channels, channels_last=view.inner == 1)
-    blocks = cdiv(places.pixels, tile.pixels)
+    blocks = triton.cdiv(places.pixels, tile.pixels)
     extent = max(view.tensor.numel(), sample_extent(out))
     launch(
         channel_norm_kernel,
@@ -287,7 +281,7 @@ def _launch(
         *places.of_out,
         C=view.channels,
         CHUNK=tile.chunk,
-        CHUNKS=cdiv(view.channels, tile.chunk),
+        CHUNKS=triton.cdiv(view.channels, tile.chunk),
         PIXELS=tile.pixels,
         RESIDENT=tile.resident,
         FORM=form,
@@ -313,42 +307,3 @@ def _per_channel(name: str, t: Tensor | None, channels: int) -> Tensor | None:
         raise ValueError(f"{name} has shape {tuple(t.shape)}; {channels} elements, one a channel, are needed")
     t = t if t.dtype in TRITON_TYPE else t.float()
     return t.reshape(-1).expand(channels).contiguous()
-
-
-def isa_examples() -> list[IsaExample]:
-    """Production launches: Wan's VAE decoder at its narrowest and widest, in both layouts."""
-    examples = []
-    for channels in (96, 192, 384):
-        for channels_last in (False, True):
-            for dtype in ("bf16", "fp32"):
-                tile = choose_tile(channels, channels_last)
-                layout = "channels-last" if channels_last else "contiguous"
-                examples.append(
-                    isa_example(
-                        channel_norm_kernel,
-                        f"channel norm + SiLU, C {channels}, {layout}, {dtype}",
-                        dict.fromkeys(
-                            ("x_ptr", "x_bias_ptr", "gamma_ptr", "bias_ptr", "out_ptr"), f"*{dtype}"
-                        ),
-                        {
-                            "C": channels,
-                            "CHUNK": tile.chunk,
-                            "CHUNKS": cdiv(channels, tile.chunk),
-                            "PIXELS": tile.pixels,
-                            "RESIDENT": tile.resident,
-                            "FORM": "l2",
-                            "EPS": 1e-12,
-                            "SCALE": channels**0.5,
-                            "HAS_GAMMA": True,
-                            "HAS_BIAS": False,
-                            "HAS_X_BIAS": True,
-                            "ROUND_NORM": True,
-                            "SILU": True,
-                            "WIDE": False,
-                            # A launch specialises an integer argument of 1.
-                            **dict.fromkeys(_UNIT[channels_last], 1),
-                        },
-                        tile.num_warps,
-                    )
-                )
-    return examples

@@ -46,6 +46,7 @@ def run(call: FusedNorm) -> list[Tensor]:
         out_dtype=call.out_dtype,
         sum_dtype=call.sum_dtype if stored else None,
         round_sum=call.branch is not None,
+        eps_kind=call.eps_kind,
     )
     return [total, *outs] if call.keep_sum and total is not None else outs
 

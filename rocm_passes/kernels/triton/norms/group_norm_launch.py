@@ -12,17 +12,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import triton
 from torch import Tensor
 
 from rocm_passes.kernels.triton.common import (
     INT32_MAX,
     TRITON_TYPE,
-    IsaExample,
     broadcasts_to,
-    cdiv,
     check_dtype,
-    isa_example,
-    power_of_two_above,
     power_of_two_divisor,
 )
 from rocm_passes.kernels.triton.convolution.pixel_index import given_by_index, in_memory_order
@@ -45,7 +42,7 @@ from rocm_passes.kernels.triton.norms.group_norm_kernel import (
 # 1.86 with 2048).
 _STATISTICS_PROGRAMS = 1024
 _MAX_SPLITS = 512
-_COMBINE_BLOCK = 1024
+COMBINE_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -62,13 +59,13 @@ def choose_tile(samples: int, channels: int, pixels: int, channels_last: bool) -
     """2048 or 4096 elements a tile, contiguous in memory as far as they go, all lanes busy if possible."""
     if channels_last:
         divisor = power_of_two_divisor(channels)
-        block = min(divisor if divisor >= 16 else power_of_two_above(channels), 128)
+        block = min(divisor if divisor >= 16 else triton.next_power_of_2(channels), 128)
         width = 4096 // block
     else:
-        width = min(power_of_two_above(pixels), 2048)
-        block = min(2048 // width, power_of_two_above(channels))
-    programs = samples * cdiv(channels, block)
-    splits = max(1, min(_STATISTICS_PROGRAMS // programs, _MAX_SPLITS, cdiv(pixels, 4 * width)))
+        width = min(triton.next_power_of_2(pixels), 2048)
+        block = min(2048 // width, triton.next_power_of_2(channels))
+    programs = samples * triton.cdiv(channels, block)
+    splits = max(1, min(_STATISTICS_PROGRAMS // programs, _MAX_SPLITS, triton.cdiv(pixels, 4 * width)))
     return GroupTile(block, width, splits, num_warps=4)
 
 
@@ -159,7 +156,7 @@ def _launch(
     pixels = x.numel() // (samples * channels)
     channels_last = view.inner == 1
     tile = tile or choose_tile(samples, channels, pixels, channels_last)
-    channel_blocks, pixel_blocks = cdiv(channels, tile.channels), cdiv(pixels, tile.pixels)
+    channel_blocks, pixel_blocks = triton.cdiv(channels, tile.channels), triton.cdiv(pixels, tile.pixels)
 
     given = addend if multiplier is None else multiplier
     given_strides = (0, 0, 0) if given is None or pixel_index is None else pixel_strides(given)
@@ -189,11 +186,11 @@ def group_statistics(
     x, channels = view.tensor, view.channels
     samples = x.shape[0]
     pixels = x.numel() // (samples * channels)
-    per_split = cdiv(cdiv(pixels, tile.splits), tile.pixels) * tile.pixels
-    splits = cdiv(pixels, per_split)
+    per_split = triton.cdiv(triton.cdiv(pixels, tile.splits), tile.pixels) * tile.pixels
+    splits = triton.cdiv(pixels, per_split)
     partials = torch.empty((3, samples, splits, channels), dtype=torch.float32, device=x.device)
     statistics = torch.empty((3, samples, groups), dtype=torch.float32, device=x.device)
-    channel_blocks = cdiv(channels, tile.channels)
+    channel_blocks = triton.cdiv(channels, tile.channels)
     launch(
         group_norm_partials_kernel, (samples * splits * channel_blocks,),
         x, x if x_bias is None else x_bias, *partials.unbind(), pixels, per_split, splits, channel_blocks,
@@ -203,7 +200,7 @@ def group_statistics(
     launch(
         group_norm_combine_kernel, (samples * groups,),
         *partials.unbind(), *statistics.unbind(), pixels, per_split, splits,
-        C=channels, GROUPS=groups, EPS=float(eps), BLOCK=_COMBINE_BLOCK, num_warps=4,
+        C=channels, GROUPS=groups, EPS=float(eps), BLOCK=COMBINE_BLOCK, num_warps=4,
     )  # fmt: skip
     return statistics
 
@@ -249,54 +246,3 @@ def _like(name: str, t: Tensor | None, view: DenseView) -> Tensor | None:
     if t.shape == x.shape and t.stride() == x.stride():
         return t
     return torch.empty_like(x, dtype=t.dtype).copy_(t)
-
-
-def isa_examples() -> list[IsaExample]:
-    """The three kernels on a VAE's last block, 128 x 1024 x 1024 in 32 groups, in both layouts."""
-    channels, groups, pixels = 128, 32, 1024 * 1024
-    examples = []
-    for channels_last in (False, True):
-        tile = choose_tile(1, channels, pixels, channels_last)
-        layout = "channels-last" if channels_last else "contiguous"
-        unit = {("channel_stride" if channels_last else "pixel_stride"): 1}
-        out_unit = {f"out_{name}": 1 for name in unit}
-        shape = {
-            "C": channels,
-            "CHANNELS": tile.channels,
-            "PIXELS": tile.pixels,
-            "WIDE": False,
-            "HAS_X_BIAS": True,
-        } | unit
-        flags = dict.fromkeys(("HAS_MULTIPLIER", "HAS_ADDEND", "HAS_PIXEL_INDEX"), False)
-        flags |= dict.fromkeys(("HAS_WEIGHT", "HAS_BIAS", "SILU"), True)
-        pointers = {name: "*bf16" for name in group_norm_apply_kernel.arg_names if name.endswith("_ptr")}
-        pointers |= dict.fromkeys(("shift_ptr", "drift_ptr", "rstd_ptr"), "*fp32")
-        by_index = dict.fromkeys(("HAS_MULTIPLIER", "HAS_ADDEND", "HAS_PIXEL_INDEX"), True)
-        examples += [
-            isa_example(
-                group_norm_partials_kernel,
-                f"group norm partials, C 128, {layout}, bf16",
-                {"x_ptr": "*bf16", "x_bias_ptr": "*bf16"}
-                | dict.fromkeys(("shift_ptr", "drift_ptr", "spread_ptr"), "*fp32"),
-                shape,
-                tile.num_warps,
-            ),
-            isa_example(
-                group_norm_apply_kernel,
-                f"group norm + SiLU, C 128, {layout}, bf16",
-                pointers,
-                shape | flags | out_unit | {"GROUPS": groups},
-                tile.num_warps,
-            ),
-            isa_example(
-                group_norm_apply_kernel,
-                f"group norm * y + b + SiLU, by index, C 128, {layout}, bf16",
-                pointers | {"pixel_index_ptr": "*i32"},
-                shape | flags | by_index | out_unit | {"GROUPS": groups, "given_channel_stride": 1},
-                tile.num_warps,
-            ),
-        ]
-    pointers = {name: "*fp32" for name in group_norm_combine_kernel.arg_names if name.endswith("_ptr")}
-    constexprs = {"C": channels, "GROUPS": groups, "EPS": 1e-6, "BLOCK": _COMBINE_BLOCK}
-    examples.append(isa_example(group_norm_combine_kernel, "group norm combine", pointers, constexprs, 4))
-    return examples

@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from rocm_passes.kernels.triton.common import IsaExample, cdiv, check_dtype, isa_example, silu
+from rocm_passes.kernels.triton.common import check_dtype, silu
 from rocm_passes.kernels.triton.convolution.pad_kernel import source_offset
 from rocm_passes.kernels.triton.convolution.pad_launch import (
     PadTile,
@@ -153,7 +153,7 @@ def group_norm_pad(
     )
     read_last = reads_channels_last(x)
     tile = tile or choose_tile(channels, g.pixels, max(x.itemsize, out.itemsize), read_last, channels_last)
-    pixel_blocks, channel_blocks = cdiv(g.pixels, tile.pixels), cdiv(channels, tile.channels)
+    pixel_blocks, channel_blocks = triton.cdiv(g.pixels, tile.pixels), triton.cdiv(channels, tile.channels)
     launch(
         group_norm_pad_kernel, (x.shape[0] * pixel_blocks * channel_blocks,),
         x, x if x_bias is None else x_bias, *statistics.unbind(), *(x if t is None else t for t in (weight, bias)),
@@ -163,22 +163,3 @@ def group_norm_pad(
         READ_LAST=read_last, WRITE_LAST=channels_last, WIDE=is_wide(x, out, tile), num_warps=tile.num_warps,
     )  # fmt: skip
     return out
-
-
-def isa_examples() -> list[IsaExample]:
-    """HunyuanVideo's last block, 128 channels in 32 groups, padded in time before and in space all round."""
-    tile = choose_tile(128, 19 * 258 * 258, 2, True, True)
-    constexprs = {
-        "C": 128,
-        "GROUPS": 32,
-        "CHANNELS": tile.channels,
-        "PIXELS": tile.pixels,
-        "MODE": "replicate",
-        **dict.fromkeys(("HAS_X_BIAS", "HAS_WEIGHT", "HAS_BIAS", "SILU", "READ_LAST", "WRITE_LAST"), True),
-        "WIDE": False,
-        "channel_stride": 1,
-    }
-    pointers = {name: "*bf16" for name in group_norm_pad_kernel.arg_names if name.endswith("_ptr")}
-    pointers |= dict.fromkeys(("shift_ptr", "drift_ptr", "rstd_ptr"), "*fp32")
-    label = "group norm + SiLU + pad, C 128, channels-last, bf16"
-    return [isa_example(group_norm_pad_kernel, label, pointers, constexprs, tile.num_warps)]

@@ -39,6 +39,12 @@ def too_wide(x: Tensor) -> str | None:
     return None
 
 
+def note(call: LayerNorm, target: Target) -> str | None:
+    if call.rounds_between:
+        return "it is computed in fp32 by the kernel's own steps, where the graph spells out others"
+    return None
+
+
 def pays(call: LayerNorm, target: Target) -> Verdict:
     no = no_gain(target, call.x, MIN_WIDTH, MIN_ELEMENTS)
     if no is not None:
@@ -63,6 +69,7 @@ TRITON = LAYER_NORM.register(
         "triton",
         requires=(needs_triton, needs_import("rocm_passes.kernels.triton.norms.norm")),
         refuses=refuses,
+        note=note,
         pays=pays,
         run=run,
         launches=True,

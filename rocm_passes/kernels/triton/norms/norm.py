@@ -11,21 +11,16 @@ the operands' strides allow it, and a per-head view of a fused projection costs 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from rocm_passes.kernels.triton.common import TRITON_TYPE, IsaExample, cdiv, isa_example
 from rocm_passes.kernels.triton.launch import launch
 from rocm_passes.kernels.triton.norms.norm_kernel import fused_norm_kernel
 from rocm_passes.kernels.triton.norms.norm_plan import (
-    LEAST_LOOPED_ROWS,
     MAX_MODULATIONS,
-    TABLES,
     NormKind,
     NormTile,
-    choose_tile,
     plan_launch,
 )
 
@@ -51,6 +46,7 @@ def fused_norm(
     out_dtype: torch.dtype | None = None,
     sum_dtype: torch.dtype | None = None,
     round_sum: bool = False,
+    eps_kind: str = "add",
     tile: NormTile | None = None,
 ) -> tuple[list[Tensor], Tensor | None]:
     """Residual, norm and modulation of the rows of `x` ([..., D], float32/float16/bfloat16, D up to 65536).
@@ -64,6 +60,7 @@ def fused_norm(
     modulations: up to two (scale, shift) pairs, each an output; none means one output, the norm itself.
     out_dtype: of the outputs; x's by default.
     sum_dtype: where given, s is returned in it as the second result.
+    eps_kind: how eps guards the root of an RMSNorm: "add", "clamp" or "after_root" (`inverse_rms`).
     round_sum: the norm reads s rounded to `sum_dtype` (or x's dtype), as eager low precision does.
 
     Returns contiguous outputs and the sum. Raises TypeError on dtypes, ValueError on shapes and arguments.
@@ -86,6 +83,7 @@ def fused_norm(
         out_dtype,
         sum_dtype,
         round_sum,
+        eps_kind,
         tile,
     )
     pointers = [x if t is None else t for t in operands]
@@ -108,131 +106,3 @@ def fused_norm(
         num_warps=plan.num_warps,
     )
     return outs, total
-
-
-def rms_norm(
-    x: Tensor,
-    weight: Tensor | None,
-    eps: float,
-    *,
-    bias: Tensor | None = None,
-    weight_offset: float = 0.0,
-    round_before_weight: bool = False,
-    out_dtype: torch.dtype | None = None,
-) -> Tensor:
-    """RMSNorm over the last dim of `x` ([..., D]); contiguous, in `out_dtype` or x's."""
-    outs, _ = fused_norm(
-        x,
-        kind="rms",
-        eps=eps,
-        weight=weight,
-        bias=bias,
-        weight_offset=weight_offset,
-        round_before_weight=round_before_weight,
-        out_dtype=out_dtype,
-    )
-    return outs[0]
-
-
-def add_rms_norm(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor | None,
-    eps: float,
-    *,
-    round_sum: bool = False,
-    weight_offset: float = 0.0,
-    round_before_weight: bool = False,
-    out_dtype: torch.dtype | None = None,
-    sum_dtype: torch.dtype | None = None,
-) -> tuple[Tensor, Tensor]:
-    """RMSNorm of x + residual, and the sum itself (in `sum_dtype`, x's by default)."""
-    outs, total = fused_norm(
-        x,
-        kind="rms",
-        eps=eps,
-        branch=residual,
-        weight=weight,
-        weight_offset=weight_offset,
-        round_before_weight=round_before_weight,
-        out_dtype=out_dtype,
-        sum_dtype=sum_dtype or x.dtype,
-        round_sum=round_sum,
-    )
-    assert total is not None
-    return outs[0], total
-
-
-def isa_examples() -> list[IsaExample]:
-    """Production launches, for the ISA report: plain norms, per head, and the two fused chains."""
-    return [
-        _example("rms_norm [32760, 5120] bf16", 5120, weight="*bf16"),
-        _example("rms_norm per head [138240, 128] bf16", 128, weight="*bf16"),
-        _example("rms_norm per head [236544, 64] bf16", 64, weight="*bf16"),
-        _example("add + rms_norm [32760, 5120] bf16", 5120, branch=True, weight="*bf16", total=True),
-        _example(
-            "x + gate * branch; layer_norm; modulate [32760, 5120] bf16, fp32 tables",
-            5120,
-            kind="layer",
-            branch=True,
-            gate="*fp32",
-            scale0="*fp32",
-            shift0="*fp32",
-            total=True,
-        ),
-        _example(
-            "x + gate * rms_norm(branch); rms_norm; scale [4608, 3840] bf16",
-            3840,
-            branch=True,
-            branch_norm=True,
-            gate="*bf16",
-            bw="*bf16",
-            weight="*bf16",
-            scale0="*bf16",
-            total=True,
-        ),
-        _example("rms_norm [4096, 13824] bf16, read twice", 13824, weight="*bf16"),
-    ]
-
-
-def _example(
-    label: str,
-    width: int,
-    kind: NormKind = "rms",
-    branch: bool = False,
-    branch_norm: bool = False,
-    total: bool = False,
-    **tables: str,
-) -> IsaExample:
-    tile = choose_tile(width, branch, LEAST_LOOPED_ROWS if branch_norm and kind != "none" else 0)
-    constexprs: dict[str, Any] = {
-        "D": width,
-        "CHUNK": tile.chunk,
-        "CHUNKS": cdiv(width, tile.chunk),
-        "ROWS": tile.rows,
-        "LOOP": tile.loop,
-        "RESIDENT": tile.resident,
-        "WIDE_ROWS": False,
-        "KIND": kind,
-        "EPS": 1e-6,
-        "BRANCH": branch,
-        "BRANCH_NORM": branch_norm,
-        "BRANCH_EPS": 1e-6,
-        "BW_OFFSET": 0.0,
-        "OUTPUTS": 1,
-        "STORE_SUM": total,
-        "ROUND_SUM": total,
-        "SUM_TYPE": TRITON_TYPE[torch.bfloat16],
-        "ROUND_NORM": False,
-        "NORM_TYPE": TRITON_TYPE[torch.bfloat16],
-        "WEIGHT_OFFSET": 0.0,
-        "SCALE_OFFSET": 1.0,
-        "n1": 1,
-        "n2": 1,
-    }
-    pointers = {name: "*bf16" for name in fused_norm_kernel.arg_names if name.endswith("_ptr")}
-    for name in TABLES:
-        constexprs[f"{name.upper()}_MODE"] = int(name in tables)
-        constexprs[f"{name}_col"] = 1  # as a launch specialises it
-        pointers[f"{name}_ptr"] = tables.get(name, "*bf16")
-    return isa_example(fused_norm_kernel, label, pointers, constexprs, tile.num_warps)

@@ -178,8 +178,9 @@ def fused_norm_kernel(
     scale1_s0, scale1_s1, scale1_s2, scale1_col, shift1_s0, shift1_s1, shift1_s2, shift1_col,
     inner, blocks_per_group, n1, n2,
     D: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, LOOP: tl.constexpr,
-    RESIDENT: tl.constexpr, WIDE_ROWS: tl.constexpr, KIND: tl.constexpr, EPS: tl.constexpr, BRANCH: tl.constexpr,
-    BRANCH_NORM: tl.constexpr, BRANCH_EPS: tl.constexpr, GATE_MODE: tl.constexpr, BW_MODE: tl.constexpr,
+    RESIDENT: tl.constexpr, WIDE_ROWS: tl.constexpr, KIND: tl.constexpr, EPS: tl.constexpr,
+    EPS_KIND: tl.constexpr, BRANCH: tl.constexpr, BRANCH_NORM: tl.constexpr,
+    BRANCH_EPS: tl.constexpr, GATE_MODE: tl.constexpr, BW_MODE: tl.constexpr,
     WEIGHT_MODE: tl.constexpr, BIAS_MODE: tl.constexpr, SCALE0_MODE: tl.constexpr, SHIFT0_MODE: tl.constexpr,
     SCALE1_MODE: tl.constexpr, SHIFT1_MODE: tl.constexpr, OUTPUTS: tl.constexpr, STORE_SUM: tl.constexpr,
     ROUND_SUM: tl.constexpr, SUM_TYPE: tl.constexpr, ROUND_NORM: tl.constexpr, NORM_TYPE: tl.constexpr,
@@ -253,7 +254,7 @@ def fused_norm_kernel(
                 elif KIND == "layer":
                     total += s
             if KIND == "rms":
-                rstd = inverse_rms(tl.sum(total, 1), D, EPS, RESULT)
+                rstd = inverse_rms(tl.sum(total, 1), D, EPS, RESULT, EPS_KIND)
             elif KIND == "layer":
                 shift = tl.sum(total, 1) / D
                 spread = tl.zeros([ROWS, CHUNK], tl.float32)
@@ -326,7 +327,7 @@ def fused_norm_kernel(
                 if KIND == "layer":
                     drift = tl.sum(total, 1) / D
                     spread = tl.maximum(spread - drift * drift * D, 0.0, propagate_nan=tl.PropagateNan.ALL)
-                rstd = inverse_rms(spread, D, EPS, RESULT)
+                rstd = inverse_rms(spread, D, EPS, RESULT, EPS_KIND)
             for start in range(0, D, CHUNK):
                 cols = start + tl.arange(0, CHUNK)
                 x = _load(x_base, cols, 1, row_mask, D, D % CHUNK == 0, 2)

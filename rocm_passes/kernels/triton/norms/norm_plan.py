@@ -7,13 +7,14 @@ plans are remembered.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import triton
+from torch._prims_common import make_contiguous_strides_for
 
-from rocm_passes.kernels.triton.common import INT32_MAX, TRITON_TYPE, broadcasts_to, cdiv, power_of_two_above
+from rocm_passes.kernels.triton.common import INT32_MAX, TRITON_TYPE, broadcasts_to
 from rocm_passes.kernels.triton.rows import RowBlocks, RowIndex, collapse
 
 NormKind = Literal["rms", "layer", "none"]
@@ -66,10 +67,10 @@ def choose_tile(width: int, chain: bool = False, norm_after_norm_rows: int = 0) 
             if 1.1 * width >= WIDEST_LOOPED:
                 return NormTile(WIDEST_LOOPED, rows=1, resident=True, num_warps=8, loop=4)
             return NormTile(chunk, rows=1, resident=True, num_warps=4, loop=4)
-        if chain and cdiv(width, 2048) * 2048 <= 1.1 * width:
+        if chain and triton.cdiv(width, 2048) * 2048 <= 1.1 * width:
             chunk = 2048
         return NormTile(chunk, rows=1, resident=True, num_warps=4)
-    chunk = power_of_two_above(width)
+    chunk = triton.next_power_of_2(width)
     return NormTile(chunk, rows=max(1, 2048 // chunk), resident=True, num_warps=4)
 
 
@@ -112,6 +113,7 @@ def plan_launch(
     out_dtype: torch.dtype | None,
     sum_dtype: torch.dtype | None,
     round_sum: bool,
+    eps_kind: str,
     tile: NormTile | None,
 ) -> Plan:
     """Plan a launch. metas: of x, branch and `TABLES`, None where absent. Raises as `fused_norm` says."""
@@ -140,13 +142,14 @@ def plan_launch(
     constexprs = {
         "D": width,
         "CHUNK": tile.chunk,
-        "CHUNKS": cdiv(width, tile.chunk),
+        "CHUNKS": triton.cdiv(width, tile.chunk),
         "ROWS": tile.rows,
         "LOOP": tile.loop,
         "RESIDENT": tile.resident,
         "WIDE_ROWS": index.rows + tile.rows * tile.loop > INT32_MAX,
         "KIND": kind,
         "EPS": eps,
+        "EPS_KIND": eps_kind,
         "BRANCH": branch is not None,
         "BRANCH_NORM": branch_eps is not None,
         "BRANCH_EPS": float(branch_eps or 0.0),
@@ -216,11 +219,12 @@ def _check(
 
 
 def _needs_copy(position: int, meta: Meta) -> bool:
-    """x and the branch must have contiguous rows; a table must have a dtype that the kernel reads."""
+    """x and the branch must have contiguous rows; a table a dtype and a reach that the kernel can read."""
     shape, strides, dtype = meta
     if position < 2:
         return strides[-1] != 1 and shape[-1] != 1
-    return dtype not in TRITON_TYPE
+    # The kernel multiplies column by stride in 32 bits.
+    return dtype not in TRITON_TYPE or (shape[-1] - 1) * strides[-1] > INT32_MAX
 
 
 def _read_as(meta: Meta) -> torch.dtype:
@@ -240,7 +244,7 @@ def _numbered(
     index = collapse(shape[:-1], [s[:-1] for s in strides])
     if index is None:
         copies.update({k: (_read_as(m), True) for k, m in enumerate(metas) if m is not None})
-        strides = [absent if m is None else contiguous_strides(shape) for m in metas]
+        strides = [absent if m is None else make_contiguous_strides_for(shape) for m in metas]
         index = collapse(shape[:-1], [s[:-1] for s in strides])
     assert index is not None, "contiguous operands collapse to one dim"
     return strides, index
@@ -250,19 +254,10 @@ def _expanded(meta: Meta, shape: torch.Size, contiguous: bool) -> tuple[int, ...
     """Strides of a tensor, or of its contiguous copy, over the shape that it is broadcast to."""
     sizes, strides, _ = meta
     if contiguous:
-        strides = contiguous_strides(sizes)
+        strides = make_contiguous_strides_for(sizes)
     here = tuple(0 if size == 1 else stride for size, stride in zip(sizes, strides, strict=True))
     # A row of one element is read at column 0, whatever its stride; a full row keeps its own.
     return (0,) * (len(shape) - len(sizes)) + here
-
-
-def contiguous_strides(sizes: Sequence[int]) -> tuple[int, ...]:
-    """Of a contiguous tensor of these sizes."""
-    strides, step = [], 1
-    for size in reversed(sizes):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
 
 
 def _modes(metas: tuple[Meta | None, ...], index: RowIndex, tile: NormTile) -> tuple[dict[str, int], bool]:

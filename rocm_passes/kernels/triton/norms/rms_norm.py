@@ -22,6 +22,7 @@ def run(call: RmsNorm) -> Tensor:
         weight_offset=call.weight_offset,
         round_before_weight=call.round_to is not None,
         out_dtype=call.out_dtype,
+        eps_kind=call.eps_kind,
     )
     return outs[0]
 
@@ -33,6 +34,8 @@ def refuses(call: RmsNorm, target: Target) -> str | None:
 
 
 def note(call: RmsNorm, target: Target) -> str | None:
+    if call.rounds_between:
+        return "it is computed in fp32 and rounded once, where the graph rounds between the steps or reorders them"
     if call.round_product is not None:
         return "weight and bias are applied in fp32 and rounded once, where the graph rounds each"
     return None

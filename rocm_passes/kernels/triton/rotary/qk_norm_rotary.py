@@ -8,8 +8,9 @@ program holds it in registers.
 """
 
 import torch
+import triton
 
-from rocm_passes.kernels.triton.common import TRITON_TYPE, power_of_two_above
+from rocm_passes.kernels.triton.common import TRITON_TYPE
 from rocm_passes.kernels.triton.rotary.rotary import launch_heads
 
 # The widest row of H * D channels, in powers of two, that the registers of one program hold.
@@ -77,5 +78,5 @@ def _check_weight(
 
 
 def _check_row(heads: int, channels: int) -> None:
-    if power_of_two_above(heads) * power_of_two_above(channels) > MAX_ROW:
+    if triton.next_power_of_2(heads) * triton.next_power_of_2(channels) > MAX_ROW:
         raise ValueError(f"a norm over {heads} heads of {channels} channels exceeds {MAX_ROW} channels")

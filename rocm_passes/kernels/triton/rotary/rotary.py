@@ -18,7 +18,7 @@ import torch
 import triton
 import triton.language as tl
 
-from rocm_passes.kernels.triton.common import IsaExample, cdiv, inverse_rms, isa_example, power_of_two_above
+from rocm_passes.kernels.triton.common import inverse_rms
 from rocm_passes.kernels.triton.launch import launch
 from rocm_passes.kernels.triton.rotary.rotary_tiles import (
     Tables,
@@ -111,12 +111,17 @@ def rotary_heads_kernel(
     HAS_Q_WEIGHT: tl.constexpr, HAS_K_WEIGHT: tl.constexpr,
     ROUND_BEFORE_WEIGHT: tl.constexpr, ROUND_AFTER: tl.constexpr,
 ):  # fmt: skip
-    """Axis 0: token blocks, in each the head blocks of q, then of k, sharing table rows; axis 1: batch."""
+    """Samples, in each token blocks, in each the head blocks of q, then of k, sharing table rows.
+
+    All on axis 0: the other axes of a grid end at 65535, and a batch may be larger.
+    """
     Q_BLOCKS: tl.constexpr = (Q_HEADS + H - 1) // H
     K_BLOCKS: tl.constexpr = (K_HEADS + H - 1) // H
-    token_block = tl.program_id(0) // (Q_BLOCKS + K_BLOCKS)
+    token_blocks = (tokens + T - 1) // T
+    block = tl.program_id(0) // (Q_BLOCKS + K_BLOCKS)
     head_block = tl.program_id(0) % (Q_BLOCKS + K_BLOCKS)
-    batch = tl.program_id(1).to(tl.int64)
+    token_block = block % token_blocks
+    batch = (block // token_blocks).to(tl.int64)
     if head_block < Q_BLOCKS:
         _head_tile(
             q_ptr, q_stride_b, q_stride_s, q_stride_h,
@@ -222,17 +227,17 @@ def launch_heads(
         return q_out, k_out
     head_counts = tuple(h for h in (q_heads, k_heads) if h)
     token_tile, head_tile, warps = tile_shape(head_counts, channels, norm, across_heads)
-    blocks = cdiv(tokens, token_tile) * sum(cdiv(h, head_tile) for h in head_counts)
+    blocks = batch * triton.cdiv(tokens, token_tile) * sum(triton.cdiv(h, head_tile) for h in head_counts)
     second, second_out = (q, q_out) if k is None or k_out is None else (k, k_out)
     launch(
-        rotary_heads_kernel, (blocks, batch),
+        rotary_heads_kernel, (blocks,),
         q, *q.stride()[:3], q_out, *q_out.stride()[:3],
         second, *second.stride()[:3], second_out, *second_out.stride()[:3],
         tables.cos, tables.sin, *tables.strides,
         q if q_weight is None else q_weight, second if k_weight is None else k_weight,
         tokens, start, tables.tokens,
-        Q_HEADS=q_heads, K_HEADS=k_heads, D=channels, R=width, P=power_of_two_above(width // 2),
-        REST_P=power_of_two_above(channels - width) if channels > width else 0,
+        Q_HEADS=q_heads, K_HEADS=k_heads, D=channels, R=width, P=triton.next_power_of_2(width // 2),
+        REST_P=triton.next_power_of_2(channels - width) if channels > width else 0,
         T=token_tile, H=head_tile, INTERLEAVED=interleaved, CONJUGATE=conjugate,
         PER_CHANNEL=tables.per_channel, PER_HEAD=tables.per_head,
         PARTIAL=tables.tokens != tokens, NORM=norm, ACROSS_HEADS=across_heads, Q_EPS=eps_q, K_EPS=eps_k,
@@ -264,28 +269,3 @@ def check_pair(
     width = check_rotary_dim(rotary_dim, q.shape[3])
     tables = prepare_tables(cos, sin, q.shape[0], heads, width)
     return q, k, tables, width, check_seq_start(seq_start, tables, q.shape[1])
-
-
-def isa_examples() -> list[IsaExample]:
-    """FLUX's rotation, a half-split one with bf16 tables, and the norms with rotation of Z-Image and Wan."""
-    return [
-        _isa_example("FLUX.1 RoPE q,k [1,4608,24,128]", 24, PER_CHANNEL=True),
-        _isa_example("half-split RoPE q,k [1,4608,30,128]", 30, "*bf16", PER_CHANNEL=True, INTERLEAVED=False),
-        _isa_example("Z-Image norm + RoPE q,k [1,4608,30,128]", 30, NORM=True, ROUND_BEFORE_WEIGHT=True),
-        _isa_example("Wan norm + RoPE q,k [1,32760,40,128]", 40, NORM=True, ACROSS_HEADS=True),
-    ]
-
-
-def _isa_example(label: str, heads: int, table: str = "*fp32", **flags: bool) -> IsaExample:
-    norm = flags.get("NORM", False)
-    tokens, head_tile, warps = tile_shape((heads,), 128, norm, flags.get("ACROSS_HEADS", False))
-    constexprs = {
-        "Q_HEADS": heads, "K_HEADS": heads, "D": 128, "R": 128, "P": 64, "REST_P": 0,
-        "T": tokens, "H": head_tile, "table_stride_f": 1,
-        "INTERLEAVED": True, "CONJUGATE": False, "PER_CHANNEL": False, "PER_HEAD": False, "PARTIAL": False,
-        "NORM": False, "ACROSS_HEADS": False, "Q_EPS": 1e-5, "K_EPS": 1e-5,
-        "HAS_Q_WEIGHT": norm, "HAS_K_WEIGHT": norm, "ROUND_BEFORE_WEIGHT": False, "ROUND_AFTER": norm,
-    }  # fmt: skip
-    pointers = {n: "*bf16" for n in rotary_heads_kernel.arg_names if n.endswith("_ptr")}
-    pointers |= {"cos_ptr": table, "sin_ptr": table}
-    return isa_example(rotary_heads_kernel, label, pointers, constexprs | flags, warps)

@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from rocm_passes.kernels.triton.common import TRITON_TYPE, cdiv, power_of_two_above
+from rocm_passes.kernels.triton.common import INT32_MAX, TRITON_TYPE
 
 
 @triton.jit
@@ -153,7 +153,7 @@ class Tables:
 def prepare_tables(
     cos: torch.Tensor, sin: torch.Tensor, batch: int, heads: set[int], rotary_dim: int
 ) -> Tables:
-    """Checks the tables against x; copies them only if cos and sin differ in strides."""
+    """Checks the tables against x; copies them if cos and sin differ in strides, or channels lie too far apart."""
     for name, table in (("cos", cos), ("sin", sin)):
         if table.dtype not in TRITON_TYPE:
             raise TypeError(f"{name} is {table.dtype}: float32, float16 or bfloat16 is needed")
@@ -168,7 +168,8 @@ def prepare_tables(
         raise ValueError(f"table head count {table_heads} is neither 1 nor that of x, {sorted(heads)}")
     if width not in (rotary_dim // 2, rotary_dim):
         raise ValueError(f"table width {width} is neither half of nor the whole rotary width {rotary_dim}")
-    if _strides(cos) != _strides(sin):
+    # The kernel multiplies channel by stride in 32 bits.
+    if _strides(cos) != _strides(sin) or (width - 1) * _strides(cos)[3] > INT32_MAX:
         cos, sin = cos.contiguous(), sin.contiguous()
     return Tables(cos, sin, _strides(cos), width == rotary_dim, table_heads != 1)
 
@@ -233,9 +234,9 @@ def tile_shape(heads: tuple[int, ...], channels: int, norm: bool, across_heads: 
     sum: more and smaller programs hide that. Heads come first, padded by a third at most, then tokens. A norm
     across heads takes them all: masked lanes cost less there than a second, exact tile.
     """
-    padded = power_of_two_above(channels)
+    padded = triton.next_power_of_2(channels)
     if across_heads:
-        head_tile = power_of_two_above(max(heads))
+        head_tile = triton.next_power_of_2(max(heads))
         return 1, head_tile, min(16, max(2, head_tile * padded // 2048))
     elements, warps = (1024, 2) if norm else (4096, 4)
     head_tile = 1
@@ -246,4 +247,4 @@ def tile_shape(heads: tuple[int, ...], channels: int, norm: bool, across_heads: 
 
 
 def _padding(heads: int, tile: int) -> float:
-    return cdiv(heads, tile) * tile / heads
+    return float(triton.cdiv(heads, tile) * tile / heads)

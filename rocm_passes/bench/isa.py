@@ -1,9 +1,9 @@
 """What our Triton kernels become on AMD's GPUs: compiled here, with no GPU, and read from the assembly.
 
-    python -m rocm_passes.kernels.isa                         print the table
-    python -m rocm_passes.kernels.isa --write docs/kernels.md   put it between the file's markers
-    python -m rocm_passes.kernels.isa --json                  one JSON object a line
-    python -m rocm_passes.kernels.isa --ones                  what launches with integers that are 1 compile
+    python -m rocm_passes.bench.isa                         print the table
+    python -m rocm_passes.bench.isa --write docs/kernels.md   put it between the file's markers
+    python -m rocm_passes.bench.isa --json                  one JSON object a line
+    python -m rocm_passes.bench.isa --ones                  what launches with integers that are 1 compile
 
 This shows what the compiler did, not how fast it runs: registers, spills, width of memory accesses, LDS and
 the occupancy that the registers allow.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib
 import json
 import os
 import re
@@ -21,14 +20,10 @@ import sys
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from rocm_passes.bench.isa_examples import IsaExample, examples
 from rocm_passes.target import AMD_ARCHITECTURES
 
-if TYPE_CHECKING:
-    from rocm_passes.kernels.triton.common import IsaExample
-
-KERNEL_MODULES = ("norm", "channel_norm", "group_norm", "group_norm_pad", "pad", "frames", "rotary")
 BEGIN, END = "<!-- isa table: begin -->", "<!-- isa table: end -->"
 
 _WIDE = re.compile(r"^\s+(?:global|buffer|flat)_(?:load|store)_(?:dwordx4|b128)\b", re.MULTILINE)
@@ -52,12 +47,6 @@ class Compiled:
     wide_accesses: int
     memory_accesses: int
     fp64_instructions: int
-
-
-def examples() -> Iterator[IsaExample]:
-    """The production shapes that each kernel module names."""
-    for name in KERNEL_MODULES:
-        yield from importlib.import_module(f"rocm_passes.kernels.triton.{name}").isa_examples()
 
 
 def integers(example: IsaExample) -> tuple[str, ...]:
@@ -165,7 +154,7 @@ def write_table(path: Path, rows: Sequence[Compiled], triton_version: str) -> No
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m rocm_passes.kernels.isa", description=__doc__.split("\n")[0]
+        prog="python -m rocm_passes.bench.isa", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--arch", action="append", choices=AMD_ARCHITECTURES, help="only these architectures")
     parser.add_argument(

@@ -1,7 +1,8 @@
 """What the convolution kernel becomes on AMD's GPUs, in the tiles that each of them gets.
 
-    python -m rocm_passes.kernels.triton.conv.isa            print the table
-    python -m rocm_passes.kernels.triton.conv.isa --json     one JSON object a line
+    python -m rocm_passes.bench.conv_isa            print the table
+    python -m rocm_passes.bench.conv_isa --json     one JSON object a line
+    python -m rocm_passes.bench.conv_isa --ones     compile with integers that are 1
 
 Compiled as Inductor launches it: pointers and strides are divisible by 16, and nothing says that
 offsets fit into 31 bits (`tt.pointer_range`).
@@ -18,8 +19,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rocm_passes.kernels import isa
-from rocm_passes.kernels.triton.common import IsaExample, isa_example
+from rocm_passes.bench import isa
+from rocm_passes.bench.isa_examples import IsaExample, isa_example
 from rocm_passes.kernels.triton.conv.kernel import SIZES, conv_kernel
 from rocm_passes.kernels.triton.conv.tiles import Tile, choose_tile
 from rocm_passes.target import AMD_ARCHITECTURES
@@ -74,6 +75,15 @@ SHAPES = (
     ),
     Shape("96-96 3x3x3, 4 frames of 480x832", 96, 96, 4 * 480 * 832, "fp32"),
 )  # fmt: skip
+
+
+#: The kernel's branches that its integer arguments reach.
+VARIANTS: tuple[tuple[tuple[str, Any], ...], ...] = (
+    (("SPACE_REPLICATE", True), ("TIME_REPLICATE", True), ("WIDE", True)),
+    (("RH", 2), ("RT", 2)),
+    (("HAS_FRONT", True), ("KT", 5)),
+    (("HAS_FRONT", True), ("HAS_RESIDUAL", True), ("WIDE", True)),
+)
 
 
 def example(shape: Shape, tile: Tile) -> IsaExample:
@@ -146,6 +156,18 @@ def every() -> Iterator[Compiled]:
             yield compiled(shape, arch)
 
 
+def specialised_to_one(arch: str) -> None:
+    """Compile with integers that are 1, of which a launch makes constexprs: with all, with each."""
+    tile = Tile(64, 32, 32, warps=4, stages=2, more_columns=16)
+    wave = 64 if arch.startswith("gfx9") else 32
+    for others in VARIANTS:
+        found = example(Shape("1", 96, 96, 1, others=others), tile)
+        names = isa.integers(found)
+        _compile(isa.with_ones(found, names), arch, wave, tile.warps)
+    for name in names:
+        _compile(isa.with_ones(found, (name,)), arch, wave, tile.warps)
+
+
 def table(rows: Sequence[Compiled]) -> str:
     """Markdown, one row a shape and architecture."""
     head = (
@@ -163,9 +185,13 @@ def table(rows: Sequence[Compiled]) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m rocm_passes.kernels.triton.conv.isa")
+    parser = argparse.ArgumentParser(prog="python -m rocm_passes.bench.conv_isa")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
+    parser.add_argument("--ones", action="store_true", help="compile with integers that are 1")
     options = parser.parse_args(argv)
+    if options.ones:
+        specialised_to_one(AMD_ARCHITECTURES[0])
+        return 0
     rows = list(every())
     if options.json:
         for row in rows:

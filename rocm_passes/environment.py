@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from rocm_passes.kernels.aiter import installation
 from rocm_passes.report import ledger as ledgers
 from rocm_passes.report.ledger import Ledger
 from rocm_passes.target import Target
@@ -22,7 +23,6 @@ def document(graphs: Iterable[Ledger]) -> dict[str, Any]:
 def environment() -> dict[str, Any]:
     """What a reader of a ledger must know about the machine that it comes from."""
     import rocm_passes
-    from rocm_passes.kernels.aiter import installation
 
     target = Target.current()
     aiter = installation.find()
