@@ -86,6 +86,10 @@ class Traced:
         """Calls run the unfused graph, ATen node by node."""
         self.rewrite(Options(select="off"), target_named("cpu"))
 
+    def leave_whole(self) -> None:
+        """Calls run the graph as it was traced: LayerNorm, GroupNorm and SiLU are ATen's own operators."""
+        self._now = self._original
+
     def __call__(self, *inputs: Tensor) -> Any:
         return self._call(*inputs)
 
@@ -126,6 +130,13 @@ def target_named(name: str) -> Target:
         return Target("cpu", "", "CPU", torch.__version__, "3.7.1")
     vendor = "amd" if name.startswith("gfx") else "nvidia"
     return Target(vendor, name, "faked", torch.__version__, "3.7.1")
+
+
+@contextmanager
+def kept_whole() -> Iterator[None]:
+    """What no idiom takes stays ATen's own operator, so that its bits can be compared."""
+    with mock.patch.object(decompositions, "decompose_preserved", lambda graph, keep: 0):
+        yield
 
 
 @contextmanager
