@@ -77,6 +77,7 @@ class GraphPass(CustomGraphPass):
         dump.step("before", graph)
         if work is not None:
             shared, laid_out = aliasing.sharing(graph), strides.output_strides(graph)
+            promised = strides.promises(graph)
             self._passes(work, PREPARE, dump)
             plan = self._decided(work)
             self._rewrite(work, plan)
@@ -85,6 +86,8 @@ class GraphPass(CustomGraphPass):
             aliasing.keep_apart(graph, shared, work.fake_mode)
         changed = decompositions.decompose_preserved(graph, self.keep) > 0
         if work is not None:
+            if work.rewritten:
+                strides.keep_promises(graph, promised, work.fake_mode)
             strides.keep_output_strides(graph, laid_out, work.fake_mode)
         if changed or (work is not None and work.rewritten):
             _tidy(graph)
