@@ -80,6 +80,29 @@ def lowerings(source: str, value: object) -> tuple[tuple[str, str], ...]:
     return tuple(sorted((str(k), str(v)) for k, v in value.items()))
 
 
+def verify(source: str, value: object) -> str:
+    """"off", "drawn" or "live"; True is "drawn"."""
+    words = {False: "off", True: "drawn", "0": "off", "false": "off", "1": "drawn", "true": "drawn", "on": "drawn"}
+    key = value.lower() if isinstance(value, str) else value
+    if isinstance(key, (bool, str)) and key in words:
+        return words[key]
+    return choice("off", "drawn", "live")(source, value)
+
+
+#: Calls that the option check_finite watches, where it is True.
+FINITE_CALLS = 3
+
+
+def finite_calls(source: str, value: object) -> int:
+    """How many calls to watch: True is FINITE_CALLS, False none."""
+    words = {"false": 0, "true": FINITE_CALLS}
+    if isinstance(value, bool):
+        return FINITE_CALLS if value else 0
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    return count(source, value)
+
+
 def optional_count(source: str, value: object) -> int | None:
     return None if value is None or value == "" else count(source, value)
 
