@@ -89,7 +89,7 @@ def channel_norm_kernel(
             square += v * v
     total = tl.sum(square, 0)
     if FORM == "mean":
-        factor = inverse_rms(total, C, EPS, dtype)[None, :]
+        factor = inverse_rms(total, C, EPS, dtype, "add")[None, :]
     else:
         factor = inverse_length(total, EPS, dtype)[None, :]
 

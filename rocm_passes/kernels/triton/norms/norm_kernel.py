@@ -238,7 +238,7 @@ def fused_norm_kernel(
                 for c in tl.static_range(CHUNKS):
                     b = branches[c].to(tl.float32)
                     square += b * b
-                branch_rstd = inverse_rms(tl.sum(square, 1), D, BRANCH_EPS, RESULT)
+                branch_rstd = inverse_rms(tl.sum(square, 1), D, BRANCH_EPS, RESULT, "add")
             sums = ()
             total = tl.zeros([ROWS, CHUNK], tl.float32)
             for c in tl.static_range(CHUNKS):
@@ -263,7 +263,7 @@ def fused_norm_kernel(
                     if (c + 1) * CHUNK > D:
                         d = tl.where((c * CHUNK + tl.arange(0, CHUNK) < D)[None, :], d, 0.0)
                     spread += d * d
-                rstd = inverse_rms(tl.sum(spread, 1), D, EPS, RESULT)
+                rstd = inverse_rms(tl.sum(spread, 1), D, EPS, RESULT, "add")
             for c in tl.static_range(CHUNKS):
                 cols = c * CHUNK + tl.arange(0, CHUNK)
                 # The sum is stored while the norm's tables are on their way.
@@ -300,7 +300,7 @@ def fused_norm_kernel(
                     cols = start + tl.arange(0, CHUNK)
                     b = _load(branch_base, cols, 1, row_mask, D, D % CHUNK == 0, 2).to(tl.float32)
                     square += b * b
-                branch_rstd = inverse_rms(tl.sum(square, 1), D, BRANCH_EPS, RESULT)
+                branch_rstd = inverse_rms(tl.sum(square, 1), D, BRANCH_EPS, RESULT, "add")
             if KIND != "none":
                 total = tl.zeros([ROWS, CHUNK], tl.float32)
                 square = tl.zeros([ROWS, CHUNK], tl.float32)

@@ -83,7 +83,7 @@ def _head_tile(
         if ACROSS_HEADS:
             squares = tl.sum(squares, axis=1)[:, None]
         CHANNELS: tl.constexpr = HEADS * D if ACROSS_HEADS else D
-        rstd = inverse_rms(squares, CHANNELS, EPS, out_ptr.dtype.element_ty)[:, :, None]
+        rstd = inverse_rms(squares, CHANNELS, EPS, out_ptr.dtype.element_ty, "add")[:, :, None]
         first = normalise(first, rstd, weight1, dtype, HAS_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER)
         second = normalise(second, rstd, weight2, dtype, HAS_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER)
         if REST_P > 0:
