@@ -22,7 +22,7 @@ from rocm_passes.rewrite.rewriter import Applied
 from rocm_passes.rewrite.sources import Sources
 
 #: How many nodes in front of a site are computed from their sources, where its two programs read different values.
-EXPANSIONS = 64
+EXPANSIONS = 256
 #: They cost more than the site: what they compute is drawn.
 _HEAVY = frozenset(
     {
