@@ -74,7 +74,11 @@ class GraphPass(CustomGraphPass):
     def may_rewrite(self, idiom: Idiom | None = None) -> bool:
         """Anything, or that idiom's sites? What prepares a graph for a rewrite must not happen where none may."""
         looked_for = bool(self.idioms) if idiom is None else idiom in self.idioms
-        return looked_for and self.options.select != "off" and 0 not in (self.options.fuel, self.options.fuel_total)
+        return (
+            looked_for
+            and self.options.select != "off"
+            and 0 not in (self.options.fuel, self.options.fuel_total)
+        )
 
     def __call__(self, graph: fx.Graph) -> None:
         started = time.perf_counter()

@@ -77,8 +77,16 @@ def lowerings(source: str, value: object) -> tuple[tuple[str, str], ...]:
 
 
 def verify(source: str, value: object) -> str:
-    """"off", "drawn" or "live"; True is "drawn"."""
-    words = {False: "off", True: "drawn", "0": "off", "false": "off", "1": "drawn", "true": "drawn", "on": "drawn"}
+    """ "off", "drawn" or "live"; True is "drawn"."""
+    words = {
+        False: "off",
+        True: "drawn",
+        "0": "off",
+        "false": "off",
+        "1": "drawn",
+        "true": "drawn",
+        "on": "drawn",
+    }
     key = value.lower() if isinstance(value, str) else value
     if isinstance(key, (bool, str)) and key in words:
         return words[key]

@@ -81,7 +81,9 @@ def search(run: Callable[[int], Run], compares: bool) -> Run | None:
     """The run with the fewest rewrites whose result is wrong, or None. compares: with the run without rewrites."""
     plain = run(0)
     if not compares and not plain.good:
-        raise BisectError(f"the result is wrong without any rewrite, so none of them is the cause{plain.error}")
+        raise BisectError(
+            f"the result is wrong without any rewrite, so none of them is the cause{plain.error}"
+        )
 
     def is_right(tried: Run) -> bool:
         return alike(plain, tried) if compares else tried.good
@@ -98,7 +100,9 @@ def search(run: Callable[[int], Run], compares: bool) -> Run | None:
         if is_right(tried):
             right = middle
         elif tried.rewrites != middle:
-            raise BisectError(f"a run with {plural(middle, 'rewrite')} allowed has made {tried.rewrites}{tried.error}")
+            raise BisectError(
+                f"a run with {plural(middle, 'rewrite')} allowed has made {tried.rewrites}{tried.error}"
+            )
         else:
             wrong = tried
     return wrong
@@ -145,16 +149,17 @@ def _run(command: Sequence[str], fuel: int, judge: Judge, timeout: float | None)
     """One run, with at most `fuel` rewrites in each of its processes."""
     from rocm_passes.report import child_ledgers
 
-    with tempfile.TemporaryDirectory(prefix="rocm-passes-bisect-") as folder, child_ledgers.collected_in(folder):
+    with (
+        tempfile.TemporaryDirectory(prefix="rocm-passes-bisect-") as folder,
+        child_ledgers.collected_in(folder),
+    ):
         environment = {**os.environ, FUEL: str(fuel)}
         try:
             done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
         except subprocess.TimeoutExpired:
             return Run(False, "", (), 1, ": it took longer than --timeout")
         graphs = child_ledgers.read(folder)
-        sites = [
-            {**site, "graph": g["graph"]} for g in graphs for site in g["sites"] if site["number"]
-        ]
+        sites = [{**site, "graph": g["graph"]} for g in graphs for site in g["sites"] if site["number"]]
         last = done.stderr.strip().splitlines()[-1:] if done.returncode else []
         good = judge(done.stdout, done.returncode)
         return Run(good, done.stdout, tuple(sites), done.returncode, "".join(f": {line}" for line in last))
@@ -197,7 +202,9 @@ def _passes(words: Sequence[str], output: str) -> bool:
         file = Path(folder) / "output"
         file.write_text(output, encoding="utf-8")
         try:
-            done = subprocess.run(words, env={**os.environ, OUTPUT: str(file)}, capture_output=True, text=True)
+            done = subprocess.run(
+                words, env={**os.environ, OUTPUT: str(file)}, capture_output=True, text=True
+            )
         except OSError as error:
             raise BisectError(f"--check: {words[0]!r} cannot be run: {error.strerror or error}") from error
         return done.returncode == 0

@@ -19,9 +19,7 @@ from rocm_passes.fx.builder import Builder, outputs, set_outputs
 from rocm_passes.fx.nodes import aten, value
 
 #: They return their input as it is where it is so already.
-_PERHAPS_SAME = frozenset(
-    {aten.reshape.default, aten.contiguous.default, inductor_prims.force_stride_order}
-)
+_PERHAPS_SAME = frozenset({aten.reshape.default, aten.contiguous.default, inductor_prims.force_stride_order})
 
 Sharing = frozenset[tuple[int, int | fx.Node]]
 

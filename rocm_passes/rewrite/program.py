@@ -143,7 +143,8 @@ class _Extraction:
             outputs=tuple(node.name for node in outputs),
             results=tuple(node.name for node in self._applied.results),
             expected=tuple(map(_expected, self._applied.match.outputs, self._applied.results)),
-            bytes=sum(_bytes(node, 2) for node in (*read, *original)) + sum(_bytes(x, 1) for x in replacement),
+            bytes=sum(_bytes(node, 2) for node in (*read, *original))
+            + sum(_bytes(x, 1) for x in replacement),
             device=tensors[0].device,
         )
 

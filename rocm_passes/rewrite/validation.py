@@ -38,7 +38,10 @@ def reproducers() -> Path:
 
 
 class Validator:
-    """Verifies the rewrites of one graph, of which it must know before the first. Does nothing without `verify` or `check_finite`."""
+    """Verifies the rewrites of one graph. It is made before the first of them.
+
+    Does nothing without the options `verify` and `check_finite`. watch: what the graph's first calls are to show.
+    """
 
     def __init__(self, graph: fx.Graph, options: Options, ledger: Ledger) -> None:
         self._options = options

@@ -146,7 +146,9 @@ class _Observed(fx.Interpreter):
         self._watch.ledger.entries[at] = replace(entry, verification=record)
         if verdict.status == WRONG and not self.wrong:
             place = entry.location or entry.module or "an unknown place"
-            self.wrong = f"{entry.idiom} at {place} by {entry.lowering} is wrong on live inputs: {verdict.reason}"
+            self.wrong = (
+                f"{entry.idiom} at {place} by {entry.lowering} is wrong on live inputs: {verdict.reason}"
+            )
 
 
 def _live(program: Program, values: dict[str, Any], strict: bool) -> Verdict:

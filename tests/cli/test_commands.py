@@ -100,7 +100,10 @@ def test_the_command_is_installed() -> None:
         (["explain", "--html", ".", __file__], "cannot write '.': it is a folder"),
         (["verify"], "a script is needed, or -m MODULE"),
         (["bisect"], "a script is needed, or -m MODULE"),
-        (["bisect", "--check", "no_such_module:check", __file__], "--check: No module named 'no_such_module'"),
+        (
+            ["bisect", "--check", "no_such_module:check", __file__],
+            "--check: No module named 'no_such_module'",
+        ),
         (["bisect", "--check", "", __file__], "--check: expected a command, or MODULE:FUNCTION"),
         (["tune"], "a script is needed, or -m MODULE"),
         (["tune", "no_such_file.py"], "there is no script 'no_such_file.py'"),

@@ -152,7 +152,9 @@ def test_outputs_are_compared_word_by_word(a: str, b: str, same: bool) -> None:
 
 def test_checks_by_command_and_by_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "checks_of_bisect.py").write_text("def is_one(output):\n    assert output == 'one'\n    return True\n")
+    (tmp_path / "checks_of_bisect.py").write_text(
+        "def is_one(output):\n    assert output == 'one'\n    return True\n"
+    )
     by_function = bisect._judge("checks_of_bisect:is_one")
     program = "import os; assert open(os.environ['ROCM_BISECT_OUTPUT']).read() == 'one'"
     by_command = bisect._judge(f'{sys.executable} -c "{program}"')

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from rocm_passes.graph_pass import GraphPass
 from rocm_passes.ops.conv3d import CONV3D
 from rocm_passes.ops.fused_norm import FUSED_NORM
 from rocm_passes.ops.group_norm import GROUP_NORM
-from rocm_passes.ops.operator import Computation, Operator
+from rocm_passes.ops.operator import Operator
 from rocm_passes.ops.qk_norm_rotary import OPERATOR as QK_NORM_ROTARY
 from rocm_passes.ops.rms_norm import RMS_NORM
 from rocm_passes.options import Options
@@ -163,7 +162,7 @@ def test_a_wrong_order_of_taps_is_found(monkeypatch: pytest.MonkeyPatch) -> None
     options = OPTIONS["vae_cogvideox"]
     CONV3D.lowerings[:] = map(wrong, right)
     try:
-        ledger, graph = verified(graph_of("vae_cogvideox"), **options)
+        ledger, _ = verified(graph_of("vae_cogvideox"), **options)
     finally:
         CONV3D.lowerings[:] = right
     three = [e for e in put_back(ledger) if "error against float64" in e.reason]
