@@ -98,7 +98,7 @@ def _inductor(
     decompositions: keep.PreservingTable | None = None,
     inner: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
-    how = {} if inner is None else {"inner_compile": inner}
+    how: dict[str, Any] = {} if inner is None else {"inner_compile": inner}
     compiled: Any = compile_fx(
         gm, list(example_inputs), config_patches=patch, decompositions=decompositions, **how
     )

@@ -39,7 +39,7 @@ class Watch:
 
     def wrapped(self, compiled: Callable[..., Any]) -> Callable[..., Any]:
         """The compiled graph, which takes its arguments in one list, watched."""
-        return make_boxed_func(_Watched(self, compiled))  # type: ignore[no-any-return]
+        return make_boxed_func(_Watched(self, compiled))
 
 
 def inner_compile(taken: Callable[[], Watch | None]) -> Callable[..., Any]:
