@@ -20,6 +20,7 @@ from rocm_passes.passes.complex_to_real import ComplexToReal, is_training
 from rocm_passes.policy.layout import is_convolutional
 from rocm_passes.report import dump, remembered
 from rocm_passes.report.ledger import Ledger
+from rocm_passes.rewrite.watch import inner_compile
 from rocm_passes.target import Target
 from rocm_passes.tuning import ahead, library_search
 
@@ -102,7 +103,9 @@ def _compiled(
     if ahead.active():
         return ahead.run_passes(gm, example_inputs, graph_pass, patch, table)
     patch["post_grad_custom_pre_pass"] = after_the_users(patch, "post_grad_custom_pre_pass", graph_pass)
-    return _inductor(gm, example_inputs, patch, table)
+    watches = graph_pass.options.verify == "live" or graph_pass.options.check_finite > 0
+    inner = inner_compile(graph_pass.taken_watch) if watches else None
+    return _inductor(gm, example_inputs, patch, table, inner)
 
 
 def _inductor(
@@ -110,8 +113,12 @@ def _inductor(
     example_inputs: Sequence[Any],
     patch: dict[str, Any],
     decompositions: keep.PreservingTable | None = None,
+    inner: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
-    compiled: Any = compile_fx(gm, list(example_inputs), config_patches=patch, decompositions=decompositions)
+    how: dict[str, Any] = {} if inner is None else {"inner_compile": inner}
+    compiled: Any = compile_fx(
+        gm, list(example_inputs), config_patches=patch, decompositions=decompositions, **how
+    )
     return compiled  # type: ignore[no-any-return]
 
 

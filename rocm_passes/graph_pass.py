@@ -29,6 +29,7 @@ from rocm_passes.rewrite.match import Context, Idiom
 from rocm_passes.rewrite.plan import Decision, Plan
 from rocm_passes.rewrite.rewriter import Applied, RewriteError, Rewriter
 from rocm_passes.rewrite.validation import Validator
+from rocm_passes.rewrite.watch import Watch
 from rocm_passes.rewrite.work import WholeGraphPass, Work
 from rocm_passes.target import Target
 
@@ -60,11 +61,18 @@ class GraphPass(CustomGraphPass):
         self._uuid: str | None = None
         self.published: list[Ledger] = []
         self._training: list[Entry] = []
+        #: What the last graph's first calls are to be watched for.
+        self.watch: Watch | None = None
 
     def uuid(self) -> str:
         if self._uuid is None:
             self._uuid = cache_key(self.options, self.target, self.keep)
         return self._uuid
+
+    def taken_watch(self) -> Watch | None:
+        """What the graph that was last passed over leaves to watch, once."""
+        watch, self.watch = self.watch, None
+        return watch
 
     def may_rewrite(self, idiom: Idiom | None = None) -> bool:
         """Anything, or that idiom's sites? What prepares a graph for a rewrite must not happen where none may."""
@@ -127,7 +135,7 @@ class GraphPass(CustomGraphPass):
     def _rewrite(self, work: Work, plan: Plan) -> None:
         """Carry out what was decided. A rewrite that fails or can't be placed is undone alone."""
         rewriter = Rewriter(work.graph, work.fake_mode)
-        validator = Validator(work.graph, self.options)
+        validator = Validator(work.graph, self.options, work.ledger)
         placed: list[tuple[Applied, Decision, int]] = []
         # The entries read the graph as the user's code made it: all are written before the first change.
         entries = [plan.entry(d.idiom, d.match, d.choice) for d in plan.decisions]
@@ -147,7 +155,7 @@ class GraphPass(CustomGraphPass):
                 reason = "together with other rewrites it waits for itself"
                 work.ledger.entries[at] = _failed(plan, decision, reason)
                 continue
-            found = validator.validate(applied, work.ledger.entries[at])
+            found = validator.validate(applied, work.ledger.entries[at], at)
             if found.wrong:
                 rewriter.undo(applied)
                 put_back = decision.choice.undone("refused", "wrong", found.wrong)
@@ -155,6 +163,7 @@ class GraphPass(CustomGraphPass):
             else:
                 work.entries[applied.results[0]] = at
             work.ledger.entries[at] = replace(work.ledger.entries[at], verification=found.record)
+        self.watch = validator.watch
         work.rewritten = rewriter.count
         if work.rewritten:
             # What was replaced still reads its inputs, until it is gone.

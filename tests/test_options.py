@@ -86,7 +86,7 @@ def test_lowering_takes_a_dict_or_pairs() -> None:
         parse({"lowering": "triton"}, None)
 
 
-@pytest.mark.parametrize("name", ["fuel", "conv_memory_mib", "conv_frames_bucket"])
+@pytest.mark.parametrize("name", ["fuel", "fuel_total", "conv_memory_mib", "conv_frames_bucket"])
 @pytest.mark.parametrize("wrong", [-1, "many", 1.5, True])
 def test_counts_are_whole_numbers(name: str, wrong: object) -> None:
     with pytest.raises(OptionError, match=f"option '{name}': expected a whole number, 0 or more, found"):
@@ -98,6 +98,28 @@ def test_a_frames_bucket_has_no_other_off_than_0() -> None:
     assert parse(None, None)[0].conv_frames_bucket == 0
     with pytest.raises(OptionError, match="option 'conv_frames_bucket'"):
         parse({"conv_frames_bucket": None}, None)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [(True, "drawn"), (False, "off"), ("1", "drawn"), ("off", "off"), ("drawn", "drawn"), ("live", "live")],
+)
+def test_verify_takes_a_truth_value_or_a_word(given: object, expected: str) -> None:
+    assert parse({"verify": given}, None)[0].verify == expected
+
+
+@pytest.mark.parametrize(("given", "calls"), [(True, 3), (False, 0), ("true", 3), ("0", 0), (5, 5)])
+def test_check_finite_takes_a_truth_value_or_a_number_of_calls(given: object, calls: int) -> None:
+    assert parse({"check_finite": given}, None)[0].check_finite == calls
+
+
+def test_wrong_values_of_the_options_that_verify() -> None:
+    with pytest.raises(OptionError, match=r"'verify': expected one of .*did you mean 'live'"):
+        parse({"verify": "life"}, None)
+    with pytest.raises(OptionError, match="'verify': expected one of"):
+        parse({"verify": 1}, None)
+    with pytest.raises(OptionError, match="'check_finite': expected a whole number, 0 or more"):
+        parse({"check_finite": "always"}, None)
 
 
 def test_conv_dtypes() -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import click
 
 from rocm_passes import __version__
-from rocm_passes.cli import bench, demo, doctor, explain, rules, tune
+from rocm_passes.cli import bench, bisect, demo, doctor, explain, rules, tune, verify
 from rocm_passes.errors import RocmPassesError, nearest
 
 WRONG_USAGE = 2
@@ -33,7 +33,10 @@ def commands() -> None:
     """Look at what torch.compile(model, backend="rocm_diffusion") does, and at where it runs."""
 
 
-for _command in (doctor.doctor, explain.explain, tune.tune, rules.rules, demo.demo, bench.bench):
+for _command in (
+    *(doctor.doctor, explain.explain, tune.tune, rules.rules),
+    *(verify.verify, bisect.bisect, demo.demo, bench.bench),
+):
     commands.add_command(_command)
 
 

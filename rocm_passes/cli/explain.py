@@ -39,7 +39,7 @@ def explain(
     script = Script.find(module, words)
     check_writable(json_file, html_file)
     hint_at_misplaced("explain", ("--json", "--html", "--all"), script.arguments)
-    _switch_caches_off()
+    switch_caches_off()
     from rocm_passes.report import child_ledgers
 
     folder = tempfile.mkdtemp(prefix="rocm-passes-ledgers-")
@@ -48,14 +48,14 @@ def explain(
             try:
                 return script.run()
             finally:
-                graphs = _graphs(folder)
+                graphs = compiled_graphs(folder)
                 _print(graphs, script.name, every_site)
                 _write(graphs, script.name, json_file, html_file)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _switch_caches_off() -> None:
+def switch_caches_off() -> None:
     os.environ[NO_CACHES] = "1"
     if "torch" in sys.modules:
         from torch._inductor import config
@@ -65,7 +65,7 @@ def _switch_caches_off() -> None:
     warnings.filterwarnings("ignore", message="dynamo_pgo force disabled")
 
 
-def _graphs(folder: str) -> list[Ledger]:
+def compiled_graphs(folder: str) -> list[Ledger]:
     """What this process compiled, then what its children did. Without torch nothing was compiled."""
     from rocm_passes.report import child_ledgers
     from rocm_passes.report.ledger import Ledger, history

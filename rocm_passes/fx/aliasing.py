@@ -12,15 +12,14 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch._inductor import inductor_prims
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rocm_passes.fx.builder import Builder, outputs, set_outputs
-from rocm_passes.fx.nodes import aten, prims, value
+from rocm_passes.fx.nodes import aten, value
 
 #: They return their input as it is where it is so already.
-_PERHAPS_SAME = frozenset(
-    {aten.reshape.default, aten.contiguous.default, prims.inductor_force_stride_order.default}
-)
+_PERHAPS_SAME = frozenset({aten.reshape.default, aten.contiguous.default, inductor_prims.force_stride_order})
 
 Sharing = frozenset[tuple[int, int | fx.Node]]
 

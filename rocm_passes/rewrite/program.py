@@ -22,7 +22,7 @@ from rocm_passes.rewrite.rewriter import Applied
 from rocm_passes.rewrite.sources import Sources
 
 #: How many nodes in front of a site are computed from their sources, where its two programs read different values.
-EXPANSIONS = 64
+EXPANSIONS = 256
 #: They cost more than the site: what they compute is drawn.
 _HEAVY = frozenset(
     {
@@ -79,12 +79,12 @@ class Step:
 class Result:
     """What the graph expects of a result.
 
-    strides: those of the replacement's fake tensor. may_view: it is not an operator of this package, all of which
-    return memory of their own.
+    strides: those that a reader depends on, or that an operator of this package told the graph; None for ATen
+    nodes, which Inductor lays out. may_view: it is no operator of this package: these return memory of their own.
     """
 
     dtype: torch.dtype
-    strides: tuple[int, ...]
+    strides: tuple[int, ...] | None
     may_view: bool
 
 
@@ -170,7 +170,7 @@ class _Extraction:
             for side in (ours, theirs):
                 if node in side:
                     side.remove(node)
-                    side.update(map(self._sources.of, node.all_input_nodes))
+                    side.update(map(self._sources.of, _maker(node).all_input_nodes))
         raise Unverifiable(
             f"its original and its replacement read values with no common source within {EXPANSIONS} nodes"
         )
@@ -205,13 +205,18 @@ class _Extraction:
 
 
 def _can_expand(node: fx.Node) -> bool:
-    if node.op == "get_attr":
+    made = _maker(node)
+    if n.value(node) is None or made.op != "call_function" or made.target in _HEAVY:
         return False
-    if node.op != "call_function" or node.target in _HEAVY:
-        return False
-    if isinstance(node.meta.get("val"), (list, tuple)) or isinstance(node.meta.get("val"), torch.SymInt):
-        return False
-    return getattr(node.target, "namespace", "") in ("aten", "prims", "inductor_prims")
+    # An operator of this package that is no site's result converts values for several sites.
+    return getattr(made.target, "namespace", "") in ("aten", "prims", "inductor_prims", "rocm_passes")
+
+
+def _maker(node: fx.Node) -> fx.Node:
+    """The call that made the value: of one of several results, the call that made them all."""
+    while n.is_call(node, operator.getitem):
+        node = n.argument(node)
+    return node
 
 
 def _follows(node: fx.Node, others: set[fx.Node]) -> bool:
@@ -272,12 +277,11 @@ def _step(node: fx.Node, of: Callable[[fx.Node], fx.Node]) -> Step:
 
 
 def _expected(old: fx.Node, new: fx.Node) -> Result:
-    like = old if reader_of_strides(new) is not None else new
-    root: Any = root_of(new)
-    while n.is_call(root, operator.getitem):
-        root = root.args[0]
-    ours = getattr(root.target, "namespace", "") == "rocm_passes"
-    return Result(n.tensor(old).dtype, _ints(n.tensor(like).stride()), not ours)
+    reader = reader_of_strides(new)
+    ours = getattr(_maker(root_of(new)).target, "namespace", "") == "rocm_passes"
+    like = new if reader is None else old
+    strides = _ints(n.tensor(like).stride()) if ours or reader is not None else None
+    return Result(n.tensor(old).dtype, strides, not ours)
 
 
 def _bytes(node: fx.Node, copies: int) -> int:

@@ -12,12 +12,13 @@ import torch
 from torch import fx
 
 from rocm_passes.options import Options
-from rocm_passes.report.ledger import Entry
+from rocm_passes.report.ledger import Entry, Ledger
 from rocm_passes.rewrite import reproducer
-from rocm_passes.rewrite.program import Program
+from rocm_passes.rewrite.program import Program, Unverifiable, of_site
 from rocm_passes.rewrite.rewriter import Applied
 from rocm_passes.rewrite.sources import Sources
 from rocm_passes.rewrite.verify import SKIPPED, WRONG, Verdict, verify
+from rocm_passes.rewrite.watch import Watch
 from rocm_passes.tuning.store import default_path
 
 log = logging.getLogger("rocm_passes")
@@ -37,24 +38,49 @@ def reproducers() -> Path:
 
 
 class Validator:
-    """Verifies the rewrites of one graph, of which it must know before the first. Does nothing without `verify`."""
+    """Verifies the rewrites of one graph. It is made before the first of them.
 
-    def __init__(self, graph: fx.Graph, options: Options) -> None:
+    Does nothing without the options `verify` and `check_finite`. watch: what the graph's first calls are to show.
+    """
+
+    def __init__(self, graph: fx.Graph, options: Options, ledger: Ledger) -> None:
         self._options = options
-        self._sources = Sources(graph) if options.verify != "off" else None
+        self._verifies = options.verify != "off"
+        watches = options.verify == "live" or options.check_finite > 0
+        self._sources = Sources(graph) if self._verifies or watches else None
+        self.watch = Watch(_copied(graph), options, ledger) if watches else None
 
     def placed(self, applied: Applied) -> None:
         if self._sources is not None:
             self._sources.note(applied.results, applied.match.outputs)
 
-    def validate(self, applied: Applied, entry: Entry) -> Validation:
-        """Verify one rewrite that was placed, while what it replaced is still in the graph."""
+    def validate(self, applied: Applied, entry: Entry, at: int) -> Validation:
+        """Verify one rewrite that was placed, while what it replaced is still in the graph. at: its entry's place."""
         if self._sources is None:
+            return Validation({})
+        found = self._verified(applied, entry, self._sources)
+        if self.watch is not None and not found.wrong:
+            try:
+                self.watch.sites[at] = of_site(applied, self._sources)
+            except Unverifiable as error:
+                return Validation({**found.record, "not_watched": str(error)})
+        return found
+
+    def _verified(self, applied: Applied, entry: Entry, sources: Sources) -> Validation:
+        if not self._verifies:
             return Validation({})
         on_purpose = _less_exact_on_purpose(entry, self._options)
         if on_purpose:
             return Validation(Verdict(SKIPPED, reason=on_purpose).to_dict())
-        return _said(*verify(applied, self._sources, self._options.rewrite_numerics == "strict"), entry)
+        return _said(*verify(applied, sources, self._options.rewrite_numerics == "strict"), entry)
+
+
+def _copied(graph: fx.Graph) -> fx.GraphModule:
+    """A copy of the graph that can be run, with the same names and the same constants."""
+    made = fx.Graph()
+    made.output(made.graph_copy(graph, {}))
+    owner = graph.owning_module
+    return fx.GraphModule(owner if owner is not None else torch.nn.Module(), made)
 
 
 def _less_exact_on_purpose(entry: Entry, options: Options) -> str:

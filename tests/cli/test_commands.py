@@ -12,7 +12,7 @@ import rocm_passes
 from rocm_passes import cli
 from rocm_passes.cli import bench, demo
 
-COMMANDS = ("doctor", "explain", "tune", "rules", "demo", "bench")
+COMMANDS = ("doctor", "explain", "tune", "rules", "verify", "bisect", "demo", "bench")
 
 #: Fails as soon as torch is imported, by the command or by anything that it imports.
 WITHOUT_TORCH = """
@@ -99,6 +99,13 @@ def test_the_command_is_installed() -> None:
         (["explain", "-m", "no_such.module"], "there is no module 'no_such.module'"),
         (["explain", "--json", "no_such_folder/l.json", __file__], "there is no folder"),
         (["explain", "--html", ".", __file__], "cannot write '.': it is a folder"),
+        (["verify"], "a script is needed, or -m MODULE"),
+        (["bisect"], "a script is needed, or -m MODULE"),
+        (
+            ["bisect", "--check", "no_such_module:check", __file__],
+            "--check: No module named 'no_such_module'",
+        ),
+        (["bisect", "--check", "", __file__], "--check: expected a command, or MODULE:FUNCTION"),
         (["tune"], "a script is needed, or -m MODULE"),
         (["tune", "no_such_file.py"], "there is no script 'no_such_file.py'"),
         (["tune", "--merge", "no_such.json"], "there is no file 'no_such.json' to merge"),

@@ -17,7 +17,7 @@ def rms_norm(d: Draft, x: str) -> str:
         weight = d.one("None", weight_of(d, size, dtype))
         return d.say(f"F.rms_norm({x}, ({size},), {weight}, {eps})")
     wide = x
-    if dtype != "f32" and d.maybe(0.8) or d.maybe(0.05):
+    if (dtype != "f32" and d.maybe(0.8)) or d.maybe(0.05):
         wide = d.say(d.one(f"{x}.float()", f"{x}.to(f32)"))
     if d.maybe(0.12):
         return _by_vector_norm(d, wide, size, eps)

@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, fx
-from torch._functorch.aot_autograd import aot_function, make_boxed_func
+from torch._functorch.aot_autograd import aot_function
 from torch._inductor import compile_fx
 from torch.utils._python_dispatch import _disable_current_modes
 

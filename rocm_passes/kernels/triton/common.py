@@ -65,9 +65,7 @@ def exact_rsqrt(v):
 
 
 @triton.jit
-def inverse_rms(
-    squares, N: tl.constexpr, EPS: tl.constexpr, dtype: tl.constexpr, EPS_KIND: tl.constexpr
-):
+def inverse_rms(squares, N: tl.constexpr, EPS: tl.constexpr, dtype: tl.constexpr, EPS_KIND: tl.constexpr):
     """1 / sqrt(squares / N + EPS), for results of `dtype`: each step rounded correctly where that is fp32.
 
     EPS_KIND "clamp": 1 / sqrt(max(squares / N, EPS)); "after_root": 1 / (sqrt(squares / N) + EPS).
