@@ -45,7 +45,9 @@ def rocm_diffusion(
     Raises OptionError on a wrong option.
     """
     settings, patch = parse(options, mode)
-    if not caches or dump.folder() is not None:
+    # What these look at or count happens in the passes, which do not run on a hit.
+    looks = settings.verify != "off" or settings.check_finite or settings.fuel_total is not None
+    if not caches or looks or dump.folder() is not None:
         patch["force_disable_caches"] = True
     target = Target.of_inputs(_tensors(gm, example_inputs))
     # Read before Inductor takes the graph over.

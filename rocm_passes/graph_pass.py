@@ -6,6 +6,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 
 from torch import fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
@@ -27,6 +28,7 @@ from rocm_passes.rewrite.choose import Choice
 from rocm_passes.rewrite.match import Context, Idiom
 from rocm_passes.rewrite.plan import Decision, Plan
 from rocm_passes.rewrite.rewriter import Applied, RewriteError, Rewriter
+from rocm_passes.rewrite.validation import Validator
 from rocm_passes.rewrite.work import WholeGraphPass, Work
 from rocm_passes.target import Target
 
@@ -67,7 +69,11 @@ class GraphPass(CustomGraphPass):
     def may_rewrite(self, idiom: Idiom | None = None) -> bool:
         """Anything, or that idiom's sites? What prepares a graph for a rewrite must not happen where none may."""
         looked_for = bool(self.idioms) if idiom is None else idiom in self.idioms
-        return looked_for and self.options.select != "off" and self.options.fuel != 0
+        return (
+            looked_for
+            and self.options.select != "off"
+            and 0 not in (self.options.fuel, self.options.fuel_total)
+        )
 
     def __call__(self, graph: fx.Graph) -> None:
         started = time.perf_counter()
@@ -77,6 +83,7 @@ class GraphPass(CustomGraphPass):
         dump.step("before", graph)
         if work is not None:
             shared, laid_out = aliasing.sharing(graph), strides.output_strides(graph)
+            promised = strides.promises(graph)
             self._passes(work, PREPARE, dump)
             plan = self._decided(work)
             self._rewrite(work, plan)
@@ -85,6 +92,8 @@ class GraphPass(CustomGraphPass):
             aliasing.keep_apart(graph, shared, work.fake_mode)
         changed = decompositions.decompose_preserved(graph, self.keep) > 0
         if work is not None:
+            if work.rewritten:
+                strides.keep_promises(graph, promised, work.fake_mode)
             strides.keep_output_strides(graph, laid_out, work.fake_mode)
         if changed or (work is not None and work.rewritten):
             _tidy(graph)
@@ -118,6 +127,7 @@ class GraphPass(CustomGraphPass):
     def _rewrite(self, work: Work, plan: Plan) -> None:
         """Carry out what was decided. A rewrite that fails or can't be placed is undone alone."""
         rewriter = Rewriter(work.graph, work.fake_mode)
+        validator = Validator(work.graph, self.options)
         placed: list[tuple[Applied, Decision, int]] = []
         # The entries read the graph as the user's code made it: all are written before the first change.
         entries = [plan.entry(d.idiom, d.match, d.choice) for d in plan.decisions]
@@ -127,6 +137,7 @@ class GraphPass(CustomGraphPass):
                 try:
                     applied = rewriter.apply(decision.match, lowering, decision.idiom.operator)
                     placed.append((applied, decision, len(work.ledger.entries)))
+                    validator.placed(applied)
                 except RewriteError as error:
                     entry = _failed(plan, decision, f"{lowering.name}: {error}")
             work.ledger.add(entry)
@@ -135,8 +146,15 @@ class GraphPass(CustomGraphPass):
             if id(applied) in undone:
                 reason = "together with other rewrites it waits for itself"
                 work.ledger.entries[at] = _failed(plan, decision, reason)
+                continue
+            found = validator.validate(applied, work.ledger.entries[at])
+            if found.wrong:
+                rewriter.undo(applied)
+                put_back = decision.choice.undone("refused", "wrong", found.wrong)
+                work.ledger.entries[at] = plan.entry(decision.idiom, decision.match, put_back)
             else:
                 work.entries[applied.results[0]] = at
+            work.ledger.entries[at] = replace(work.ledger.entries[at], verification=found.record)
         work.rewritten = rewriter.count
         if work.rewritten:
             # What was replaced still reads its inputs, until it is gone.

@@ -7,14 +7,18 @@ from collections.abc import Callable, Mapping
 
 from rocm_passes.errors import OptionError, nearest
 
-#: The lowerings of each idiom, by their names: the registry, which stands above this module, declares them.
-_LOWERINGS: dict[str, tuple[str, ...]] = {}
+Names = Callable[[], Mapping[str, tuple[str, ...]]]
+#: Gives the names of the lowerings of each idiom. The registry, which stands above this module, declares it.
+_NAMES: list[Names] = []
 
 
-def declare(lowerings: Mapping[str, tuple[str, ...]]) -> None:
-    """Say which idioms there are, and the lowerings of each."""
-    _LOWERINGS.clear()
-    _LOWERINGS.update(lowerings)
+def declare(names: Names) -> None:
+    """Say how to learn which idioms there are, and the lowerings of each."""
+    _NAMES[:] = [names]
+
+
+def _declared() -> Mapping[str, tuple[str, ...]]:
+    return _NAMES[0]() if _NAMES else {}
 
 
 def choice(*allowed: str) -> Callable[[str, object], str]:
@@ -30,7 +34,7 @@ def choice(*allowed: str) -> Callable[[str, object], str]:
 
 def idioms(source: str, value: object) -> tuple[str, ...]:
     """Idiom names: "all", "none", a comma list or a sequence; a leading '-' takes a name out of "all"."""
-    known = tuple(_LOWERINGS)
+    known = tuple(_declared())
     words = [w.strip() for w in value.split(",")] if isinstance(value, str) else value
     if not isinstance(words, (list, tuple, set, frozenset)) or not all(isinstance(w, str) for w in words):
         raise OptionError.value(source, "a comma-separated string or a list of idiom names", value)
@@ -62,7 +66,7 @@ def lowerings(source: str, value: object) -> tuple[tuple[str, str], ...]:
         value = dict(value)
     if not isinstance(value, Mapping):
         raise OptionError.value(source, "a dict of idiom to lowering", value)
-    known = _LOWERINGS
+    known = _declared()
     for idiom, lowering in value.items():
         if idiom not in known:
             raise OptionError.value(source, f"idioms among {', '.join(known)}", idiom, nearest(idiom, known))
@@ -74,6 +78,37 @@ def lowerings(source: str, value: object) -> tuple[tuple[str, str], ...]:
                 nearest(str(lowering), known[idiom]),
             )
     return tuple(sorted((str(k), str(v)) for k, v in value.items()))
+
+
+def verify(source: str, value: object) -> str:
+    """ "off", "drawn" or "live"; True is "drawn"."""
+    words = {
+        False: "off",
+        True: "drawn",
+        "0": "off",
+        "false": "off",
+        "1": "drawn",
+        "true": "drawn",
+        "on": "drawn",
+    }
+    key = value.lower() if isinstance(value, str) else value
+    if isinstance(key, (bool, str)) and key in words:
+        return words[key]
+    return choice("off", "drawn", "live")(source, value)
+
+
+#: Calls that the option check_finite watches, where it is True.
+FINITE_CALLS = 3
+
+
+def finite_calls(source: str, value: object) -> int:
+    """How many calls to watch: True is FINITE_CALLS, False none."""
+    words = {"false": 0, "true": FINITE_CALLS}
+    if isinstance(value, bool):
+        return FINITE_CALLS if value else 0
+    if isinstance(value, str) and value.lower() in words:
+        return words[value.lower()]
+    return count(source, value)
 
 
 def optional_count(source: str, value: object) -> int | None:

@@ -106,6 +106,23 @@ class Options:
     fuel: int | None = option(
         None, option_values.optional_count, "at most this many rewrites per graph, to bisect a wrong result"
     )
+    fuel_total: int | None = option(
+        None,
+        option_values.optional_count,
+        "at most this many rewrites in the whole process, in the order of its compiles (`rocm-passes bisect`)",
+    )
+    verify: str = option(
+        "off",
+        option_values.verify,
+        "True or 'drawn': run each rewritten site's own nodes and its replacement on drawn inputs, hold both against "
+        "float64, and put back what is worse; 'live': also on the inputs of the first call",
+    )
+    check_finite: int = option(
+        0,
+        option_values.finite_calls,
+        "on this many first calls (True: 3) compare whether each rewritten site's results are finite with what the "
+        "original nodes give; where they are not, the graph runs without rewrites from then on",
+    )
     report: str = option(
         "", option_values.path, "write the ledger of this process to this JSON file after each compile"
     )

@@ -67,4 +67,4 @@ def lowering_names() -> dict[str, tuple[str, ...]]:
     return {i.name: tuple(low.name for low in i.lowerings) for i in IDIOMS}
 
 
-option_values.declare(lowering_names())
+option_values.declare(lowering_names)

@@ -110,5 +110,11 @@ class Admission:
                 self._used += kept - gib
                 self._changed.notify_all()
 
+    def forget(self, gib: float) -> None:
+        """Memory that was kept is free again."""
+        with self._changed:
+            self._used -= gib
+            self._changed.notify_all()
+
     def _fits(self, gib: float) -> bool:
         return self._running == 0 or (self._running < self._at_once and self._used + gib <= self._gib)

@@ -54,14 +54,14 @@ def reader_of_strides(node: fx.Node) -> fx.Node | None:
             if user in seen:
                 continue
             seen.add(user)
-            if _sees_strides(user):
+            if sees_strides(user):
                 return user
             if user.target in n.VIEWS or _is_alias(user):
                 stack.append(user)
     return None
 
 
-def _sees_strides(user: fx.Node) -> bool:
+def sees_strides(user: fx.Node) -> bool:
     if user.op == "output":  # `keep_output_strides` sees to those.
         return False
     if user.op != "call_function":
@@ -83,6 +83,58 @@ def output_strides(graph: fx.Graph) -> list[torch.Tensor | None]:
     return [n.value(output) for output in outputs(graph)]
 
 
+#: By a reader that sees strides: how the tensors lie that it reads, behind their views.
+Promises = dict[fx.Node, tuple[torch.Tensor, ...]]
+
+
+def promises(graph: fx.Graph) -> Promises:
+    """What readers of strides were promised, for `keep_promises` after a change."""
+    found = {}
+    for node in graph.nodes:
+        if node.op == "call_function" and sees_strides(node):
+            read = tuple(n.tensor(root) for root in _roots(node))
+            if read:
+                found[node] = read
+    return found
+
+
+def _roots(reader: fx.Node) -> list[fx.Node]:
+    """What the reader's inputs are views of. A graph's inputs lie as they do."""
+    roots = []
+    for node in reader.all_input_nodes:
+        while (node.target in n.VIEWS or _is_alias(node)) and node.all_input_nodes:
+            node = node.all_input_nodes[0]
+        if node.op == "call_function" and n.value(node) is not None:
+            roots.append(node)
+    return roots
+
+
+def keep_promises(graph: fx.Graph, before: Promises, fake_mode: FakeTensorMode) -> int:
+    """Give readers of strides what they were promised before a change. Returns how many tensors were not so.
+
+    A tensor that was not rewritten changes its strides with those of what it is computed from.
+    """
+    left = [node for node in graph.nodes if node in before]
+    if not left:
+        return 0
+    _recompute_values(graph, fake_mode)
+    changed = 0
+    for reader in left:
+        roots = _roots(reader)
+        for root, was in zip(roots, before[reader], strict=False):
+            if not n.same_shape(n.shape(root), was.shape) or same_strides(n.tensor(root), was):
+                continue
+            with graph.inserting_after(root):
+                b = Builder(graph, fake_mode, root)
+                asked = restrided(b, root, was)
+            if asked is not None:
+                root.replace_all_uses_with(asked, delete_user_cb=lambda user, asked=asked: user is not asked)
+                changed += 1
+    if changed:
+        _recompute_values(graph, fake_mode)
+    return changed
+
+
 def keep_output_strides(
     graph: fx.Graph, before: Sequence[torch.Tensor | None], fake_mode: FakeTensorMode
 ) -> int:
@@ -102,7 +154,8 @@ def keep_output_strides(
         if was is None or now is None or now.stride() == was.stride():
             continue
         with graph.inserting_before(graph.output_node()):
-            forced = restrided(Builder(graph, fake_mode, output), output, was)
+            b = Builder(graph, fake_mode, output)
+            forced = restrided(b, output, was) or _with_gaps(b, output, was)
         if forced is not None:
             found[place] = forced
             changed += 1
@@ -135,13 +188,35 @@ def restrided(b: Builder, made: fx.Node, like: torch.Tensor) -> fx.Node | None:
     strides: list[Any] = list(like.stride())
     if not all(isinstance(s, int) for s in (*like.shape, *strides)):
         return None
-    if not _is_dense(like):
+    if not is_dense(like):
         return None
     asked: fx.Node = b(inductor_prims.force_stride_order, made, strides)
     return asked
 
 
-def _is_dense(tensor: torch.Tensor) -> bool:
+def _with_gaps(b: Builder, made: fx.Node, like: torch.Tensor) -> fx.Node | None:
+    """`made` at the places of `like` in memory of its own; None where sizes are unknown or elements overlap."""
+    sizes, strides = list(like.shape), list(like.stride())
+    if not all(isinstance(s, int) for s in (*sizes, *strides)) or not like.numel() or _overlaps(like):
+        return None
+    reach = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
+    memory = b(aten.full.default, [reach], 0, dtype=like.dtype, device=like.device)
+    written = b(aten.as_strided_scatter.default, memory, made, sizes, strides, 0)
+    placed: fx.Node = b(aten.as_strided.default, written, sizes, strides, 0)
+    return placed
+
+
+def _overlaps(tensor: torch.Tensor) -> bool:
+    reach = 0
+    dims = zip(tensor.stride(), tensor.shape, strict=True)
+    for stride, size in sorted((stride, size) for stride, size in dims if size > 1):
+        if stride <= reach:
+            return True
+        reach += (size - 1) * stride
+    return False
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
     """Does every element have a place of its own, with no gaps between?"""
     expected = 1
     dims = sorted(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Eager
-from rocm_passes.idioms.rotary.complex_tables import reuse
+from rocm_passes.fx.reuse import reuse
 from rocm_passes.kernels.aiter.installation import needs_aiter
 from rocm_passes.ops import rotary_layout as layout
 from rocm_passes.ops.legacy import Lowering, Operator

@@ -1,6 +1,6 @@
 """A rotation as the kernels want it: x as [B, S, H, D], the tables as [1 or B, S, 1 or H, R/2 or R].
 
-Everything here writes through a builder (graph/builder.py), so that it serves the graph, fake tensors and
+Everything here writes through a builder (fx/builder.py), so that it serves the graph, fake tensors and
 real ones alike. Views of x cost nothing; tables are small and prepared once per graph.
 """
 
@@ -14,10 +14,21 @@ import torch
 from torch import fx
 
 from rocm_passes.fx import nodes as n
-from rocm_passes.idioms.rotary.complex_tables import real_of, reuse
-from rocm_passes.idioms.rotary.rotation import Entry
+from rocm_passes.fx.reuse import reuse
+from rocm_passes.ops.complex_tables import real_of
 
 aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Entry:
+    """How one of the four table entries of a pair is taken from its table: a factor of
+    `idioms/rotary/linear_forms`, without the table."""
+
+    sign: int
+    axes: str
+    index: tuple[int | None, ...]
+    part: str
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 A model that indexes, reshapes or builds its rotary tables in the graph has complex nodes there that Inductor warns
 of as soon as one of its own patterns matches them, long before the post-grad pass. Here each table becomes the
-same computation on its parts, by idioms/rotary/complex_tables.py, and one `aten.view_as_complex`, a view, where a
+same computation on its parts, by ops/complex_tables.py, and one `aten.view_as_complex`, a view, where a
 complex tensor is wanted: at the rotation, whose product the idioms take away later, and at an output of the graph.
 
 Before (Qwen-Image)                                After
@@ -27,8 +27,9 @@ from torch._inductor.pattern_matcher import stable_topological_sort
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Builder, fake_mode_of
 from rocm_passes.fx.nodes import aten
-from rocm_passes.idioms.rotary.complex_tables import RULES, real_of, reuse
+from rocm_passes.fx.reuse import reuse
 from rocm_passes.ops.as_real import AS_REAL
+from rocm_passes.ops.complex_tables import RULES, real_of
 
 log = logging.getLogger(__name__)
 

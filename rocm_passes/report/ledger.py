@@ -26,8 +26,9 @@ FORMAT_VERSION = 2
 #: What became of one lowering at one site:
 #: "taken": it rewrites the site; "able": it could, but another was taken, or none was asked for;
 #: "not_faster": it could, but is not known to be faster here; "refused": it can't take this call;
-#: "unavailable": it can't run on this machine; "failed": its check or its rewrite raised an exception.
-VERDICTS = ("taken", "able", "not_faster", "refused", "unavailable", "failed")
+#: "unavailable": it can't run on this machine; "failed": its check or its rewrite raised an exception;
+#: "wrong": it rewrote the site, and was put back when its values were verified.
+VERDICTS = ("taken", "able", "not_faster", "refused", "unavailable", "failed", "wrong")
 
 
 class LoweringVerdict(NamedTuple):
@@ -60,6 +61,8 @@ class Entry:
     considered: larger fusions that were looked at here and not taken, each with its reason.
     error: the exception, where looking for the site, deciding on it or rewriting it raised one. It is a fault of
     this package, and has cost this site only.
+    verification: what the options `verify` and `check_finite` found; empty where the site was not verified.
+    number: of this rewrite in its process, from 1, where the option `fuel_total` counts them; else 0.
     """
 
     idiom: str
@@ -75,6 +78,8 @@ class Entry:
     notes: tuple[str, ...] = ()
     verdicts: tuple[LoweringVerdict, ...] = ()
     error: str = ""
+    verification: Mapping[str, Any] = field(default_factory=dict)
+    number: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -91,6 +96,8 @@ class Entry:
             "notes": list(self.notes),
             "verdicts": [v._asdict() for v in self.verdicts],
             "error": self.error,
+            "verification": {k: _plain(v) for k, v in self.verification.items()},
+            "number": self.number,
         }
 
     def reasons(self) -> list[str]:

@@ -15,7 +15,7 @@ from rocm_passes.target import Target, unmet
 
 @dataclass(frozen=True)
 class Choice:
-    """outcome and verdicts as in the ledger; lowering is None unless the outcome is "rewritten"."""
+    """outcome, verdicts and number as in the ledger; lowering is None unless the outcome is "rewritten"."""
 
     outcome: str
     reason: str
@@ -23,6 +23,7 @@ class Choice:
     notes: tuple[str, ...] = ()
     verdicts: tuple[LoweringVerdict, ...] = ()
     error: str = ""
+    number: int = 0
 
     def undone(self, outcome: str, verdict: str, reason: str) -> Choice:
         """The choice once its lowering may not or cannot rewrite the site; that lowering's verdict becomes this one."""
@@ -30,7 +31,7 @@ class Choice:
         name = self.lowering.name
         changed = LoweringVerdict(name, verdict, reason)
         verdicts = tuple(changed if v.lowering == name else v for v in self.verdicts)
-        return Choice(outcome, reason, verdicts=verdicts)
+        return Choice(outcome, reason, verdicts=verdicts, number=self.number)
 
 
 def choose(idiom: Idiom, site: Match, target: Target, options: Options) -> Choice:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,25 @@ class Decision:
     idiom: Idiom
     match: Match
     choice: Choice
+
+
+class _Fuel:
+    """The rewrites of this process, counted over all its graphs."""
+
+    def __init__(self) -> None:
+        self.used = 0
+        self._lock = threading.Lock()
+
+    def take(self, total: int) -> int | None:
+        """The number of one more rewrite, from 1, or None where there have been `total`."""
+        with self._lock:
+            if self.used >= total:
+                return None
+            self.used += 1
+            return self.used
+
+
+PROCESS = _Fuel()
 
 
 class Plan:
@@ -82,11 +102,18 @@ class Plan:
         self.decisions.append(Decision(idiom, match, choice))
 
     def _fuelled(self, choice: Choice) -> Choice:
-        if choice.outcome != "rewritten" or self._fuel is None:
+        if choice.outcome != "rewritten":
             return choice
         if self._fuel == 0:
             return choice.undone("kept", "able", f"fuel={self._context.options.fuel} is used up")
-        self._fuel -= 1
+        total = self._context.options.fuel_total
+        if total is not None:
+            number = PROCESS.take(total)
+            if number is None:
+                return choice.undone("kept", "able", f"fuel_total={total} is used up")
+            choice = replace(choice, number=number)
+        if self._fuel is not None:
+            self._fuel -= 1
         return choice
 
     def _refuse(self, idiom: Idiom, found: Found, reason: str) -> None:
@@ -149,6 +176,7 @@ def entry(idiom: Idiom, found: Found, choice: Choice, considered: tuple[str, ...
         notes=choice.notes,
         verdicts=choice.verdicts,
         error=choice.error,
+        number=choice.number,
     )
 
 

@@ -33,7 +33,8 @@ class Work:
     @property
     def may_rewrite(self) -> bool:
         """What prepares a graph for a rewrite must not happen where none may."""
-        return self.context.options.select != "off" and self.context.options.fuel != 0
+        options = self.context.options
+        return options.select != "off" and 0 not in (options.fuel, options.fuel_total)
 
     @property
     def on_gpu(self) -> bool:

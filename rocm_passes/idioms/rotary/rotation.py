@@ -9,16 +9,7 @@ import torch
 from torch import fx
 
 from rocm_passes.fx import nodes as n
-
-
-@dataclass(frozen=True)
-class Entry:
-    """How one of the four table entries of a pair is taken from its table; as in `lanes.Factor`."""
-
-    sign: int
-    axes: str
-    index: tuple[int | None, ...]
-    part: str
+from rocm_passes.ops.rotary_layout import Entry
 
 
 @dataclass(frozen=True)

@@ -17,10 +17,11 @@ from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.rotary import linear_forms as lanes
 from rocm_passes.idioms.rotary.partial import extend
-from rocm_passes.idioms.rotary.rotation import Entry, Partial, Rotation
+from rocm_passes.idioms.rotary.rotation import Partial, Rotation
 from rocm_passes.idioms.rotary.seeds import seeds
+from rocm_passes.ops.rotary_layout import Entry
 
-__all__ = ["Entry", "Partial", "Rotation", "rotations"]
+__all__ = ["Partial", "Rotation", "rotations"]
 
 
 def rotations(graph: fx.Graph) -> list[Rotation]:

@@ -16,40 +16,10 @@ from torch import fx
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
+from rocm_passes.fx.reuse import reuse
 from rocm_passes.ops.as_real import AS_REAL
 
 _REAL_OF = {torch.complex64: torch.float32, torch.complex128: torch.float64, torch.complex32: torch.float16}
-
-
-def reuse(b: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call the builder, or take an earlier call of the same: what layers share is prepared once per graph."""
-    first = next((a for a in _nodes(args)), None)
-    if first is None:
-        return b(target, *args, **kwargs)
-    for user in first.users:
-        same_call = user.op == "call_function" and user.target is target and user.kwargs == kwargs
-        if same_call and len(user.args) == len(args) and all(map(_equal, user.args, args)):
-            return user
-    return b(target, *args, **kwargs)
-
-
-def _nodes(args: Any) -> list[fx.Node]:
-    return [
-        a
-        for arg in args
-        for a in (arg if isinstance(arg, (list, tuple)) else [arg])
-        if isinstance(a, fx.Node)
-    ]
-
-
-def _equal(a: Any, b: Any) -> bool:
-    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
-        return len(a) == len(b) and all(map(_equal, a, b))
-    if isinstance(a, fx.Node) or isinstance(b, fx.Node):
-        return a is b
-    if isinstance(a, torch.SymInt) and isinstance(b, torch.SymInt):
-        return n.same_size(a, b)
-    return type(a) is type(b) and bool(a == b)
 
 
 def real_of(b: Any, z: Any) -> Any:

@@ -1,0 +1,297 @@
+# ruff: noqa: C408 (configs and call arguments are keyword arguments, and read as such)
+"""Diffusers pipelines of production size, from configs: no checkpoint is downloaded.
+
+Text encoders are left out: prompt embeddings are passed to the call. `tiny` has the same classes with small
+configs, for trying the benchmark on a CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from rocm_passes.bench.models import production
+
+Normal = Callable[..., torch.Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Spec:
+    """One pipeline: its classes, their configs, and one call of it.
+
+    parts: attribute -> class name and config. call: from a drawer of normal tensors to the call's arguments.
+    forwards: of the denoiser in one step. weights_gib, peak_gib: weights in bfloat16, and what a run adds to
+    them: estimates, rounded up. eager_s, compile_s: of one call and one cold whole compile, for --plan.
+    """
+
+    name: str
+    pipeline: str
+    denoiser: str
+    parts: Mapping[str, tuple[str, Mapping[str, Any]]]
+    scheduler: tuple[str, Mapping[str, Any]]
+    none: tuple[str, ...]
+    call: Callable[[Normal], dict[str, Any]]
+    steps: int
+    note: str
+    forms: tuple[str, ...]
+    weights_gib: float
+    peak_gib: float
+    eager_s: float
+    compile_s: float
+    forwards: int = 1
+    init: Mapping[str, Any] = field(default_factory=dict)
+
+
+#: eager, what diffusers' documentation advises, Inductor with static shapes, and this package.
+BY_BLOCKS = ("eager", "blocks", "blocks+vae", "whole+vae", "ours")
+#: A UNet is host-bound: CUDA graphs as well.
+BY_GRAPHS = ("eager", "blocks+vae", "whole+vae", "whole+graphs", "ours", "ours+blocks", "ours+graphs")
+FLOW = ("FlowMatchEulerDiscreteScheduler", dict(shift=3.0))
+EULER = (
+    "EulerDiscreteScheduler",
+    dict(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        timestep_spacing="leading",
+        steps_offset=1,
+    ),
+)
+TWO_ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
+ONE_ENCODER = ("text_encoder", "tokenizer")
+
+
+def _image_vae(channels: int, tiny: bool, **config: Any) -> tuple[str, dict[str, Any]]:
+    widths = (16, 16, 32, 32) if tiny else (128, 256, 512, 512)
+    return "AutoencoderKL", dict(
+        block_out_channels=widths,
+        layers_per_block=1 if tiny else 2,
+        latent_channels=channels,
+        norm_num_groups=8 if tiny else 32,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        sample_size=64 if tiny else 1024,
+        **config,
+    )
+
+
+def _flux_vae(tiny: bool) -> tuple[str, dict[str, Any]]:
+    return _image_vae(
+        16, tiny, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.3611, shift_factor=0.1159
+    )
+
+
+def _video_vae(source: str, tiny: bool) -> tuple[str, dict[str, Any]]:
+    config = production("vae_wan")
+    small = dict(base_dim=8, dim_mult=[1, 2, 2, 2], num_res_blocks=1)
+    return source, {**config, **(small if tiny else {})}
+
+
+def _embeds(normal: Normal, tokens: int, width: int, pooled: int = 0, guided: bool = True) -> dict[str, Any]:
+    """Prompt embeddings, pooled ones where pooled > 0, and with guidance the negative ones."""
+    found = {}
+    for sign in ("", "negative_") if guided else ("",):
+        found[f"{sign}prompt_embeds"] = normal(1, tokens, width)
+        if pooled:
+            found[f"{sign}pooled_prompt_embeds"] = normal(1, pooled)
+    return found
+
+
+def _size(pixels: int) -> dict[str, int]:
+    return dict(height=pixels, width=pixels)
+
+
+def sdxl(tiny: bool) -> Spec:
+    unet = dict(
+        sample_size=8 if tiny else 128,
+        block_out_channels=(16, 32, 64) if tiny else (320, 640, 1280),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        layers_per_block=1 if tiny else 2,
+        transformer_layers_per_block=1 if tiny else [1, 2, 10],
+        attention_head_dim=[2, 4, 8] if tiny else [5, 10, 20],
+        cross_attention_dim=24 if tiny else 2048,
+        norm_num_groups=8 if tiny else 32,
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8 if tiny else 256,
+        projection_class_embeddings_input_dim=6 * 8 + 16 if tiny else 2816,
+    )
+    width, pooled = (24, 16) if tiny else (2048, 1280)
+    return Spec(
+        name="sdxl",
+        pipeline="StableDiffusionXLPipeline",
+        denoiser="unet",
+        parts=dict(unet=("UNet2DConditionModel", unet), vae=_image_vae(4, tiny, scaling_factor=0.13025)),
+        scheduler=EULER,
+        none=TWO_ENCODERS,
+        call=lambda normal: _size(64 if tiny else 1024) | _embeds(normal, 77, width, pooled),
+        steps=8,
+        note="SDXL, 1024 px, 8 steps, guidance",
+        forms=BY_GRAPHS,
+        weights_gib=5.2, peak_gib=4.5, eager_s=1.0, compile_s=90,
+    )  # fmt: skip
+
+
+def sd15(tiny: bool) -> Spec:
+    unet = dict(
+        sample_size=8 if tiny else 64,
+        block_out_channels=(16, 32, 32, 32) if tiny else (320, 640, 1280, 1280),
+        layers_per_block=1 if tiny else 2,
+        attention_head_dim=4 if tiny else 8,
+        cross_attention_dim=24 if tiny else 768,
+        norm_num_groups=8 if tiny else 32,
+    )
+    return Spec(
+        name="sd15",
+        pipeline="StableDiffusionPipeline",
+        denoiser="unet",
+        parts=dict(unet=("UNet2DConditionModel", unet), vae=_image_vae(4, tiny)),
+        scheduler=EULER,
+        none=(*ONE_ENCODER, "safety_checker", "feature_extractor"),
+        init=dict(requires_safety_checker=False),
+        call=lambda normal: _size(64 if tiny else 512) | _embeds(normal, 77, 24 if tiny else 768),
+        steps=8,
+        note="SD 1.5, 512 px, 8 steps, guidance",
+        forms=BY_GRAPHS,
+        weights_gib=1.8, peak_gib=4.0, eager_s=0.5, compile_s=80,
+    )  # fmt: skip
+
+
+def wan(tiny: bool) -> Spec:
+    config = production("wan_block") | dict(num_attention_heads=12, ffn_dim=8960, num_layers=30)
+    small = dict(
+        num_attention_heads=2, attention_head_dim=12, text_dim=32, freq_dim=16, ffn_dim=64, num_layers=2
+    )
+    size = dict(height=32, width=32, num_frames=5) if tiny else dict(height=480, width=832, num_frames=33)
+    return Spec(
+        name="wan",
+        pipeline="WanPipeline",
+        denoiser="transformer",
+        parts=dict(
+            transformer=("WanTransformer3DModel", config | (small if tiny else {})),
+            vae=_video_vae("AutoencoderKLWan", tiny),
+        ),
+        scheduler=FLOW,
+        none=ONE_ENCODER,
+        call=lambda normal: size | _embeds(normal, 512 if not tiny else 7, 32 if tiny else 4096),
+        steps=4,
+        forwards=2,
+        note="Wan 2.1 1.3B, 832x480, 33 frames, 4 steps, guidance",
+        forms=BY_BLOCKS,
+        weights_gib=3.0, peak_gib=8.0, eager_s=2.4, compile_s=75,
+    )  # fmt: skip
+
+
+def z_image(tiny: bool) -> Spec:
+    config = production("z_image_block")
+    small = dict(dim=48, n_layers=2, n_refiner_layers=1, n_heads=3, n_kv_heads=3, cap_feat_dim=32,
+                 axes_dims=[4, 6, 6], axes_lens=[64, 32, 32])  # fmt: skip
+    return Spec(
+        name="z_image",
+        pipeline="ZImagePipeline",
+        denoiser="transformer",
+        parts=dict(
+            transformer=("ZImageTransformer2DModel", config | (small if tiny else {})), vae=_flux_vae(tiny)
+        ),
+        scheduler=FLOW,
+        none=ONE_ENCODER,
+        call=lambda normal: (
+            _size(64 if tiny else 1024)
+            | dict(prompt_embeds=[normal(32, 32) if tiny else normal(128, 2560)], guidance_scale=0.0)
+        ),
+        steps=8,
+        note="Z-Image-Turbo, 1024 px, 8 steps",
+        forms=BY_BLOCKS,
+        weights_gib=12.5, peak_gib=5.0, eager_s=1.4, compile_s=70,
+    )  # fmt: skip
+
+
+def flux(tiny: bool) -> Spec:
+    small = dict(num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=3,
+                 joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 6, 6))  # fmt: skip
+    config = production("flux_double") | (small if tiny else {})
+    embeds = (7, 32, 32) if tiny else (512, 4096, 768)
+    return Spec(
+        name="flux",
+        pipeline="FluxPipeline",
+        denoiser="transformer",
+        parts=dict(transformer=("FluxTransformer2DModel", config), vae=_flux_vae(tiny)),
+        scheduler=FLOW,
+        none=TWO_ENCODERS,
+        call=lambda normal: _size(64 if tiny else 1024) | _embeds(normal, *embeds, guided=False),
+        steps=4,
+        note="FLUX.1-dev, 1024 px, 4 steps",
+        forms=("eager", "blocks", "blocks+vae", "ours"),
+        weights_gib=24.0, peak_gib=4.5, eager_s=0.9, compile_s=60,
+    )  # fmt: skip
+
+
+def qwen_image(tiny: bool) -> Spec:
+    config = production("qwen_image_block")
+    small = dict(num_layers=1, attention_head_dim=16, num_attention_heads=3, joint_attention_dim=32,
+                 axes_dims_rope=(4, 6, 6))  # fmt: skip
+    tokens, width = (7, 32) if tiny else (512, 3584)
+    return Spec(
+        name="qwen_image",
+        pipeline="QwenImagePipeline",
+        denoiser="transformer",
+        parts=dict(
+            transformer=("QwenImageTransformer2DModel", config | (small if tiny else {})),
+            vae=_video_vae("AutoencoderKLQwenImage", tiny),
+        ),
+        scheduler=FLOW,
+        none=ONE_ENCODER,
+        call=lambda normal: (
+            _size(64 if tiny else 1024)
+            | dict(
+                prompt_embeds=normal(1, tokens, width),
+                prompt_embeds_mask=torch.ones(1, tokens, dtype=torch.int64),
+                true_cfg_scale=1.0,
+            )
+        ),
+        steps=4,
+        note="Qwen-Image, 1024 px, 4 steps",
+        forms=("eager", "blocks", "blocks+vae", "ours"),
+        weights_gib=39.0, peak_gib=8.0, eager_s=1.6, compile_s=60,
+    )  # fmt: skip
+
+
+def sd35(tiny: bool) -> Spec:
+    config = dict(
+        sample_size=8 if tiny else 128,
+        patch_size=2,
+        in_channels=16,
+        out_channels=16,
+        num_layers=2 if tiny else 24,
+        attention_head_dim=16 if tiny else 64,
+        num_attention_heads=2 if tiny else 24,
+        joint_attention_dim=32 if tiny else 4096,
+        caption_projection_dim=32 if tiny else 1536,
+        pooled_projection_dim=64 if tiny else 2048,
+        pos_embed_max_size=24 if tiny else 384,
+        dual_attention_layers=(0,) if tiny else tuple(range(13)),
+        qk_norm="rms_norm",
+    )
+    embeds = (9, 32, 64) if tiny else (333, 4096, 2048)
+    return Spec(
+        name="sd35",
+        pipeline="StableDiffusion3Pipeline",
+        denoiser="transformer",
+        parts=dict(transformer=("SD3Transformer2DModel", config), vae=_flux_vae(tiny)),
+        scheduler=FLOW,
+        none=(*TWO_ENCODERS, "text_encoder_3", "tokenizer_3"),
+        call=lambda normal: _size(64 if tiny else 1024) | _embeds(normal, *embeds),
+        steps=4,
+        note="SD 3.5 medium, 1024 px, 4 steps, guidance",
+        forms=BY_BLOCKS,
+        weights_gib=5.2, peak_gib=6.0, eager_s=1.0, compile_s=70,
+    )  # fmt: skip
+
+
+PIPELINES: Mapping[str, Callable[[bool], Spec]] = {
+    made.__name__: made for made in (sdxl, wan, z_image, flux, sd15, sd35, qwen_image)
+}

@@ -1,0 +1,354 @@
+"""Is a rewritten program right? Values against float64, dtypes, shapes, strides, shared memory, gradients, strict bits."""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from rocm_passes import backend
+from rocm_passes.options import Options
+from rocm_passes.report.ledger import Ledger
+from rocm_passes.target import Target
+from tests.fuzz.program import WIDE, Program, placed, widened
+from tests.fuzz.traced import Traced, kept_whole, references_run, target_named
+from tests.without_codegen import without_codegen
+
+#: Allowed: so many times the larger error of eager and of the unfused graph, and so many roundings of the result.
+FACTOR, ROUNDINGS = 3.0, 8.0
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A target and options, under which a program is compiled."""
+
+    target: str
+    options: tuple[tuple[str, Any], ...]
+    #: False: the graph is a branch of control flow, whose outputs must keep their strides.
+    visible: bool = True
+
+    @property
+    def strict(self) -> bool:
+        return ("rewrite_numerics", "strict") in self.options
+
+    def __str__(self) -> str:
+        return f"{self.target} {dict(self.options)}"
+
+
+def _setting(target: str, **options: Any) -> Setting:
+    return Setting(target, (*options.items(), *([] if target == "cpu" else [("tune_seconds", 0.0)])))
+
+
+ALWAYS = _setting("cpu", select="always")
+STRICT = _setting("cpu", select="always", rewrite_numerics="strict")
+ON_GPU = _setting("sm_90", select="always")
+#: Of these each program gets one.
+OTHERS = (
+    _setting("sm_90"),
+    _setting("gfx942"),
+    _setting("gfx942", select="always"),
+    _setting("gfx1201", select="always"),
+    _setting("sm_90", select="always", rewrite_numerics="strict"),
+    _setting("sm_90", select="always", layout="channels_last"),
+    _setting("gfx942", select="always", rewrite_numerics="fast"),
+    _setting("cpu", select="always", layout="channels_last"),
+    replace(ALWAYS, visible=False),
+    replace(ON_GPU, visible=False),
+)
+
+
+def settings_of(program: Program) -> tuple[Setting, ...]:
+    """The settings that a program is checked under."""
+    other = random.Random(program.seed).choice(OTHERS)
+    if program.mode == "graph":
+        return ALWAYS, STRICT, ON_GPU, other
+    return (random.Random(program.seed).choice((ALWAYS, ALWAYS, ON_GPU, other)),)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """kind: "crash", "value", "dtype", "shape", "strides", "aliasing", "gradient", "strict" or "input"."""
+
+    kind: str
+    setting: Setting
+    message: str
+
+
+@dataclass
+class Outcome:
+    failures: list[Failure] = field(default_factory=list)
+    rewritten: Counter[str] = field(default_factory=Counter)
+    skipped: str = ""
+
+
+@dataclass
+class Reference:
+    """What a program gives in its own dtypes and in float64. errors: of each output and input, the largest."""
+
+    results: list[Tensor]
+    exact: list[Tensor]
+    inputs: list[Tensor]
+    exact_inputs: list[Tensor]
+
+
+def check(program: Program, settings: Sequence[Setting] | None = None) -> Outcome:
+    """Run a program under settings. A failure of values must come again with other values of the inputs."""
+    outcome = Outcome()
+    with references_run(), torch.random.fork_rng():
+        run = _check_graph if program.mode == "graph" else _check_compiled
+        run(program, settings or settings_of(program), outcome, 0)
+        doubtful = [f.setting for f in outcome.failures if f.kind in ("value", "gradient", "input")]
+        for again in (1, 2):
+            if doubtful and steps_in(program):
+                second = Outcome()
+                run(program, doubtful, second, again)
+                still = {f.setting for f in second.failures}
+                gone = [s for s in doubtful if s not in still]
+                outcome.failures = [f for f in outcome.failures if f.setting not in gone or f.kind == "strict"]
+                doubtful = [s for s in doubtful if s in still]
+    return outcome
+
+
+def steps_in(program: Program) -> bool:
+    """Has the program a step, at which a rounding turns into another value?"""
+    return any(word in program.source for word in ("i32", "i64", "f8", "where", " > "))
+
+
+def _check_graph(program: Program, settings: Sequence[Setting], outcome: Outcome, again: int) -> None:
+    with torch.no_grad():
+        reference = _reference(program, again)
+        if reference is None:
+            outcome.skipped = "eager does not run it, or gives what is not finite"
+            return
+        traced = Traced(program.function(), [placed(t) for t in program.draw(again)])
+        try:
+            traced.trace()
+            traced.leave()
+            unfused, unfused_inputs = _run(traced, program, again)
+        except Exception as error:
+            outcome.skipped = f"the unfused graph does not run: {type(error).__name__}: {error}"
+            return
+        for setting in settings:
+            found = functools.partial(Failure, setting=setting)
+            try:
+                options, target = Options(**dict(setting.options)), target_named(setting.target)
+                ledger = traced.rewrite(options, target, setting.visible)
+                got, inputs = _run(traced, program, again)
+            except Exception as error:
+                text = f"{type(error).__name__}: {error}"
+                outcome.failures.append(found("crash", message=text[:600]))
+                continue
+            _count(ledger, outcome, found)
+            outcome.failures += _unlike(found, got, unfused, reference.results, reference.exact, "value")
+            outcome.failures += _unlike(
+                found, inputs, unfused_inputs, reference.inputs, reference.exact_inputs, "input"
+            )
+            outcome.failures += _aliased_unlike(found, [*got, *inputs], [*unfused, *unfused_inputs])
+            if not setting.visible:
+                outcome.failures += _laid_out_unlike(found, got, unfused)
+            if setting.strict:
+                outcome.failures += _other_bits(found, *_whole(traced, program, setting, again))
+
+
+def _whole(
+    traced: Traced, program: Program, setting: Setting, again: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What the rewritten graph gives and what the unfused one does, where neither decomposes ATen's norms."""
+    with kept_whole():
+        traced.rewrite(Options(**dict(setting.options)), target_named(setting.target), setting.visible)
+        got, _ = _run(traced, program, again)
+    traced.leave_whole()
+    unfused, _ = _run(traced, program, again)
+    return got, unfused
+
+
+def _reference(program: Program, again: int) -> Reference | None:
+    inputs = [placed(t) for t in program.draw(again)]
+    exact_inputs = [widened(t) for t in inputs]
+    try:
+        results = list(program.function()(*inputs))
+        exact = list(program.function(WIDE)(*exact_inputs))
+    except Exception:
+        return None
+    if not all(t.isfinite().all() for t in [*results, *exact] if t.dtype.is_floating_point):
+        return None
+    return Reference(results, exact, inputs, exact_inputs)
+
+
+def _run(call: Callable[..., Any], program: Program, again: int) -> tuple[list[Tensor], list[Tensor]]:
+    inputs = [placed(t) for t in program.draw(again)]
+    return list(call(*inputs)), inputs
+
+
+def _count(ledger: Ledger, outcome: Outcome, found: Callable[..., Failure]) -> None:
+    outcome.rewritten.update(e.idiom for e in ledger.entries if e.outcome == "rewritten")
+    for e in ledger.entries:
+        failed = e.error or next((v.reason for v in e.verdicts if v.verdict == "failed"), "")
+        if failed:
+            outcome.failures.append(found("crash", message=f"{e.idiom}: {failed}"))
+    for note in ledger.notes:
+        if " failed: " in note:
+            outcome.failures.append(found("crash", message=note))
+
+
+def _unlike(
+    found: Callable[..., Failure], got: Sequence[Tensor], unfused: Sequence[Tensor], eager: Sequence[Tensor],
+    exact: Sequence[Tensor], kind: str,
+) -> list[Failure]:  # fmt: skip
+    """Failures of dtype, shape and value."""
+    if len(got) != len(eager):
+        return [found("shape", message=f"{len(got)} results where eager has {len(eager)}")]
+    failures = []
+    for i, (g, u, e, x) in enumerate(zip(got, unfused, eager, exact, strict=True)):
+        if g.dtype != e.dtype:
+            failures.append(found("dtype", message=f"{kind} {i}: {g.dtype}, eager {e.dtype}"))
+        elif g.shape != e.shape:
+            failures.append(found("shape", message=f"{kind} {i}: {tuple(g.shape)}, eager {tuple(e.shape)}"))
+        else:
+            have, allowed = error(g, x), bound(max(error(e, x), error(u, x)), e, x)
+            if not have <= allowed:
+                failures.append(found(kind, message=f"{kind} {i}: error {have:.3g}, allowed {allowed:.3g}"))
+    return failures
+
+
+def error(got: Tensor, exact: Tensor) -> float:
+    """The largest difference from float64; infinite where one is not finite."""
+    if got.numel() == 0:
+        return 0.0
+    wide = torch.complex128 if got.is_complex() else torch.float64
+    largest = (got.detach().to(wide) - exact.detach().to(wide)).abs().max().item()
+    return largest if math.isfinite(largest) else math.inf
+
+
+def bound(of_eager: float, eager: Tensor, exact: Tensor) -> float:
+    if eager.numel() == 0:
+        return 0.0
+    eps = torch.finfo(eager.dtype).eps if eager.dtype.is_floating_point else 0.0
+    return FACTOR * of_eager + ROUNDINGS * eps * (1.0 + exact.detach().abs().max().item())
+
+
+def _laid_out_unlike(
+    found: Callable[..., Failure], got: Sequence[Tensor], unfused: Sequence[Tensor]
+) -> list[Failure]:
+    failures = []
+    for i, (g, u) in enumerate(zip(got, unfused, strict=True)):
+        if g.shape == u.shape and g.numel() and _strides(g) != _strides(u):
+            failures.append(found("strides", message=f"output {i}: {g.stride()}, the unfused graph {u.stride()}"))
+    return failures
+
+
+def _aliased_unlike(
+    found: Callable[..., Failure], got: Sequence[Tensor], unfused: Sequence[Tensor]
+) -> list[Failure]:
+    other = _sharing(got) ^ _sharing(unfused)
+    return [found("aliasing", message=f"unlike the unfused graph: {sorted(other)}")] if other else []
+
+
+def _strides(t: Tensor) -> list[int]:
+    return [stride for size, stride in zip(t.shape, t.stride(), strict=True) if size > 1]
+
+
+def _sharing(tensors: Sequence[Tensor]) -> set[tuple[int, int]]:
+    """Pairs of tensors that share memory, but for empty ones."""
+    at = [t.untyped_storage().data_ptr() if t.numel() else -i for i, t in enumerate(tensors, 1)]
+    return {(i, j) for j in range(len(at)) for i in range(j) if at[i] == at[j]}
+
+
+def _other_bits(found: Callable[..., Failure], got: Sequence[Tensor], unfused: Sequence[Tensor]) -> list[Failure]:
+    other = [i for i, (g, u) in enumerate(zip(got, unfused, strict=True)) if not torch.equal(g, u)]
+    if not other:
+        return []
+    i = other[0]
+    if got[i].shape != unfused[i].shape:
+        return []
+    away = (got[i].double() - unfused[i].double()).abs()
+    share = (away > 0).double().mean().item()
+    return [found("strict", message=f"output {i}: other bits in {share:.0%}, by up to {away.max().item():.3g}")]
+
+
+# -- programs that go through torch.compile -------------------------------------------------------------------------
+
+
+def _check_compiled(program: Program, settings: Sequence[Setting], outcome: Outcome, again: int) -> None:
+    grad = program.mode == "grad"
+    with torch.enable_grad() if grad else torch.no_grad():
+        exact = _attempt(program.function(WIDE), [widened(t) for t in program.draw(again)], grad)
+        eager = _attempt(program.function(), [placed(t) for t in program.draw(again)], grad)
+        if exact is None or eager is None:
+            outcome.skipped = "eager does not run it, or gives what is not finite"
+            return
+        for setting in settings:
+            found = functools.partial(Failure, setting=setting)
+            ledgers: list[Ledger] = []
+            try:
+                got = _compiled(program, setting, ledgers, again, grad)
+            except Exception as error:
+                if _plain_fails(program, again, grad):
+                    outcome.skipped = "torch.compile does not take it"
+                    return
+                outcome.failures.append(found("crash", message=f"{type(error).__name__}: {error}"[:600]))
+                continue
+            for ledger in ledgers:
+                _count(ledger, outcome, found)
+            outcome.failures += _unlike(found, got[0], eager[0], eager[0], exact[0], "value")
+            outcome.failures += _unlike(found, got[1], eager[1], eager[1], exact[1], "gradient" if grad else "input")
+
+
+Given = tuple[list[Tensor], list[Tensor]]
+
+
+def _attempt(call: Callable[..., Any], inputs: list[Tensor], grad: bool) -> Given | None:
+    try:
+        found = _called(call, inputs, grad)
+    except Exception:
+        return None
+    finite = all(t.isfinite().all() for t in (*found[0], *found[1]) if t.dtype.is_floating_point)
+    return found if finite else None
+
+
+def _called(call: Callable[..., Any], inputs: list[Tensor], grad: bool) -> Given:
+    """(results, inputs behind the call or their gradients)"""
+    if not grad:
+        return list(call(*inputs)), inputs
+    wanted = [t.requires_grad_() for t in inputs if t.dtype.is_floating_point and t.dtype is not torch.float8_e4m3fn]
+    results = list(call(*inputs))
+    loss = sum((r.double() * _weights(r)).sum() for r in results if r.requires_grad)
+    if not isinstance(loss, Tensor):
+        return [r.detach() for r in results], []
+    grads = torch.autograd.grad(loss, wanted, allow_unused=True)
+    zero = [torch.zeros_like(t) if g is None else g for t, g in zip(wanted, grads, strict=True)]
+    return [r.detach() for r in results], zero
+
+
+def _weights(t: Tensor) -> Tensor:
+    return torch.arange(t.numel(), dtype=torch.float64).remainder(7).sub(3).reshape(t.shape) / 4
+
+
+def _compiled(program: Program, setting: Setting, ledgers: list[Ledger], again: int, grad: bool) -> Given:
+    torch._dynamo.reset()
+    ours = functools.partial(
+        backend.rocm_diffusion, options=dict(setting.options), listener=ledgers.append, caches=False
+    )
+    compiled = torch.compile(program.function(), backend=ours, dynamic=program.mode == "dynamic")
+    target = target_named(setting.target)
+    faked = mock.patch.object(Target, "of_inputs", staticmethod(lambda _: target))
+    with without_codegen(), faked if setting.target != "cpu" else nullcontext():
+        return _called(compiled, [placed(t) for t in program.draw(again)], grad)
+
+
+def _plain_fails(program: Program, again: int, grad: bool) -> bool:
+    """Does the program fail with select="off" as well?"""
+    try:
+        _compiled(program, _setting("cpu", select="off"), [], again, grad)
+    except Exception:
+        return True
+    return False

@@ -1,0 +1,150 @@
+"""One trace of a function to the graph that our pass is given, and runs of that graph rewritten in several ways.
+
+Inductor's way to a post-grad graph, without Dynamo: AOTAutograd with our decomposition table, the pass over complex
+numbers, views as reshapes. It is made once a program; each setting rewrites a copy.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import Tensor, fx
+from torch._functorch.aot_autograd import aot_function, make_boxed_func
+from torch._inductor import compile_fx
+from torch.utils._python_dispatch import _disable_current_modes
+
+from rocm_passes.fx import decompositions, strides
+from rocm_passes.fx.builder import outputs
+from rocm_passes.graph_pass import GraphPass
+from rocm_passes.options import Options
+from rocm_passes.passes.complex_to_real import ComplexToReal
+from rocm_passes.report.ledger import Ledger
+from rocm_passes.target import Target
+
+_TABLES: dict[tuple[str, ...], Any] = {}
+
+
+class Traced:
+    """The program's graph, and a callable that runs the copy which was last rewritten."""
+
+    def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> None:
+        self._original: fx.GraphModule | None = None
+        self._now: fx.GraphModule | None = None
+        keep = GraphPass(Options(), target_named("cpu")).keep
+        if keep not in _TABLES:
+            _TABLES[keep] = decompositions.table_preserving(keep)
+        self._call = aot_function(
+            function,
+            fw_compiler=self._compiled,
+            decompositions=_TABLES[keep],
+            keep_inference_input_mutations=True,
+        )
+        self._inputs = inputs
+
+    def _compiled(self, gm: fx.GraphModule, inputs: Any) -> Any:
+        with _disable_current_modes():
+            compile_fx.view_to_reshape(gm)
+            ComplexToReal(lambda: "fuzz")(gm.graph)
+            gm.graph.eliminate_dead_code()
+            gm.recompile()
+        self._original = self._now = gm
+
+        def run(args: list[Any]) -> Any:
+            assert self._now is not None
+            return AsInductorLays(self._now, garbage_collect_values=False).run(*args, enable_io_processing=False)
+
+        run._boxed_call = True  # type: ignore[attr-defined]
+        return run
+
+    def trace(self) -> None:
+        """Run once as it is, to have the graph."""
+        self._call(*self._inputs)
+
+    def rewrite(self, options: Options, target: Target, visible: bool = True) -> Ledger:
+        """Rewrite a copy of the graph; calls run it from now on.
+
+        visible: the outputs are a user's, whose strides Inductor sees to; else a control flow's body.
+        """
+        assert self._original is not None
+        ledgers: list[Ledger] = []
+        gm = copied(self._original)
+        if visible:
+            gm.graph.output_node().meta["user_visible_output_idxs"] = list(range(len(outputs(gm.graph))))
+        with _disable_current_modes():
+            GraphPass(options, target, ledgers.append)(gm.graph)
+        gm.graph.lint()
+        gm.recompile()
+        self._now = gm
+        return ledgers[0]
+
+    def leave(self) -> None:
+        """Calls run the unfused graph, ATen node by node."""
+        self.rewrite(Options(select="off"), target_named("cpu"))
+
+    def leave_whole(self) -> None:
+        """Calls run the graph as it was traced: LayerNorm, GroupNorm and SiLU are ATen's own operators."""
+        self._now = self._original
+
+    def __call__(self, *inputs: Tensor) -> Any:
+        return self._call(*inputs)
+
+
+class AsInductorLays(fx.Interpreter):
+    """Runs a graph node by node. Who reads by strides finds those that the graph's values promise.
+
+    Inductor's lowerings of these readers see to it. For one that reads a view of memory with gaps nothing is done.
+    """
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n.op == "call_function" and strides.sees_strides(n):
+            for read in n.all_input_nodes:
+                self.env[read] = _as_promised(self.env[read], read.meta.get("val"))
+        return super().run_node(n)
+
+
+def _as_promised(found: Any, promised: Any) -> Any:
+    if not isinstance(found, Tensor) or not isinstance(promised, Tensor) or found.stride() == promised.stride():
+        return found
+    if found.shape != promised.shape or not strides.is_dense(promised):
+        return found
+    return torch.empty_strided(found.shape, promised.stride(), dtype=found.dtype).copy_(found)
+
+
+def copied(gm: fx.GraphModule) -> fx.GraphModule:
+    graph = fx.Graph()
+    made = graph.graph_copy(gm.graph, {})
+    output = graph.output(made)
+    for old, new in zip(gm.graph.nodes, graph.nodes, strict=True):
+        new.meta = copy.copy(old.meta)
+    output.meta = copy.copy(gm.graph.output_node().meta)
+    return fx.GraphModule(gm, graph)
+
+
+def target_named(name: str) -> Target:
+    if name == "cpu":
+        return Target("cpu", "", "CPU", torch.__version__, "3.7.1")
+    vendor = "amd" if name.startswith("gfx") else "nvidia"
+    return Target(vendor, name, "faked", torch.__version__, "3.7.1")
+
+
+@contextmanager
+def kept_whole() -> Iterator[None]:
+    """What no idiom takes stays ATen's own operator, so that its bits can be compared."""
+    with mock.patch.object(decompositions, "decompose_preserved", lambda graph, keep: 0):
+        yield
+
+
+@contextmanager
+def references_run() -> Iterator[None]:
+    """Operators run their references: no Triton, and no interpreter of it."""
+    no = lambda: False  # noqa: E731
+    with (
+        mock.patch("rocm_passes.ops.operator.triton_is_interpreted", no),
+        mock.patch("rocm_passes.target.triton_is_interpreted", no),
+    ):
+        yield

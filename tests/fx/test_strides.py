@@ -1,0 +1,62 @@
+"""Readers of strides, and outputs of control flow, find the strides that they were promised before a rewrite."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rocm_passes.options import Options
+from tests.fuzz.traced import Traced, references_run, target_named
+from tests.idioms.norm_cases import use_reference
+from tests.rewriting import rewrite
+
+
+@pytest.fixture(autouse=True)
+def plain_torch_lowering(monkeypatch: pytest.MonkeyPatch) -> None:
+    use_reference(monkeypatch)
+
+
+VIDEO, KERNEL = torch.randn(3, 2, 6, 4, 7), torch.randn(4, 2, 3, 1, 3) / 4
+
+
+def normed(x: Tensor, w: Tensor) -> Tensor:
+    y = F.conv3d(x, w)
+    return y / torch.sqrt(y.pow(2).mean(1, keepdim=True) + 0.5)
+
+
+def test_a_reader_behind_what_was_not_promised_anew() -> None:
+    """The norm is rewritten before the convolution, whose result then lies channels-last, and so does the norm's."""
+
+    def f(x: Tensor, w: Tensor) -> Tensor:
+        return torch.as_strided(normed(x, w), (100, 2), (2, 1), 0) + 1
+
+    seen = rewrite(f, VIDEO, KERNEL, options={"layout": "channels_last"})
+    assert {e.idiom for e in seen.sites if e.outcome == "rewritten"} == {"conv3d", "channel_norm"}
+    torch.testing.assert_close(seen.result, f(VIDEO, KERNEL))
+
+
+def test_a_reader_behind_a_view_and_plain_arithmetic() -> None:
+    def f(x: Tensor, w: Tensor) -> Tensor:
+        return torch.as_strided(F.relu(F.conv3d(x, w)).transpose(1, 2), (100, 2), (2, 1), 0) + 1
+
+    seen = rewrite(f, VIDEO, KERNEL, options={"layout": "channels_last"})
+    torch.testing.assert_close(seen.result, f(VIDEO, KERNEL))
+
+
+@pytest.mark.parametrize("view", ["[:, :, :, ::2]", "[:, 1:]", ".transpose(1, 2)", ""])
+def test_outputs_of_a_body_with_gaps_between(view: str) -> None:
+    """A branch of control flow promises the strides of its outputs, also of a slice."""
+    f = eval(f"lambda x, w: (F.conv3d(x, w){view},)", {"F": F})
+    with torch.no_grad(), references_run():
+        traced = Traced(f, (VIDEO, KERNEL))
+        traced.trace()
+        ledger = traced.rewrite(
+            Options(select="always", layout="channels_last"), target_named("cpu"), visible=False
+        )
+        (found,) = traced(VIDEO, KERNEL)
+    assert [e.outcome for e in ledger.entries] == ["rewritten"]
+    (want,) = f(VIDEO, KERNEL)
+    torch.testing.assert_close(found, want)
+    assert found.stride() == want.stride()
