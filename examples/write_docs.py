@@ -54,7 +54,7 @@ def rules_tables() -> str:
     for operator in dict.fromkeys(row[0] for row in rows):
         own = [row[1:] for row in rows if row[0] == operator]
         parts.append(f"### {operator}\n\n{markdown(table.RULE_HEAD[1:], own)}")
-    return "\n\n".join(["", *parts, ""])
+    return "\n\n".join(parts)
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

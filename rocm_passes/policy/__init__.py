@@ -1,14 +1,14 @@
 """What to do where nothing was measured on the user's machine: tables of rules and of bounds.
 
-A rule is one row, in `norms.py`, `rotary.py`, `convolution.py` or `layout.py`. A bound is one in
-`bounds.py`. `rocm-passes rules` prints both, and docs/rules.md lists them.
+A rule is one row, in `norms.py`, `rotary.py`, `convolution.py`, `padding.py` or `layout.py`. A bound
+is one in `bounds.py`. `rocm-passes rules` prints both, and docs/rules.md lists them.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from rocm_passes.policy import convolution, layout, norms, rotary
+from rocm_passes.policy import convolution, layout, norms, padding, rotary
 from rocm_passes.policy.bounds import BOUNDS, Bound
 from rocm_passes.policy.quantities import quantities
 from rocm_passes.policy.rules import EVERY, Evidence, Rule, Verdict, decide
@@ -43,6 +43,7 @@ RULES: tuple[Rule, ...] = (
     *norms.RULES,
     *rotary.RULES,
     *convolution.RULES,
+    *padding.RULES,
     *layout.RULES,
     *OTHERS,
 )

@@ -25,16 +25,14 @@ WORTH_MEASURING = Bound(
     1e9,
     "floating-point operations",
     "a convolution with less work, and fewer bytes than WORTH_MEASURING_MIB, is not measured",
-    "some microseconds on an H200, where lowerings differ by noise",
-    CONV3D_CHOICES,
+    "such a call takes some microseconds on an H200, where lowerings differ by noise",
 )
 WORTH_MEASURING_MIB = Bound(
     "WORTH_MEASURING_MIB",
     8,
     "MiB of input and result",
     "a convolution with fewer bytes, and less work than WORTH_MEASURING, is not measured",
-    "some microseconds on an H200, where lowerings differ by noise",
-    CONV3D_CHOICES,
+    "such a call takes some microseconds on an H200, where lowerings differ by noise",
 )
 NOISE = Bound(
     "NOISE",
@@ -81,8 +79,7 @@ ROUNDS = Bound(
     11,
     "rounds",
     "as often each candidate of a measurement is timed",
-    "medians repeat within NOISE on an H200",
-    CONV3D_CHOICES,
+    "not measured: an odd number has one median",
 )
 FEWEST_ROUNDS = Bound(
     "FEWEST_ROUNDS",
@@ -96,8 +93,7 @@ HOPELESS = Bound(
     1.15,
     "of the fastest time",
     "a slower candidate is measured no further",
-    "far beyond the 8 % that cuDNN's conv3d moves under lasting load on an H200 (docs/tuning.md)",
-    CONV3D_CHOICES,
+    "not measured; cuDNN's conv3d moves by 8 % under lasting load on an H200 (docs/tuning.md)",
 )
 BURST_SECONDS = Bound(
     "BURST_SECONDS",

@@ -29,6 +29,11 @@ class One:
         """Does it hold? Never for None (unknown); for a symbolic value, if it is provable."""
         return value is not None and known(RELATIONS[self.relation](value, self.bound))
 
+    @property
+    def is_size(self) -> bool:
+        """Is it about how large the quantity is?"""
+        return self.relation in (">=", "<")
+
     def __str__(self) -> str:
         return f"{self.relation} {shown(self.bound)}"
 
@@ -41,6 +46,10 @@ class All:
 
     def holds(self, value: Any) -> bool:
         return all(test.holds(value) for test in self.tests)
+
+    @property
+    def is_size(self) -> bool:
+        return all(test.is_size for test in self.tests)
 
     def __str__(self) -> str:
         return " and ".join(map(str, self.tests))

@@ -140,8 +140,13 @@ def _unmet_text(rules: Iterable[Rule], quantities: Mapping[str, Any]) -> str:
     failed = [(rule, rule.unmet(quantities)) for rule in rules if rule.pays]
     if not failed:
         return ""
-    rule, names = min(failed, key=lambda pair: len(pair[1]))
+    rule, names = min(failed, key=lambda pair: _distance(*pair))
     return "; ".join(_missed(name, quantities.get(name), rule.tests[name]) for name in names)
+
+
+def _distance(rule: Rule, unmet: Sequence[str]) -> tuple[int, int]:
+    """A call of another kind is farther away than one of another size."""
+    return sum(not rule.tests[name].is_size for name in unmet), len(unmet)
 
 
 def _missed(name: str, value: Any, test: Check) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from rocm_passes.policy.bounds import Bound
-from rocm_passes.policy.conditions import All, Check, One
+from rocm_passes.policy.conditions import All, Check, One, shown
 from rocm_passes.policy.rules import EVERY, Rule
 
 RULE_HEAD = (
@@ -49,8 +49,8 @@ def short_row(rule: Rule) -> tuple[str, ...]:
 
 def bound_row(bound: Bound) -> tuple[str, ...]:
     """A bound as text, one cell for each name in BOUND_HEAD."""
-    value = f"{bound.value:,g} {bound.unit}"
-    return bound.name, value, bound.meaning, bound.evidence, bound.command
+    value = int(bound.value) if float(bound.value).is_integer() else bound.value
+    return bound.name, f"{shown(value)} {bound.unit}", bound.meaning, bound.evidence, bound.command
 
 
 def as_dict(rule: Rule) -> dict[str, Any]:

@@ -183,6 +183,14 @@ def test_an_unmet_test_is_said_with_the_call_s_own_number() -> None:
     )
 
 
+def test_the_nearest_rule_is_of_the_call_s_own_kind() -> None:
+    """A chain with a norm of the branch has too few rows; that it is no LayerNorm is not the point."""
+    size = {"rows": 1024, "columns": 3840, "elements": 1024 * 3840}
+    call = {**size, "kind": "rms", "branch_norm": True, "chained": True}
+    reason = decide(RULES, "fused_norm", "triton", call, H200).reason
+    assert "or faster: rows = 1,024, required >= 3,072 (measured on an H200)" in reason
+
+
 def test_a_lowering_without_a_row_is_not_taken_by_rule() -> None:
     said = policy.verdict("rms_norm", "new", rms_norm(meta(8, 8)), H200)
     assert said == (False, "it has not been measured to pay on this machine")
