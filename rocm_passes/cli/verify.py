@@ -96,7 +96,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
 def _write(graphs: list[Ledger], json_file: str | None) -> None:
     if json_file is None:
         return
-    from rocm_passes.report.environment import document
+    from rocm_passes.environment import document
     from rocm_passes.report.ledger import write_json
 
     write_json(json_file, document(graphs))
