@@ -31,8 +31,8 @@ SECONDS = 0.25
 #: Before anything is counted: a GPU that comes from rest runs faster than the same GPU within a decode, and the
 #: more so the harder a kernel works it (a conv3d of cuDNN's that took 0.74 ms at first took 0.79 on, H200).
 WARM_SECONDS = 0.1
-#: What the host takes to enqueue a convolution.
-HOST_SECONDS = 50e-6
+#: What the host takes to enqueue a convolution, or a Triton kernel of 60 arguments, at most.
+HOST_SECONDS = 100e-6
 
 
 def in_turn(

@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from rocm_passes.ops.conv3d import Conv3d
-from rocm_passes.ops.operator import Lowering
+from rocm_passes.kernels import register_lowerings
+from rocm_passes.ops.operator import Lowering, computation_of
 from rocm_passes.options import Options
 from rocm_passes.target import Target
 from rocm_passes.tuning import ahead
@@ -30,7 +30,7 @@ NOISE = 0.02
 #: A first call that takes longer than this share of the budget is not repeated: a library was searching.
 SHARE = 0.25
 
-Timer = Callable[[Sequence[Lowering[Any]], Conv3d, measuring.Watch], Measured]
+Timer = Callable[[Sequence[Lowering[Any]], measuring.Convolution, measuring.Watch], Measured]
 
 
 class Budget:
@@ -72,7 +72,7 @@ def machine(target: Target) -> str:
 def pick(
     key: str,
     able: Sequence[Lowering[Any]],
-    call: Conv3d,
+    call: measuring.Convolution,
     target: Target,
     options: Options,
     timer: Timer | None = None,
@@ -123,7 +123,7 @@ def _best(
 def _measured(
     key: str,
     lowerings: Sequence[Lowering[Any]],
-    call: Conv3d,
+    call: measuring.Convolution,
     options: Options,
     kept: Store,
     where: str,
@@ -160,17 +160,16 @@ def _progress(budget: Budget, options: Options) -> None:
         print(line, end="", file=sys.stderr, flush=True)
 
 
-def lowerings(names: Sequence[str]) -> list[Lowering[Any]]:
-    """Those of the idioms that are chosen by measurement, by name."""
-    from rocm_passes.registry import IDIOMS
-
-    by_name = {low.name: low for idiom in IDIOMS if idiom.measured is not None for low in idiom.lowerings}
-    return [by_name[name] for name in names]
+def lowerings(noted: ahead.Call) -> list[Lowering[Any]]:
+    """Those that can take the noted call."""
+    register_lowerings()
+    by_name = {low.name: low for low in computation_of(noted.call).lowerings}
+    return [by_name[name] for name in noted.able]
 
 
 def measure_noted(
     calls: Sequence[ahead.Call], options: Options, target: Target, timer: Timer | None = None
 ) -> int:
     """Measure calls that were noted ahead of time, one after another. Returns how many choices are known."""
-    found = [pick(c.key, lowerings(c.able), c.call, target, options, timer) for c in calls]
+    found = [pick(c.key, lowerings(c), c.call, target, options, timer) for c in calls]
     return sum(choice is not None for choice in found)

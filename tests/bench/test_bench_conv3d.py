@@ -160,7 +160,7 @@ def test_a_vae_s_layout_is_the_vendor_s(vendor: str, layout: str) -> None:
 def test_the_site_is_the_one_that_the_backend_measures(
     monkeypatch: pytest.MonkeyPatch, text: str, key: str
 ) -> None:
-    monkeypatch.setattr(idiom, "WORTH_MEASURING", 0)
+    monkeypatch.setattr(worth, "WORTH_MEASURING", 0)
     call = Call.of(text)
     torch._dynamo.reset()
     with torch.no_grad(), ahead.noting() as noted:

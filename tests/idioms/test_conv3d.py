@@ -281,7 +281,7 @@ PATCHES = {"kernel": (1, 2, 2), "stride": (1, 2, 2), "padding": (0, 0), "size": 
     ids=["1x1x1", "one tap", "cached", "one live tap of three", "two live taps", "patch embedding"],
 )
 def test_what_is_timed(monkeypatch: pytest.MonkeyPatch, c: op.Conv3d, lowerings: set[str]) -> None:
-    monkeypatch.setattr(idiom, "WORTH_MEASURING", 0)
+    monkeypatch.setattr(worth, "WORTH_MEASURING", 0)
     assert timed(c) == lowerings
 
 

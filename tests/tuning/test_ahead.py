@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import rocm_passes
 from rocm_passes.backend import rocm_diffusion
-from rocm_passes.idioms.convolution import conv3d
+from rocm_passes.idioms.convolution import conv3d, worth
 from rocm_passes.options import Options
 from rocm_passes.target import Target
 from rocm_passes.tuning import ahead, tuning
@@ -37,7 +37,7 @@ class Causal(nn.Module):
 
 
 def compiled(monkeypatch: pytest.MonkeyPatch) -> tuple[nn.Module, nn.Module]:
-    monkeypatch.setattr(conv3d, "WORTH_MEASURING", 0)
+    monkeypatch.setattr(worth, "WORTH_MEASURING", 0)
     torch.manual_seed(0)
     torch._dynamo.reset()
     module = Causal()

@@ -11,8 +11,9 @@ Before (the first frame, or an image)           After, as conv2d
     y = convolution(p, w, bias, ...)
 
 When it pays: always where taps see only zeros; where the spatial padding would be copied; on AMD, by
-published results, since MIOpen had no heuristics for 3-D convolutions; on NVIDIA cuDNN's conv3d or the sum of
-taps, by shape.
+published results, since MIOpen had no heuristics for 3-D convolutions: one conv2d over the unfolded frames
+(16 bits) or the sum of taps (float32); on NVIDIA cuDNN's conv3d, the Triton kernel or the sum of taps, by shape.
+A sum of taps rounded to 16 bits is less exact than conv3d and needs rewrite_numerics="fast".
 
 Refused: an empty result (eager raises there); symbolic weight sizes.
 """
@@ -31,6 +32,7 @@ from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.convolution import padding
 from rocm_passes.idioms.convolution.videos import SORTED_BY
+from rocm_passes.idioms.convolution.worth import worth_measuring
 from rocm_passes.kernels.aten.conv3d import WHOLE_KERNEL
 from rocm_passes.ops import conv3d as op
 from rocm_passes.ops.operator import Lowering
@@ -41,8 +43,6 @@ from rocm_passes.tuning import tuning
 
 NAME = "conv3d"
 COVERS = {"conv3d": 1}
-#: Below both, floating-point operations and MiB of input and result (some microseconds), lowerings differ by noise.
-WORTH_MEASURING, WORTH_MEASURING_MIB = 1e9, 8
 COMPUTE_DTYPES = {"": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -133,7 +133,7 @@ def measured(
     """
     if call.live_taps() is None or call.is_patch_embedding():
         return None
-    if call.flops() < WORTH_MEASURING and call.tensors_mib() < WORTH_MEASURING_MIB:
+    if not worth_measuring(call):
         return None
     if call.spares_taps():
         able = [low for low in able if low.name not in WHOLE_KERNEL]
