@@ -16,6 +16,7 @@ from rocm_passes.bench import conv3d, conv3d_choices
 from rocm_passes.bench.conv3d_built import Call, built, compiled
 from rocm_passes.bench.conv3d_calls import CALLS
 from rocm_passes.idioms.convolution import conv3d as idiom
+from rocm_passes.idioms.convolution import worth
 from rocm_passes.options import Options
 from rocm_passes.rewrite.choose import choose
 from rocm_passes.target import Target

@@ -113,8 +113,9 @@ ORDER = {
     "group_norm_pad": ["triton", "reference"],
     "channel_norm": ["triton", "reference"],
     "pad": ["drop", "triton", "reference"],
-    "conv3d": ["matmul", "conv2d", "taps", "taps_tiled", "direct", "unfold", "tiled"],
-    "conv2d": ["channels_last"],
+    "conv3d": ["matmul", "conv2d", "taps", "taps_tiled", "triton", "direct", "unfold", "tiled"],
+    "conv2d": ["channels_last", "triton"],
+    "implicit_gemm_conv": ["triton", "reference"],
     "upsampled_conv": ["before_upsampling"],
 }
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import rocm_passes
 from rocm_passes.backend import rocm_diffusion
-from rocm_passes.idioms.convolution import conv3d, worth
+from rocm_passes.idioms.convolution import worth
 from rocm_passes.options import Options
 from rocm_passes.target import Target
 from rocm_passes.tuning import ahead, tuning
