@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import rocm_passes.registry  # noqa: F401  (defines every operator, and registers the lowerings)
 from rocm_passes import kernels
 from rocm_passes.fx.builder import Builder
 from rocm_passes.ops.call import Call, schema
