@@ -81,22 +81,22 @@ class Lowering(Generic[C]):
     requires: can it run on this machine? (a reason where it can't)
     refuses: why it can't take this call, or None. The call holds fake tensors.
     note: how its rounding differs from the graph's, where it must; rewrite_numerics="strict" refuses it then.
-    inexact: why no bound on its error follows from the graph's, or None; it needs rewrite_numerics="fast" then.
     pays: is it known to beat Inductor's own code here?
     run: the kernel, over real tensors (an opaque call in the graph);
     launches: `run` only allocates and launches Triton kernels, so that Inductor can launch them itself; or
     write: the same in plain ATen nodes, `write(builder, call)`, which Inductor goes on to fuse.
+    inexact: why no bound on its error follows from the graph's, or None; it needs rewrite_numerics="fast" then.
     """
 
     name: str
     requires: tuple[Requirement, ...] = ()
     refuses: Callable[[C, Target], str | None] = _nothing
     note: Callable[[C, Target], str | None] = _nothing
-    inexact: Callable[[C, Target], str | None] = _nothing
     pays: Callable[[C, Target], Verdict] = _unknown
     run: Callable[[C], Results] | None = None
     launches: bool = False
     write: Callable[[Any, C], Any] | None = None
+    inexact: Callable[[C, Target], str | None] = _nothing
 
 
 class Computation(Generic[C]):
@@ -111,9 +111,7 @@ class Computation(Generic[C]):
         self.lowerings: list[Lowering[C]] = []
         COMPUTATIONS[name] = self
 
-    def register(
-        self, lowering: Lowering[C], first: bool = False, before: str | None = None
-    ) -> Lowering[C]:
+    def register(self, lowering: Lowering[C], first: bool = False, before: str | None = None) -> Lowering[C]:
         """Add a lowering behind those that there are. first: in front of them. before: in front of that one."""
         names = [low.name for low in self.lowerings]
         if lowering.name in names:
@@ -135,6 +133,7 @@ class Computation(Generic[C]):
 
 #: Every computation by name. `kernels.register_lowerings` looks for files of these names.
 COMPUTATIONS: dict[str, Computation[Any]] = {}
+
 
 def computation_of(call: Call) -> Computation[Any]:
     """The computation that has such calls."""

@@ -88,9 +88,7 @@ def asked(lowering: Lowering[Any], call: Call, target: Target, options: Options)
     return LoweringVerdict(lowering.name, "able", "")
 
 
-def _rounds_too_much(
-    lowering: Lowering[Any], call: Call, target: Target, options: Options
-) -> str | None:
+def _rounds_too_much(lowering: Lowering[Any], call: Call, target: Target, options: Options) -> str | None:
     if options.rewrite_numerics == "fast":
         return None
     inexact = lowering.inexact(call, target)

@@ -286,9 +286,7 @@ def test_frames_are_rounded_up_where_asked(lowering: str) -> None:
 
 def timed(c: op.Conv3d) -> set[str]:
     """The lowerings that would be timed for the call on a GPU."""
-    able = [
-        low for low in op.CONV3D.lowerings if asked(low, c, H200, Options()).verdict == "able"
-    ]
+    able = [low for low in op.CONV3D.lowerings if asked(low, c, H200, Options()).verdict == "able"]
     with ahead.noting() as noted:
         assert idiom.measured(able, c, H200, Options()) is None
     return {name for met in noted.calls for name in met.able}

@@ -74,9 +74,7 @@ def pays(call: Conv3d, target: Target) -> Verdict:
     out, channels, *kernel = call.weight.shape
     wide = min(out, channels) >= 64 and channels % 64 and kernel[1:] != [1, 1]
     if target.arch == "sm_90" and call.channels_last and wide:
-        return Verdict(
-            True, "rule from an H100: 4.31 ms vs. 8.44 ms of cuDNN's conv3d (96 channels, 720p)"
-        )
+        return Verdict(True, "rule from an H100: 4.31 ms vs. 8.44 ms of cuDNN's conv3d (96 channels, 720p)")
     return Verdict(False, "it has not been measured on this machine")
 
 
