@@ -56,7 +56,8 @@ class Options:
         "default",
         option_values.choice(*REWRITE_NUMERICS),
         "strict: refuse a lowering that rounds elsewhere than the graph does (the default where Inductor's own "
-        "option numerics is strict); fast: also allow fp64 rotary arithmetic (complex128 tables) in fp32",
+        "option numerics is strict); fast: also allow fp64 rotary arithmetic (complex128 tables) in fp32, "
+        "and 3-D convolutions as sums of temporal taps that are rounded to 16 bits",
     )
     layout: str = option(
         "auto",

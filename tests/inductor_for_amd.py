@@ -34,6 +34,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+import rocm_passes.registry  # noqa: F401  (defines the operators and their lowerings)
 from rocm_passes.passes.mark_launcher import mark_launcher
 
 ARCH, WARP = "gfx942", 64
@@ -234,6 +235,15 @@ def _group_norm_and_pad(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     )
 
 
+def _convolution(x: Tensor, front: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Channels-last inputs, as a graph of that memory format has them."""
+    x, front, weight = (aten.permute.default(t, [0, 4, 1, 2, 3]) for t in (x, front, weight))
+    y = ops.implicit_gemm_conv(
+        torch.relu(x), front, weight, bias, [0, 0], [1, 1, 1], [1, 1], [1, 1, 1], "triton"
+    )
+    return y + 1
+
+
 BY_PYTHON = "by python"
 STREAM: Meta = ((1, 4608, 3072), BF16)
 TABLE: Meta = ((1, 1, 3072), BF16)
@@ -252,6 +262,13 @@ CASES: dict[str, tuple[Any, ...]] = {
     "group norm": (_group_norm, ((1, 128, 256, 256), BF16), ((128,), BF16), ((128,), BF16)),
     "turned": (_turned, ((1, 256, 256, 128), BF16), ((128,), BF16), ((128,), BF16)),
     "joined": (_joined, ((1, 96, 2, 60, 104), BF16), ((1, 4, 60, 104, 96), BF16), ((96, 1, 1, 1), BF16)),
+    "convolution": (
+        _convolution,
+        ((1, 4, 120, 208, 96), BF16),
+        ((1, 2, 120, 208, 96), BF16),
+        ((96, 3, 3, 3, 96), BF16),
+        ((96,), BF16),
+    ),
     "pad": (_pad, ((1, 256, 5, 32, 32), BF16)),
     "group norm and pad": (_group_norm_and_pad, ((1, 128, 5, 64, 64), BF16), ((128,), BF16), ((128,), BF16)),
 }

@@ -257,7 +257,7 @@ def _named(row: Mapping[str, Any], which: str) -> str:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown, by model: of each lowering milliseconds and MiB beside its tensors, and which one is chosen."""
     by_call = {row["call"]: row for row in rows}
-    columns = ("matmul", "conv2d", "direct", "taps", "taps_tiled", "unfold", "tiled")
+    columns = ("matmul", "conv2d", "triton", "direct", "taps", "taps_tiled", "unfold", "tiled")
     lines = []
     for model, calls in CALLS.items():
         known = [by_call[call] for call in calls if call in by_call]

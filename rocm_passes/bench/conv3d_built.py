@@ -116,5 +116,10 @@ def compiled(
         return torch.compile(convolve, dynamic=False), inputs
     options: dict[str, Any] = {"layout": layout}
     if lowering != "auto":
-        options |= {"lowering": {"conv3d": lowering}, "tune_seconds": 0}
+        # Sums of taps in 16 bits are refused otherwise.
+        options |= {
+            "lowering": {"conv3d": lowering},
+            "tune_seconds": 0,
+            "rewrite_numerics": "fast",
+        }
     return torch.compile(convolve, backend=rocm_diffusion, dynamic=False, options=options), inputs

@@ -85,7 +85,7 @@ def row(text: str, dtype: torch.dtype, options: Options, target: Target, times: 
         best = tuning.pick(call.key, able, call.call, target, known, usual_mib=math.inf)
         unbound = best and best[0].name
     made: dict[str, Any] = {"call": text, "seconds": round(took, 2), "key": call.key, "chosen": chosen}
-    made |= {"unbound": unbound, "bound_mib": round(usual_memory_mib(call.call))}
+    made |= {"unbound": unbound, "bound_mib": round(usual_memory_mib(call_seen))}
     made |= {"by": "rule" if by_rule else "measurement", "reason": choice.reason}
     if found is not None:
         made |= {"ms": dict(found.ms), "mib": dict(found.mib), "skipped": dict(found.skipped)}

@@ -21,8 +21,8 @@ from typing import Any
 
 from rocm_passes.bench import isa
 from rocm_passes.bench.isa_examples import IsaExample, isa_example
-from rocm_passes.kernels.triton.conv.kernel import SIZES, conv_kernel
-from rocm_passes.kernels.triton.conv.tiles import Tile, choose_tile
+from rocm_passes.kernels.triton.convolution.implicit_gemm.kernel import SIZES, conv_kernel
+from rocm_passes.kernels.triton.convolution.implicit_gemm.tiles import Tile, choose_tile
 from rocm_passes.target import AMD_ARCHITECTURES
 
 _MATRIX = re.compile(r"^\s+v_(?:mfma|wmma|swmmac)_\w+", re.MULTILINE)

@@ -180,7 +180,7 @@ def taps(inputs: Inputs, x: Tensor, kernels: Sequence[Tensor]) -> Tensor:
 
 def candidates(shape: Shape) -> list[Any]:
     """Tiles worth a try: rows, columns, depth, warps, stages, more columns."""
-    from rocm_passes.kernels.triton.conv import Tile
+    from rocm_passes.kernels.triton.convolution.implicit_gemm.tiles import Tile
 
     found: Sequence[tuple[int, ...]]
     if shape.out <= 16:
@@ -213,7 +213,8 @@ def candidates(shape: Shape) -> list[Any]:
 
 
 def ours(inputs: Inputs, tile: Any, i: int) -> Tensor:
-    from rocm_passes.kernels.triton.conv import Conv, conv3d
+    from rocm_passes.kernels.triton.convolution.implicit_gemm.call import Conv
+    from rocm_passes.kernels.triton.convolution.implicit_gemm.conv import conv3d
 
     shape = inputs.shape
     h, w = shape.space
@@ -244,7 +245,7 @@ def tried(what: str, run: Callable[[], Any]) -> Any:
 
 
 def tiles_of(shape: Shape, sweep: bool) -> list[Any]:
-    from rocm_passes.kernels.triton.conv import choose_tile
+    from rocm_passes.kernels.triton.convolution.implicit_gemm.tiles import choose_tile
     from rocm_passes.target import Target
 
     arch = Target.current().arch

@@ -104,7 +104,8 @@ class Subject:
             self.cold = False
         else:
             self.forward()
-        began, found = time.perf_counter(), []
+        began = time.perf_counter()
+        found: list[float] = []
         while not found or (len(found) < MOST_CALLS and time.perf_counter() - began < seconds):
             found.append(self.timed_call()[0])
         return found

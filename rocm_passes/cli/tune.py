@@ -166,7 +166,7 @@ def _measured(call: Call, options: Options, target: Target, timer: Timer | None)
 
     kept, where = store(options.choices), tuning.machine(target)
     before = kept.find(where, call.key)
-    tuning.pick(call.key, tuning.lowerings(call.able), call.call, target, options, timer)
+    tuning.pick(call.key, tuning.lowerings(call), call.call, target, options, timer)
     found = kept.find(where, call.key)
     if found is None or not found.ms:
         return Tuned(call.key, "not measured", _why_not(found, options, target, timer), found)

@@ -128,7 +128,7 @@ def keep_promises(graph: fx.Graph, before: Promises, fake_mode: FakeTensorMode) 
                 b = Builder(graph, fake_mode, root)
                 asked = restrided(b, root, was)
             if asked is not None:
-                root.replace_all_uses_with(asked, delete_user_cb=lambda user, asked=asked: user is not asked)
+                _replace_for_others(root, asked)
                 changed += 1
     if changed:
         _recompute_values(graph, fake_mode)
@@ -227,3 +227,8 @@ def is_dense(tensor: torch.Tensor) -> bool:
             return False
         expected *= size
     return True
+
+
+def _replace_for_others(node: fx.Node, by: fx.Node) -> None:
+    """Let all readers but `by` itself read `by`."""
+    node.replace_all_uses_with(by, delete_user_cb=lambda user: user is not by)

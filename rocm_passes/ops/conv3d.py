@@ -100,6 +100,14 @@ class Conv3d(Call):
         elements = sum(math.prod(piece.shape) for piece in self.x) + self._result_elements()
         return elements * self.x[0].itemsize / 2**20 if isinstance(elements, int) else 0.0
 
+    def unfolded_mib(self) -> float | None:
+        """The input frames of every tap side by side, or None where their number is symbolic."""
+        frames = self.axis().out
+        n, c, _, h, w = self.x[0].shape
+        elements = math.prod((n, c, self.weight.shape[2], frames, h, w))
+        dtype = self.compute or self.x[0].dtype
+        return elements * dtype.itemsize / 2**20 if isinstance(elements, int) else None
+
     def flops(self) -> float:
         """Floating-point operations of the call with numbers for sizes, taps on zero frames included."""
         return float(2 * self._result_elements() * math.prod(self.weight.shape[1:]))
@@ -119,11 +127,11 @@ class Conv3d(Call):
         # Calls of one bucket have one key.
         shapes[-1][2] += self.extra_frames * self.stride[0]
         words = [
-            f"conv3d {dtype} x {' + '.join(map(_by, shapes))} w {_by(self.weight.shape)}",
-            f"pad {_by(self.padding)}" if any(self.padding) else "",
-            f"zero frames {_by(self.zeros)}" if any(self.zeros) else "",
-            f"stride {_by(self.stride)}" if set(self.stride) != {1} else "",
-            f"dilation {_by(self.dilation)}" if set(self.dilation) != {1} else "",
+            f"conv3d {dtype} x {' + '.join(map(by, shapes))} w {by(self.weight.shape)}",
+            f"pad {by(self.padding)}" if any(self.padding) else "",
+            f"zero frames {by(self.zeros)}" if any(self.zeros) else "",
+            f"stride {by(self.stride)}" if set(self.stride) != {1} else "",
+            f"dilation {by(self.dilation)}" if set(self.dilation) != {1} else "",
             f"groups {self.groups}" if self.groups != 1 else "",
             "channels-last" if self.channels_last else "",
             "tf32" if dtype == "float32" and torch.backends.cudnn.allow_tf32 else "",
@@ -131,7 +139,7 @@ class Conv3d(Call):
         return " ".join(w for w in words if w)
 
 
-def _by(sizes: Sequence[int]) -> str:
+def by(sizes: Sequence[int]) -> str:
     return "x".join(str(s) for s in sizes)
 
 

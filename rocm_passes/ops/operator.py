@@ -18,7 +18,15 @@ from torch import Tensor, fx
 from rocm_passes.ops.call import Call, schema
 from rocm_passes.target import Requirement, Target, triton_is_interpreted
 
-__all__ = ["OPERATORS", "REFERENCE", "Call", "Computation", "Lowering", "Operator"]
+__all__ = [
+    "OPERATORS",
+    "REFERENCE",
+    "Call",
+    "Computation",
+    "Lowering",
+    "Operator",
+    "computation_of",
+]
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +68,7 @@ class Lowering(Generic[C]):
     run: the kernel, over real tensors (an opaque call in the graph);
     launches: `run` only allocates and launches Triton kernels, so that Inductor can launch them itself; or
     write: the same in plain ATen nodes, `write(builder, call)`, which Inductor goes on to fuse.
+    inexact: why no bound on its error follows from the graph's, or None; it needs rewrite_numerics="fast" then.
     """
 
     name: str
@@ -69,6 +78,7 @@ class Lowering(Generic[C]):
     run: Callable[[C], Results] | None = None
     launches: bool = False
     write: Callable[[Any, C], Any] | None = None
+    inexact: Callable[[C, Target], str | None] = _nothing
 
 
 class Computation(Generic[C]):
@@ -84,11 +94,13 @@ class Computation(Generic[C]):
         self.lowerings: list[Lowering[C]] = []
         COMPUTATIONS[name] = self
 
-    def register(self, lowering: Lowering[C], first: bool = False) -> Lowering[C]:
-        """Add a lowering behind those that there are. first: in front of them."""
-        if self.lowering(lowering.name) is not None:
+    def register(self, lowering: Lowering[C], first: bool = False, before: str | None = None) -> Lowering[C]:
+        """Add a lowering behind those that there are. first: in front of them. before: in front of that one."""
+        names = [low.name for low in self.lowerings]
+        if lowering.name in names:
             raise ValueError(f"{self.name} has a lowering {lowering.name!r} already")
-        self.lowerings.insert(0 if first else self._end(), lowering)
+        at = 0 if first else self._end() if before is None else names.index(before)
+        self.lowerings.insert(at, lowering)
         return lowering
 
     def lowering(self, name: str) -> Lowering[C] | None:
@@ -100,6 +112,13 @@ class Computation(Generic[C]):
 
 #: Every computation by name. `kernels.register_lowerings` looks for files of these names.
 COMPUTATIONS: dict[str, Computation[Any]] = {}
+
+
+def computation_of(call: Call) -> Computation[Any]:
+    """The computation that has such calls."""
+    return next(found for found in COMPUTATIONS.values() if found.Call is type(call))
+
+
 #: Every operator of this package, in the order of definition.
 OPERATORS: list[Operator[Any]] = []
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from rocm_passes.policy.bounds import LEAST_REPETITION
-from rocm_passes.policy.conditions import at_least, both, not_a_multiple_of, one_of
+from rocm_passes.policy.conditions import at_least, both, not_a_multiple_of
 from rocm_passes.policy.rules import Evidence, Rule
 
 CONV3D_CHOICES = "python -m rocm_passes.bench.conv3d --all"
 CONV3D_WAYS = "python -m rocm_passes.bench.conv3d"
+
+CONV_KERNEL = "python -m rocm_passes.bench.conv_kernel"
 
 TUNING, CALLS = "docs/tuning.md", "docs/conv3d.md"
 
@@ -22,6 +24,7 @@ DECODES = Evidence(
     "3.28 vs. 4.17 (96-96, 2+4 frames)",
     docs=TUNING,
 )
+UNFOLDED = Evidence(published="sglang#22971", figures="faster than MIOpen's conv3d")
 BY_LAYOUT = Evidence(figures="by construction: it is found where the rule of memory_format says so")
 ASKED_FOR = Evidence(figures="by construction: the user chose the dtype")
 #: Taken where a measurement of the call says so, or where it is forced.
@@ -121,26 +124,6 @@ CONV3D = [
         "conv3d",
         "taps",
         "nvidia",
-        {
-            "channels_last": True,
-            "spatial_kernel": at_least(2),
-            "dtype": one_of("bfloat16", "float16"),
-            "out_channels": at_least(64),
-            "in_channels": both(at_least(64), not_a_multiple_of(64)),
-        },
-        True,
-        "cuDNN's conv3d is slow at channels not a multiple of 64",
-        Evidence(
-            "H200",
-            figures="2.19 vs. 3.28 ms (96-96, 2+4 frames), 4.69 vs. 7.37 (96-96, 720p)",
-            docs=TUNING,
-        ),
-        CONV3D_WAYS,
-    ),
-    Rule(
-        "conv3d",
-        "taps",
-        "nvidia",
         {},
         False,
         "cuDNN's conv3d was faster",
@@ -168,6 +151,44 @@ CONV3D = [
         False,
         f"one call per tap is faster; {TILES}",
         *MEASURED_ONLY,
+    ),
+    Rule(
+        "conv3d",
+        "triton",
+        "sm_90",
+        {
+            "channels_last": True,
+            "spatial_kernel": at_least(2),
+            "out_channels": at_least(64),
+            "in_channels": both(at_least(64), not_a_multiple_of(64)),
+        },
+        True,
+        "cuDNN's conv3d is slow at channels not a multiple of 64",
+        Evidence(
+            "H100",
+            figures="4.31 vs. 8.44 ms (96-96, 2+4 frames, 720p), 1.86 vs. 3.65 (480p)",
+            docs=TUNING,
+        ),
+        CONV_KERNEL,
+    ),
+    Rule(
+        "conv3d",
+        "triton",
+        "any",
+        {},
+        False,
+        "it is taken where a measurement of the call says so",
+        Evidence("H100", figures="by call", docs=TUNING),
+        CONV_KERNEL,
+    ),
+    Rule(
+        "conv3d",
+        "direct",
+        "amd",
+        {"taps": at_least(2), "unfolded_fits": True},
+        False,
+        "one conv2d over the unfolded frames was faster than MIOpen's conv3d",
+        UNFOLDED,
     ),
     Rule(
         "conv3d",
@@ -201,10 +222,28 @@ CONV3D = [
     Rule(
         "conv3d",
         "unfold",
+        "amd",
+        {"unfolded_fits": True},
+        True,
+        "one conv2d over the unfolded frames was faster than MIOpen's conv3d",
+        UNFOLDED,
+    ),
+    Rule(
+        "conv3d",
+        "unfold",
+        "amd",
+        {},
+        False,
+        "the unfolded copy does not keep to the memory bound, or its size is symbolic",
+        UNFOLDED,
+    ),
+    Rule(
+        "conv3d",
+        "unfold",
         "any",
         {},
         False,
-        "the sum over taps does the same work without the unfolded copy",
+        "the library's conv3d does the same work without the unfolded copy",
         *MEASURED_ONLY,
     ),
     Rule("conv3d", "tiled", "any", {}, False, f"one call is faster; {TILES}", *MEASURED_ONLY),
@@ -212,6 +251,16 @@ CONV3D = [
 
 CONV2D = [
     Rule("conv2d", "channels_last", "any", {}, True, CHANNELS_LAST, BY_LAYOUT),
+    Rule(
+        "conv2d",
+        "triton",
+        "any",
+        {},
+        False,
+        "it is taken where a measurement of the call says so",
+        Evidence("H100", figures="by call", docs=TUNING),
+        CONV_KERNEL,
+    ),
 ]
 
 REPEATED = {"repetition": at_least(LEAST_REPETITION.value)}

@@ -21,6 +21,7 @@ from rocm_passes.ops.group_norm_pad import GroupNormPad
 from rocm_passes.ops.operator import Call
 from rocm_passes.ops.pad import Pad
 from rocm_passes.ops.upsampled_conv import UpsampledConv
+from rocm_passes.policy.memory import usual_memory_mib
 
 Quantities = Mapping[str, Any]
 
@@ -73,8 +74,10 @@ def _pad(call: Pad) -> Quantities:
 
 
 def _conv3d(call: Conv3d) -> Quantities:
-    """live_taps: temporal taps that see a frame that is not zero. in_channels: of one group."""
+    """live_taps: temporal taps that see a frame that is not zero. in_channels: of one group.
+    unfolded_fits: the copy of all taps' frames keeps to the memory bound."""
     (out, channels, taps, *spatial), live = call.weight.shape, call.live_taps()
+    unfolded = call.unfolded_mib()
     return {
         "taps": static_int(taps),
         "live_taps": live,
@@ -86,6 +89,7 @@ def _conv3d(call: Conv3d) -> Quantities:
         "channels_last": bool(call.channels_last),
         "absorbs_padding": bool(call.absorbed),
         "conv_dtype_given": call.compute is not None,
+        "unfolded_fits": None if unfolded is None else unfolded <= usual_memory_mib(call),
     }
 
 

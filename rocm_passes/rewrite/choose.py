@@ -81,10 +81,7 @@ def asked(lowering: Lowering[Any], call: Call, target: Target, options: Options)
     if reason is not None:
         return LoweringVerdict(lowering.name, "unavailable", reason)
     try:
-        reason = lowering.refuses(call, target)
-        if reason is None and options.rewrite_numerics == "strict":
-            note = lowering.note(call, target)
-            reason = f"rewrite_numerics='strict': {note}" if note else None
+        reason = lowering.refuses(call, target) or _rounds_too_much(lowering, call, target, options)
     except Exception as error:
         reason = f"its check failed: {type(error).__name__}: {error}"
         return LoweringVerdict(lowering.name, "failed", reason)
@@ -93,13 +90,27 @@ def asked(lowering: Lowering[Any], call: Call, target: Target, options: Options)
     return LoweringVerdict(lowering.name, "able", "")
 
 
+def _rounds_too_much(lowering: Lowering[Any], call: Call, target: Target, options: Options) -> str | None:
+    if options.rewrite_numerics == "fast":
+        return None
+    inexact = lowering.inexact(call, target)
+    if inexact is not None:
+        return f"rewrite_numerics='fast' is needed: {inexact}"
+    note = lowering.note(call, target) if options.rewrite_numerics == "strict" else None
+    return f"rewrite_numerics='strict': {note}" if note else None
+
+
 def obstacle(lowering: Lowering[Any], call: Call, target: Target, options: Options) -> str | None:
     """Why the lowering can't take this call on this machine, or None where it can."""
     return asked(lowering, call, target, options).reason or None
 
 
 def _taken(lowering: Lowering[Any], reason: str, call: Call, target: Target, options: Options) -> Choice:
-    notes = (lowering.note(call, target), _called(lowering, call, target, options))
+    notes = (
+        lowering.inexact(call, target),
+        lowering.note(call, target),
+        _called(lowering, call, target, options),
+    )
     return Choice("rewritten", reason, lowering, tuple(note for note in notes if note))
 
 

@@ -22,9 +22,8 @@ from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._inductor.compile_fx import compile_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
-from rocm_passes.ops.conv3d import Conv3d
-from rocm_passes.ops.operator import Lowering
-from rocm_passes.tuning.measure import real_tensors
+from rocm_passes.ops.operator import COMPUTATIONS, Lowering, computation_of
+from rocm_passes.tuning.measure import Convolution, real_tensors
 
 
 @dataclass(frozen=True)
@@ -36,18 +35,20 @@ class Call:
 
     key: str
     able: tuple[str, ...]
-    call: Conv3d
+    call: Convolution
 
     def to_dict(self) -> dict[str, Any]:
         return {
             "key": self.key,
+            "computation": computation_of(self.call).name,
             "able": self.able,
             "call": {k: _plain(v) for k, v in self.call.arguments().items()},
         }
 
     @staticmethod
     def from_dict(document: Mapping[str, Any]) -> Call:
-        call = Conv3d(**{str(k): _restored(v) for k, v in document["call"].items()})
+        arguments = {str(k): _restored(v) for k, v in document["call"].items()}
+        call = COMPUTATIONS[document["computation"]].Call(**arguments)
         return Call(str(document["key"]), tuple(document["able"]), call)
 
 
@@ -95,13 +96,13 @@ def noting() -> Iterator[Noted]:
         _NOTED = before
 
 
-def note(key: str, able: Sequence[Lowering[Any]], call: Conv3d) -> bool:
+def note(key: str, able: Sequence[Lowering[Any]], call: Convolution) -> bool:
     """Note a call whose times are wanted; False where nobody is noting."""
     if _NOTED is None:
         return False
     if all(isinstance(size, int) for tensor in call.tensors() for size in tensor.shape):
         with real_tensors():
-            meta = Conv3d(**{k: _as_meta(v) for k, v in call.arguments().items()})
+            meta = type(call)(**{k: _as_meta(v) for k, v in call.arguments().items()})
         _NOTED.add(Call(key, tuple(low.name for low in able), meta))
     return True
 

@@ -18,29 +18,38 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from rocm_passes.fx.builder import Eager
 from rocm_passes.ops.computed import COMPUTED
+from rocm_passes.ops.conv2d import Conv2d
 from rocm_passes.ops.conv3d import Conv3d
+from rocm_passes.ops.implicit_gemm_conv import IMPLICIT_GEMM_CONV
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.tuning import rounds
 from rocm_passes.tuning.store import Measured
 
 aten = torch.ops.aten
 
-#: The library's own work: run and timed.
-TIMED = frozenset({aten.convolution.default, aten.mm.default, aten.addmm.default})
+#: The library's own work, and our kernel's: run and timed.
+LIBRARY = frozenset({aten.convolution.default, aten.mm.default, aten.addmm.default})
+TIMED = LIBRARY | {IMPLICIT_GEMM_CONV.overload}
 #: Code that Inductor fuses behind the convolutions: each reads what they wrote.
 FUSED = frozenset({torch.ops.prims.convert_element_type.default, aten.add.Tensor, aten.mul.Tensor})
 #: A copy rate to assume where it isn't measured (tests on a CPU), bytes a second.
 NOMINAL_RATE = 1e12
 
+#: Calls that are chosen by measurement.
+Convolution = Conv3d | Conv2d
 Work = Callable[[], Any]
 #: Told of each lowering's first run, the library's search included: name, seconds. False: measure no more.
 Watch = Callable[[str, float], bool]
 
 
 class Meter(Eager):
-    """Runs a lowering over real tensors once: keeps its timed calls, sums up bytes moved and memory held."""
+    """Runs a lowering over real tensors once: keeps its timed calls, sums up bytes moved and memory held.
 
-    def __init__(self) -> None:
+    counts_layouts: conversions of the memory format are copies that this lowering makes and others do not.
+    """
+
+    def __init__(self, counts_layouts: bool = False) -> None:
+        self._counts_layouts = counts_layouts
         self.work: list[Work] = []
         self.moved = 0
         self.workspace = 0
@@ -89,19 +98,25 @@ class Meter(Eager):
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
-        result = target(*args, **kwargs)
+        work: Work = functools.partial(target, *args, **kwargs)
+        if target not in LIBRARY:
+            work = _launches(args, kwargs)
+        result = work()
         if on_gpu:
             torch.cuda.synchronize()
             peak = torch.cuda.max_memory_allocated() - before - _bytes(result)
             self.workspace = max(self.workspace, peak)
-        self.work.append(lambda: target(*args, **kwargs))
+        self.work.append(work)
         self._outputs[result.untyped_storage().data_ptr()] = result
         return result
 
     def _in_layout(self, x: torch.Tensor, strides: list[int]) -> torch.Tensor:
-        # Inputs come in the layout that they are asked for; a weight's conversion is the same for all.
         if tuple(strides) == x.stride():
             return x
+        # In a channels-last graph inputs come in that layout; a weight's conversion is the same for all.
+        if self._counts_layouts:
+            self.moved += 2 * _bytes(x)
+            self.held += _bytes(x)
         return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
 
     def _computed(self, x: torch.Tensor) -> torch.Tensor:
@@ -140,9 +155,30 @@ class Meter(Eager):
                 self.moved += _bytes(a)
 
 
+def _launches(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Work:
+    """The kernel launches of our operator's call, prepared as Inductor's code has them.
+
+    What its Python raises leaves the lowering out: plain torch is not timed in its place.
+    """
+    from rocm_passes.kernels.triton.launch import written_down
+
+    call, name = IMPLICIT_GEMM_CONV.bind(args, kwargs)
+    lowering = IMPLICIT_GEMM_CONV.lowering(name)
+    assert lowering is not None and lowering.run is not None, f"{name} has no kernel"
+    with written_down() as launches:
+        result = lowering.run(call)
+
+    def work() -> Any:
+        for launch in launches:
+            launch.run()
+        return result
+
+    return work
+
+
 def measure(
     lowerings: Sequence[Lowering[Any]],
-    call: Conv3d,
+    call: Convolution,
     watch: Watch | None = None,
     patience: Mapping[str, Any] | None = None,
 ) -> Measured:
@@ -162,13 +198,15 @@ def measure(
 class _Session:
     """The measurement of one call on one device."""
 
-    def __init__(self, call: Conv3d, device: torch.device, watch: Watch, patience: Mapping[str, Any]) -> None:
+    def __init__(
+        self, call: Convolution, device: torch.device, watch: Watch, patience: Mapping[str, Any]
+    ) -> None:
         self._device = device
         self._watch = watch
         self._patience = patience
         self._stopped = False
         like = {k: _like(v, device, call.channels_last) for k, v in call.arguments().items()}
-        self._call = Conv3d(**like | {"bias": None})
+        self._call: Convolution = type(call)(**like | {"bias": None})
         self._moved: dict[str, int] = {}
         self._mib: dict[str, int] = {}
         self._skipped: dict[str, str] = {}
@@ -219,7 +257,7 @@ class _Session:
 
     def _prepared(self, lowering: Lowering[Any]) -> list[Work]:
         assert lowering.write is not None, f"{lowering.name} is not written in plain ATen"
-        meter = Meter()
+        meter = Meter(counts_layouts=not self._call.channels_last)
         result = lowering.write(meter, self._call)
         self._mib[lowering.name] = meter.finish(result)
         self._moved[lowering.name] = meter.moved
@@ -252,10 +290,11 @@ def _like(value: Any, device: torch.device, channels_last: bool) -> Any:
     # A generator of its own: the user's random numbers must not depend on what was measured.
     draw = torch.Generator(device).manual_seed(0)
     made = torch.randn(tuple(value.shape), generator=draw, dtype=value.dtype, device=device)
-    return made.to(memory_format=torch.channels_last_3d) if channels_last and made.ndim == 5 else made
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return made.to(memory_format=formats[made.ndim]) if channels_last and made.ndim in formats else made
 
 
-def _device(call: Conv3d) -> torch.device:
+def _device(call: Convolution) -> torch.device:
     """The weight's; the current GPU for a call on the meta device, noted to be measured later."""
     if call.weight.device.type != "meta":
         return call.weight.device

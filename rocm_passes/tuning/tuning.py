@@ -15,8 +15,8 @@ from typing import Any
 
 import torch
 
-from rocm_passes.ops.conv3d import CONV3D, Conv3d
-from rocm_passes.ops.operator import Lowering
+from rocm_passes.kernels import register_lowerings
+from rocm_passes.ops.operator import Lowering, computation_of
 from rocm_passes.options import Options
 from rocm_passes.policy.bounds import NOISE, SEARCH_SHARE
 from rocm_passes.target import Target
@@ -26,7 +26,7 @@ from rocm_passes.tuning.store import Measured, Store, store
 
 log = logging.getLogger(__name__)
 
-Timer = Callable[[Sequence[Lowering[Any]], Conv3d, measuring.Watch], Measured]
+Timer = Callable[[Sequence[Lowering[Any]], measuring.Convolution, measuring.Watch], Measured]
 
 
 class Budget:
@@ -68,7 +68,7 @@ def machine(target: Target) -> str:
 def pick(
     key: str,
     able: Sequence[Lowering[Any]],
-    call: Conv3d,
+    call: measuring.Convolution,
     target: Target,
     options: Options,
     timer: Timer | None = None,
@@ -119,7 +119,7 @@ def _best(
 def _measured(
     key: str,
     lowerings: Sequence[Lowering[Any]],
-    call: Conv3d,
+    call: measuring.Convolution,
     options: Options,
     kept: Store,
     where: str,
@@ -156,15 +156,16 @@ def _progress(budget: Budget, options: Options) -> None:
         print(line, end="", file=sys.stderr, flush=True)
 
 
-def lowerings(names: Sequence[str]) -> list[Lowering[Any]]:
-    """Conv3d's lowerings, by name: no other call is chosen by measurement."""
-    by_name = {low.name: low for low in CONV3D.lowerings}
-    return [by_name[name] for name in names]
+def lowerings(noted: ahead.Call) -> list[Lowering[Any]]:
+    """Those that can take the noted call."""
+    register_lowerings()
+    by_name = {low.name: low for low in computation_of(noted.call).lowerings}
+    return [by_name[name] for name in noted.able]
 
 
 def measure_noted(
     calls: Sequence[ahead.Call], options: Options, target: Target, timer: Timer | None = None
 ) -> int:
     """Measure calls that were noted ahead of time, one after another. Returns how many choices are known."""
-    found = [pick(c.key, lowerings(c.able), c.call, target, options, timer) for c in calls]
+    found = [pick(c.key, lowerings(c), c.call, target, options, timer) for c in calls]
     return sum(choice is not None for choice in found)

@@ -242,10 +242,10 @@ def test_the_table_has_every_lowering_of_each_call() -> None:
         again("matmul", by="rule", matmul=1.0, conv2d=2.0) | {"call": WHOLE[-1]},
     ]
     text = conv3d.table(rows)
-    assert f"| {WHOLE[0]} |  |  | 1.25, 3 | 1, 40 |  |  |  | direct | 1.250 |" in text
-    assert f"| {WHOLE[-1]} | 1, 0 | 2, 0 |  |  |  |  |  | matmul, by rule | 1.000 |" in text
+    assert f"| {WHOLE[0]} |  |  |  | 1.25, 3 | 1, 40 |  |  |  | direct | 1.250 |" in text
+    assert f"| {WHOLE[-1]} | 1, 0 | 2, 0 |  |  |  |  |  |  | matmul, by rule | 1.000 |" in text
     assert (
-        "| call | matmul | conv2d | direct | taps | taps_tiled | unfold | tiled | chosen | over the best |"
+        "| call | matmul | conv2d | triton | direct | taps | taps_tiled | unfold | tiled | chosen | over the best |"
         in text
     )
     assert text.count("###") == 2

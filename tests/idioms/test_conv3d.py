@@ -14,10 +14,12 @@ from torch._inductor import inductor_prims
 
 from rocm_passes.idioms.convolution import conv3d as idiom
 from rocm_passes.ops import conv3d as op
+from rocm_passes.ops.implicit_gemm_conv import IMPLICIT_GEMM_CONV
 from rocm_passes.options import Options
 from rocm_passes.policy import bounds
+from rocm_passes.rewrite.choose import asked
 from rocm_passes.rewrite.match import Context, Match
-from rocm_passes.target import Target
+from rocm_passes.target import Target, triton_is_interpreted
 from rocm_passes.tuning import ahead
 from tests.ops.test_conv3d_lowerings import call
 from tests.rewriting import ON_CPU, Rewritten, rewrite
@@ -76,6 +78,30 @@ def test_a_cached_chunk(cached: int, lowering: str, layout: str) -> None:
     assert entry.parameters["pieces"] == 2
     assert entry.parameters["zero_frames"] == [2 - cached, 0]
     assert entry.parameters["padding"] == [1, 1]
+
+
+@pytest.mark.parametrize("cached", [0, 1, 2])
+@pytest.mark.parametrize("layout", ["as_is", "channels_last"])
+def test_the_kernel_reads_a_cached_chunk_without_copies(cached: int, layout: str) -> None:
+    """Compiled, in Triton's interpreter where there is no GPU: no cat and no padding stand in the graph."""
+
+    def halves(x: Tensor, cache: Tensor | None = None) -> Tensor:
+        pads = [1, 1, 1, 1, 2 - cached, 0]
+        x = x if cache is None else torch.cat([cache, x], 2)
+        return F.conv3d(F.pad(x, pads), WEIGHT.half(), BIAS.half()) * 2
+
+    inputs = [video(3).half(), *([video(cached, seed=5).half()] if cached else [])]
+    options = {"lowering": {"conv3d": "triton"}, "layout": layout}
+    r = rewrite(halves, *inputs, options={"select": "auto", **options})
+    assert conv3d(r).lowering == ("triton" if triton_is_interpreted() else None)
+    if triton_is_interpreted():
+        targets = r.targets()
+        assert targets.count(IMPLICIT_GEMM_CONV.overload) == 1
+        assert not {aten.cat.default, aten.constant_pad_nd.default, aten.convolution.default} & {*targets}
+    eager = halves(*inputs)
+    if layout == "as_is":
+        assert r.result.stride() == eager.stride()
+    torch.testing.assert_close(r.result, eager, rtol=2.0**-9, atol=2.0**-9)
 
 
 def test_zeros_in_a_cat_are_zero_frames() -> None:
@@ -261,7 +287,7 @@ def test_frames_are_rounded_up_where_asked(lowering: str) -> None:
 
 def timed(c: op.Conv3d) -> set[str]:
     """The lowerings that would be timed for the call on a GPU."""
-    able = [low for low in op.CONV3D.lowerings if low.refuses(c, H200) is None]
+    able = [low for low in op.CONV3D.lowerings if asked(low, c, H200, Options()).verdict == "able"]
     with ahead.noting() as noted:
         assert idiom.measured(able, c, H200, Options()) is None
     return {name for met in noted.calls for name in met.able}
@@ -279,8 +305,19 @@ PATCHES = {"kernel": (1, 2, 2), "stride": (1, 2, 2), "padding": (0, 0), "size": 
         (call((1,), zeros=(2, 0)), {"conv2d", "taps", "unfold"}),
         (call((1, 1), zeros=(1, 0)), {"taps", "direct", "unfold"}),
         (call((3,), **PATCHES), set()),
+        (call((2, 2), dtype=torch.bfloat16), {"triton", "direct", "unfold"}),
+        (call((1,), zeros=(2, 0), dtype=torch.bfloat16), {"conv2d", "triton", "taps", "unfold"}),
     ],
-    ids=["1x1x1", "one tap", "cached", "one live tap of three", "two live taps", "patch embedding"],
+    ids=[
+        "1x1x1",
+        "one tap",
+        "cached",
+        "one live tap of three",
+        "two live taps",
+        "patch embedding",
+        "16 bits",
+        "16 bits, one live tap of three",
+    ],
 )
 def test_what_is_timed(monkeypatch: pytest.MonkeyPatch, c: op.Conv3d, lowerings: set[str]) -> None:
     monkeypatch.setattr(bounds, "WORTH_MEASURING", replace(bounds.WORTH_MEASURING, value=0))

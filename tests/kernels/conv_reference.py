@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rocm_passes.kernels.triton.conv import Conv
+from rocm_passes.kernels.triton.convolution.implicit_gemm.call import Conv
 
 #: Units of the result's dtype at 1. Rounding is off by half of one at most; the interpreter, which
 #: truncates to bf16, by a whole one.

@@ -35,6 +35,7 @@ LAUNCHED = {
         "group_norm_apply_kernel",
         "copy_frames_kernel",
     ],
+    "convolution": ["conv_kernel"],
     "pad": ["pad_kernel"],
     "group norm and pad": [
         "group_norm_partials_kernel",

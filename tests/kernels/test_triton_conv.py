@@ -13,9 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rocm_passes.kernels.triton import conv as conv_package
-from rocm_passes.kernels.triton.conv import Conv, Tile, choose_tile, pack_weight, refusal
-from rocm_passes.kernels.triton.conv.call import max_offset
+from rocm_passes.kernels.triton.convolution.implicit_gemm import conv as conv_package
+from rocm_passes.kernels.triton.convolution.implicit_gemm.call import Conv, max_offset, refusal
+from rocm_passes.kernels.triton.convolution.implicit_gemm.conv import pack_weight
+from rocm_passes.kernels.triton.convolution.implicit_gemm.tiles import Tile, choose_tile
 from rocm_passes.kernels.triton.launch import written_down
 from rocm_passes.target import triton_is_interpreted
 from tests.kernels.conv_reference import check, kernel, reference, video
@@ -303,7 +304,7 @@ def test_offsets_of_64_bits() -> None:
 
 @pytest.mark.parametrize("space", ["zeros", "replicate"])
 def test_wide_offsets_compute_the_same(space: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rocm_passes.kernels.triton.conv import conv as module
+    from rocm_passes.kernels.triton.convolution.implicit_gemm import conv as module
 
     monkeypatch.setattr(module, "INT32_MAX", 0)
     x, weight = video((2, 6, 1, 4, 5), BF16), kernel((40, 6, 3, 3, 3), BF16)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+import rocm_passes.registry  # noqa: F401  (defines every operator, and registers the lowerings)
 from rocm_passes import kernels
 from rocm_passes.fx.builder import Builder
 from rocm_passes.ops.call import Call, schema
@@ -113,8 +114,9 @@ ORDER = {
     "group_norm_pad": ["triton", "reference"],
     "channel_norm": ["triton", "reference"],
     "pad": ["drop", "triton", "reference"],
-    "conv3d": ["matmul", "conv2d", "taps", "taps_tiled", "direct", "unfold", "tiled"],
-    "conv2d": ["channels_last"],
+    "conv3d": ["matmul", "conv2d", "taps", "taps_tiled", "triton", "direct", "unfold", "tiled"],
+    "conv2d": ["channels_last", "triton"],
+    "implicit_gemm_conv": ["triton", "reference"],
     "upsampled_conv": ["before_upsampling"],
 }
 

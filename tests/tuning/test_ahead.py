@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import rocm_passes
 from rocm_passes.backend import rocm_diffusion
+from rocm_passes.ops.conv2d import CONV2D, Conv2d
 from rocm_passes.options import Options
 from rocm_passes.policy import bounds
 from rocm_passes.target import Target
@@ -146,6 +147,21 @@ def test_calls_survive_the_way_to_another_process() -> None:
         assert found.call.key() == found.key
         assert found.call.weight.shape == meant.weight.shape
         assert found.call.compute is meant.compute
+
+
+def test_a_conv2d_survives_the_way_to_another_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tuning, "BUDGET", tuning.Budget())
+    x, weight = torch.empty(1, 4, 9, 9), torch.empty(6, 4, 3, 3)
+    meant = Conv2d(x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    with ahead.noting() as noted:
+        assert ahead.note(meant.key(), CONV2D.lowerings[:1], meant)
+    (found,) = ahead.Noted.loads(noted.dumps()).calls
+    assert isinstance(found.call, Conv2d) and found.call.key() == meant.key()
+    assert tuning.lowerings(found) == CONV2D.lowerings[:1]
+    options = Options(choices=str(tmp_path / "c.json"))
+    assert tuning.measure_noted([found], options, MI300) == 1
 
 
 def test_nobody_noting_nothing_noted() -> None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import weakref
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from rocm_passes.ops.conv2d import CONV2D, Conv2d
 from rocm_passes.ops.conv3d import Conv3d
+from rocm_passes.ops.implicit_gemm_conv import IMPLICIT_GEMM_CONV, fake
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.tuning import measure as measuring
 from rocm_passes.tuning import rounds
@@ -95,6 +98,59 @@ def test_a_tile_of_one_tap_alone_is_read_and_written() -> None:
     assert mib == 2 * 4
     # Of four megabytes each: three outputs read, two frames written, and half an addition's passes over them.
     assert meter.moved == (3 + 2 + 2) * 4 * 2**20
+
+
+TRITON = next(low for low in LOWERINGS if low.name == "triton")
+
+
+def test_the_kernel_reads_a_channels_last_graph_without_copies() -> None:
+    c = call((2, 4), channels=16, out=16, size=(32, 32), dtype=torch.float16, channels_last=True)
+    c = with_tensors(lambda t: t.to(memory_format=torch.channels_last_3d) if t.ndim == 5 else t, c)
+    meter = measuring.Meter()
+    assert TRITON.write is not None
+    result = TRITON.write(meter, replace(c, bias=None))
+    assert len(meter.work) == 1
+    assert torch.equal(meter.work[0](), result)
+    assert (meter.finish(result), meter.moved) == (0, 0)
+
+
+def test_copies_into_channels_last_are_counted() -> None:
+    """In a contiguous graph: both pieces and the weight are copied, and the result is copied back."""
+    c = call((2, 4), channels=16, out=16, size=(128, 256), dtype=torch.float16)
+    c, meter = replace(c, bias=None), measuring.Meter(counts_layouts=True)
+    with mock.patch.object(measuring, "_launches", _one_result):
+        assert TRITON.write is not None
+        result = TRITON.write(meter, c)
+    read = [*c.x, c.weight, result]
+    assert meter.moved == 2 * sum(t.numel() * 2 for t in read)
+    # 2 + 4 frames of 1 MiB, and the channels-last result of 4 MiB; the weight has 14 KB.
+    assert meter.finish(result) == 2 + 4 + 4
+
+
+def _one_result(args: tuple[Any, ...], kwargs: Any) -> Any:
+    made = fake(IMPLICIT_GEMM_CONV.bind(args, kwargs)[0])
+    return lambda: made
+
+
+def test_a_kernel_that_raises_is_left_out_and_not_timed_as_plain_torch() -> None:
+    c = call((2, 4), channels=8, out=8, dtype=torch.float16)
+    kernel = IMPLICIT_GEMM_CONV.lowering("triton")
+    assert kernel is not None
+
+    def run(call: Any) -> Any:
+        raise RuntimeError("out of resource: shared memory")
+
+    with mock.patch.object(IMPLICIT_GEMM_CONV, "lowerings", [replace(kernel, run=run)]):
+        found = measuring.measure([TRITON, ABLE[1]], c)
+    assert found.skipped == {"triton": "RuntimeError: out of resource: shared memory"}
+    assert set(found.ms) == {ABLE[1].name}
+
+
+def test_a_conv2d_is_measured() -> None:
+    x, weight = torch.empty(1, 4, 9, 9), torch.empty(6, 4, 3, 3)
+    c = Conv2d(x, weight, torch.empty(6), [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    found = measuring.measure(CONV2D.lowerings[:1], c)
+    assert set(found.ms) == {"channels_last"} and not found.skipped
 
 
 def test_a_lowering_that_raises_is_one_less() -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from rocm_passes.idioms.convolution import conv2d, conv3d, worth
+from rocm_passes.ops.conv2d import CONV2D, Conv2d
 from rocm_passes.ops.conv3d import Conv3d
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.options import Options
-from rocm_passes.target import Target
+from rocm_passes.rewrite.choose import asked
+from rocm_passes.target import AMD_ARCHITECTURES, Target
 from rocm_passes.tuning import measure as measuring
 from rocm_passes.tuning import tuning
 from rocm_passes.tuning.store import Measured, Store, store
@@ -188,3 +192,83 @@ def test_flops_are_those_of_the_formula() -> None:
 
 def test_measured_holds_nothing_unknown() -> None:
     assert Measured({}, {}).best() is None
+
+
+CANDIDATES = {"triton", "direct", "unfold"}
+
+
+@pytest.mark.parametrize(("triton", "expected"), [(1.0, "triton"), (9.0, "direct")])
+@pytest.mark.parametrize("arch", AMD_ARCHITECTURES)
+def test_the_kernel_is_taken_where_it_measures_faster(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, triton: float, expected: str, arch: str
+) -> None:
+    """Through `choose`, on a faked GPU, in a graph that is not channels-last."""
+    clock = Clock(triton=triton, direct=3.0, unfold=5.0)
+    monkeypatch.setattr(measuring, "measure", clock)
+    monkeypatch.setattr(worth, "WORTH_MEASURING", 0)
+    c = call((2, 4), dtype=torch.bfloat16)
+    options, target = Options(choices=str(tmp_path / "c.json")), Target("amd", arch, arch, "2.11", "3.6")
+    able = [low for low in LOWERINGS if asked(low, c, target, options).verdict == "able"]
+    found = conv3d.measured(able, c, target, options)
+    assert {low.name for low in able} == set(clock.asked) == CANDIDATES
+    assert found is not None and found[0].name == expected
+    assert f"triton {triton:g} ms" in found[1] or found[0].name == "triton"
+
+
+def test_the_kernel_keeps_to_the_memory_bound(tmp_path: Path) -> None:
+    c = call((2, 4), dtype=torch.bfloat16)
+    able = [low for low in LOWERINGS if low.name in CANDIDATES]
+    options = Options(choices=str(tmp_path / "c.json"), conv_memory_mib=50)
+    clock = Clock(triton=1.0, direct=3.0, unfold=5.0)
+    found = tuning.pick(c.key(), able, c, MI300, options, clock)
+    assert found is not None and found[0].name == "direct"
+    assert "triton 1 ms, which needs 100 MiB" in found[1]
+
+
+def test_a_store_without_the_kernel_is_used_where_nothing_can_be_measured(tmp_path: Path) -> None:
+    """It was written before there was a Triton lowering."""
+    c = call((2, 4), dtype=torch.bfloat16)
+    able = [low for low in LOWERINGS if low.name in CANDIDATES]
+    old = Measured({"direct": 3.0, "unfold": 2.0, "taps": 1.0}, {"direct": 0, "unfold": 9, "taps": 9})
+    store(str(tmp_path / "c.json")).add(tuning.machine(MI300), c.key(), old)
+    options = Options(choices=str(tmp_path / "c.json"), tune_seconds=0)
+    found = tuning.pick(c.key(), able, c, MI300, options)
+    assert found is not None and found[0].name == "unfold"
+
+
+def image(size: int = 64, **changes: Any) -> Conv2d:
+    x = torch.empty(1, 8, size, size, dtype=torch.bfloat16, device="meta")
+    weight = torch.empty(16, 8, 3, 3, dtype=torch.bfloat16, device="meta")
+    return replace(Conv2d(x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1), **changes)
+
+
+@pytest.mark.parametrize(("triton", "expected"), [(1.0, "triton"), (9.0, "channels_last")])
+def test_a_conv2d_is_measured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, triton: float, expected: str
+) -> None:
+    monkeypatch.setattr(measuring, "measure", clock := Clock(triton=triton, channels_last=3.0))
+    options = Options(choices=str(tmp_path / "c.json"))
+    assert conv2d.measured(CONV2D.lowerings, image(), MI300, options) is None
+    assert conv2d.measured(CONV2D.lowerings[:1], image(1024), MI300, options) is None
+    assert clock.asked == []
+    found = conv2d.measured(CONV2D.lowerings, image(1024), MI300, options)
+    assert found is not None and found[0].name == expected
+    kept = Store(tmp_path / "c.json").find(tuning.machine(MI300), image(1024).key())
+    assert kept is not None and set(kept.ms) == {"triton", "channels_last"}
+
+
+def test_a_conv2d_s_key_tells_calls_apart() -> None:
+    assert image().key() == "conv2d bfloat16 x 1x8x64x64 w 16x8x3x3 pad 1x1 channels-last"
+    assert image().flops() == 2 * 16 * 64 * 64 * 8 * 9
+    different = [
+        image(),
+        image(65),
+        image(stride=[2]),
+        image(padding=[0]),
+        image(padding=[0, 1]),
+        image(dilation=[1, 2]),
+        image(groups=2),
+        image(x=image().x.half(), weight=image().weight.half()),
+        image(weight=image().weight[:8]),
+    ]
+    assert len({c.key() for c in different}) == len(different)

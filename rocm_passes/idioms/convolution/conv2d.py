@@ -12,7 +12,7 @@ Refused: nothing; a convolution that layout does not suit is not a site.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from torch import fx
@@ -21,9 +21,14 @@ from rocm_passes.fx import memory_format
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.convolution.videos import SORTED_BY
+from rocm_passes.idioms.convolution.worth import worth_measuring
 from rocm_passes.ops import conv2d as op
+from rocm_passes.ops.operator import Lowering
+from rocm_passes.options import Options
 from rocm_passes.policy import layout
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match
+from rocm_passes.target import Target
+from rocm_passes.tuning import tuning
 
 NAME = "conv2d"
 
@@ -38,4 +43,13 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
             yield Match(node, frozenset({node}), (node,), op.Conv2d(*arguments), {}, parameters)
 
 
-IDIOM = Idiom(NAME, find, op.CONV2D.lowerings)
+def measured(
+    able: Sequence[Lowering[Any]], call: op.Conv2d, target: Target, options: Options
+) -> tuple[Lowering[Any], str] | None:
+    """By measurement, where there is a choice and it is enough work to time."""
+    if len(able) < 2 or not call.has_numbers() or not worth_measuring(call):
+        return None
+    return tuning.pick(call.key(), able, call, target, options)
+
+
+IDIOM = Idiom(NAME, find, op.CONV2D.lowerings, measured=measured)

@@ -11,8 +11,9 @@ Before (the first frame, or an image)           After, as conv2d
     y = convolution(p, w, bias, ...)
 
 When it pays: always where taps see only zeros; where the spatial padding would be copied; on AMD, by
-published results, since MIOpen had no heuristics for 3-D convolutions; on NVIDIA cuDNN's conv3d or the sum of
-taps, by shape.
+published results, since MIOpen had no heuristics for 3-D convolutions: one conv2d over the unfolded frames
+(16 bits) or the sum of taps (float32); on NVIDIA cuDNN's conv3d, the Triton kernel or the sum of taps, by shape.
+A sum of taps rounded to 16 bits is less exact than conv3d and needs rewrite_numerics="fast".
 
 Refused: an empty result (eager raises there); symbolic weight sizes.
 """
@@ -31,11 +32,12 @@ from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.convolution import padding
 from rocm_passes.idioms.convolution.videos import SORTED_BY
+from rocm_passes.idioms.convolution.worth import worth_measuring
 from rocm_passes.kernels.aten.conv3d import WHOLE_KERNEL
 from rocm_passes.ops import conv3d as op
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.options import Options
-from rocm_passes.policy import bounds, layout
+from rocm_passes.policy import layout
 from rocm_passes.policy.memory import usual_memory_mib
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
 from rocm_passes.target import Target
@@ -133,8 +135,7 @@ def measured(
     """
     if call.live_taps() is None or call.is_patch_embedding():
         return None
-    few_operations = call.flops() < bounds.WORTH_MEASURING.value
-    if few_operations and call.tensors_mib() < bounds.WORTH_MEASURING_MIB.value:
+    if not worth_measuring(call):
         return None
     if call.spares_taps():
         able = [low for low in able if low.name not in WHOLE_KERNEL]

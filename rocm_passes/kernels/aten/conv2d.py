@@ -14,12 +14,12 @@ from rocm_passes.ops.operator import Lowering
 
 
 def write(b: Any, call: Conv2d) -> Any:
-    x, weight = (
-        b(inductor_prims.force_stride_order, t, make_channels_last_strides_for(b.value(t).shape))
-        for t in (call.x, call.weight)
-    )
-    arguments = replace(call, x=x, weight=weight).arguments()
-    return b(torch.ops.aten.convolution.default, *arguments.values())
+    made = replace(call, x=channels_last(b, call.x), weight=channels_last(b, call.weight))
+    return b(torch.ops.aten.convolution.default, *made.arguments().values())
+
+
+def channels_last(b: Any, t: Any) -> Any:
+    return b(inductor_prims.force_stride_order, t, make_channels_last_strides_for(b.value(t).shape))
 
 
 CHANNELS_LAST = CONV2D.register(Lowering("channels_last", write=write))

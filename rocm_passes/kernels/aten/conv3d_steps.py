@@ -64,9 +64,29 @@ class Steps:
             parts.insert(0, self._zero_frames(front))
         if back:
             parts.append(self._zero_frames(back))
+        return self._end_to_end(parts)
+
+    def _end_to_end(self, parts: Sequence[Any]) -> Any:
         if not self.call.channels_last:
             return self.b(aten.cat.default, parts, 2)
         return self.channels_first(self.b(aten.cat.default, [self.channels_behind(p) for p in parts], 1))
+
+    def front_and_chunk(self) -> tuple[Any, Any]:
+        """The pieces as two tensors, the first None where there is one piece. Of more, the fewest frames are copied."""
+        x = self.call.x
+        if len(x) == 1:
+            return None, self._read(x)
+        frames = [self.b.value(piece).shape[2] for piece in x]
+
+        def copied(at: int) -> int:
+            return sum(sum(part) for part in (frames[:at], frames[at:]) if len(part) > 1)
+
+        at = min(range(1, len(x)), key=copied)
+        return self._read(x[:at]), self._read(x[at:])
+
+    def _read(self, pieces: Sequence[Any]) -> Any:
+        x = pieces[0] if len(pieces) == 1 else self._end_to_end(pieces)
+        return self.laid_out(self.cast(self._ranges.input(x) if self._ranges else x))
 
     def _padded(self, x: Any, front: int, back: int) -> Any:
         if not (front or back):

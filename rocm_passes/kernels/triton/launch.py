@@ -32,6 +32,10 @@ class Launch:
     arguments: dict[str, Any]
     num_warps: int
 
+    def run(self) -> None:
+        with device_guard(next(a for a in self.arguments.values() if isinstance(a, Tensor))):
+            self.kernel[self.grid](**self.arguments, num_warps=self.num_warps)
+
 
 _written: ContextVar[list[Launch] | None] = ContextVar("launches written down", default=None)
 

@@ -13,15 +13,15 @@ import triton
 from torch import Tensor
 
 from rocm_passes.kernels.triton.common import INT32_MAX
-from rocm_passes.kernels.triton.conv.call import (
+from rocm_passes.kernels.triton.convolution.implicit_gemm.call import (
     Conv,
     channels_innermost,
     max_offset,
     refusal,
     same_layout,
 )
-from rocm_passes.kernels.triton.conv.kernel import conv_kernel
-from rocm_passes.kernels.triton.conv.tiles import Tile, choose_tile
+from rocm_passes.kernels.triton.convolution.implicit_gemm.kernel import conv_kernel
+from rocm_passes.kernels.triton.convolution.implicit_gemm.tiles import Tile, choose_tile
 from rocm_passes.kernels.triton.launch import launch
 from rocm_passes.target import Target, triton_is_interpreted
 

@@ -12,7 +12,7 @@ import triton
 from torch import Tensor
 
 from rocm_passes.kernels.triton.common import INT32_MAX, TRITON_TYPE
-from rocm_passes.kernels.triton.conv.tiles import Tile
+from rocm_passes.kernels.triton.convolution.implicit_gemm.tiles import Tile
 
 Fill = Literal["zeros", "replicate"]
 Ends = tuple[int, int]

@@ -1,0 +1,82 @@
+"""conv3d as one launch of the Triton kernel: frames are not joined and pixels not padded in memory.
+
+The kernel reads channels-last tensors. In a graph of another memory format the lowering writes copies
+of the input and of the result, which a measurement counts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._inductor import inductor_prims
+from torch._prims_common import make_contiguous_strides_for
+
+from rocm_passes.kernels.aten.conv3d import compute_note
+from rocm_passes.kernels.aten.conv3d_steps import LOW_PRECISION, Steps, Writer, aten
+from rocm_passes.kernels.triton.convolution import implicit_gemm_conv
+from rocm_passes.ops.conv3d import CONV3D, Conv3d
+from rocm_passes.ops.implicit_gemm_conv import IMPLICIT_GEMM_CONV, ImplicitGemmConv
+from rocm_passes.ops.operator import Lowering
+from rocm_passes.ops.time_axis import frames_of
+from rocm_passes.target import Target
+
+
+def write(b: Writer, call: Conv3d) -> Any:
+    c = Steps(b, replace(call, channels_last=True))
+    front, x = c.front_and_chunk()
+    made = ImplicitGemmConv(x=x, front=front, weight=c.kernel(), bias=c.bias, **_parameters(call))
+    y = IMPLICIT_GEMM_CONV.write(b, made, "triton")
+    if call.extra_frames:
+        y = b(aten.slice.Tensor, y, 2, 0, b.value(y).shape[2] - call.extra_frames)
+    y = c.finished(y)
+    if call.channels_last:
+        return y
+    return b(inductor_prims.force_stride_order, y, make_contiguous_strides_for(b.value(y).shape))
+
+
+def refuses(call: Conv3d, target: Target) -> str | None:
+    compute = call.compute or call.x[0].dtype
+    if compute not in LOW_PRECISION:
+        return f"it computes in {compute}; the kernel has been measured in 16 bits alone"
+    if call.groups != 1:
+        return f"groups={call.groups}; 1 is needed"
+    if not all(isinstance(size, int) for t in call.tensors() for size in t.shape):
+        return "its sizes are symbolic"
+    x, weight = _meta(call.x[0], compute, frames_of(call.x)), _meta(call.weight, compute)
+    bias = None if call.bias is None else _meta(call.bias, call.bias.dtype)
+    made = ImplicitGemmConv(x=x, front=None, weight=weight, bias=bias, **_parameters(call))
+    return implicit_gemm_conv.refuses(made, target)
+
+
+def _parameters(call: Conv3d) -> dict[str, Any]:
+    """Frames in excess are zeros behind the others."""
+    front, back = call.zeros
+    return {
+        "zeros": (front, back + call.extra_frames * call.stride[0]),
+        "stride": call.stride,
+        "padding": call.padding,
+        "dilation": call.dilation,
+    }
+
+
+def _meta(t: Tensor, dtype: torch.dtype, frames: int | None = None) -> Tensor:
+    """A tensor of the shape; frames: instead of t's."""
+    shape = list(t.shape)
+    if frames is not None:
+        shape[2] = frames
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+TRITON = CONV3D.register(
+    Lowering(
+        "triton",
+        requires=implicit_gemm_conv.REQUIRES,
+        refuses=refuses,
+        note=compute_note,
+        write=write,
+    ),
+    before="direct",
+)
