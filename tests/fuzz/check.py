@@ -41,7 +41,7 @@ class Setting:
         return ("rewrite_numerics", "strict") in self.options
 
     def __str__(self) -> str:
-        return f"{self.target} {dict(self.options)}"
+        return f"{self.target} {dict(self.options)}{'' if self.visible else ' in control flow'}"
 
 
 def _setting(target: str, **options: Any) -> Setting:
@@ -156,7 +156,7 @@ def _check_graph(program: Program, settings: Sequence[Setting], outcome: Outcome
             if not setting.visible:
                 outcome.failures += _laid_out_unlike(found, got, unfused)
             if setting.strict:
-                outcome.failures += _other_bits(found, *_whole(traced, program, setting, again))
+                outcome.failures += _rounded_elsewhere(found, *_whole(traced, program, setting, again))
 
 
 def _whole(
@@ -263,16 +263,19 @@ def _sharing(tensors: Sequence[Tensor]) -> set[tuple[int, int]]:
     return {(i, j) for j in range(len(at)) for i in range(j) if at[i] == at[j]}
 
 
-def _other_bits(found: Callable[..., Failure], got: Sequence[Tensor], unfused: Sequence[Tensor]) -> list[Failure]:
-    other = [i for i, (g, u) in enumerate(zip(got, unfused, strict=True)) if not torch.equal(g, u)]
-    if not other:
-        return []
-    i = other[0]
-    if got[i].shape != unfused[i].shape:
-        return []
-    away = (got[i].double() - unfused[i].double()).abs()
-    share = (away > 0).double().mean().item()
-    return [found("strict", message=f"output {i}: other bits in {share:.0%}, by up to {away.max().item():.3g}")]
+def _rounded_elsewhere(
+    found: Callable[..., Failure], got: Sequence[Tensor], unfused: Sequence[Tensor]
+) -> list[Failure]:
+    """Strict: rounded where the unfused graph is. Sums in float32 may be in another order, and so a rare element in 16 bits."""
+    for i, (g, u) in enumerate(zip(got, unfused, strict=True)):
+        if g.shape != u.shape or not g.numel() or torch.equal(g, u):
+            continue
+        scale = 1.0 + u.double().abs().max().item()
+        away = (g.double() - u.double()).abs() > 64 * torch.finfo(torch.float32).eps * scale
+        share = away.double().mean().item()
+        if share > 0.02 and int(away.sum()) > 2:
+            return [found("strict", message=f"output {i}: {share:.0%} of the elements are rounded elsewhere")]
+    return []
 
 
 # -- programs that go through torch.compile -------------------------------------------------------------------------
