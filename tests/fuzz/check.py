@@ -1,4 +1,4 @@
-"""Is a rewritten program right? Values against float64, dtypes, shapes, strides, shared memory, gradients, strict bits."""
+"""Is a rewritten program right? Values against float64, dtypes, shapes, strides, shared memory, gradients, rounding."""
 
 from __future__ import annotations
 
@@ -113,7 +113,9 @@ def check(program: Program, settings: Sequence[Setting] | None = None) -> Outcom
                 run(program, doubtful, second, again)
                 still = {f.setting for f in second.failures}
                 gone = [s for s in doubtful if s not in still]
-                outcome.failures = [f for f in outcome.failures if f.setting not in gone or f.kind == "strict"]
+                outcome.failures = [
+                    f for f in outcome.failures if f.setting not in gone or f.kind == "strict"
+                ]
                 doubtful = [s for s in doubtful if s in still]
     return outcome
 
@@ -242,7 +244,9 @@ def _laid_out_unlike(
     failures = []
     for i, (g, u) in enumerate(zip(got, unfused, strict=True)):
         if g.shape == u.shape and g.numel() and _strides(g) != _strides(u):
-            failures.append(found("strides", message=f"output {i}: {g.stride()}, the unfused graph {u.stride()}"))
+            failures.append(
+                found("strides", message=f"output {i}: {g.stride()}, the unfused graph {u.stride()}")
+            )
     return failures
 
 
@@ -266,7 +270,7 @@ def _sharing(tensors: Sequence[Tensor]) -> set[tuple[int, int]]:
 def _rounded_elsewhere(
     found: Callable[..., Failure], got: Sequence[Tensor], unfused: Sequence[Tensor]
 ) -> list[Failure]:
-    """Strict: rounded where the unfused graph is. Sums in float32 may be in another order, and so a rare element in 16 bits."""
+    """Strict: rounded where the unfused graph is. Sums in float32 may be in another order."""
     for i, (g, u) in enumerate(zip(got, unfused, strict=True)):
         if g.shape != u.shape or not g.numel() or torch.equal(g, u):
             continue
@@ -303,7 +307,9 @@ def _check_compiled(program: Program, settings: Sequence[Setting], outcome: Outc
             for ledger in ledgers:
                 _count(ledger, outcome, found)
             outcome.failures += _unlike(found, got[0], eager[0], eager[0], exact[0], "value")
-            outcome.failures += _unlike(found, got[1], eager[1], eager[1], exact[1], "gradient" if grad else "input")
+            outcome.failures += _unlike(
+                found, got[1], eager[1], eager[1], exact[1], "gradient" if grad else "input"
+            )
 
 
 Given = tuple[list[Tensor], list[Tensor]]
@@ -322,7 +328,9 @@ def _called(call: Callable[..., Any], inputs: list[Tensor], grad: bool) -> Given
     """(results, inputs behind the call or their gradients)"""
     if not grad:
         return list(call(*inputs)), inputs
-    wanted = [t.requires_grad_() for t in inputs if t.dtype.is_floating_point and t.dtype is not torch.float8_e4m3fn]
+    wanted = [
+        t.requires_grad_() for t in inputs if t.dtype.is_floating_point and t.dtype is not torch.float8_e4m3fn
+    ]
     results = list(call(*inputs))
     loss = sum((r.double() * _weights(r)).sum() for r in results if r.requires_grad)
     if not isinstance(loss, Tensor):

@@ -138,5 +138,7 @@ def run(only: str, docs: Path | None) -> int:
         print(rows[-1], flush=True)
     if docs is not None:
         head, _, _ = docs.read_text().partition("| planted fault |")
-        docs.write_text("\n".join([f"{head}| planted fault | programs until it was caught |", "|---|---|", *rows, ""]))
+        docs.write_text(
+            "\n".join([f"{head}| planted fault | programs until it was caught |", "|---|---|", *rows, ""])
+        )
     return min(missed, 1)

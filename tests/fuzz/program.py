@@ -127,7 +127,7 @@ sys.exit(f"outputs and their errors: {{bad}}" if bad else 0)
 
 def widened(t: Tensor) -> Tensor:
     """The tensor in float64 (complex128), in the very places of memory that it has."""
-    if not t.is_floating_point() and not t.is_complex() or t.dtype is torch.float8_e4m3fn:
+    if (not t.is_floating_point() and not t.is_complex()) or t.dtype is torch.float8_e4m3fn:
         return t.clone(memory_format=torch.preserve_format)
     return placed(t, torch.complex128 if t.is_complex() else torch.float64)
 

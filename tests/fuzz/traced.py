@@ -14,7 +14,7 @@ from unittest import mock
 
 import torch
 from torch import Tensor, fx
-from torch._functorch.aot_autograd import aot_function, make_boxed_func
+from torch._functorch.aot_autograd import aot_function
 from torch._inductor import compile_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
@@ -56,7 +56,9 @@ class Traced:
 
         def run(args: list[Any]) -> Any:
             assert self._now is not None
-            return AsInductorLays(self._now, garbage_collect_values=False).run(*args, enable_io_processing=False)
+            return AsInductorLays(self._now, garbage_collect_values=False).run(
+                *args, enable_io_processing=False
+            )
 
         run._boxed_call = True  # type: ignore[attr-defined]
         return run
@@ -109,7 +111,11 @@ class AsInductorLays(fx.Interpreter):
 
 
 def _as_promised(found: Any, promised: Any) -> Any:
-    if not isinstance(found, Tensor) or not isinstance(promised, Tensor) or found.stride() == promised.stride():
+    if (
+        not isinstance(found, Tensor)
+        or not isinstance(promised, Tensor)
+        or found.stride() == promised.stride()
+    ):
         return found
     if found.shape != promised.shape or not strides.is_dense(promised):
         return found

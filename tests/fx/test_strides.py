@@ -52,7 +52,9 @@ def test_outputs_of_a_body_with_gaps_between(view: str) -> None:
     with torch.no_grad(), references_run():
         traced = Traced(f, (VIDEO, KERNEL))
         traced.trace()
-        ledger = traced.rewrite(Options(select="always", layout="channels_last"), target_named("cpu"), visible=False)
+        ledger = traced.rewrite(
+            Options(select="always", layout="channels_last"), target_named("cpu"), visible=False
+        )
         (found,) = traced(VIDEO, KERNEL)
     assert [e.outcome for e in ledger.entries] == ["rewritten"]
     (want,) = f(VIDEO, KERNEL)

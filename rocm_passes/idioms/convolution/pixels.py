@@ -117,4 +117,6 @@ def _loses_nothing(narrow: torch.dtype, wide: torch.dtype | None) -> bool:
     if wide is None or not (narrow.is_floating_point and wide.is_floating_point):
         return False
     # torch has no promotion of 8-bit floats.
-    return narrow is wide or (min(narrow.itemsize, wide.itemsize) > 1 and torch.promote_types(narrow, wide) is wide)
+    return narrow is wide or (
+        min(narrow.itemsize, wide.itemsize) > 1 and torch.promote_types(narrow, wide) is wide
+    )
