@@ -17,7 +17,7 @@ from tests.fuzz.program import Program, Statement
 from tests.fuzz.shrink import shrink
 from tests.suites import everything
 
-PROGRAMS, AT_ONCE = 400, 25
+PROGRAMS, AT_ONCE = 225, 25
 #: Faults that are known and not mended: each must go on failing, until whoever mends it takes it off the list.
 KNOWN: dict[int, str] = {
     149: "a norm over a dim of size 0: dividing by its size ends the search for norms",
