@@ -1,4 +1,4 @@
-"""Is a rewritten program right? Values against float64, dtypes, shapes, strides, shared memory, gradients, rounding."""
+"""Is a rewritten program right? Values against float64, dtypes, shapes, strides, shared memory, gradients."""
 
 from __future__ import annotations
 

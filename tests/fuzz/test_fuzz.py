@@ -22,7 +22,6 @@ PROGRAMS, AT_ONCE = 225, 25
 KNOWN: dict[int, str] = {
     149: "a norm over a dim of size 0: dividing by its size ends the search for norms",
     214: "control flow: two outputs that shared memory share it no more",
-    147: "control flow: two outputs that shared memory share it no more",
     266: "outputs that shared memory share it no more",
 }
 
