@@ -1,4 +1,4 @@
-# make test | test-all | demo | lint | format | docs | clean
+# make test | test-all | fuzz SECONDS=600 | mutants | demo | lint | format | docs | clean
 # Each makes its own virtual environment where none is there.
 
 VENV := .venv
@@ -7,7 +7,7 @@ PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 
-.PHONY: test test-all demo lint format docs clean
+.PHONY: test test-all fuzz mutants demo lint format docs clean
 
 # The fast suite. test-all adds every combination of parameters, more drawn examples, and generated
 # code where the fast suite runs a rewritten graph as it is.
@@ -16,6 +16,15 @@ test: $(READY)
 
 test-all: $(READY)
 	$(RUN) -m pytest -n 2 --dist worksteal --codegen $(PYTEST_ARGS)
+
+# Random programs until the time is over; a case file for each that fails.
+SECONDS := 600
+fuzz: $(READY)
+	$(RUN) -m tests.fuzz --seconds $(SECONDS) $(FUZZ_ARGS)
+
+# Faults planted in the package: each must be caught. Writes the table of docs/fuzzing.md.
+mutants: $(READY)
+	$(RUN) -m tests.fuzz --mutants --docs docs/fuzzing.md
 
 demo: $(READY)
 	$(RUN) -m examples.demo $(DEMO_ARGS)

@@ -149,15 +149,21 @@ def keep_output_strides(
     # What stands behind a change says still how it lay before.
     _recompute_values(graph, fake_mode)
     found, changed = outputs(graph), 0
+    made: dict[tuple[fx.Node, tuple[Any, ...]], fx.Node] = {}
     for place, (output, was) in enumerate(zip(found, before, strict=True)):
         now = n.value(output)
         if was is None or now is None or now.stride() == was.stride():
+            continue
+        # A tensor that is returned twice is one tensor still.
+        once = output, tuple(was.stride())
+        if once in made:
+            found[place] = made[once]
             continue
         with graph.inserting_before(graph.output_node()):
             b = Builder(graph, fake_mode, output)
             forced = restrided(b, output, was) or _with_gaps(b, output, was)
         if forced is not None:
-            found[place] = forced
+            found[place] = made[once] = forced
             changed += 1
     set_outputs(graph, found)
     return changed

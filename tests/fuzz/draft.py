@@ -54,7 +54,9 @@ class Draft:
         self.inputs[name] = expression
         return name
 
-    def tensor(self, shape: Sequence[int], dtype: str | None = None, scale: float = 1.0, add: float = 0.0) -> str:
+    def tensor(
+        self, shape: Sequence[int], dtype: str | None = None, scale: float = 1.0, add: float = 0.0
+    ) -> str:
         """An input of normally distributed values."""
         text = f"torch.randn({', '.join(map(str, shape))})"
         if scale != 1.0:

@@ -63,7 +63,13 @@ def start(d: Draft) -> str:
         2: [d.size(1, 5, 7), d.size(8, 16, 6)],
         3: [batch, d.size(1, 5, 7, 12), d.size(8, 16, 12)],
         4: [batch, d.size(3, 4, 6), d.size(2, 3, 4, 6), d.size(4, 8, 8, 12)],
-        5: [d.size(1, 1, 2) if not d.square else 4, d.size(4, 4, 8, 6), d.size(1, 2, 3, 4), d.size(3, 4), d.size(4, 3, 5)],
+        5: [
+            d.size(1, 1, 2) if not d.square else 4,
+            d.size(4, 4, 8, 6),
+            d.size(1, 2, 3, 4),
+            d.size(3, 4),
+            d.size(4, 3, 5),
+        ],
     }[rank]
     if d.square:
         sizes = [4 if rank == 5 else d.square] * rank
@@ -131,7 +137,8 @@ def cyclic(d: Draft, x: str) -> str:
     """Two chains, each scaled by what the other makes."""
     y = norms.other_of(d, x)
     size, dim = d.shape(x)[-1], "-2, keepdim=True" if len(d.shape(x)) > 1 else "0"
-    a, b = (d.say(f"{n} + {norms.other_of(d, n)}") for n in (x, y))
+    # Never the same sum twice: the difference of two equal chains would be noise.
+    a, b = (d.say(f"{n} {sign} {norms.other_of(d, n)}") for n, sign in ((x, "+"), (y, "-")))
     first = d.say(f"F.layer_norm({a}, ({size},)) * (1 + {b}.mean({dim}))")
     second = d.say(f"F.layer_norm({b}, ({size},)) * (1 + {d.one(a, first)}.mean({dim}))")
     d.kinds.append("cyclic")
@@ -146,7 +153,9 @@ def _in_control_flow(d: Draft, x: str) -> str:
     if d.maybe(0.5):
         d.kinds.append("cond")
         other = d.one("a * 2", "a.sin()", norm)
-        return d.say(f"torch.cond({x}.sum() > {d.one(-1e6, 1e6)}, lambda a: {norm}, lambda a: {other}, ({x},))")
+        return d.say(
+            f"torch.cond({x}.sum() > {d.one(-1e6, 1e6)}, lambda a: {norm}, lambda a: {other}, ({x},))"
+        )
     d.kinds.append("checkpoint")
     return d.say(f"checkpoint(lambda a: {norm}, {x})")
 
@@ -160,12 +169,12 @@ def outputs(d: Draft, last: str) -> list[str]:
             found.append(d.one(*inner))
     if d.maybe(0.1):
         viewed = d.one(*found)
-        made = d.attempt(lambda: d.say(d.one(f"{viewed}.transpose(0, -1)", f"{viewed}[:1]", f"{viewed}.flatten()")))
+        made = d.attempt(
+            lambda: d.say(d.one(f"{viewed}.transpose(0, -1)", f"{viewed}[:1]", f"{viewed}.flatten()"))
+        )
         found += [made] if made else []
     if d.maybe(0.03):
         found.append(d.one(*d.inputs))
     if d.maybe(0.03):
         found.append(last)
     return found if d.maybe(0.9) else found[::-1]
-
-

@@ -61,7 +61,8 @@ def arithmetic(d: Draft, x: str) -> str:
 
 def in_place(d: Draft, x: str) -> str:
     """A write into a value, or into a view of it, that others may have read."""
-    if d.values[x].numel() == 0 or any(st == 0 and n > 1 for st, n in zip(d.values[x].stride(), d.shape(x))):
+    dims = zip(d.values[x].stride(), d.shape(x), strict=True)
+    if d.values[x].numel() == 0 or any(stride == 0 and size > 1 for stride, size in dims):
         raise Unfit("nothing to write into")
     other = norms.other_of(d, x)
     forms = [f"{x}.mul_({d.one(0.5, 2.0)})", f"{x}.add_({other})", f"{x}.mul_({other})", f"{x}[0].zero_()",
@@ -79,7 +80,11 @@ def by_strides(d: Draft, x: str) -> str:
     columns = v.numel() // rows
     strides = d.one((columns, 1), (1, rows))
     reach = (rows - 1) * strides[0] + (columns - 1) * strides[1]
-    if reach >= v.numel() or v.storage_offset() or v.untyped_storage().nbytes() < (reach + 1) * v.element_size():
+    if (
+        reach >= v.numel()
+        or v.storage_offset()
+        or v.untyped_storage().nbytes() < (reach + 1) * v.element_size()
+    ):
         raise Unfit("beyond its memory")
     return d.say(f"torch.as_strided({x}, {(rows, columns)}, {strides}, 0)")
 

@@ -38,7 +38,9 @@ def _by_vector_norm(d: Draft, x: str, size: int, eps: float) -> str:
 def _normed(d: Draft, x: str, wide: str, eps: float) -> tuple[str, str]:
     """(what is multiplied, by what)."""
     size = d.shape(wide)[-1]
-    square = d.one("{0}.pow(2)", "{0} * {0}", "{0}.square()", "{0} ** 2", "{0}.abs() ** 2", "torch.pow({0}, 2)")
+    square = d.one(
+        "{0}.pow(2)", "{0} * {0}", "{0}.square()", "{0} ** 2", "{0}.abs() ** 2", "torch.pow({0}, 2)"
+    )
     mean = d.one(
         f"({square.format(wide)}).mean(-1, keepdim=True)",
         f"({square.format(wide)}).mean(-1, keepdim=True)",
@@ -50,7 +52,8 @@ def _normed(d: Draft, x: str, wide: str, eps: float) -> tuple[str, str]:
     )
     if d.maybe(0.06):  # Near misses: over another dim, or over two.
         mean = d.one(
-            f"({square.format(wide)}).mean(-2, keepdim=True)", f"({square.format(wide)}).mean((-2, -1), keepdim=True)"
+            f"({square.format(wide)}).mean(-2, keepdim=True)",
+            f"({square.format(wide)}).mean((-2, -1), keepdim=True)",
         )
     ms = d.say(mean)
     top = d.one(x, wide)
@@ -106,7 +109,9 @@ def layer_norm(d: Draft, x: str) -> str:
         return d.say(f"F.layer_norm({x}, ({size},), {weight}, {bias}, {eps})")
     if d.maybe(0.5):
         var = d.one("unbiased=False", "correction=0", "unbiased=False", "unbiased=True")
-        y = d.say(f"({x} - {x}.mean(-1, keepdim=True)) / torch.sqrt({x}.var(-1, keepdim=True, {var}) + {eps})")
+        y = d.say(
+            f"({x} - {x}.mean(-1, keepdim=True)) / torch.sqrt({x}.var(-1, keepdim=True, {var}) + {eps})"
+        )
     else:
         centred = d.say(f"{x} - {x}.mean(-1, keepdim=True)")
         y = d.say(f"{centred} * torch.rsqrt({centred}.pow(2).mean(-1, keepdim=True) + {eps})")

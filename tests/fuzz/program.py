@@ -1,4 +1,4 @@
-"""A program as source text: inputs, statements, outputs. It runs in its own dtypes or in float64, and prints as a script."""
+"""A program as source text: inputs, statements, outputs. It runs in its own dtypes or in float64."""
 
 from __future__ import annotations
 

@@ -32,7 +32,9 @@ def q_and_k(d: Draft, q: str) -> str:
         text = d.tensor([*d.shape(both[0])], d.dtype_of(both[0]) or "f32")
         dim = layout.index("s")
         return d.say(f"torch.cat([{text}, {both[0]}], {dim}) * torch.cat([{text}, {both[1]}], {dim})")
-    return d.say(f"{both[0]} @ {both[1]}.transpose(-1, -2)") if d.maybe(0.4) else d.say(f"{both[0]} - {both[1]}")
+    return (
+        d.say(f"{both[0]} @ {both[1]}.transpose(-1, -2)") if d.maybe(0.4) else d.say(f"{both[0]} - {both[1]}")
+    )
 
 
 def between(d: Draft, x: str) -> str:
@@ -90,7 +92,9 @@ class Tables:
 
     def narrow(self) -> tuple[str, str]:
         """cos and sin, an entry a pair."""
-        return self._input("cos", f"({self._angles()}).cos()"), self._input("sin", f"({self._angles()}).sin()")
+        return self._input("cos", f"({self._angles()}).cos()"), self._input(
+            "sin", f"({self._angles()}).sin()"
+        )
 
     def interleaved(self) -> tuple[str, str]:
         cos, sin = (f"({self._angles()}).{f}().repeat_interleave(2, -1)" for f in ("cos", "sin"))
@@ -140,7 +144,9 @@ def halved(d: Draft, x: str, tables: Tables | None, layout: str = "bshd") -> str
     else:
         split = d.say(f"{wide}.unflatten(-1, (2, -1))")
         turned = d.say(f"torch.cat([-{split}.unbind(-2)[1], {split}[..., 0, :]], -1)")
-    return _back(d, x, d.say(d.one(f"{wide} * {cos} + {turned} * {sin}", f"{turned} * {sin} + {cos} * {wide}")))
+    return _back(
+        d, x, d.say(d.one(f"{wide} * {cos} + {turned} * {sin}", f"{turned} * {sin} + {cos} * {wide}"))
+    )
 
 
 def turned_pairs(d: Draft, x: str, tables: Tables | None, layout: str = "bshd") -> str:
@@ -184,7 +190,9 @@ def by_matrices(d: Draft, x: str, tables: Tables | None, layout: str = "bshd") -
 
 def _second(d: Draft, a: str, b: str, cos: str, sin: str) -> str:
     if d.maybe(0.06):  # Near misses: no rotation, another sign, a cast inside.
-        return d.one(f"{b} * {cos} - {a} * {sin}", f"{b} * {sin} + {a} * {cos}", f"{b} * {cos} + ({a} * {sin}).to(i32)")
+        return d.one(
+            f"{b} * {cos} - {a} * {sin}", f"{b} * {sin} + {a} * {cos}", f"{b} * {cos} + ({a} * {sin}).to(i32)"
+        )
     return d.one(f"{b} * {cos} + {a} * {sin}", f"{a} * {sin} + {b} * {cos}", f"{a} * {sin} + {cos} * {b}")
 
 
@@ -199,7 +207,9 @@ def _wide(d: Draft, x: str) -> str:
 
 
 def _back(d: Draft, x: str, made: str) -> str:
-    return d.say(f"{made}.to({d.dtype_of(x)})") if d.dtype_of(made) != d.dtype_of(x) and d.maybe(0.8) else made
+    return (
+        d.say(f"{made}.to({d.dtype_of(x)})") if d.dtype_of(made) != d.dtype_of(x) and d.maybe(0.8) else made
+    )
 
 
 SPELLINGS = (stacked, stacked, halved, halved, turned_pairs, written, by_complex, by_complex, by_matrices)

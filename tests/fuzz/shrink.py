@@ -93,7 +93,6 @@ def _reading(s: Statement, old: str, new: str) -> Statement:
     if old not in s.reads:
         return s
 
-
     return replace(s, expression=re.sub(rf"\b{old}\b", new, s.expression))
 
 

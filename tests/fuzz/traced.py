@@ -56,7 +56,9 @@ class Traced:
 
         def run(args: list[Any]) -> Any:
             assert self._now is not None
-            return AsInductorLays(self._now, garbage_collect_values=False).run(*args, enable_io_processing=False)
+            return AsInductorLays(self._now, garbage_collect_values=False).run(
+                *args, enable_io_processing=False
+            )
 
         run._boxed_call = True  # type: ignore[attr-defined]
         return run
@@ -78,6 +80,7 @@ class Traced:
         with _disable_current_modes():
             GraphPass(options, target, ledgers.append)(gm.graph)
         gm.graph.lint()
+        compile_fx.view_to_reshape(gm)  # Inductor lowers a view as a reshape.
         gm.recompile()
         self._now = gm
         return ledgers[0]
@@ -108,7 +111,11 @@ class AsInductorLays(fx.Interpreter):
 
 
 def _as_promised(found: Any, promised: Any) -> Any:
-    if not isinstance(found, Tensor) or not isinstance(promised, Tensor) or found.stride() == promised.stride():
+    if (
+        not isinstance(found, Tensor)
+        or not isinstance(promised, Tensor)
+        or found.stride() == promised.stride()
+    ):
         return found
     if found.shape != promised.shape or not strides.is_dense(promised):
         return found

@@ -53,9 +53,11 @@ def channel_norm(d: Draft, x: str) -> str:
 
 
 def activated(d: Draft, y: str) -> str:
-    return d.say(f"{d.one('F.silu({0})', 'F.silu({0})', '{0} * torch.sigmoid({0})', 'F.relu({0})').format(y)}") if (
-        d.maybe(0.6)
-    ) else y
+    return (
+        d.say(f"{d.one('F.silu({0})', 'F.silu({0})', '{0} * torch.sigmoid({0})', 'F.relu({0})').format(y)}")
+        if (d.maybe(0.6))
+        else y
+    )
 
 
 def plane(d: Draft, y: str) -> str:
@@ -104,7 +106,11 @@ def padded(d: Draft, x: str, kernel: list[int]) -> tuple[str, list[int]]:
     mode = d.one("constant", "constant", "replicate", "reflect")
     if not any(sides):
         return x, own
-    pad = f"F.pad({x}, {sides}" + (f", mode='{mode}'" if mode != "constant" else d.one("", "", "", ", value=0.5")) + ")"
+    pad = (
+        f"F.pad({x}, {sides}"
+        + (f", mode='{mode}'" if mode != "constant" else d.one("", "", "", ", value=0.5"))
+        + ")"
+    )
     return d.say(pad), [0] * rank if d.maybe(0.6) else own
 
 

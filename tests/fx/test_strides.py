@@ -60,3 +60,38 @@ def test_outputs_of_a_body_with_gaps_between(view: str) -> None:
     (want,) = f(VIDEO, KERNEL)
     torch.testing.assert_close(found, want)
     assert found.stride() == want.stride()
+
+
+def test_an_output_of_a_body_that_is_returned_twice_stays_one_tensor() -> None:
+    def f(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        y = F.conv3d(x, w)
+        return y, y
+
+    with torch.no_grad(), references_run():
+        traced = Traced(f, (VIDEO, KERNEL))
+        traced.trace()
+        traced.rewrite(Options(select="always", layout="channels_last"), target_named("cpu"), visible=False)
+        one, other = traced(VIDEO, KERNEL)
+    assert one.data_ptr() == other.data_ptr()
+    assert one.stride() == f(VIDEO, KERNEL)[0].stride()
+
+
+def test_strict_rounds_a_convolution_behind_its_bias() -> None:
+    """Folded into the norm, the bias would be added to a result that is rounded already."""
+    x, w, b = (
+        torch.randn(2, 3, 9, 9).bfloat16(),
+        torch.randn(4, 3, 3, 3).bfloat16() / 5,
+        torch.randn(4).bfloat16(),
+    )
+
+    def f(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor]:
+        return (F.group_norm(F.conv2d(x, w, b), 2, b, b, 0.02),)
+
+    with torch.no_grad(), references_run():
+        traced = Traced(f, (x, w, b))
+        traced.trace()
+        options = Options(select="always", rewrite_numerics="strict", tune_seconds=0.0)
+        traced.rewrite(options, target_named("sm_90"))
+        (found,) = traced(x, w, b)
+    away = (found != f(x, w, b)[0]).double().mean().item()
+    assert away < 0.02

@@ -132,3 +132,12 @@ def test_masks_are_not_read() -> None:
     assert not pixels.repeats(pixels.read(node))
     at.meta["val"] = torch.tensor([0, 2])
     assert pixels.repeats(pixels.read(node))
+
+
+def test_casts_through_8_bits_are_kept() -> None:
+    """torch promotes no 8-bit floats: the question may not raise."""
+    from rocm_passes.idioms.convolution.pixels import _loses_nothing
+
+    assert not _loses_nothing(torch.bfloat16, torch.float8_e4m3fn)
+    assert not _loses_nothing(torch.float8_e4m3fn, torch.bfloat16)
+    assert _loses_nothing(torch.bfloat16, torch.float32)

@@ -114,5 +114,9 @@ def _needed(dtype: torch.dtype | None, casts: tuple[torch.dtype, ...]) -> tuple[
 
 
 def _loses_nothing(narrow: torch.dtype, wide: torch.dtype | None) -> bool:
-    floats = narrow.is_floating_point and wide is not None and wide.is_floating_point
-    return floats and torch.promote_types(narrow, wide) is wide  # type: ignore[arg-type]
+    if wide is None or not (narrow.is_floating_point and wide.is_floating_point):
+        return False
+    # torch has no promotion of 8-bit floats.
+    return narrow is wide or (
+        min(narrow.itemsize, wide.itemsize) > 1 and torch.promote_types(narrow, wide) is wide
+    )

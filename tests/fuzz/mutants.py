@@ -1,0 +1,144 @@
+"""Faults planted in the package, to see that random programs find each. The docs have the table that this writes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from rocm_passes.fx import nodes as n
+from rocm_passes.rewrite.rewriter import Rewriter
+from tests.fuzz.check import check
+from tests.fuzz.generate import program
+
+WITHIN = 500
+Changed = Callable[[Any], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    plant: Callable[[], Any]
+
+
+@contextmanager
+def changed_call(kind: str, change: Changed) -> Iterator[None]:
+    """Each typed call of that class is changed between the match and the rewrite."""
+    original = Rewriter.apply
+
+    def apply(self: Rewriter, match: Any, *rest: Any) -> Any:
+        if type(match.call).__name__ == kind:
+            match = replace(match, call=replace(match.call, **change(match.call)))
+        return original(self, match, *rest)
+
+    with mock.patch.object(Rewriter, "apply", apply):
+        yield
+
+
+def call(name: str, kind: str, change: Changed) -> Mutant:
+    return Mutant(name, functools.partial(changed_call, kind, change))
+
+
+def patched(name: str, target: str, new: Any) -> Mutant:
+    return Mutant(name, lambda: mock.patch(target, new))
+
+
+def _only_user(node: Any) -> Any:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _swapped(c: Any) -> dict[str, Any]:
+    return {"scale0": c.shift0, "shift0": c.scale0} if c.scale0 is not None and c.shift0 is not None else {}
+
+
+MUTANTS: tuple[Mutant, ...] = (
+    call("RMSNorm: eps doubled", "RmsNorm", lambda c: {"eps": 2 * c.eps}),
+    call("RMSNorm: weight offset dropped", "RmsNorm", lambda c: {"weight_offset": 0.0}),
+    call("RMSNorm: weight dropped", "RmsNorm", lambda c: {"weight": None}),
+    call("RMSNorm: bias dropped", "RmsNorm", lambda c: {"bias": None}),
+    call("RMSNorm: round_to ignored", "RmsNorm", lambda c: {"round_to": None}),
+    call("LayerNorm: eps doubled", "LayerNorm", lambda c: {"eps": 2 * c.eps}),
+    call("LayerNorm: bias dropped", "LayerNorm", lambda c: {"bias": None}),
+    call("LayerNorm: weight dropped", "LayerNorm", lambda c: {"weight": None}),
+    call("chain: gate dropped", "FusedNorm", lambda c: {"gate": None}),
+    call("chain: scale and shift swapped", "FusedNorm", _swapped),
+    call("chain: second modulation has the first's tables", "FusedNorm",
+         lambda c: {"scale1": c.scale0, "shift1": c.shift0}),
+    call("chain: scale without 1", "FusedNorm", lambda c: {"scale_offset": 0.0}),
+    call("chain: scale always with 1", "FusedNorm", lambda c: {"scale_offset": 1.0}),
+    call("chain: shift dropped", "FusedNorm", lambda c: {"shift0": None}),
+    call("chain: the branch's norm dropped", "FusedNorm", lambda c: {"branch_norm": False}),
+    call("chain: eps doubled", "FusedNorm", lambda c: {"eps": 2 * c.eps}),
+    call("chain: dtype of the sum is float32", "FusedNorm", lambda c: {"sum_dtype": torch.float32}),
+    call("chain: keep_sum dropped", "FusedNorm", lambda c: {"keep_sum": False}),
+    call("GroupNorm: eps doubled", "GroupNorm", lambda c: {"eps": 2 * c.eps}),
+    call("GroupNorm: one group", "GroupNorm", lambda c: {"groups": 1}),
+    call("GroupNorm: SiLU dropped", "GroupNorm", lambda c: {"silu": False}),
+    call("GroupNorm: SiLU always", "GroupNorm", lambda c: {"silu": True}),
+    call("GroupNorm: multiplier dropped", "GroupNorm", lambda c: {"multiplier": None}),
+    call("GroupNorm and pad: replicate in place of zeros", "GroupNormPad", lambda c: {"mode": "replicate"}),
+    call("channel norm: scale dropped", "ChannelNorm", lambda c: {"scale": 1.0}),
+    call("channel norm: the other form", "ChannelNorm", lambda c: {"form": "l2" if c.form == "mean" else "mean"}),
+    call("channel norm: gamma dropped", "ChannelNorm", lambda c: {"gamma": None}),
+    call("channel norm: SiLU dropped", "ChannelNorm", lambda c: {"silu": False}),
+    call("pad: front and back swapped", "Pad",
+         lambda c: {"padding": [c.padding[i ^ 1] for i in range(len(c.padding))]}),
+    call("pad: replicate and zeros swapped", "Pad",
+         lambda c: {"mode": {"replicate": "zeros", "zeros": "replicate"}.get(c.mode, c.mode)}),
+    call("pad: upsampling factor 1 more", "Pad", lambda c: {"skipped": 0}),
+    call("conv3d: zero frames at the back", "Conv3d", lambda c: {"zeros": (c.zeros[1], c.zeros[0])}),
+    call("conv3d: order of the joined pieces", "Conv3d", lambda c: {"x": tuple(reversed(c.x))}),
+    call("conv3d: bias dropped", "Conv3d", lambda c: {"bias": None}),
+    call("upsampled 1x1 convolution: bias dropped", "UpsampledConv", lambda c: {"bias": None}),
+    patched("only_user ignores that a user reads twice", "rocm_passes.fx.nodes.only_user", _only_user),
+    patched("narrowing casts are looked through", "rocm_passes.fx.nodes.is_widening", n.is_cast),
+    patched("convexity is not checked", "rocm_passes.fx.convexity.Contraction.obstacle", lambda *_: None),
+    patched("sites are not contracted", "rocm_passes.fx.convexity.Contraction.contract", lambda *_: None),
+    patched("outputs may share memory", "rocm_passes.fx.aliasing.keep_apart", lambda *_: 0),
+    patched("strides of control flow's outputs", "rocm_passes.fx.strides.keep_output_strides", lambda *_: 0),
+    patched("strides promised to readers", "rocm_passes.fx.strides.keep_promises", lambda *_: 0),
+    patched("any size is the same size", "rocm_passes.fx.nodes.same_size", lambda a, b: True),
+)  # fmt: skip
+
+
+def caught_at(mutant: Mutant) -> int | None:
+    """How many programs it took, or None where none of them failed.
+
+    Programs that fail without the fault as well do not count.
+    """
+    for seed in range(WITHIN):
+        made = program(seed)
+        with ExitStack() as planted:
+            planted.enter_context(mutant.plant())
+            failures = _failures(made)
+        if failures and failures - _failures(made):
+            return seed + 1
+    return None
+
+
+def _failures(made: Any) -> frozenset[tuple[str, str]]:
+    try:
+        return frozenset((f.kind, str(f.setting)) for f in check(made).failures)
+    except Exception as error:
+        return frozenset({("crash", type(error).__name__)})
+
+
+def run(only: str, docs: Path | None) -> int:
+    rows, missed = [], 0
+    for mutant in (m for m in MUTANTS if only in m.name):
+        at = caught_at(mutant)
+        missed += at is None
+        rows.append(f"| {mutant.name} | {at if at is not None else 'not caught'} |")
+        print(rows[-1], flush=True)
+    if docs is not None:
+        head, _, _ = docs.read_text().partition("| planted fault |")
+        docs.write_text(
+            "\n".join([f"{head}| planted fault | programs until it was caught |", "|---|---|", *rows, ""])
+        )
+    return min(missed, 1)

@@ -1,0 +1,90 @@
+"""The fixed part of the random programs: seeds that run in every suite, and that the checks can fail."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.fuzz import mutants
+from tests.fuzz.check import check
+from tests.fuzz.generate import program
+from tests.fuzz.program import Program, Statement
+from tests.fuzz.shrink import shrink
+from tests.suites import everything
+
+PROGRAMS, AT_ONCE = 225, 25
+#: Faults that are known and not mended: each must go on failing, until whoever mends it takes it off the list.
+KNOWN: dict[int, str] = {
+    149: "a norm over a dim of size 0: dividing by its size ends the search for norms",
+    214: "control flow: two outputs that shared memory share it no more",
+    266: "outputs that shared memory share it no more",
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    logging.disable(logging.ERROR)
+    yield
+    logging.disable(logging.NOTSET)
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("first", range(0, PROGRAMS, AT_ONCE))
+def test_programs_are_right(first: int) -> None:
+    rewritten: Counter[str] = Counter()
+    failures = []
+    for seed in range(first, first + AT_ONCE):
+        if seed in KNOWN:
+            continue
+        outcome = check(program(seed))
+        rewritten.update(outcome.rewritten)
+        failures += [f"seed {seed}: {f.kind}, {f.setting}: {f.message}" for f in outcome.failures]
+    assert not failures, "\n".join(failures)
+    assert rewritten.total() > AT_ONCE
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("seed", KNOWN)
+def test_known_faults_still_fail(seed: int) -> None:
+    assert check(program(seed)).failures, f"mended: take {seed} off KNOWN"
+
+
+def test_a_seed_gives_one_program() -> None:
+    assert program(3) == program(3)
+    assert program(3) != program(4)
+
+
+def test_a_failure_is_shrunk_to_what_it_needs() -> None:
+    """A planted fault in a long program leaves the one statement that shows it."""
+    made = Program(
+        0,
+        (("x0", "torch.randn(2, 5, 8)"), ("x1", "torch.randn(8)")),
+        (
+            Statement("v0", "torch.tanh(x0)"),
+            Statement("v1", "F.rms_norm(v0, (8,), x1, 0.5)"),
+            Statement("v2", "v1 * 2 + v0"),
+        ),
+        ("v2", "v0"),
+    )
+    (doubled,) = [m for m in mutants.MUTANTS if m.name == "RMSNorm: eps doubled"]
+    assert not check(made).failures
+    with doubled.plant():
+        failure = check(made).failures[0]
+        small, why = shrink(made, failure)
+    assert why.kind == failure.kind == "value"
+    assert [s.expression.split("(")[0] for s in small.statements] == ["F.rms_norm"]
+    assert check(replace(small)).failures == []
+
+
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda m: m.name)
+def test_planted_faults_are_caught(mutant: mutants.Mutant) -> None:
+    assert everything()
+    assert mutants.caught_at(mutant) is not None
