@@ -9,9 +9,10 @@ the one that is timed. For timing the forms of one pipeline take turns on a GPU 
 medians. `--seconds` is a limit: what no longer fits is left out, and the table says so. With `--caches` the
 caches stay, and a later run compiles only what is not in them.
 
-Weights are random. A call's `total` is denoise and decode. `device` is the sum of its kernels' times, from
-a profile of one forward and one decode; `host` the processor time in which one forward of the denoiser is enqueued,
-and `launches` its kernels. `first call` has two steps and one decode, cold and warm, while other forms compile.
+Weights are random. `total` is denoise and decode. `device` is the sum of kernel times of a call, from a profile of
+one forward and one decode; `launches` are the kernels of one forward. `host` is processor time: of all threads
+while a call denoises, and of enqueuing one forward. Where the device is far behind, the host waits for room in
+its queue, and that counts. `first call` has two steps and a decode, cold and warm, while other forms compile.
 """
 
 from __future__ import annotations

@@ -95,12 +95,14 @@ def _script(
     words: list[str], name: str, forms: list[str], rounds: int, seconds: float,
     json_file: str | None, share_file: str | None,
 ) -> int:  # fmt: skip
-    from rocm_passes.bench import script
+    from rocm_passes.bench import script, script_calls
 
+    known = script_calls.FORMS
     for form in forms:
-        if form not in script.FORMS:
+        if form not in known:
+            listed = ", ".join(known)
             raise click.UsageError(
-                f"bench: there is no form {form!r}; there are {', '.join(script.FORMS)}{nearest(form, script.FORMS)}"
+                f"bench: there is no form {form!r}; there are {listed}{nearest(form, known)}"
             )
     rows, ledger = script.measure(words, forms, rounds, seconds, say=lambda what: click.echo(what, err=True))
     click.echo(f"{name}: medians of {rounds} runs, each in a process of its own")
