@@ -39,6 +39,8 @@ from rocm_passes.bench.workers import Admission, Worker, WorkerFailed
 TURN, FINISH, WARM_START, LEAST = 1.5, 5.0, 45.0, 10.0
 #: Seconds before the limit at which everything still running is ended; the share of it for cold compiles.
 SPARE, COMPILING = 5.0, 0.6
+#: The share of a pipeline's time in which its workers must be ready to be timed.
+STARTING = 0.75
 #: GiB that a process holds besides its tensors, and that a GPU keeps for itself.
 CONTEXT_GIB, KEPT_BACK_GIB = 0.8, 2.0
 
@@ -79,7 +81,12 @@ class Run:
             return
         until = self.elapsed() + share
         parked = self._too_large(jobs)
+        late = [lambda job: job in jobs and not job.ready, f"not started in {STARTING * share:.0f} s"]
+        timer = threading.Timer(STARTING * share, self._kill, late)
+        timer.daemon = True
+        timer.start()
         self._each(jobs, self._start if len(self.specs) > 1 else self._cold_and_start, parked)
+        timer.cancel()
         self.say(f"{jobs[0].spec.name}: started")
         ready = [j for j in jobs if j.ready]
         self._take_turns(ready, until, parked)
