@@ -25,10 +25,10 @@ import torch
 import rocm_passes
 from examples.progress import Progress
 from rocm_passes import Explanation
+from rocm_passes.environment import document
 from rocm_passes.options import SELECT
 from rocm_passes.report import html as report_html
 from rocm_passes.report import ledger
-from rocm_passes.report.environment import document
 from rocm_passes.report.text import aligned
 from tests.zoo import DEMO, Case, case, tensors_in
 

@@ -11,7 +11,7 @@ from rocm_passes.bench.pipeline_forms import is_ours, uses_graphs
 Row = Mapping[str, Any]
 
 HEAD = (
-    "form", "denoise ms", "decode ms", "total ms", "range", "device ms", "host ms", "launches", "GiB",
+    "form", "denoise ms", "decode ms", "total ms", "range", "device ms", "host ms denoise, forward", "launches", "GiB",
     "first call cold, warm s", "difference forward, decode, image",
 )  # fmt: skip
 
@@ -68,7 +68,7 @@ def cells(row: Row) -> list[str]:
         *(_number(row.get(key)) for key in ("denoise", "decode", "total")),
         f"{_number(row.get('fastest'))}-{_number(row.get('slowest'))}",
         _number(row.get("device")),
-        _number(row.get("forward_host")),
+        f"{_number(row.get('denoise_host'))}, {_number(row.get('forward_host'))}",
         f"{row['forward_launches']:.0f}" if "forward_launches" in row else "-",
         _number(row.get("peak_gib")),
         f"{_number(row.get('first_cold'))}, {_number(row.get('first_warm'))}",

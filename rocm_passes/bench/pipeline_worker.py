@@ -67,6 +67,10 @@ class Subject:
         self.denoiser = getattr(self.pipe, self.spec.denoiser)
         self.call = caller(self.pipe, self.spec, arguments(self.spec, self.device, dtype))
         self.args, self.kwargs = inputs_of_denoiser(self.denoiser, self.call)
+        if self.form.startswith("whole"):
+            # Z-Image builds its rotary tables at the first call, which Dynamo cannot trace; compile_pipeline
+            # builds them ahead.
+            self.forward()
         self.report = compile_as(given.form, self.pipe, self.denoiser, given.backend)
         self.clock = Clock(self.device)
         self.latents: list[Any] = []
@@ -212,7 +216,7 @@ def serve(subject: Subject) -> None:
     subject.release()
     call, _ = subject.timed_call()
     reserved = subject.memory()["reserved_gib"]
-    subject.cold = False
+    subject.release()  # while others start; the first run fills the allocator again
     reply(settled_s=settled, reserved_gib=reserved, call_s=(call["denoise"] + call["decode"]) / 1e3)
     for command, *words in commands():
         if command == "run":

@@ -9,9 +9,10 @@ the one that is timed. For timing the forms of one pipeline take turns on a GPU 
 medians. `--seconds` is a limit: what no longer fits is left out, and the table says so. With `--caches` the
 caches stay, and a later run compiles only what is not in them.
 
-Weights are random. A call's `total` is denoise and decode. `device` is the sum of its kernels' times, from
-a profile of one forward and one decode; `host` the processor time in which one forward of the denoiser is enqueued,
-and `launches` its kernels. `first call` has two steps and one decode, cold and warm, while other forms compile.
+Weights are random. `total` is denoise and decode. `device` is the sum of kernel times of a call, from a profile of
+one forward and one decode; `launches` are the kernels of one forward. `host` is processor time: of all threads
+while a call denoises, and of enqueuing one forward. Where the device is far behind, the host waits for room in
+its queue, and that counts. `first call` has two steps and a decode, cold and warm, while other forms compile.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from rocm_passes.bench.workers import Admission, Worker, WorkerFailed
 TURN, FINISH, WARM_START, LEAST = 1.5, 5.0, 45.0, 10.0
 #: Seconds before the limit at which everything still running is ended; the share of it for cold compiles.
 SPARE, COMPILING = 5.0, 0.6
+#: The share of a pipeline's time in which its workers must be ready to be timed.
+STARTING = 0.75
 #: GiB that a process holds besides its tensors, and that a GPU keeps for itself.
 CONTEXT_GIB, KEPT_BACK_GIB = 0.8, 2.0
 
@@ -78,7 +81,12 @@ class Run:
             return
         until = self.elapsed() + share
         parked = self._too_large(jobs)
+        late = [lambda job: job in jobs and not job.ready, f"not started in {STARTING * share:.0f} s"]
+        timer = threading.Timer(STARTING * share, self._kill, late)
+        timer.daemon = True
+        timer.start()
         self._each(jobs, self._start if len(self.specs) > 1 else self._cold_and_start, parked)
+        timer.cancel()
         self.say(f"{jobs[0].spec.name}: started")
         ready = [j for j in jobs if j.ready]
         self._take_turns(ready, until, parked)

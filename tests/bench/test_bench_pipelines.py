@@ -218,10 +218,21 @@ def test_a_form_that_never_compiles_is_ended(
     assert rows["ours"]["total"] == 55
 
 
+def test_a_form_that_does_not_start_is_ended_and_the_others_are_timed(
+    run_pipelines: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipelines, "STARTING", 0.02)
+    FakeWorker.hanging.add("ours")
+    rows = run_pipelines("--seconds", "40", "--once")
+    assert rows["ours"]["failed"] == "not started in 1 s"
+    assert rows["blocks+vae"]["total"] == 70
+
+
 def test_the_limit_ends_everything(
     run_pipelines: Callable[..., Rows], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pipelines, "SPARE", 0.0)
+    monkeypatch.setattr(pipelines, "STARTING", 9.0)
     FakeWorker.hanging.add("eager")
     rows = run_pipelines("--seconds", "1")
     assert rows["eager"]["failed"] == "not done in 1 s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -32,7 +33,7 @@ sys.exit(main(sys.argv[1:]))
         (["explain", "--help"], "--html FILE"),
         (["tune", "--help"], "--seconds"),
         (["rules", "--help"], "--target ARCH"),
-        (["bench", "--help"], "BENCHMARK"),
+        (["bench", "--help"], "--share FILE"),
     ],
 )
 def test_help_and_version_need_no_torch(arguments: list[str], says: str) -> None:
@@ -112,7 +113,13 @@ def test_the_command_is_installed() -> None:
         (["tune", "--show", "--choices", "no_such.json"], "there is no file 'no_such.json'"),
         (["tune", "--seconds", "-1", __file__], "--seconds"),
         (["demo", "no_such_model"], "no model 'no_such_model'"),
-        (["bench", "no_such_benchmark"], "no 'no_such_benchmark'; there are "),
+        (
+            ["bench", "no_such_benchmark"],
+            "there is no script and no benchmark 'no_such_benchmark'; there are sdxl",
+        ),
+        (["bench", "no_such_file.py"], "there is no script 'no_such_file.py'"),
+        (["bench", "--forms", "egaer", __file__], "there is no form 'egaer'"),
+        (["bench"], "a script is needed, or -m MODULE"),
     ],
 )
 def test_wrong_usage_exits_with_2(
@@ -177,6 +184,70 @@ def test_bench_runs_a_program_of_its_package(
     assert bench.benchmarks() == ["speed"]
     assert cli.main(["bench", "speed", "--steps", "3"]) == 0
     assert capsys.readouterr().out == "['rocm-passes bench speed', '--steps', '3']\n"
+
+
+def test_bench_runs_a_pipeline_by_its_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[tuple[str, list[str]]] = []
+    monkeypatch.setattr(
+        bench.runpy, "run_module", lambda module, run_name: ran.append((module, sys.argv[1:]))
+    )
+    assert cli.main(["bench", "sdxl", "--seconds", "60"]) == 0
+    assert ran == [("rocm_passes.bench.pipelines", ["--only", "sdxl", "--seconds", "60"])]
+
+
+def test_bench_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["bench", "--list"]) == 0
+    said = capsys.readouterr().out
+    assert (
+        "pipelines: sdxl, wan, z_image, flux" in said
+        and "blocks, conv3d" in said
+        and "script_child" not in said
+    )
+
+
+def test_bench_writes_what_it_measured_and_a_copy_to_share(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text("")
+    given: list[list[str]] = []
+
+    def measure(
+        words: list[str], *how: object, say: object
+    ) -> tuple[list[dict[str, object]], dict[str, object]]:
+        given.append(words)
+        rows: list[dict[str, object]] = [
+            {
+                "form": form,
+                "calls_ms": ms,
+                "total_s": 1.0,
+                "first_cold_s": 2.0,
+                "first_warm_s": 1.0,
+                "peak_gib": 1.0,
+            }
+            for form, ms in (("inductor", 4.0), ("ours", 3.0))
+        ]
+        return [*rows, {"form": "static", "failed": f"at {program}: no luck"}], {
+            "graphs": [{"at": str(program)}]
+        }
+
+    monkeypatch.setattr("rocm_passes.bench.script.measure", measure)
+    files = tmp_path / "all.json", tmp_path / "share.json"
+    words = ["--json", str(files[0]), "--share", str(files[1]), str(program), "--prompt", "a cat"]
+    assert cli.main(["bench", *words]) == 0
+    assert given == [[str(program), "--prompt", "a cat"]]
+    captured = capsys.readouterr()
+    assert "0.750" in captured.out and "no luck" in captured.err
+    everything, shared = (json.loads(file.read_text()) for file in files)
+    assert (
+        everything["rows"] == [*shared["rows"][:2], everything["rows"][2]]
+        and shared["script"] == "program.py"
+    )
+    assert (
+        shared["machine"]["torch"]
+        and str(tmp_path) not in files[1].read_text()
+        and "cat" not in files[1].read_text()
+    )
 
 
 def test_the_benchmarks_are_found() -> None:
