@@ -34,7 +34,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-import rocm_passes.registry  # noqa: F401  (defines the operators and their lowerings)
+from rocm_passes import registry  # noqa: F401  (defines the operators and registers their lowerings)
 from rocm_passes.passes.mark_launcher import mark_launcher
 
 ARCH, WARP = "gfx942", 64
@@ -162,7 +162,7 @@ Meta = tuple[tuple[int, ...], torch.dtype]
 
 
 def _norm(x: Tensor, weight: Tensor) -> Tensor:
-    return ops.rms_norm(torch.relu(x), weight, None, None, 1e-6, 0.0, None, None, BF16, "triton") + 1
+    return ops.rms_norm(torch.relu(x), weight, None, None, 1e-6, 0.0, None, None, BF16, lowering="triton") + 1
 
 
 def _by_a_library(x: Tensor, weight: Tensor) -> Tensor:
@@ -171,7 +171,16 @@ def _by_a_library(x: Tensor, weight: Tensor) -> Tensor:
 
 def _slice_of_a_projection(x: Tensor, weight: Tensor) -> Tensor:
     return ops.rms_norm(
-        aten.slice.Tensor(x * 2, 2, 1024, 2048), weight, None, None, 1e-6, 0.0, None, None, BF16, "triton"
+        aten.slice.Tensor(x * 2, 2, 1024, 2048),
+        weight,
+        None,
+        None,
+        1e-6,
+        0.0,
+        None,
+        None,
+        BF16,
+        lowering="triton",
     )
 
 

@@ -23,7 +23,7 @@ from rocm_passes.kernels.triton.norms.group_norm_kernel import (
 from rocm_passes.kernels.triton.norms.group_norm_pad_kernel import group_norm_pad_kernel
 from rocm_passes.kernels.triton.norms.norm_kernel import fused_norm_kernel
 from rocm_passes.kernels.triton.rotary import rotary_tiles
-from rocm_passes.kernels.triton.rotary.rotary import rotary_heads_kernel
+from rocm_passes.kernels.triton.rotary.rotary_launch import rotary_heads_kernel
 
 
 @dataclass(frozen=True)

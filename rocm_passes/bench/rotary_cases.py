@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rocm_passes.kernels.triton.rotary.qk_norm_rotary import qk_norm_rotary
-from rocm_passes.kernels.triton.rotary.rotary import rotary_pair
+from rocm_passes.kernels.triton.rotary.qk_norm_rotary_launch import qk_norm_rotary
+from rocm_passes.kernels.triton.rotary.rotary_launch import rotary_pair
 
 Inputs = tuple[Tensor, ...]
 Outputs = tuple[Tensor, ...]

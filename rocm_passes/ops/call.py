@@ -42,6 +42,10 @@ class Call:
         """The operator's own call; a match's call may need nodes written first, by the builder `b`."""
         return self
 
+    def finished(self, b: Any, results: list[Any]) -> list[Any]:
+        """The graph's results from the operator's; a match's call may need nodes written behind them."""
+        return results
+
     def nodes(self) -> list[fx.Node]:
         """Every graph node in the call, once, in order."""
         found: dict[fx.Node, None] = {}

@@ -128,6 +128,7 @@ class Operator(Computation[C]):
 
     reference: plain torch, any device; it runs on CPU tensors and wherever a kernel fails.
     fake: gives the shapes, dtypes and strides that every lowering returns.
+    refuses: why the reference can't take a call, or None.
     results: how many tensors it may return. There is one overload for each number, `default` for the first: a schema
     with `Tensor[]` crashes under `cpp_wrapper` where the list has one tensor (torch 2.13).
     """
@@ -139,10 +140,12 @@ class Operator(Computation[C]):
         reference: Callable[[C], Results],
         fake: Callable[[C], Results],
         results: Sequence[int] = (1,),
+        refuses: Callable[[C, Target], str | None] = _nothing,
     ) -> None:
         super().__init__(name, call)
         self.reference = reference
-        self.lowerings.append(Lowering(REFERENCE, requires=(needs_cpu,), note=reference_note))
+        plain = Lowering(REFERENCE, requires=(needs_cpu,), refuses=refuses, note=reference_note)
+        self.lowerings.append(plain)
         self._failed: set[str] = set()
         self._fake = fake
         self.overloads = {count: self._define(count, "default" if i == 0 else f"of{count}")
@@ -186,8 +189,11 @@ class Operator(Computation[C]):
 
     def write(self, b: Any, call: C, lowering: str) -> Any:
         """Write the operator's node with a builder; gives its result, or a list of several."""
-        made = b(self.overloads[call.results], *call.prepared(b).arguments().values(), lowering)
-        return made if call.results == 1 else [b.item(made, i) for i in range(call.results)]
+        own = call.prepared(b)
+        made = b(self.overloads[own.results], *own.arguments().values(), lowering)
+        results = [made] if own.results == 1 else [b.item(made, i) for i in range(own.results)]
+        found = call.finished(b, results)
+        return found[0] if len(found) == 1 else found
 
     def update(self, node: fx.Node, **changes: Any) -> None:
         """Change arguments of a node of this operator in place. The result's shape and dtype must stay."""

@@ -7,7 +7,7 @@ Text and image streams, each with weights and tables of its own, are written int
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,173 +17,91 @@ from torch import Tensor
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Eager
 from rocm_passes.fx.reuse import reuse
-from rocm_passes.kernels.aiter.installation import needs_aiter
 from rocm_passes.ops import rotary as one
 from rocm_passes.ops import rotary_layout as layout
-from rocm_passes.ops.legacy import Lowering, Operator
-from rocm_passes.ops.operator import needs_cpu
+from rocm_passes.ops.operator import Call, Operator
+from rocm_passes.ops.rotary import Rotary
 from rocm_passes.ops.rotary_layout import Recipe
-from rocm_passes.target import Target, needs_import, needs_triton
+from rocm_passes.target import Target
 
 aten = torch.ops.aten
 
-SCHEMA = (
-    "(Tensor[] q, Tensor[] k, Tensor[] q_weight, Tensor[] k_weight, Tensor[] cos, Tensor[] sin, "
-    "int[] seq_start, float[] q_eps, float[] k_eps, bool across_heads, bool round_before_weight, "
-    "bool round_after_norm, bool interleaved, int width, bool conjugate, ScalarType out_dtype) -> Tensor[]"
-)
 #: As the kernel: the widest row of a norm over all heads.
 MAX_ROW = 32768
 
 
-def reference(
-    q: list[Tensor],
-    k: list[Tensor],
-    q_weight: list[Tensor],
-    k_weight: list[Tensor],
-    cos: list[Tensor],
-    sin: list[Tensor],
-    seq_start: list[int],
-    q_eps: list[float],
-    k_eps: list[float],
-    across_heads: bool,
-    round_before_weight: bool,
-    round_after_norm: bool,
-    interleaved: bool,
-    width: int,
-    conjugate: bool,
-    out_dtype: torch.dtype,
-) -> list[Tensor]:
-    """Plain torch, in float32.
+@dataclass(frozen=True)
+class QkNormRotary(Call):
+    """Returns [B, sum(Si), Hq, D], and the same of k, of out_dtype and contiguous.
 
     q: streams [B, Si, Hq, D], any strides; k: as many [B, Si, Hk, D], or none. q_weight, k_weight: one for
-    each stream or none, [D], or [H * D] if across_heads. cos, sin: of each stream, as for `rotary`, from
-    its token seq_start[i] on; a table of no rows leaves the stream normalised only. Returns [B, sum(Si),
-    Hq, D], and the same of k, of out_dtype and contiguous.
+    each stream or none, [D], or [H * D] if across_heads. cos, sin: of each stream, as for `Rotary`, from
+    its token seq_start[i] on; a table of no rows leaves the stream normalised only.
+    q_eps, k_eps: of each stream's norms. round_before_weight: the norm is rounded to x's dtype before the weight;
+    round_after_norm: before the rotation. interleaved, width, conjugate: as for `Rotary`.
     """
+
+    q: Sequence[Tensor]
+    k: Sequence[Tensor]
+    q_weight: Sequence[Tensor]
+    k_weight: Sequence[Tensor]
+    cos: Sequence[Tensor]
+    sin: Sequence[Tensor]
+    seq_start: Sequence[int]
+    q_eps: Sequence[float]
+    k_eps: Sequence[float]
+    across_heads: bool
+    round_before_weight: bool
+    round_after_norm: bool
+    interleaved: bool
+    width: int
+    conjugate: bool
+    out_dtype: torch.dtype
+
+    @property
+    def results(self) -> int:
+        return 2 if self.k else 1
+
+    def rotation(self, i: int, x: Tensor) -> Rotary:
+        """The rotation of stream i, in q or in k."""
+        rest = (self.interleaved, self.width, self.conjugate, self.seq_start[i], self.out_dtype)
+        return Rotary(x, self.cos[i], self.sin[i], *rest)
+
+
+def reference(call: QkNormRotary) -> list[Tensor]:
+    """Plain torch, in float32."""
     results = []
-    for streams, weights, eps in ((q, q_weight, q_eps), (k, k_weight, k_eps)):
+    sides = ((call.q, call.q_weight, call.q_eps), (call.k, call.k_weight, call.k_eps))
+    for streams, weights, eps in sides:
         parts = []
         for i, x in enumerate(streams):
-            y = _normed(
-                x,
-                weights[i] if weights else None,
-                eps[i],
-                across_heads,
-                round_before_weight,
-                round_after_norm,
-            )
-            parts.append(
-                one.rotated(y, cos[i], sin[i], interleaved, width, conjugate, seq_start[i]).to(out_dtype)
-            )
+            y = _normed(call, x, weights[i] if weights else None, eps[i])
+            parts.append(one.rotated(call.rotation(i, x), y).to(call.out_dtype))
         if parts:
             results.append(torch.cat(parts, dim=1).contiguous())
     return results
 
 
-def _normed(
-    x: Tensor, weight: Tensor | None, eps: float, across_heads: bool, round_before: bool, round_after: bool
-) -> Tensor:
-    dims = (-2, -1) if across_heads else (-1,)
+def _normed(call: QkNormRotary, x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
+    dims = (-2, -1) if call.across_heads else (-1,)
     y = x.float()
     y = y * torch.rsqrt(y.square().mean(dims, keepdim=True) + eps)
-    if round_before:
+    if call.round_before_weight:
         y = y.to(x.dtype).float()
     if weight is not None:
-        y = y * weight.float().reshape(x.shape[-2:] if across_heads else x.shape[-1:])
-    return y.to(x.dtype).float() if round_after else y
+        y = y * weight.float().reshape(x.shape[-2:] if call.across_heads else x.shape[-1:])
+    return y.to(x.dtype).float() if call.round_after_norm else y
 
 
-def fake(q: list[Tensor], k: list[Tensor], *rest: Any) -> list[Tensor]:
-    return [_joint(streams, rest[-1]) for streams in (q, k) if streams]
+def fake(call: QkNormRotary) -> list[Tensor]:
+    return [joint(streams, call.out_dtype) for streams in (call.q, call.k) if streams]
 
 
-def _joint(streams: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+def joint(streams: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Room for the results of all streams, one behind the other."""
     batch, _, heads, channels = streams[0].shape
     tokens = sum(s.shape[1] for s in streams)
     return torch.empty((batch, tokens, heads, channels), dtype=dtype, device=streams[0].device)
-
-
-def _triton(
-    q: list[Tensor],
-    k: list[Tensor],
-    q_weight: list[Tensor],
-    k_weight: list[Tensor],
-    cos: list[Tensor],
-    sin: list[Tensor],
-    seq_start: list[int],
-    q_eps: list[float],
-    k_eps: list[float],
-    across_heads: bool,
-    round_before_weight: bool,
-    round_after_norm: bool,
-    interleaved: bool,
-    width: int,
-    conjugate: bool,
-    out_dtype: torch.dtype,
-) -> list[Tensor]:
-    from rocm_passes.kernels.triton.rotary.qk_norm_rotary import qk_norm_rotary
-
-    out_q, out_k = _joint(q, out_dtype), _joint(k, out_dtype) if k else None
-    begin = 0
-    for i, x in enumerate(q):
-        tokens = x.shape[1]
-        qk_norm_rotary(
-            x,
-            k[i] if k else None,
-            cos[i],
-            sin[i],
-            interleaved=interleaved,
-            eps_q=q_eps[i],
-            eps_k=k_eps[i] if k else None,
-            across_heads=across_heads,
-            q_weight=q_weight[i] if q_weight else None,
-            k_weight=k_weight[i] if k_weight else None,
-            round_before_weight=round_before_weight,
-            round_after_norm=round_after_norm,
-            rotary_dim=width,
-            conjugate=conjugate,
-            seq_start=seq_start[i],
-            out_q=out_q.narrow(1, begin, tokens),
-            out_k=None if out_k is None else out_k.narrow(1, begin, tokens),
-        )
-        begin += tokens
-    return [out_q] if out_k is None else [out_q, out_k]
-
-
-def _aiter(
-    q: list[Tensor],
-    k: list[Tensor],
-    q_weight: list[Tensor],
-    k_weight: list[Tensor],
-    cos: list[Tensor],
-    sin: list[Tensor],
-    seq_start: list[int],
-    q_eps: list[float],
-    k_eps: list[float],
-    across_heads: bool,
-    round_before_weight: bool,
-    round_after_norm: bool,
-    interleaved: bool,
-    width: int,
-    conjugate: bool,
-    out_dtype: torch.dtype,
-) -> list[Tensor]:
-    from rocm_passes.kernels.aiter.qk_norm_rotary import qk_norm_rotary
-
-    return list(
-        qk_norm_rotary(
-            q[0],
-            k[0],
-            q_weight[0],
-            k_weight[0],
-            cos[0],
-            sin[0],
-            q_eps[0],
-            interleaved=interleaved,
-            round_before_weight=round_before_weight,
-        )
-    )
 
 
 @dataclass(frozen=True)
@@ -220,44 +138,64 @@ class Streams:
         return self.tables[0]
 
 
-def call(
-    b: Any,
-    q: Sequence[Any],
-    k: Sequence[Any],
-    q_weight: Sequence[Any],
-    k_weight: Sequence[Any],
-    tables: Sequence[Sequence[Any]],
-    streams: Streams,
-    contiguous: bool = False,
-) -> dict[str, Any]:
-    """The operator's arguments, with every view and table written."""
-    sets = [one.tables_of(b, t, recipe, contiguous) for t, recipe in zip(tables, streams.tables, strict=True)]
-    cos: list[Any] = []
-    sin: list[Any] = []
-    starts: list[int] = []
-    for which, first, end in streams.rows:
-        for target, table in ((cos, 0), (sin, 1)):
-            target.append(_rows(b, sets[which or 0][table], (0, 0) if which is None else (first, end)))
-        starts.append(0 if which is None else streams.tables[which].seq_start or 0)
-    rotation = streams.rotation
-    return {
-        "q": [_heads(b, x, norm) for x, norm in zip(q, streams.q, strict=True)],
-        "k": [_heads(b, x, norm) for x, norm in zip(k, streams.k, strict=True)],
-        "q_weight": [_vector(b, w) for w in q_weight],
-        "k_weight": [_vector(b, w) for w in k_weight],
-        "cos": cos,
-        "sin": sin,
-        "seq_start": starts,
-        "q_eps": [norm.eps for norm in streams.q],
-        "k_eps": [norm.eps for norm in streams.k],
-        "across_heads": streams.across_heads,
-        "round_before_weight": streams.round_before_weight,
-        "round_after_norm": streams.round_after_norm,
-        "interleaved": rotation.interleaved,
-        "width": rotation.width // rotation.heads,
-        "conjugate": rotation.conjugate,
-        "out_dtype": streams.q_out[0].out_dtype,
-    }
+@dataclass(frozen=True)
+class SpelledQkNormRotary(Call):
+    """Norms and rotations as the graph spells them: what a match yields, and lowerings are asked about.
+
+    q, k: the norms' inputs. tables: for each table set of cos1, sin1, cos2, sin2. contiguous: the operator's
+    tables are written contiguous.
+    """
+
+    q: Sequence[Tensor]
+    k: Sequence[Tensor]
+    q_weight: Sequence[Tensor]
+    k_weight: Sequence[Tensor]
+    tables: Sequence[Sequence[Tensor]]
+    streams: Streams
+    contiguous: bool = False
+
+    @property
+    def results(self) -> int:
+        return 2 if self.k else 1
+
+    def prepared(self, b: Any) -> QkNormRotary:
+        """The operator's call, with every view and table written."""
+        streams, rotation = self.streams, self.streams.rotation
+        cos, sin = self._tables(b)
+        return QkNormRotary(
+            q=[_heads(b, x, norm) for x, norm in zip(self.q, streams.q, strict=True)],
+            k=[_heads(b, x, norm) for x, norm in zip(self.k, streams.k, strict=True)],
+            q_weight=[_vector(b, w) for w in self.q_weight],
+            k_weight=[_vector(b, w) for w in self.k_weight],
+            cos=cos,
+            sin=sin,
+            seq_start=[0 if i is None else streams.tables[i].seq_start or 0 for i, _, _ in streams.rows],
+            q_eps=[norm.eps for norm in streams.q],
+            k_eps=[norm.eps for norm in streams.k],
+            across_heads=streams.across_heads,
+            round_before_weight=streams.round_before_weight,
+            round_after_norm=streams.round_after_norm,
+            interleaved=rotation.interleaved,
+            width=rotation.width // rotation.heads,
+            conjugate=rotation.conjugate,
+            out_dtype=streams.q_out[0].out_dtype,
+        )
+
+    def _tables(self, b: Any) -> tuple[list[Any], list[Any]]:
+        """cos and sin of each stream: its rows of its table set, or no rows."""
+        recipes = zip(self.tables, self.streams.tables, strict=True)
+        sets = [one.tables_of(b, tables, recipe, self.contiguous) for tables, recipe in recipes]
+        cos: list[Any] = []
+        sin: list[Any] = []
+        for which, first, end in self.streams.rows:
+            rows = (0, 0) if which is None else (first, end)
+            for found, table in zip((cos, sin), sets[which or 0], strict=True):
+                found.append(_rows(b, table, rows))
+        return cos, sin
+
+    def finished(self, b: Any, results: list[Any]) -> list[Any]:
+        outs = (out for out in (self.streams.q_out, self.streams.k_out) if out is not None)
+        return [layout.original(b, y, *out) for y, out in zip(results, outs, strict=True)]
 
 
 def _rows(b: Any, table: Any, rows: tuple[int | None, int | None]) -> Any:
@@ -274,57 +212,49 @@ def _vector(b: Any, weight: Any) -> Any:
     return weight if len(b.value(weight).shape) == 1 else b(aten.reshape.default, weight, [-1])
 
 
-def writes(name: str) -> Callable[..., Any]:
-    def write(b: Any, streams: Streams, **arguments: Any) -> Any:
-        written = call(b, streams=streams, contiguous=name == "aiter", **arguments)
-        joint = OPERATOR.write(b, OPERATOR.Call(**written), name)
-        outs = [out for out in (streams.q_out, streams.k_out) if out is not None]
-        return [layout.original(b, joint if len(outs) == 1 else joint[i], *out) for i, out in enumerate(outs)]
-
-    return write
-
-
-def _triton_refuses(streams: Streams, **arguments: Any) -> str | None:
-    if any(recipe.fp64 for recipe in streams.tables):
+def refuses(call: SpelledQkNormRotary, target: Target) -> str | None:
+    """Why no kernel can take these norms and rotations, or None."""
+    if any(recipe.fp64 for recipe in call.streams.tables):
         return "the graph rotates in float64 (rewrite_numerics='fast' allows float32)"
-    a = call(Eager(), streams=streams, **arguments)
-    first = a["q"][0]
-    floats = (torch.float32, torch.float16, torch.bfloat16)
-    for x in (*a["q"], *a["k"], *a["q_weight"], *a["k_weight"], *a["cos"], *a["sin"]):
-        if x.dtype not in floats:
+    own = call.prepared(Eager())
+    for x in (*own.q, *own.k, *own.q_weight, *own.k_weight, *own.cos, *own.sin):
+        if x.dtype not in one.FLOATS:
             return f"an input is {x.dtype}"
-    if a["out_dtype"] not in floats:
-        return f"the result is {a['out_dtype']}"
-    for name, tensors in (("q", a["q"]), ("k", a["k"])):
-        for i, x in enumerate(tensors):
-            if not isinstance(x.shape[2], int) or not isinstance(x.shape[3], int):
+    if own.out_dtype not in one.FLOATS:
+        return f"the result is {own.out_dtype}"
+    return _streams_misfit(own) or _tables_misfit(own, call.streams)
+
+
+def _streams_misfit(own: QkNormRotary) -> str | None:
+    first = own.q[0]
+    for name, streams in (("q", own.q), ("k", own.k)):
+        for i, x in enumerate(streams):
+            heads, channels = x.shape[2:]
+            if not isinstance(heads, int) or not isinstance(channels, int):
                 return "the number of heads or of channels is symbolic"
             if not n.same_shape(x.shape[::3], first.shape[::3]) or x.dtype is not first.dtype:
                 return f"{name} is {list(x.shape)} of {x.dtype} and q {list(first.shape)} of {first.dtype}"
-            own = (a["q"][i].shape[1], tensors[0].shape[2])
-            if not n.same_shape(x.shape[1:3], own):
-                return f"{name} is {list(x.shape)} and q {list(a['q'][i].shape)}"
-            if streams.across_heads and _padded(x.shape[2]) * _padded(x.shape[3]) > MAX_ROW:
-                return (
-                    f"a norm over {x.shape[2]} heads of {x.shape[3]} channels is more than the kernel holds"
-                )
-    return _tables_misfit(a, streams)
+            if not n.same_shape(x.shape[1:3], (own.q[i].shape[1], streams[0].shape[2])):
+                return f"{name} is {list(x.shape)} and q {list(own.q[i].shape)}"
+            if own.across_heads and _padded(heads) * _padded(channels) > MAX_ROW:
+                return f"a norm over {heads} heads of {channels} channels is more than the kernel holds"
+    return None
 
 
-def _tables_misfit(a: dict[str, Any], streams: Streams) -> str | None:
-    for i, (cos, sin) in enumerate(zip(a["cos"], a["sin"], strict=True)):
-        q = a["q"][i]
+def _tables_misfit(own: QkNormRotary, streams: Streams) -> str | None:
+    for i, (cos, sin) in enumerate(zip(own.cos, own.sin, strict=True)):
+        q = own.q[i]
+        batch, tokens, heads, _ = cos.shape
         if not n.same_shape(cos.shape, sin.shape):
             return f"cos is {list(cos.shape)} and sin {list(sin.shape)}"
-        if not n.same_size(cos.shape[0], 1) and not n.same_size(cos.shape[0], q.shape[0]):
-            return f"the tables are for {cos.shape[0]} samples and q has {q.shape[0]}"
-        heads = cos.shape[2]
-        if not n.same_size(heads, 1) and not all(n.same_size(heads, x.shape[2]) for x in (*a["q"], *a["k"])):
-            return f"the tables are for {cos.shape[2]} heads and q has {q.shape[2]}"
+        if not n.same_size(batch, 1) and not n.same_size(batch, q.shape[0]):
+            return f"the tables are for {batch} samples and q has {q.shape[0]}"
+        if not n.same_size(heads, 1) and not all(n.same_size(heads, x.shape[2]) for x in (*own.q, *own.k)):
+            return f"the tables are for {heads} heads and q has {q.shape[2]}"
         which = streams.rows[i][0]
         partial = which is None or streams.tables[which].seq_start is not None
-        if not partial and not n.same_size(cos.shape[1], q.shape[1]):
-            return f"the tables are for {cos.shape[1]} tokens and q has {q.shape[1]}"
+        if not partial and not n.same_size(tokens, q.shape[1]):
+            return f"the tables are for {tokens} tokens and q has {q.shape[1]}"
     return None
 
 
@@ -332,75 +262,5 @@ def _padded(size: int) -> int:
     return 1 << (size - 1).bit_length()
 
 
-def _aiter_refuses(streams: Streams, **arguments: Any) -> str | None:
-    from rocm_passes.kernels.aiter import qk_norm_rotary
-
-    reason = _triton_refuses(streams, **arguments)
-    if reason is not None:
-        return reason
-    a = call(Eager(), streams=streams, contiguous=True, **arguments)
-    if len(a["q"]) != 1 or len(a["k"]) != 1:
-        return "aiter's kernel takes one q and one k"
-    if streams.across_heads:
-        return "the norm runs over all heads, and aiter's over each"
-    if not a["q_weight"] or not a["k_weight"]:
-        return "the norm has no weight, and aiter's needs one"
-    if a["q_eps"] != a["k_eps"]:
-        return f"eps is {a['q_eps'][0]} for q and {a['k_eps'][0]} for k"
-    if not streams.round_after_norm:
-        return "the graph rotates the norm's result unrounded, and aiter's kernel rounds it"
-    if a["width"] != a["q"][0].shape[3]:
-        return "only some channels are rotated"
-    mismatch = one.aiter_mismatch(streams.rotation, a["q"][0].dtype)
-    if mismatch is not None:
-        return mismatch
-    return qk_norm_rotary.refusal(
-        a["q"][0],
-        a["k"][0],
-        a["q_weight"][0],
-        a["k_weight"][0],
-        a["cos"][0],
-        a["sin"][0],
-        a["q_eps"][0],
-        interleaved=a["interleaved"],
-        round_before_weight=a["round_before_weight"],
-    )
-
-
-def _aiter_note(target: Target, q: Sequence[Tensor], **_: Any) -> str | None:
-    from rocm_passes.kernels.aiter import qk_norm_rotary
-
-    return qk_norm_rotary.numerics_note(q[0], arch=target.arch)
-
-
-OPERATOR = Operator(
-    "qk_norm_rotary",
-    SCHEMA,
-    reference,
-    fake,
-    lowerings=(Lowering("aiter", run=_aiter), Lowering("triton", run=_triton, launches=True)),
-    results=(2, 1),
-    count=lambda call: 2 if call.k else 1,
-)
-
-LOWERINGS = (
-    Lowering(
-        "triton",
-        requires=(needs_triton, needs_import("rocm_passes.kernels.triton.rotary.qk_norm_rotary")),
-        refuses=_triton_refuses,
-        write=writes("triton"),
-    ),
-    Lowering(
-        "aiter",
-        requires=(needs_aiter,),
-        refuses=_aiter_refuses,
-        note=_aiter_note,
-        write=writes("aiter"),
-    ),
-    Lowering(
-        "reference",
-        requires=(needs_cpu,),
-        refuses=_triton_refuses,
-        write=writes("reference"),
-    ),
-)
+#: Lowerings are asked about a `SpelledQkNormRotary` and run a `QkNormRotary`.
+QK_NORM_ROTARY: Operator[Any] = Operator("qk_norm_rotary", QkNormRotary, reference, fake, (2, 1), refuses)

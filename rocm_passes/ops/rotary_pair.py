@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,177 +11,97 @@ from torch import Tensor
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Eager
-from rocm_passes.kernels.aiter.installation import needs_aiter
 from rocm_passes.ops import rotary as one
 from rocm_passes.ops import rotary_layout as layout
-from rocm_passes.ops.legacy import Lowering, Operator
-from rocm_passes.ops.operator import needs_cpu
+from rocm_passes.ops.operator import Call, Operator
+from rocm_passes.ops.rotary import Rotary, SpelledRotary
 from rocm_passes.ops.rotary_layout import Recipe
-from rocm_passes.target import Target, needs_import, needs_triton
-
-SCHEMA = (
-    "(Tensor q, Tensor k, Tensor cos, Tensor sin, bool interleaved, int width, bool conjugate, "
-    "int? seq_start, ScalarType out_dtype) -> (Tensor, Tensor)"
-)
+from rocm_passes.target import Target
 
 
-def reference(
-    q: Tensor,
-    k: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    interleaved: bool,
-    width: int,
-    conjugate: bool,
-    seq_start: int | None,
-    out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """`rotary` of q [B, S, Hq, D] and of k [B, S, Hk, D]."""
-    rest = (cos, sin, interleaved, width, conjugate, seq_start, out_dtype)
-    return one.reference(q, *rest), one.reference(k, *rest)
+@dataclass(frozen=True)
+class RotaryPair(Call):
+    """`Rotary` of q [B, S, Hq, D] and of k [B, S, Hk, D].
+
+    cos, sin, interleaved, width, conjugate, seq_start: as for `Rotary`, the same for both.
+    """
+
+    q: Tensor
+    k: Tensor
+    cos: Tensor
+    sin: Tensor
+    interleaved: bool
+    width: int
+    conjugate: bool
+    seq_start: int | None
+    out_dtype: torch.dtype
+
+    @property
+    def results(self) -> int:
+        return 2
+
+    def each(self) -> tuple[Rotary, Rotary]:
+        """The same as two calls."""
+        rest = self.arguments()
+        q, k = rest.pop("q"), rest.pop("k")
+        return Rotary(q, **rest), Rotary(k, **rest)
 
 
-def fake(
-    q: Tensor,
-    k: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    interleaved: bool,
-    width: int,
-    conjugate: bool,
-    seq_start: int | None,
-    out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    rest = (cos, sin, interleaved, width, conjugate, seq_start, out_dtype)
-    return one.fake(q, *rest), one.fake(k, *rest)
+@dataclass(frozen=True)
+class SpelledRotaryPair(Call):
+    """Two rotations as the graph spells them, by the same tables; as `SpelledRotary`."""
 
+    q: Tensor
+    k: Tensor
+    tables: Sequence[Tensor]
+    recipe: Recipe
+    k_recipe: Recipe
+    contiguous: bool = False
 
-def _triton(
-    q: Tensor,
-    k: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    interleaved: bool,
-    width: int,
-    conjugate: bool,
-    seq_start: int | None,
-    out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    from rocm_passes.kernels.triton.rotary import rotary
+    @property
+    def results(self) -> int:
+        return 2
 
-    out_q, out_k = (torch.empty(x.shape, dtype=out_dtype, device=x.device) for x in (q, k))
-    return rotary.rotary_pair(
-        q,
-        k,
-        cos,
-        sin,
-        interleaved=interleaved,
-        rotary_dim=width,
-        conjugate=conjugate,
-        seq_start=seq_start,
-        out_q=out_q,
-        out_k=out_k,
-    )
+    def each(self) -> tuple[SpelledRotary, SpelledRotary]:
+        """The same as two calls."""
+        both = ((self.q, self.recipe), (self.k, self.k_recipe))
+        q, k = (SpelledRotary(x, self.tables, recipe, self.contiguous) for x, recipe in both)
+        return q, k
 
+    def prepared(self, b: Any) -> RotaryPair:
+        """The operator's call, with every view and table written."""
+        rest = self.each()[0].prepared(b).arguments()
+        return RotaryPair(q=rest.pop("x"), k=layout.bshd(b, self.k, self.k_recipe), **rest)
 
-def _aiter(
-    q: Tensor,
-    k: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    interleaved: bool,
-    width: int,
-    conjugate: bool,
-    seq_start: int | None,
-    out_dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    from rocm_passes.kernels.aiter import rotary
-
-    return rotary.rotary_pair(q, k, cos, sin, interleaved=interleaved, rotated=width)
-
-
-# What the idiom's lowerings write. Each takes q, k, tables (of cos1, sin1, cos2, sin2) and a Recipe of each.
-
-
-def writes(name: str) -> Callable[..., Any]:
-    def write(b: Any, q: Any, k: Any, tables: Sequence[Any], recipe: Recipe, k_recipe: Recipe) -> Any:
-        a = one.call(q, tables, recipe, b, contiguous=name == "aiter")
-        k4 = layout.bshd(b, k, k_recipe)
-        rest = [a[p] for p in one.OPERATOR.parameters[1:]]
-        both = b(OPERATOR.overload, a["x"], k4, *rest, name)
+    def finished(self, b: Any, results: list[Any]) -> list[Any]:
         return [
-            layout.original(b, b.item(both, i), r, tuple(r.view if r.view is not None else b.value(x).shape))
-            for i, (x, r) in enumerate(((q, recipe), (k, k_recipe)))
+            y for one, result in zip(self.each(), results, strict=True) for y in one.finished(b, [result])
         ]
 
-    return write
+
+def reference(call: RotaryPair) -> list[Tensor]:
+    return [one.reference(each) for each in call.each()]
 
 
-def _triton_refuses(
-    q: Tensor, k: Tensor, tables: Sequence[Tensor], recipe: Recipe, k_recipe: Recipe
-) -> str | None:
-    for name, x, r in (("q", q, recipe), ("k", k, k_recipe)):
-        reason = one.problem(x, tables, r)
+def fake(call: RotaryPair) -> list[Tensor]:
+    return [one.fake(each) for each in call.each()]
+
+
+def refuses(call: SpelledRotaryPair, target: Target) -> str | None:
+    """Why no kernel can take these rotations, or None."""
+    for name, each in zip("qk", call.each(), strict=True):
+        reason = one.refuses(each, target)
         if reason is not None:
             return f"{name}: {reason}"
-    q4, k4 = layout.bshd(Eager(), q, recipe), layout.bshd(Eager(), k, k_recipe)
+    q, k = call.q, call.k
+    q4, k4 = layout.bshd(Eager(), q, call.recipe), layout.bshd(Eager(), k, call.k_recipe)
     of_one = ((*x.shape[:2], x.shape[3]) for x in (q4, k4))
     if not n.same_shape(*of_one) or q.dtype is not k.dtype:
         return f"q is {list(q4.shape)} of {q.dtype} and k {list(k4.shape)} of {k.dtype}"
-    if recipe.out_dtype is not k_recipe.out_dtype:
-        return f"the results are {recipe.out_dtype} and {k_recipe.out_dtype}"
+    if call.recipe.out_dtype is not call.k_recipe.out_dtype:
+        return f"the results are {call.recipe.out_dtype} and {call.k_recipe.out_dtype}"
     return None
 
 
-def _aiter_refuses(
-    q: Tensor, k: Tensor, tables: Sequence[Tensor], recipe: Recipe, k_recipe: Recipe
-) -> str | None:
-    from rocm_passes.kernels.aiter import rotary
-
-    reason = _triton_refuses(q, k, tables, recipe, k_recipe) or one.aiter_mismatch(recipe, q.dtype)
-    if reason is not None:
-        return reason
-    a = one.call(q, tables, recipe, Eager(), contiguous=True)
-    k4 = layout.bshd(Eager(), k, k_recipe)
-    return rotary.pair_refusal(
-        a["x"], k4, a["cos"], a["sin"], interleaved=a["interleaved"], rotated=a["width"]
-    )
-
-
-def _aiter_note(target: Target, q: Tensor, **_: Any) -> str | None:
-    from rocm_passes.kernels.aiter import rotary
-
-    return rotary.numerics_note(q, arch=target.arch)
-
-
-OPERATOR = Operator(
-    "rotary_pair",
-    SCHEMA,
-    reference,
-    fake,
-    lowerings=(Lowering("aiter", run=_aiter), Lowering("triton", run=_triton, launches=True)),
-    results=(2,),
-    count=lambda call: 2,
-)
-
-LOWERINGS = (
-    Lowering(
-        "aiter",
-        requires=(needs_aiter,),
-        refuses=_aiter_refuses,
-        note=_aiter_note,
-        write=writes("aiter"),
-    ),
-    Lowering(
-        "triton",
-        requires=(needs_triton, needs_import("rocm_passes.kernels.triton.rotary.rotary")),
-        refuses=_triton_refuses,
-        write=writes("triton"),
-    ),
-    Lowering(
-        "reference",
-        requires=(needs_cpu,),
-        refuses=_triton_refuses,
-        write=writes("reference"),
-    ),
-)
+#: Lowerings are asked about a `SpelledRotaryPair` and run a `RotaryPair`.
+ROTARY_PAIR: Operator[Any] = Operator("rotary_pair", RotaryPair, reference, fake, (2,), refuses)

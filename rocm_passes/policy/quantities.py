@@ -18,8 +18,10 @@ from rocm_passes.ops.conv3d import Conv3d
 from rocm_passes.ops.fused_norm import FusedNorm
 from rocm_passes.ops.group_norm import GroupNorm
 from rocm_passes.ops.group_norm_pad import GroupNormPad
-from rocm_passes.ops.operator import Call
 from rocm_passes.ops.pad import Pad
+from rocm_passes.ops.qk_norm_rotary import SpelledQkNormRotary
+from rocm_passes.ops.rotary import SpelledRotary
+from rocm_passes.ops.rotary_pair import SpelledRotaryPair
 from rocm_passes.ops.upsampled_conv import UpsampledConv
 from rocm_passes.policy.memory import usual_memory_mib
 
@@ -97,17 +99,19 @@ def _upsampled_conv(call: UpsampledConv) -> Quantities:
     return {"repetition": call.repetition()}
 
 
-def _rotary(call: Call) -> Quantities:
-    """spelling: how the graph rotates. The channels are those of q."""
-    given = call.arguments()
-    x, recipe = given.get("x", given.get("q")), given["recipe"]
-    assert isinstance(x, Tensor)
-    scattered = "slice assignment" if recipe.scattered else "real"
-    return _to_rotate([x]) | {"spelling": "complex" if recipe.complex else scattered}
+def _rotary(call: SpelledRotary) -> Quantities:
+    """spelling: how the graph rotates."""
+    scattered = "slice assignment" if call.recipe.scattered else "real"
+    return _to_rotate([call.x]) | {"spelling": "complex" if call.recipe.complex else scattered}
 
 
-def _qk_norm_rotary(call: Call) -> Quantities:
-    return _to_rotate(call.arguments()["q"])
+def _rotary_pair(call: SpelledRotaryPair) -> Quantities:
+    """The channels are those of q."""
+    return _rotary(call.each()[0])
+
+
+def _qk_norm_rotary(call: SpelledQkNormRotary) -> Quantities:
+    return _to_rotate(call.q)
 
 
 def _to_rotate(q: Sequence[Tensor]) -> dict[str, Any]:
@@ -139,7 +143,7 @@ QUANTITIES: dict[str, Callable[[Any], Quantities]] = {
     "conv3d": _conv3d,
     "upsampled_conv": _upsampled_conv,
     "rotary": _rotary,
-    "rotary_pair": _rotary,
+    "rotary_pair": _rotary_pair,
     "qk_norm_rotary": _qk_norm_rotary,
 }
 

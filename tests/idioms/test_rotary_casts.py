@@ -67,7 +67,7 @@ def test_the_cast_that_ends_both_lanes_is_recorded() -> None:
         return torch.stack([(a * c - b * s).to(q.dtype), (b * c + a * s).to(q.dtype)], -1).flatten(-2)
 
     args = (draw(2, 5, 3, 8).to(BF16), draw(1, 5, 1, 4, seed=1), draw(1, 5, 1, 4, seed=2))
-    seen = passed(fn, *args, options={"numerics": "strict"})
+    seen = passed(fn, *args, options={"rewrite_numerics": "strict"})
     assert seen.outcomes() == [("rotary", "rewritten")]
     assert torch.equal(seen.result[0], fn(*args))
 
@@ -140,7 +140,7 @@ def test_k_of_another_result_dtype_is_a_call_of_its_own() -> None:
 @pytest.mark.parametrize("spelling", (*SPELLINGS, *DOUBLE), ids=lambda s: f"{s.name}{s.fp64}")
 def test_strict_gives_the_bits_of_the_graph_or_refuses(spelling: Spelling, dtype: torch.dtype) -> None:
     case = example(spelling, 2, 7, 3, 16, dtype)
-    seen = passed(spelling.rotate, *case.args, options={"numerics": "strict"})
+    seen = passed(spelling.rotate, *case.args, options={"rewrite_numerics": "strict"})
     assert torch.equal(seen.result[0], seen.before[0])
     in_16_bits = spelling.name in ("p4b", "first_channels") and dtype is not F32
     fused = spelling.name == "p8"
@@ -159,5 +159,7 @@ def test_strict_refuses_what_rounds_twice() -> None:
         return torch.cat([(a * c - b * s).to(F16), (b * c + a * s).to(F16)], -1).to(BF16)
 
     args = (draw(2, 5, 3, 8), draw(1, 5, 1, 4, seed=1), draw(1, 5, 1, 4, seed=2))
-    assert "rounds its result twice" in passed(fn, *args, options={"numerics": "strict"}).sites[0].reason
+    assert (
+        "rounds its result twice" in passed(fn, *args, options={"rewrite_numerics": "strict"}).sites[0].reason
+    )
     assert passed(fn, *args).outcomes() == [("rotary", "rewritten")]

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-import rocm_passes.registry  # noqa: F401  (defines every operator, and registers the lowerings)
-from rocm_passes import kernels
-from rocm_passes.fx.builder import Builder
+from rocm_passes import kernels, registry  # noqa: F401  (the registry registers every lowering)
+from rocm_passes.fx.builder import Builder, Eager
 from rocm_passes.ops.call import Call, schema
 from rocm_passes.ops.operator import COMPUTATIONS, OPERATORS, Lowering, Operator
 from rocm_passes.ops.rms_norm import RMS_NORM, RmsNorm
+from rocm_passes.ops.rotary import ROTARY, SpelledRotary
+from rocm_passes.ops.rotary_layout import Recipe
+from rocm_passes.target import Target
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,33 @@ def test_there_is_an_overload_for_each_number_of_results() -> None:
     assert [t.tolist() for t in two] == [[4.0, 4.0], [-4.0, -4.0]]
 
 
+@dataclass(frozen=True)
+class Halved(Call):
+    """A match's call: of half of x, with a view behind the result."""
+
+    x: Any
+
+    def prepared(self, b: Any) -> Many:
+        return given(b(torch.ops.aten.mul.Tensor, self.x, 0.5))
+
+    def finished(self, b: Any, results: list[Any]) -> list[Any]:
+        return [b(torch.ops.aten.unsqueeze.default, y, 0) for y in results]
+
+
+def test_a_match_s_call_writes_nodes_before_and_behind_the_operator_s() -> None:
+    written = MANY.write(Eager(), Halved(torch.ones(2)), "reference")
+    assert written.tolist() == [[1.5, 1.5]]
+
+
+def test_the_reference_refuses_what_its_operator_says() -> None:
+    x = torch.empty(2, 4, 2, 8)
+    recipe = Recipe(None, "bsh", 1, True, 8, (), None, x.dtype, (), (), True, False, False)
+    reference = ROTARY.lowering("reference")
+    assert reference is not None
+    reason = reference.refuses(SpelledRotary(x, [], recipe), Target.of_device("cpu"))
+    assert reason is not None and "float64" in reason
+
+
 @pytest.mark.parametrize("flag", [False, True])
 def test_a_node_s_call_is_read_changed_and_written(flag: bool) -> None:
     graph, mode = fx.Graph(), FakeTensorMode()
@@ -118,6 +147,9 @@ ORDER = {
     "conv2d": ["channels_last", "triton"],
     "implicit_gemm_conv": ["triton", "reference"],
     "upsampled_conv": ["before_upsampling"],
+    "rotary": ["aiter", "triton", "real", "reference"],
+    "rotary_pair": ["aiter", "triton", "reference"],
+    "qk_norm_rotary": ["triton", "aiter", "reference"],
 }
 
 
@@ -128,9 +160,8 @@ def test_the_order_of_preference(name: str) -> None:
 
 def test_a_lowering_is_a_file_named_after_its_operator() -> None:
     """Whatever registers itself is found by its name, and every such file registers something."""
-    files = [
-        m.name.rpartition(".")[2] for m in pkgutil.walk_packages(kernels.__path__, "rocm_passes.kernels.")
-    ]
+    found = pkgutil.walk_packages(kernels.__path__, "rocm_passes.kernels.")
+    files = [m.name.rpartition(".")[2] for m in found if not m.ispkg]
     for name in ORDER:
         lowerings = COMPUTATIONS[name].lowerings
         registered = [low for low in lowerings if low.name != "reference"]

@@ -9,8 +9,10 @@ from torch._inductor import config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from rocm_passes.ops.legacy import Arguments
+from rocm_passes.ops.qk_norm_rotary import SpelledQkNormRotary, Streams
+from rocm_passes.ops.rotary import SpelledRotary
 from rocm_passes.ops.rotary_layout import Recipe
+from rocm_passes.ops.rotary_pair import SpelledRotaryPair
 from rocm_passes.policy import Verdict, verdict
 from rocm_passes.target import Target
 
@@ -60,13 +62,15 @@ def test_size_decides_and_more_of_it_where_the_host_calls(
 
 
 def rotation(operator: str, lowering: str, target: Target, shape: tuple[int, ...], kind: Recipe) -> Verdict:
-    """The one operator calls its tensor x, the other q."""
-    name = "x" if operator == "rotary" else "q"
-    return verdict(operator, lowering, Arguments({name: on_meta(shape), "recipe": kind}), target)
+    x = on_meta(shape)
+    one, pair = SpelledRotary(x, [], kind), SpelledRotaryPair(x, x, [], kind, kind)
+    return verdict(operator, lowering, one if operator == "rotary" else pair, target)
 
 
 def normed(lowering: str, target: Target, *q: Tensor) -> bool:
-    return verdict("qk_norm_rotary", lowering, Arguments({"q": list(q)}), target).pays
+    alone = Streams((), (), (), (recipe(),), (recipe(), ()), None, False, False, True)
+    call = SpelledQkNormRotary(q, [], [], [], [], alone)
+    return verdict("qk_norm_rotary", lowering, call, target).pays
 
 
 def test_a_rotation_in_real_numbers_is_left_to_inductor() -> None:

@@ -18,10 +18,12 @@ from rocm_passes.ops.fused_norm import FusedNorm
 from rocm_passes.ops.group_norm import GroupNorm
 from rocm_passes.ops.group_norm_pad import GroupNormPad
 from rocm_passes.ops.layer_norm import LayerNorm
-from rocm_passes.ops.legacy import Arguments
 from rocm_passes.ops.pad import Pad
+from rocm_passes.ops.qk_norm_rotary import SpelledQkNormRotary, Streams
 from rocm_passes.ops.rms_norm import RmsNorm
+from rocm_passes.ops.rotary import SpelledRotary
 from rocm_passes.ops.rotary_layout import Recipe
+from rocm_passes.ops.rotary_pair import SpelledRotaryPair
 from rocm_passes.ops.upsampled_conv import Moved, Piece, UpsampledConv
 from rocm_passes.target import Target
 
@@ -91,7 +93,7 @@ def calls() -> dict[str, list[Any]]:
         "upsampled_conv": list(upsampled()),
         "rotary": [rotation(x, *kind) for x in heads() for kind in SPELLINGS],
         "rotary_pair": [rotation_pair(x, *kind) for x in heads() for kind in SPELLINGS],
-        "qk_norm_rotary": [Arguments({"q": q}) for q in streams()],
+        "qk_norm_rotary": [normed_rotation(q) for q in streams()],
     }
 
 
@@ -186,13 +188,19 @@ def heads() -> Iterator[Tensor]:
     yield with_symbol(1, 64, 24, 128, least=100)
 
 
-def rotation(x: Tensor, complex_table: bool, scattered: bool) -> Arguments:
-    return Arguments({"x": x, "tables": [], "recipe": recipe(complex_table, scattered)})
+def rotation(x: Tensor, complex_table: bool, scattered: bool) -> SpelledRotary:
+    return SpelledRotary(x, [], recipe(complex_table, scattered))
 
 
-def rotation_pair(q: Tensor, complex_table: bool, scattered: bool) -> Arguments:
+def rotation_pair(q: Tensor, complex_table: bool, scattered: bool) -> SpelledRotaryPair:
     kind = recipe(complex_table, scattered)
-    return Arguments({"q": q, "k": q, "tables": [], "recipe": kind, "k_recipe": kind})
+    return SpelledRotaryPair(q, q, [], kind, kind)
+
+
+def normed_rotation(q: list[Tensor]) -> SpelledQkNormRotary:
+    kind = recipe(False, False)
+    alone = Streams((), (), (), (kind,), (kind, ()), None, False, False, True)
+    return SpelledQkNormRotary(q, [], [], [], [], alone)
 
 
 def recipe(complex_table: bool, scattered: bool) -> Recipe:

@@ -44,7 +44,6 @@ from rocm_passes.idioms.rotary.rotary_pair import pairs, recipes_of
 from rocm_passes.idioms.rotary.rotations import rotations
 from rocm_passes.idioms.rotary.tables import merge_tables
 from rocm_passes.ops import qk_norm_rotary as op
-from rocm_passes.ops.legacy import Arguments
 from rocm_passes.ops.qk_norm_rotary import Streams
 from rocm_passes.ops.rotary_layout import Recipe
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match
@@ -174,7 +173,7 @@ def _closed(
         if given and len(given) != len(ps):
             return None
         weights.append(given)
-    arguments = {
+    arguments: dict[str, Any] = {
         "q": [p.rms.x for p in parts[0]],
         "k": [p.rms.x for p in parts[1]] if len(parts) > 1 else [],
         "q_weight": weights[0],
@@ -191,7 +190,8 @@ def _closed(
         "eps": streams.q[0].eps,
         "streams": len(streams.q),
     }
-    return Match(first.rotation.anchor, nodes, outputs, Arguments(arguments), covers, parameters)
+    call = op.SpelledQkNormRotary(**arguments)
+    return Match(first.rotation.anchor, nodes, outputs, call, covers, parameters)
 
 
 def _joined(
@@ -264,4 +264,6 @@ def _alike(a: Recipe, b: Recipe) -> bool:
     )  # fmt: skip
 
 
-IDIOM = Idiom(NAME, find, op.LOWERINGS, op.OPERATOR, keeps=("_fused_rms_norm",), fuses=True)
+IDIOM = Idiom(
+    NAME, find, op.QK_NORM_ROTARY.lowerings, op.QK_NORM_ROTARY, keeps=("_fused_rms_norm",), fuses=True
+)

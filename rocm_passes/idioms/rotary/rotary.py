@@ -23,6 +23,7 @@ fit no axis of x; under rewrite_numerics="strict", rotations computed in 16 bits
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import fx
@@ -32,7 +33,6 @@ from rocm_passes.idioms.rotary.dims import as_moves
 from rocm_passes.idioms.rotary.rotations import Rotation, rotations
 from rocm_passes.idioms.rotary.tables import merge_tables
 from rocm_passes.ops import rotary as op
-from rocm_passes.ops.legacy import Arguments
 from rocm_passes.ops.rotary_layout import Recipe, choose_axes, cut_heads
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
 
@@ -52,11 +52,10 @@ def _found(rotation: Rotation, context: Context) -> Found:
     recipe = recipe_of(rotation, context)
     if isinstance(recipe, str):
         return Miss(rotation.anchor, recipe, COVERS, rotation.parameters())
-    arguments = {"x": rotation.x, "tables": list(rotation.tables), "recipe": recipe}
+    arguments: dict[str, Any] = {"x": rotation.x, "tables": list(rotation.tables), "recipe": recipe}
+    call = op.SpelledRotary(**arguments)
     nodes = frozenset(rotation.nodes)
-    return Match(
-        rotation.anchor, nodes, (rotation.result,), Arguments(arguments), COVERS, rotation.parameters()
-    )
+    return Match(rotation.anchor, nodes, (rotation.result,), call, COVERS, rotation.parameters())
 
 
 def recipe_of(rotation: Rotation, context: Context, like: Recipe | None = None) -> Recipe | str:
@@ -133,4 +132,4 @@ def _varying_axes(rotation: Rotation) -> set[int]:
     return found
 
 
-IDIOM = Idiom(NAME, find, op.LOWERINGS, op.OPERATOR)
+IDIOM = Idiom(NAME, find, op.ROTARY.lowerings, op.ROTARY)

@@ -9,7 +9,9 @@ When it pays: as `rotary`, with half the launches, and table rows read once for 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 from torch import fx
 
@@ -17,7 +19,7 @@ from rocm_passes.idioms.rotary import rotary
 from rocm_passes.idioms.rotary.rotations import Rotation, rotations
 from rocm_passes.idioms.rotary.tables import merge_tables, share_tables
 from rocm_passes.ops import rotary_pair as op
-from rocm_passes.ops.legacy import Arguments
+from rocm_passes.ops.operator import Call
 from rocm_passes.ops.rotary_layout import Recipe
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match
 from rocm_passes.rewrite.rewriter import is_convex
@@ -71,15 +73,25 @@ def _independent(site: Match, order: Mapping[fx.Node, int]) -> bool:
     return not site.nodes.intersection(site.inputs()) and is_convex(site, order)
 
 
+@dataclass(frozen=True)
+class _Reads(Call):
+    """What both rotations read."""
+
+    q: fx.Node
+    k: fx.Node
+    tables: Sequence[fx.Node]
+
+
 def _site_of(q: Rotation, k: Rotation) -> Match:
-    arguments = {"q": q.x, "k": k.x, "tables": list(q.tables)}
-    return Match(q.anchor, frozenset(q.nodes | k.nodes), (q.result, k.result), Arguments(arguments), COVERS)
+    reads = _Reads(q.x, k.x, q.tables)
+    return Match(q.anchor, frozenset(q.nodes | k.nodes), (q.result, k.result), reads, COVERS)
 
 
 def _site(q: Rotation, k: Rotation, recipe: Recipe, k_recipe: Recipe) -> Match:
-    arguments = {"q": q.x, "k": k.x, "tables": list(q.tables), "recipe": recipe, "k_recipe": k_recipe}
+    arguments: dict[str, Any] = {"q": q.x, "k": k.x, "tables": list(q.tables)}
+    call = op.SpelledRotaryPair(**arguments, recipe=recipe, k_recipe=k_recipe)
     nodes = frozenset(q.nodes | k.nodes)
-    return Match(q.anchor, nodes, (q.result, k.result), Arguments(arguments), COVERS, q.parameters())
+    return Match(q.anchor, nodes, (q.result, k.result), call, COVERS, q.parameters())
 
 
-IDIOM = Idiom(NAME, find, op.LOWERINGS, op.OPERATOR, fuses=True)
+IDIOM = Idiom(NAME, find, op.ROTARY_PAIR.lowerings, op.ROTARY_PAIR, fuses=True)

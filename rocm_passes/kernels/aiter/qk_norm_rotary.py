@@ -8,13 +8,19 @@ table out of bounds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rocm_passes.fx.builder import Eager
 from rocm_passes.kernels.aiter import contract, installation
-from rocm_passes.kernels.aiter.rotary import table_violations
+from rocm_passes.kernels.aiter.rotary import table_violations, unlike_aiters
+from rocm_passes.ops import qk_norm_rotary as op
+from rocm_passes.ops.operator import Lowering
+from rocm_passes.target import Target
 
 HEAD_SIZES = (64, 128, 256)
 # The kernel's widest loads spread one head over 16 lanes.
@@ -131,3 +137,57 @@ def _layout_violations(name: str, t: Tensor, vector: int) -> Iterator[str]:
         offset = t.storage_offset()
         yield f"{name} begins at element {offset}: aiter's vector loads want a multiple of {vector}"
     yield from contract.within_int32(name, t)
+
+
+def _refuses(call: op.SpelledQkNormRotary, target: Target) -> str | None:
+    reason = op.refuses(call, target)
+    if reason is not None:
+        return reason
+    own = replace(call, contiguous=True).prepared(Eager())
+    reason = _unlike_aiters(own) or unlike_aiters(call.streams.rotation, own.q[0].dtype)
+    return reason or refusal(
+        *_only(own), interleaved=own.interleaved, round_before_weight=own.round_before_weight
+    )
+
+
+def _unlike_aiters(own: op.QkNormRotary) -> str | None:
+    """What of the norms aiter's kernel has not, or None."""
+    if len(own.q) != 1 or len(own.k) != 1:
+        return "aiter's kernel takes one q and one k"
+    if own.across_heads:
+        return "the norm runs over all heads, and aiter's over each"
+    if not own.q_weight or not own.k_weight:
+        return "the norm has no weight, and aiter's needs one"
+    if own.q_eps != own.k_eps:
+        return f"eps is {own.q_eps[0]} for q and {own.k_eps[0]} for k"
+    if not own.round_after_norm:
+        return "the graph rotates the norm's result unrounded, and aiter's kernel rounds it"
+    if own.width != own.q[0].shape[3]:
+        return "only some channels are rotated"
+    return None
+
+
+def _only(own: op.QkNormRotary) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float]:
+    """The arguments of aiter's kernel, from a call with one q and one k."""
+    return own.q[0], own.k[0], own.q_weight[0], own.k_weight[0], own.cos[0], own.sin[0], own.q_eps[0]
+
+
+def _note(call: op.SpelledQkNormRotary, target: Target) -> str | None:
+    return numerics_note(call.q[0], arch=target.arch)
+
+
+def _write(b: Any, call: op.SpelledQkNormRotary) -> Any:
+    return op.QK_NORM_ROTARY.write(b, replace(call, contiguous=True), AITER.name)
+
+
+def _run(call: op.QkNormRotary) -> Sequence[Tensor]:
+    return qk_norm_rotary(
+        *_only(call), interleaved=call.interleaved, round_before_weight=call.round_before_weight
+    )
+
+
+AITER = op.QK_NORM_ROTARY.register(
+    Lowering(
+        "aiter", requires=(installation.needs_aiter,), refuses=_refuses, note=_note, run=_run, write=_write
+    )
+)

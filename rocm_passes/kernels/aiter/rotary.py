@@ -12,11 +12,19 @@ writes out of bounds.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from rocm_passes.fx.builder import Eager
 from rocm_passes.kernels.aiter import contract
+from rocm_passes.kernels.aiter.installation import needs_aiter
+from rocm_passes.ops import rotary as op
+from rocm_passes.ops.operator import Lowering
+from rocm_passes.ops.rotary_layout import Recipe
+from rocm_passes.target import Target
 
 HALF_SPLIT, INTERLEAVED = 0, 1
 
@@ -176,3 +184,39 @@ def _layout_violations(name: str, t: Tensor) -> Iterator[str]:
             f"aiter's vector loads want multiples of {VECTOR}"
         )
     yield from contract.within_int32(name, t)
+
+
+def unlike_aiters(recipe: Recipe, dtype: torch.dtype) -> str | None:
+    """What of a rotation of such an x aiter's has not, or None."""
+    if recipe.conjugate:
+        return "aiter's kernel has no rotation by minus the angles"
+    if recipe.seq_start is not None:
+        return "only some tokens are rotated"
+    if recipe.out_dtype is not dtype:
+        return f"the result is {recipe.out_dtype} and x is {dtype}; aiter returns x's dtype"
+    return None
+
+
+def _refuses(call: op.SpelledRotary, target: Target) -> str | None:
+    reason = op.refuses(call, target) or unlike_aiters(call.recipe, call.x.dtype)
+    if reason is not None:
+        return reason
+    own = replace(call, contiguous=True).prepared(Eager())
+    return refusal(own.x, own.cos, own.sin, interleaved=own.interleaved, rotated=own.width)
+
+
+def _note(call: op.SpelledRotary, target: Target) -> str | None:
+    return numerics_note(call.x, arch=target.arch)
+
+
+def _write(b: Any, call: op.SpelledRotary) -> Any:
+    return op.ROTARY.write(b, replace(call, contiguous=True), AITER.name)
+
+
+def _run(call: op.Rotary) -> Tensor:
+    return rotary(call.x, call.cos, call.sin, interleaved=call.interleaved, rotated=call.width)
+
+
+AITER = op.ROTARY.register(
+    Lowering("aiter", requires=(needs_aiter,), refuses=_refuses, note=_note, run=_run, write=_write)
+)

@@ -1,82 +1,51 @@
-"""RMSNorm of q and k, over each head or over all heads together, followed by the rotation, in one launch.
+"""Norm and rotation of q and k: one launch for each stream, written into the joint tensors."""
 
-    before   mean(x * x) -> + eps -> rsqrt -> x * . -> * weight -> rotation      (for q and for k)
-    after    qk_norm_rotary(q, k, cos, sin, ...)
+from __future__ import annotations
 
-The norm over all heads (Wan, LTX) needs the whole row of H * D channels before any of it can be rotated; one
-program holds it in registers.
-"""
+from torch import Tensor
 
-import torch
-import triton
-
-from rocm_passes.kernels.triton.common import TRITON_TYPE
-from rocm_passes.kernels.triton.rotary.rotary import launch_heads
-
-# The widest row of H * D channels, in powers of two, that the registers of one program hold.
-MAX_ROW = 32768
+from rocm_passes.ops.operator import Lowering
+from rocm_passes.ops.qk_norm_rotary import QK_NORM_ROTARY, QkNormRotary, joint, refuses
+from rocm_passes.target import needs_import, needs_triton
 
 
-def qk_norm_rotary(
-    q: torch.Tensor,
-    k: torch.Tensor | None,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
-    *,
-    interleaved: bool,
-    eps_q: float,
-    eps_k: float | None = None,
-    across_heads: bool = False,
-    q_weight: torch.Tensor | None = None,
-    k_weight: torch.Tensor | None = None,
-    round_before_weight: bool = False,
-    round_after_norm: bool = True,
-    rotary_dim: int | None = None,
-    conjugate: bool = False,
-    seq_start: int | None = None,
-    out_dtype: torch.dtype | None = None,
-    out_q: torch.Tensor | None = None,
-    out_k: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """RMSNorm of q and k, then `rotary`, in one launch; k may be None.
+def run(call: QkNormRotary) -> list[Tensor]:
+    from rocm_passes.kernels.triton.rotary.qk_norm_rotary_launch import qk_norm_rotary
 
-    q: [B, S, Hq, D], k: [B, S, Hk, D], tables, `rotary_dim`, `conjugate`, `seq_start` and outputs as for
-    `rotary`: tokens outside the tables are normalised only; `out_q`, `out_k` may be slices of a joint buffer.
-    across_heads: one mean over the H * D channels of a token, weights [H*D]; else one per head, weights [D].
-    eps_k: eps_q where None. Statistics and products are fp32.
-    round_before_weight: x * rstd is rounded to x's dtype before the weight multiplies it (as diffusers does).
-    round_after_norm: the normalised value is rounded to x's dtype before the rotation.
-    Raises what `rotary` raises; ValueError for weights that do not fit, or a row of more than 32768 channels.
-    """
-    eps_k = eps_q if eps_k is None else eps_k
-    q_weight = _check_weight("q_weight", q_weight, q, across_heads)
-    k_weight = None if k is None else _check_weight("k_weight", k_weight, k, across_heads)
-    if across_heads:
-        _check_row(max(x.shape[-2] for x in (q, k) if x is not None), q.shape[-1])
-    return launch_heads(
-        q, k, cos, sin, interleaved=interleaved, rotary_dim=rotary_dim, conjugate=conjugate,
-        seq_start=seq_start, out_dtype=out_dtype, out_q=out_q, out_k=out_k,
-        norm=True, across_heads=across_heads, q_weight=q_weight, k_weight=k_weight, eps_q=eps_q, eps_k=eps_k,
-        round_before_weight=round_before_weight, round_after_norm=round_after_norm,
-    )  # fmt: skip
+    out_q, out_k = joint(call.q, call.out_dtype), joint(call.k, call.out_dtype) if call.k else None
+    begin = 0
+    for i, x in enumerate(call.q):
+        tokens = x.shape[1]
+        qk_norm_rotary(
+            x,
+            call.k[i] if call.k else None,
+            call.cos[i],
+            call.sin[i],
+            interleaved=call.interleaved,
+            eps_q=call.q_eps[i],
+            eps_k=call.k_eps[i] if call.k else None,
+            across_heads=call.across_heads,
+            q_weight=call.q_weight[i] if call.q_weight else None,
+            k_weight=call.k_weight[i] if call.k_weight else None,
+            round_before_weight=call.round_before_weight,
+            round_after_norm=call.round_after_norm,
+            rotary_dim=call.width,
+            conjugate=call.conjugate,
+            seq_start=call.seq_start[i],
+            out_q=out_q.narrow(1, begin, tokens),
+            out_k=None if out_k is None else out_k.narrow(1, begin, tokens),
+        )
+        begin += tokens
+    return [out_q] if out_k is None else [out_q, out_k]
 
 
-def _check_weight(
-    name: str, weight: torch.Tensor | None, x: torch.Tensor, across_heads: bool
-) -> torch.Tensor | None:
-    """The weight, contiguous, of as many elements as one mean covers."""
-    if weight is None:
-        return None
-    expected = x.shape[-2] * x.shape[-1] if across_heads else x.shape[-1]
-    if weight.dim() != 1 or weight.numel() != expected:
-        raise ValueError(f"{name} {tuple(weight.shape)} must be 1-D of {expected} elements")
-    if weight.dtype not in TRITON_TYPE:
-        raise TypeError(f"{name} is {weight.dtype}: the rotary kernels take float32, float16 or bfloat16")
-    if weight.device != x.device:
-        raise ValueError(f"{name} lies on {weight.device} and its tensor on {x.device}")
-    return weight.contiguous()
-
-
-def _check_row(heads: int, channels: int) -> None:
-    if triton.next_power_of_2(heads) * triton.next_power_of_2(channels) > MAX_ROW:
-        raise ValueError(f"a norm over {heads} heads of {channels} channels exceeds {MAX_ROW} channels")
+TRITON = QK_NORM_ROTARY.register(
+    Lowering(
+        "triton",
+        requires=(needs_triton, needs_import("rocm_passes.kernels.triton.rotary.qk_norm_rotary_launch")),
+        refuses=refuses,
+        run=run,
+        launches=True,
+    ),
+    first=True,
+)

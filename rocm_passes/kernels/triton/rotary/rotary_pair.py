@@ -1,0 +1,41 @@
+"""The rotations of q and k in one launch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from rocm_passes.ops.operator import Lowering
+from rocm_passes.ops.rotary_pair import ROTARY_PAIR, RotaryPair, refuses
+from rocm_passes.target import needs_import, needs_triton
+
+
+def run(call: RotaryPair) -> Sequence[Tensor]:
+    from rocm_passes.kernels.triton.rotary.rotary_launch import rotary_pair
+
+    out_q, out_k = (torch.empty(x.shape, dtype=call.out_dtype, device=x.device) for x in (call.q, call.k))
+    return rotary_pair(
+        call.q,
+        call.k,
+        call.cos,
+        call.sin,
+        interleaved=call.interleaved,
+        rotary_dim=call.width,
+        conjugate=call.conjugate,
+        seq_start=call.seq_start,
+        out_q=out_q,
+        out_k=out_k,
+    )
+
+
+TRITON = ROTARY_PAIR.register(
+    Lowering(
+        "triton",
+        requires=(needs_triton, needs_import("rocm_passes.kernels.triton.rotary.rotary_launch")),
+        refuses=refuses,
+        run=run,
+        launches=True,
+    )
+)
