@@ -85,7 +85,7 @@ def test_the_loop_is_for_a_norm_behind_a_norm(
     meta = (torch.Size((4608, 3840)), (3840, 1), torch.bfloat16)
     plan = plan_launch(
         (meta, meta, *[None] * 8), kind, 1e-6, branch_eps, 0.0, 0.0, False, 0, 1.0, None, torch.bfloat16, False,
-        None,
+        "add", None,
     )  # fmt: skip
     assert plan.constexprs["LOOP"] == loop
     assert plan.blocks == 4608 // loop

@@ -23,6 +23,7 @@ from rocm_passes.ops.implicit_gemm_conv import (
     reference,
 )
 from rocm_passes.options import Options
+from rocm_passes.policy import verdict
 from rocm_passes.rewrite.choose import asked
 from rocm_passes.target import AMD_ARCHITECTURES, Target
 from tests.ops.test_conv3d_lowerings import call, calls, has_output, plain, with_tensors
@@ -143,8 +144,9 @@ def test_a_candidate_on_amd_and_not_the_default(arch: str, channels_last: bool) 
     target = Target("amd", arch, arch, "2.11", "3.6")
     c = call((2, 4), channels=96, out=96, dtype=BF16, channels_last=channels_last)
     assert asked(CONV3D_LOWERING, c, target, Options()).verdict == "able"
-    verdict = CONV3D_LOWERING.pays(c, target)
-    assert verdict == (False, "it has not been measured on this machine")
+    said = verdict("conv3d", "triton", c, target)
+    assert not said.pays
+    assert "it is taken where a measurement of the call says so" in said.reason
 
 
 def test_it_needs_triton() -> None:

@@ -48,6 +48,7 @@ def chain(x: Tensor, **changes: Any) -> fused_norm.FusedNorm:
         "keep_sum": False,
         "kind": "layer",
         "eps": 1e-6,
+        "eps_kind": "add",
         "weight_offset": 0.0,
         "scale_offset": 1.0,
         "outputs": 1,

@@ -224,7 +224,7 @@ def _needs_copy(position: int, meta: Meta) -> bool:
     if position < 2:
         return strides[-1] != 1 and shape[-1] != 1
     # The kernel multiplies column by stride in 32 bits.
-    return dtype not in TRITON_TYPE or (shape[-1] - 1) * strides[-1] > INT32_MAX
+    return dtype not in TRITON_TYPE or (bool(shape) and (shape[-1] - 1) * strides[-1] > INT32_MAX)
 
 
 def _read_as(meta: Meta) -> torch.dtype:
