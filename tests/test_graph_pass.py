@@ -354,3 +354,24 @@ def test_graphs_are_prepared_only_where_something_may_be_rewritten(
 ) -> None:
     settings, _ = parse(options, None)
     assert GraphPass(settings, CPU).may_rewrite(conv3d.IDIOM) is expected
+
+
+def test_a_reader_that_raises_costs_its_own_candidate_only(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from rocm_passes.idioms.norms import rms
+
+    original, calls = rms.with_bias, iter(range(9))
+
+    def faulty(found: Any) -> Any:
+        if next(calls) == 0:
+            raise ZeroDivisionError("a planted fault")
+        return original(found)
+
+    monkeypatch.setattr(rms, "with_bias", faulty)
+    model, x = TwoNorms(), torch.randn(3, D)
+    seen = rewrite(model, x)
+    assert sorted(e.outcome for e in seen.sites) == ["refused", "rewritten"]
+    refused = next(e for e in seen.sites if e.outcome == "refused")
+    assert "reading it failed: ZeroDivisionError: a planted fault" in refused.reason
+    check_eager(seen, model, x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -13,6 +14,9 @@ from rocm_passes.options import Options
 from rocm_passes.target import Target
 
 T = TypeVar("T")
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -96,3 +100,15 @@ class Idiom:
     def rules(self) -> str:
         """The name that the rules know it by: its operator's, or its own where it has none."""
         return self.name if self.operator is None else self.operator.name
+
+
+def guarded(
+    anchor: fx.Node, covers: Mapping[str, int], read: Callable[..., Found | None], *arguments: Any
+) -> list[Found]:
+    """What `read` finds at the anchor. An exception is a fault of this package, and costs this candidate only."""
+    try:
+        found = read(*arguments)
+    except Exception as error:
+        log.exception("rocm_passes: reading the candidate at %s failed", anchor)
+        found = Miss(anchor, f"reading it failed: {type(error).__name__}: {error}", covers)
+    return [] if found is None else [found]

@@ -39,7 +39,7 @@ from rocm_passes.ops.operator import Lowering
 from rocm_passes.options import Options
 from rocm_passes.policy import layout
 from rocm_passes.policy.memory import usual_memory_mib
-from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
+from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss, guarded
 from rocm_passes.target import Target
 from rocm_passes.tuning import tuning
 
@@ -51,9 +51,10 @@ COMPUTE_DTYPES = {"": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
     last = layout.channels_last(graph, context.options, context.target)
     found = [
-        _found(node, context, last and memory_format.suits(node))
+        each
         for node in n.calls(graph, aten.convolution.default)
         if len(n.shape(node.args[0])) == 5 and not node.args[6]
+        for each in guarded(node, COVERS, _found, node, context, last and memory_format.suits(node))
     ]
     largest = max((f.values().tensors_mib() for f in found if isinstance(f, Match)), default=0.0)
     for each in found:

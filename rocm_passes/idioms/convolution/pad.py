@@ -29,7 +29,7 @@ from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.convolution import upsampling
 from rocm_passes.ops import pad as op
 from rocm_passes.policy import layout
-from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
+from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss, guarded
 
 NAME = "pad"
 MODES: dict[Any, str] = {
@@ -46,7 +46,7 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
     last = layout.channels_last(graph, context.options, context.target)
     for node in n.calls(graph, *MODES):
         if is_candidate(node):
-            yield _found(node, last)
+            yield from guarded(node, {}, _found, node, last)
 
 
 def is_candidate(node: fx.Node) -> bool:

@@ -35,7 +35,7 @@ from rocm_passes.idioms.convolution.padding import stands_behind_frames
 from rocm_passes.idioms.norms.group_norm import final_cast, silu_after
 from rocm_passes.idioms.norms.rows import dying
 from rocm_passes.ops import channel_norm as op
-from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
+from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss, guarded
 from rocm_passes.rewrite.rewriter import escapes
 
 NAME = "channel_norm"
@@ -94,9 +94,12 @@ class ChannelNorm:
 
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
     for div in n.calls(graph, aten.div.Tensor):
-        norm = read(div)
-        if norm is not None:
-            yield _found(norm)
+        yield from guarded(div, COVERS, _at, div)
+
+
+def _at(div: fx.Node) -> Found | None:
+    norm = read(div)
+    return None if norm is None else _found(norm)
 
 
 def read(div: fx.Node) -> ChannelNorm | None:

@@ -28,7 +28,7 @@ from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.norms.rows import dying_casts
 from rocm_passes.ops import group_norm as op
-from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
+from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss, guarded
 from rocm_passes.rewrite.rewriter import escapes
 
 NAME = "group_norm"
@@ -37,7 +37,7 @@ COVERS = {"group_norm": 1}
 
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
     for node in n.calls(graph, aten.native_group_norm.default):
-        yield read(node)
+        yield from guarded(node, COVERS, read, node)
 
 
 def read(node: fx.Node) -> Found:

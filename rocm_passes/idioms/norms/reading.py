@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 from torch import fx
@@ -14,6 +15,8 @@ from rocm_passes.idioms.norms.rms import RMS
 from rocm_passes.idioms.norms.rows import roots
 from rocm_passes.rewrite.match import Context
 from rocm_passes.rewrite.rewriter import escapes
+
+log = logging.getLogger(__name__)
 
 Norm = RMS | Layer
 
@@ -46,6 +49,16 @@ def _read(graph: fx.Graph, _: Context) -> list[Reading]:
 
 
 def _at(anchor: fx.Node) -> Reading | None:
+    """A fault of a reader costs the norm that it was met at."""
+    try:
+        return _read_at(anchor)
+    except Exception as error:
+        log.exception("rocm_passes: reading the norm at %s failed", anchor)
+        name = "layer_norm" if n.is_call(anchor, aten.native_layer_norm.default) else "rms_norm"
+        return Reading(anchor, name, f"reading it failed: {type(error).__name__}: {error}")
+
+
+def _read_at(anchor: fx.Node) -> Reading | None:
     if n.is_call(anchor, aten.native_layer_norm.default):
         return Reading(anchor, "layer_norm", layer.read(anchor))
     if n.is_call(anchor, aten._fused_rms_norm.default):

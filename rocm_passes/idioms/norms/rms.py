@@ -196,6 +196,8 @@ def _eps(found: Bound) -> tuple[str, float | fx.Node, float | None] | str:
     size = n.static_int(n.shape(found["x"])[-1])
     if not isinstance(eps, float) or size is None:
         return "its eps is a tensor, or its rows have a symbolic size"
+    if size == 0:
+        return "its rows are empty"
     if kind == "clamp_root":
         kind, eps, owed = "clamp", eps * eps, None
     elif kind == "clamp_length":

@@ -34,7 +34,7 @@ from rocm_passes.idioms.rotary.rotations import Rotation, rotations
 from rocm_passes.idioms.rotary.tables import merge_tables
 from rocm_passes.ops import rotary as op
 from rocm_passes.ops.rotary_layout import Recipe, choose_axes, cut_heads
-from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
+from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss, guarded
 
 NAME = "rotary"
 COVERS = {"rotary": 1}
@@ -45,7 +45,7 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
     found = rotations(graph)
     merge_tables(found)
     for rotation in found:
-        yield _found(rotation, context)
+        yield from guarded(rotation.anchor, COVERS, _found, rotation, context)
 
 
 def _found(rotation: Rotation, context: Context) -> Found:
