@@ -16,7 +16,11 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 
 @pytest.mark.parametrize(
     ("target", "where"),
-    [("gfx942", {"any", "gpu", "amd"}), ("sm_90", {"any", "gpu", "nvidia", "sm_90"}), ("cpu", {"any", "cpu"})],
+    [
+        ("gfx942", {"any", "gpu", "amd"}),
+        ("sm_90", {"any", "gpu", "nvidia", "sm_90"}),
+        ("cpu", {"any", "cpu"}),
+    ],
 )
 def test_rules_of_a_target(capsys: pytest.CaptureFixture[str], target: str, where: set[str]) -> None:
     found = json.loads(printed(capsys, "--json", "--target", target))
