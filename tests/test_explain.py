@@ -169,10 +169,12 @@ def test_graph_breaks_are_counted_with_their_reasons(x: Tensor) -> None:
 def test_a_warm_cache_hides_nothing(x: Tensor) -> None:
     model = Model()
     torch.compile(model, backend=BACKEND)(x)
-    passes_run = len(history())
+    first = history()
     torch._dynamo.reset()
     torch.compile(model, backend=BACKEND)(x)
-    assert len(history()) == passes_run, "the second compile should have come from the cache"
+    second = history()[len(first) :]
+    assert [ledger.from_cache for ledger in second] == [True] * len(first), "it should come from the cache"
+    assert [str(e) for g in second for e in g.entries] == [str(e) for g in first for e in g.entries]
     assert found_in(rocm_passes.explain(model, x).sites) == EVERY_CONV
 
 
