@@ -206,7 +206,7 @@ def test_the_document_is_the_documented_one(x: Tensor) -> None:
     assert set(found) == {"format", "environment", "graphs", "sites", "graph_breaks", "break_reasons"}
     assert set(found["sites"][0]) == {
         *("graph", "idiom", "covers", "outcome", "lowering", "reason", "location", "module"),
-        *("parameters", "inputs", "considered", "notes", "verdicts", "error"),
+        *("parameters", "inputs", "considered", "notes", "verdicts", "error", "verification", "number"),
     }
     bias = found["sites"][0]["inputs"][-1]
     assert (bias["shape"], bias["stride"], bias["dtype"]) == ([2], [1], "float32")
