@@ -187,7 +187,7 @@ def _slice_of_a_projection(x: Tensor, weight: Tensor) -> Tensor:
 def _chain(x: Tensor, branch: Tensor, gate: Tensor, scale: Tensor, shift: Tensor) -> Any:
     return ops.fused_norm.of2(
         x, branch, gate, False, None, 0.0, None, 0.0, BF16, True, "layer", None, None, None, 1e-6, 0.0, None,
-        None, scale, shift, None, None, 1.0, 1, BF16, True, "triton",
+        None, scale, shift, None, None, 1.0, 1, BF16, True, lowering="triton",
     )  # fmt: skip
 
 
