@@ -33,7 +33,8 @@ def test_norms_stand_behind_their_frames(name: str, monkeypatch: pytest.MonkeyPa
     inputs = (), {"z": z, "return_dict": False}
     exact, eager = zoo.reference(model, inputs)[0], zoo.run(model, inputs)[0]
     ledgers: list[Ledger] = []
-    options = {"select": "auto", "lowering": {idiom: "triton"}}
+    # Fast: the convolutions of Wan's second chunk are sums of two taps, which spell the cat behind the norm.
+    options = {"select": "auto", "lowering": {idiom: "triton"}, "rewrite_numerics": "fast"}
 
     def backend(gm: Any, example_inputs: Any) -> Any:
         return rocm_diffusion(gm, example_inputs, options=options, listener=ledgers.append, caches=False)
