@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from rocm_passes.idioms.convolution import conv2d, conv3d, worth
+from rocm_passes.idioms.convolution import conv2d, conv3d
 from rocm_passes.ops.conv2d import CONV2D, Conv2d
 from rocm_passes.ops.conv3d import Conv3d
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.options import Options
+from rocm_passes.policy import bounds
 from rocm_passes.rewrite.choose import asked
 from rocm_passes.target import AMD_ARCHITECTURES, Target
 from rocm_passes.tuning import measure as measuring
@@ -205,7 +206,7 @@ def test_the_kernel_is_taken_where_it_measures_faster(
     """Through `choose`, on a faked GPU, in a graph that is not channels-last."""
     clock = Clock(triton=triton, direct=3.0, unfold=5.0)
     monkeypatch.setattr(measuring, "measure", clock)
-    monkeypatch.setattr(worth, "WORTH_MEASURING", 0)
+    monkeypatch.setattr(bounds, "WORTH_MEASURING", replace(bounds.WORTH_MEASURING, value=0))
     c = call((2, 4), dtype=torch.bfloat16)
     options, target = Options(choices=str(tmp_path / "c.json")), Target("amd", arch, arch, "2.11", "3.6")
     able = [low for low in LOWERINGS if asked(low, c, target, options).verdict == "able"]
