@@ -149,7 +149,8 @@ def test_strict_gives_the_bits_of_the_graph_or_refuses(spelling: Spelling, dtype
     if in_16_bits:
         name = str(dtype)
         assert (
-            entry.reason == f"numerics='strict': the graph computes it in {name}, and an operator in float32"
+            entry.reason
+            == f"rewrite_numerics='strict': the graph computes it in {name}, and an operator in float32"
         )
 
 

@@ -102,11 +102,11 @@ def _obstacle(rotation: Rotation, numerics: str) -> str | None:
         return None
     if len(rotation.steps) != 1 or not rotation.steps <= _WIDE:
         dtypes = ", ".join(sorted(map(str, rotation.steps)))
-        return f"numerics='strict': the graph computes it in {dtypes}, and an operator in float32"
+        return f"rewrite_numerics='strict': the graph computes it in {dtypes}, and an operator in float32"
     if rotation.fused:
-        return "numerics='strict': the graph's addcmul may leave its product unrounded"
+        return "rewrite_numerics='strict': the graph's addcmul may leave its product unrounded"
     if rotation.rounds_twice:
-        return "numerics='strict': the graph rounds its result twice, and an operator once"
+        return "rewrite_numerics='strict': the graph rounds its result twice, and an operator once"
     return None
 
 
