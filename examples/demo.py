@@ -1,8 +1,8 @@
 """Five diffusion models, compiled with the backend, and what became of them.
 
-Real diffusers classes from tiny configs with random weights, those that the tests use: no GPU, no download.
-Run from a checkout by `make demo`, or `python -m examples.demo`. Leaves ledger.json and ledger.html in
-demo-output.
+Real diffusers classes from tiny configs with random weights, those that the tests use: no GPU, no
+download. Run from a checkout by `make demo`, or `python -m examples.demo`. Leaves ledger.json and
+ledger.html in demo-output.
 """
 
 from __future__ import annotations
@@ -65,8 +65,11 @@ class Outcome:
 
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = _arguments(argv)
-    # Inductor warns of complex numbers where a rotary embedding stays as it was: the ledger says so.
-    warnings.filterwarnings("ignore", message="Torchinductor does not support code generation for complex")
+    # Inductor warns of complex numbers where a rotary embedding stays as it was: the ledger says
+    # so.
+    warnings.filterwarnings(
+        "ignore", message="Torchinductor does not support code generation for complex"
+    )
     started = time.perf_counter()
     dtype = getattr(torch, arguments.dtype)
     print(f"{len(arguments.models)} models in {arguments.dtype}, {_choice(arguments.select)}\n")
@@ -97,7 +100,12 @@ def run(zoo_case: Case, dtype: torch.dtype, select: str, label: str = "") -> Out
         )
     result = tensors_in(explanation.result)
     return Outcome(
-        name, explanation, compiling.seconds, error(result, reference), error(eager, reference), in_eager
+        name,
+        explanation,
+        compiling.seconds,
+        error(result, reference),
+        error(eager, reference),
+        in_eager,
     )
 
 
@@ -113,17 +121,23 @@ def write(outcomes: Sequence[Outcome], folder: Path) -> tuple[Path, Path]:
     """The ledger as JSON and as an HTML page; each site says which model it is of."""
     found = document(g for o in outcomes for g in o.explanation.ledgers)
     names = [o.name for o in outcomes for _ in o.explanation.sites]
-    found["sites"] = [{"model": name, **site} for name, site in zip(names, found["sites"], strict=True)]
+    found["sites"] = [
+        {"model": name, **site} for name, site in zip(names, found["sites"], strict=True)
+    ]
     found["models"] = [o.row() for o in outcomes]
     json_file, html_file = folder / "ledger.json", folder / "ledger.html"
     ledger.write_json(str(json_file), found)
-    html_file.write_text(report_html.page(found, "rocm-passes: the demo's ledger"), encoding="utf-8")
+    html_file.write_text(
+        report_html.page(found, "rocm-passes: the demo's ledger"), encoding="utf-8"
+    )
     return json_file, html_file
 
 
 def told(outcome: Outcome) -> str:
     """What is printed of one model."""
-    seconds = f"first call {outcome.seconds:.1f} s, of which the passes took {outcome.pass_seconds:.2f} s"
+    seconds = (
+        f"first call {outcome.seconds:.1f} s, of which the passes took {outcome.pass_seconds:.2f} s"
+    )
     errors = f"error against float64: compiled {outcome.error:.2e}, eager {outcome.eager_error:.2e}"
     counted = "\n".join(aligned(_counted(outcome)))
     return "\n".join([f"{outcome.name}: {seconds}", errors, counted, "", str(outcome.explanation)])
@@ -132,7 +146,9 @@ def told(outcome: Outcome) -> str:
 def _counted(outcome: Outcome) -> list[tuple[str, ...]]:
     """Elementary idioms: as counted by module hooks in an eager run, and as the ledger has them."""
     totals = ledger.totals(outcome.explanation.sites)
-    rows: list[tuple[str, ...]] = [("", "in eager", "in the ledger", "rewritten", "kept", "refused")]
+    rows: list[tuple[str, ...]] = [
+        ("", "in eager", "in the ledger", "rewritten", "kept", "refused")
+    ]
     for name in sorted({*outcome.in_eager, *totals}):
         by_outcome = totals.get(name, dict.fromkeys(ledger.OUTCOMES, 0))
         counts = [by_outcome[o] for o in ledger.OUTCOMES]
@@ -142,22 +158,32 @@ def _counted(outcome: Outcome) -> list[tuple[str, ...]]:
 
 def _overview(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
     rows = [o.row() for o in outcomes]
-    return [tuple(k.replace("_", " ") for k in rows[0]), *(tuple(map(str, r.values())) for r in rows)]
+    return [
+        tuple(k.replace("_", " ") for k in rows[0]),
+        *(tuple(map(str, r.values())) for r in rows),
+    ]
 
 
 def _choice(select: str) -> str:
     return {
-        "always": "select='always': all that can be is rewritten, to show it (by default, what pays)",
+        "always": "select='always': all that can be is rewritten, to show it (by default, what "
+        "pays)",
         "auto": "select='auto': what is known to pay on this machine is rewritten",
         "off": "select='off': nothing is changed, sites are only reported",
     }[select]
 
 
 def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="rocm-passes demo", description=__doc__.partition("\n")[0])
+    parser = argparse.ArgumentParser(
+        prog="rocm-passes demo", description=__doc__.partition("\n")[0]
+    )
     models = ", ".join(DEMO)
-    parser.add_argument("models", nargs="*", metavar="MODEL", default=list(DEMO), help=f"of {models}")
-    parser.add_argument("--select", choices=SELECT, default="always", help="as the backend's option")
+    parser.add_argument(
+        "models", nargs="*", metavar="MODEL", default=list(DEMO), help=f"of {models}"
+    )
+    parser.add_argument(
+        "--select", choices=SELECT, default="always", help="as the backend's option"
+    )
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--output", default="demo-output", metavar="FOLDER")
     found = parser.parse_args(argv)

@@ -10,8 +10,9 @@ from typing import TextIO
 
 
 class Progress:
-    """`with Progress("compiling Wan"): …`. On a terminal one line that counts seconds and then goes away;
-    elsewhere (a file, a log) one plain line."""
+    """`with Progress("compiling Wan"): …`. On a terminal one line that counts seconds and then goes
+    away; elsewhere (a file, a log) one plain line.
+    """
 
     def __init__(self, what: str, stream: TextIO | None = None, interval: float = 0.5) -> None:
         self.seconds = 0.0
@@ -30,7 +31,10 @@ class Progress:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.seconds = time.perf_counter() - self._started
         self._done.set()

@@ -1,6 +1,8 @@
-"""Writes the parts of the documents that come from the code: `make docs`. A test says when they are stale.
+"""Writes the parts of the documents that come from the code: `make docs`. A test says when they are
+stale.
 
-`python -m examples.write_docs --demo` also runs the demo on one model, and shows in the README what it says.
+`python -m examples.write_docs --demo` also runs the demo on one model, and shows in the README what
+it says.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ def documents() -> dict[Path, str]:
     rules = between(_read(RULES), "rules", rules_tables())
     return {
         **found,
-        RULES: between(rules, "bounds", markdown(table.BOUND_HEAD, map(table.bound_row, policy.BOUNDS))),
+        RULES: between(
+            rules, "bounds", markdown(table.BOUND_HEAD, map(table.bound_row, policy.BOUNDS))
+        ),
     }
 
 

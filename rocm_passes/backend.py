@@ -38,12 +38,13 @@ def rocm_diffusion(
 ) -> Callable[..., Any]:
     """Compile a Dynamo graph with Inductor, our rewrites applied.
 
-    gm, example_inputs: as Dynamo hands them to any backend. mode: an Inductor mode, as of torch.compile.
+    gm, example_inputs: as Dynamo hands them to any backend. mode: an Inductor mode, as of
+    torch.compile.
     options: those of `rocm_passes.options.Options`, "mode", and any Inductor option.
-    listener: called with the ledger of each graph that is compiled. caches: False compiles past Inductor's
-    caches, so that the passes run and have something to report. (`rocm_passes.explain` uses both.) So does
-    ROCM_PASSES_DUMP, which would find nothing to dump otherwise.
-    Raises OptionError on a wrong option.
+    listener: called with the ledger of each graph that is compiled. caches: False compiles past
+    Inductor's caches, so that the passes run and have something to report. (`rocm_passes.explain`
+    uses both.) So does ROCM_PASSES_DUMP, which would find nothing to dump otherwise. Raises
+    OptionError on a wrong option.
     """
     settings, patch = parse(options, mode)
     # What these look at or count happens in the passes, which do not run on a hit.
@@ -59,8 +60,8 @@ def rocm_diffusion(
         and graph_pass.may_rewrite()
         and is_convolutional(len(gm.graph.nodes), len(convolutions))
     ):
-        # It sinks what only leaves the graph, a video VAE's cached frames, to the end, and so keeps the padded
-        # inputs that these are read from alive through the whole graph.
+        # It sinks what only leaves the graph, a video VAE's cached frames, to the end, and so keeps
+        # the padded inputs that these are read from alive through the whole graph.
         patch.setdefault("reorder_for_locality", False)
     key = remembered.key_of(gm, example_inputs, graph_pass.uuid()) if _cached(patch) else None
     compiled = _compiled(gm, example_inputs, graph_pass, patch)
@@ -75,7 +76,9 @@ def _cached(patch: Mapping[str, Any]) -> bool:
 
 
 def _keep_or_recall(key: str, graph_pass: GraphPass) -> None:
-    """On a hit in Inductor's caches the pass has not run: its ledgers come from where they were kept."""
+    """On a hit in Inductor's caches the pass has not run: its ledgers come from where they were
+    kept.
+    """
     if graph_pass.published:
         remembered.remember(key, graph_pass.published)
     else:
@@ -102,7 +105,9 @@ def _compiled(
         )
     if ahead.active():
         return ahead.run_passes(gm, example_inputs, graph_pass, patch, table)
-    patch["post_grad_custom_pre_pass"] = after_the_users(patch, "post_grad_custom_pre_pass", graph_pass)
+    patch["post_grad_custom_pre_pass"] = after_the_users(
+        patch, "post_grad_custom_pre_pass", graph_pass
+    )
     watches = graph_pass.options.verify == "live" or graph_pass.options.check_finite > 0
     inner = inner_compile(graph_pass.taken_watch) if watches else None
     return _inductor(gm, example_inputs, patch, table, inner)
@@ -130,8 +135,9 @@ def _tensors(gm: fx.GraphModule, example_inputs: Sequence[Any]) -> list[Any]:
 class DecomposeForTraining(CustomGraphPass):
     """Decompose kept operators before the partitioner sees a training graph.
 
-    What is saved for the backward pass and what is recomputed is then decided as for plain Inductor. The
-    sites among them are lost to the later pass over the forward graph, so it is told of them here.
+    What is saved for the backward pass and what is recomputed is then decided as for plain
+    Inductor. The sites among them are lost to the later pass over the forward graph, so it is told
+    of them here.
     """
 
     def __init__(self, graph_pass: GraphPass) -> None:

@@ -1,4 +1,6 @@
-"""Every error that a user can meet, in one place. Each message names what was expected and what was found."""
+"""Every error that a user can meet, in one place. Each message names what was expected and what was
+found.
+"""
 
 from __future__ import annotations
 

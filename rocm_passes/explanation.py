@@ -56,20 +56,24 @@ class Explanation:
 def explain(
     model: Callable[..., Any], *args: Any, options: Mapping[str, Any] | None = None, **kwargs: Any
 ) -> Explanation:
-    """Compile `model` with the backend, past every cache, call it once on the arguments, and report.
+    """Compile `model` with the backend, past every cache, call it once on the arguments, and
+    report.
 
-    model: a module, a function, or something compiled already, by torch.compile, by module.compile() or in
-    parts (diffusers' compile_repeated_blocks). What was compiled is compiled anew, in the same parts, with
-    the backend and with the `options` given here, whatever it had been compiled with; afterwards it is as it
-    was. To explain compiled code exactly as a program set it up, run the program: `rocm-passes explain`.
+    model: a module, a function, or something compiled already, by torch.compile, by
+    module.compile() or in parts (diffusers' compile_repeated_blocks). What was compiled is compiled
+    anew, in the same parts, with the backend and with the `options` given here, whatever it had
+    been compiled with; afterwards it is as it was. To explain compiled code exactly as a program
+    set it up, run the program: `rocm-passes explain`.
 
     A warm cache would leave nothing to report, since the passes don't run on a hit. Like
-    torch._dynamo.explain this resets Dynamo, so whatever the process had compiled compiles again when next
-    used. Raises OptionError (inside Dynamo's BackendCompilerFailed) on a wrong option, and whatever the model
-    raises.
+    torch._dynamo.explain this resets Dynamo, so whatever the process had compiled compiles again
+    when next used. Raises OptionError (inside Dynamo's BackendCompilerFailed) on a wrong option,
+    and whatever the model raises.
     """
     found: list[Ledger] = []
-    backend = functools.partial(rocm_diffusion, options=options, listener=found.append, caches=False)
+    backend = functools.partial(
+        rocm_diffusion, options=options, listener=found.append, caches=False
+    )
     torch._dynamo.reset()
     before = _graph_breaks()
     try:
@@ -85,15 +89,21 @@ def explain(
 def _original(model: Callable[..., Any]) -> Callable[..., Any]:
     """What torch.compile was given, where `model` is its result."""
     while True:
-        inner = getattr(model, "_orig_mod", None) or getattr(model, "_torchdynamo_orig_callable", None)
+        inner = getattr(model, "_orig_mod", None) or getattr(
+            model, "_torchdynamo_orig_callable", None
+        )
         if inner is None:
             return model
         model = inner
 
 
 @contextlib.contextmanager
-def _compiled(model: Callable[..., Any], backend: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """The model compiled with the backend: in the parts that had been compiled by themselves, else whole."""
+def _compiled(
+    model: Callable[..., Any], backend: Callable[..., Any]
+) -> Iterator[Callable[..., Any]]:
+    """The model compiled with the backend: in the parts that had been compiled by themselves, else
+    whole.
+    """
     parts = list(_parts(model)) if isinstance(model, nn.Module) else []
     if not parts:
         yield torch.compile(model, backend=backend)
@@ -109,7 +119,9 @@ def _compiled(model: Callable[..., Any], backend: Callable[..., Any]) -> Iterato
 
 
 def _parts(model: nn.Module) -> Iterator[tuple[nn.Module, str, Callable[..., Any]]]:
-    """Modules that were compiled by themselves, the attribute with the compiled code, and its source."""
+    """Modules that were compiled by themselves, the attribute with the compiled code, and its
+    source.
+    """
     for module in model.modules():
         if isinstance(module, torch._dynamo.OptimizedModule):
             # Not the module: as an attribute it would become a submodule.

@@ -75,7 +75,9 @@ class GraphPass(CustomGraphPass):
         return watch
 
     def may_rewrite(self, idiom: Idiom | None = None) -> bool:
-        """Anything, or that idiom's sites? What prepares a graph for a rewrite must not happen where none may."""
+        """Anything, or that idiom's sites? What prepares a graph for a rewrite must not happen
+        where none may.
+        """
         looked_for = bool(self.idioms) if idiom is None else idiom in self.idioms
         return (
             looked_for
@@ -111,7 +113,9 @@ class GraphPass(CustomGraphPass):
         self.publish(ledger)
 
     def _new_ledger(self) -> Ledger:
-        ledger = Ledger(f"graph{next(_GRAPH_NUMBERS)}", looked_for=tuple(i.name for i in self.idioms))
+        ledger = Ledger(
+            f"graph{next(_GRAPH_NUMBERS)}", looked_for=tuple(i.name for i in self.idioms)
+        )
         while self._training:
             ledger.add(self._training.pop(0))
         return ledger
@@ -137,7 +141,8 @@ class GraphPass(CustomGraphPass):
         rewriter = Rewriter(work.graph, work.fake_mode)
         validator = Validator(work.graph, self.options, work.ledger)
         placed: list[tuple[Applied, Decision, int]] = []
-        # The entries read the graph as the user's code made it: all are written before the first change.
+        # The entries read the graph as the user's code made it: all are written before the first
+        # change.
         entries = [plan.entry(d.idiom, d.match, d.choice) for d in plan.decisions]
         for decision, entry in zip(plan.decisions, entries, strict=True):
             lowering = decision.choice.lowering
@@ -179,7 +184,9 @@ class GraphPass(CustomGraphPass):
                 dump.step(each.name, work.graph)
             except Exception as error:
                 assert before is not None
-                log.exception("rocm_passes: the pass %s failed; the graph is as it was before it", each.name)
+                log.exception(
+                    "rocm_passes: the pass %s failed; the graph is as it was before it", each.name
+                )
                 before.restore()
                 work.entries.clear()
                 work.ledger.notes.append(f"{each.name} failed: {type(error).__name__}: {error}")
@@ -195,7 +202,9 @@ class GraphPass(CustomGraphPass):
             ledgers.write_report(self.options.report, document(ledgers.history()))
 
     def note_training(self, graph: fx.Graph) -> None:
-        """Sites of the joint graph that stand on kept operators: refused, in the next graph's ledger."""
+        """Sites of the joint graph that stand on kept operators: refused, in the next graph's
+        ledger.
+        """
         reason = "in a training graph it is decomposed before forward and backward are parted"
         # A decomposed RMSNorm is found again in the forward graph.
         names = (name for name in self.keep if name != "_fused_rms_norm")
@@ -205,13 +214,17 @@ class GraphPass(CustomGraphPass):
                 continue
             try:
                 found = [f for f in idiom.find(graph, self._context) if f.anchor in kept]
-                self._training += [planning.entry(idiom, f, Choice("refused", reason)) for f in found]
+                self._training += [
+                    planning.entry(idiom, f, Choice("refused", reason)) for f in found
+                ]
             except Exception:
                 log.exception("rocm_passes: looking for %s in a training graph failed", idiom.name)
 
 
 def _failed(plan: Plan, decision: Decision, reason: str) -> Entry:
-    return plan.entry(decision.idiom, decision.match, decision.choice.undone("refused", "failed", reason))
+    return plan.entry(
+        decision.idiom, decision.match, decision.choice.undone("refused", "failed", reason)
+    )
 
 
 def _tidy(graph: fx.Graph) -> None:

@@ -1,4 +1,6 @@
-"""What the values of options may be: each function takes a source to name and a value, and returns it checked."""
+"""What the values of options may be: each function takes a source to name and a value, and returns
+it checked.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ from collections.abc import Callable, Mapping
 from rocm_passes.errors import OptionError, nearest
 
 Names = Callable[[], Mapping[str, tuple[str, ...]]]
-#: Gives the names of the lowerings of each idiom. The registry, which stands above this module, declares it.
+#: Gives the names of the lowerings of each idiom. The registry, which stands above this module,
+#: declares it.
 _NAMES: list[Names] = []
 
 
@@ -25,7 +28,10 @@ def choice(*allowed: str) -> Callable[[str, object], str]:
     def check(source: str, value: object) -> str:
         if value not in allowed:
             raise OptionError.value(
-                source, f"one of {', '.join(map(repr, allowed))}", value, nearest(str(value), allowed)
+                source,
+                f"one of {', '.join(map(repr, allowed))}",
+                value,
+                nearest(str(value), allowed),
             )
         return str(value)
 
@@ -33,10 +39,14 @@ def choice(*allowed: str) -> Callable[[str, object], str]:
 
 
 def idioms(source: str, value: object) -> tuple[str, ...]:
-    """Idiom names: "all", "none", a comma list or a sequence; a leading '-' takes a name out of "all"."""
+    """Idiom names: "all", "none", a comma list or a sequence; a leading '-' takes a name out of
+    "all".
+    """
     known = tuple(_declared())
     words = [w.strip() for w in value.split(",")] if isinstance(value, str) else value
-    if not isinstance(words, (list, tuple, set, frozenset)) or not all(isinstance(w, str) for w in words):
+    if not isinstance(words, (list, tuple, set, frozenset)) or not all(
+        isinstance(w, str) for w in words
+    ):
         raise OptionError.value(source, "a comma-separated string or a list of idiom names", value)
     words = [w for w in words if w]
     chosen = set(known) if not words or all(w.startswith("-") for w in words) else set()
@@ -46,7 +56,10 @@ def idioms(source: str, value: object) -> tuple[str, ...]:
             chosen = set(known) if word == "all" else set()
         elif name not in known:
             raise OptionError.value(
-                source, f"'all', 'none' or idioms among {', '.join(known)}", name, nearest(name, known)
+                source,
+                f"'all', 'none' or idioms among {', '.join(known)}",
+                name,
+                nearest(name, known),
             )
         elif word.startswith("-"):
             chosen.discard(name)
@@ -69,7 +82,9 @@ def lowerings(source: str, value: object) -> tuple[tuple[str, str], ...]:
     known = _declared()
     for idiom, lowering in value.items():
         if idiom not in known:
-            raise OptionError.value(source, f"idioms among {', '.join(known)}", idiom, nearest(idiom, known))
+            raise OptionError.value(
+                source, f"idioms among {', '.join(known)}", idiom, nearest(idiom, known)
+            )
         if lowering not in known[idiom]:
             raise OptionError.value(
                 f"{source} for {idiom}",

@@ -20,7 +20,8 @@ from rocm_passes import option_values
 from rocm_passes.errors import OptionError, nearest
 
 ENVIRONMENT_PREFIX = "ROCM_PASSES_"
-#: Variables of that prefix that are read elsewhere and are no options: where to dump graphs (report/dump.py).
+#: Variables of that prefix that are read elsewhere and are no options: where to dump graphs
+#: (report/dump.py).
 NO_OPTIONS = ("ROCM_PASSES_DUMP",)
 
 SELECT = ("auto", "always", "off")
@@ -36,12 +37,15 @@ def option(default: Any, check: Callable[[str, object], Any], doc: str) -> Any:
 
 @dataclass(frozen=True)
 class Options:
-    """What the user asked for. Immutable: it travels with one call of torch.compile and is never global."""
+    """What the user asked for. Immutable: it travels with one call of torch.compile and is never
+    global.
+    """
 
     select: str = option(
         "auto",
         option_values.choice(*SELECT),
-        "auto: rewrite a site where it is known to pay on this machine; always: rewrite all that can be; "
+        "auto: rewrite a site where it is known to pay on this machine; always: rewrite all that "
+        "can be; "
         "off: change nothing, only report",
     )
     idioms: tuple[str, ...] | None = option(
@@ -55,8 +59,10 @@ class Options:
     rewrite_numerics: str = option(
         "default",
         option_values.choice(*REWRITE_NUMERICS),
-        "strict: refuse a lowering that rounds elsewhere than the graph does (the default where Inductor's own "
-        "option numerics is strict); fast: also allow fp64 rotary arithmetic (complex128 tables) in fp32, "
+        "strict: refuse a lowering that rounds elsewhere than the graph does (the default where "
+        "Inductor's own "
+        "option numerics is strict); fast: also allow fp64 rotary arithmetic (complex128 tables) "
+        "in fp32, "
         "and 3-D convolutions as sums of temporal taps that are rounded to 16 bits",
     )
     layout: str = option(
@@ -68,24 +74,28 @@ class Options:
     conv_dtype: str = option(
         "",
         option_values.choice(*CONV_DTYPES),
-        "'bf16' or 'fp16': compute the float32 3-D convolutions in bfloat16, or in float16 scaled into its range "
+        "'bf16' or 'fp16': compute the float32 3-D convolutions in bfloat16, or in float16 scaled "
+        "into its range "
         "(less exact, as the ledger says; not with rewrite_numerics='strict')",
     )
     conv_frames_bucket: int = option(
         0,
         option_values.count,
-        "compute a 3-D convolution's frames up to a multiple of this, so that chunks of neighbouring lengths share one "
+        "compute a 3-D convolution's frames up to a multiple of this, so that chunks of "
+        "neighbouring lengths share one "
         "tuned convolution; 0: as many as there are",
     )
     conv_search: str = option(
         "off",
         option_values.choice("off", "on"),
-        "on: cudnn.benchmark (find mode in MIOpen) while the compiled graph runs, within tune_seconds",
+        "on: cudnn.benchmark (find mode in MIOpen) while the compiled graph runs, within "
+        "tune_seconds",
     )
     tune_seconds: float = option(
         60.0,
         option_values.seconds,
-        "time that a process may spend measuring lowerings on its GPU; 0: never measure, choose by rule",
+        "time that a process may spend measuring lowerings on its GPU; 0: never measure, choose by "
+        "rule",
     )
     choices: str = option(
         "",
@@ -95,37 +105,47 @@ class Options:
     conv_memory_mib: int | None = option(
         None,
         option_values.optional_count,
-        "choose no convolution measured to need more MiB than this beside its tensors (0: no bound; "
-        "default: for the graph's largest 512, or three quarters of its tensors where that is more)",
+        "choose no convolution measured to need more MiB than this beside its tensors (0: no "
+        "bound; "
+        "default: for the graph's largest 512, or three quarters of its tensors where that is "
+        "more)",
     )
     launch: str = option(
         "inductor",
         option_values.choice(*LAUNCHES),
-        "who launches our Triton kernels: inductor: its generated code, at its own kernels' cost; python: an "
+        "who launches our Triton kernels: inductor: its generated code, at its own kernels' cost; "
+        "python: an "
         "operator call each, slower for the host, and where a kernel fails plain torch takes over",
     )
     fuel: int | None = option(
-        None, option_values.optional_count, "at most this many rewrites per graph, to bisect a wrong result"
+        None,
+        option_values.optional_count,
+        "at most this many rewrites per graph, to bisect a wrong result",
     )
     fuel_total: int | None = option(
         None,
         option_values.optional_count,
-        "at most this many rewrites in the whole process, in the order of its compiles (`rocm-passes bisect`)",
+        "at most this many rewrites in the whole process, in the order of its compiles "
+        "(`rocm-passes bisect`)",
     )
     verify: str = option(
         "off",
         option_values.verify,
-        "True or 'drawn': run each rewritten site's own nodes and its replacement on drawn inputs, hold both against "
+        "True or 'drawn': run each rewritten site's own nodes and its replacement on drawn inputs, "
+        "hold both against "
         "float64, and put back what is worse; 'live': also on the inputs of the first call",
     )
     check_finite: int = option(
         0,
         option_values.finite_calls,
-        "on this many first calls (True: 3) compare whether each rewritten site's results are finite with what the "
+        "on this many first calls (True: 3) compare whether each rewritten site's results are "
+        "finite with what the "
         "original nodes give; where they are not, the graph runs without rewrites from then on",
     )
     report: str = option(
-        "", option_values.path, "write the ledger of this process to this JSON file after each compile"
+        "",
+        option_values.path,
+        "write the ledger of this process to this JSON file after each compile",
     )
 
     def looks_for(self, idiom: str) -> bool:
@@ -145,8 +165,9 @@ RENAMED = {"numerics": "rewrite_numerics"}
 def parse(options: Mapping[str, Any] | None, mode: str | None) -> tuple[Options, dict[str, Any]]:
     """Split what `torch.compile` was given into our Options and a patch of Inductor's config.
 
-    Raises OptionError on the first wrong name or value, and on options that contradict each other. "mode" may
-    stand among the options, because torch.compile itself refuses `mode=` beside `options=`.
+    Raises OptionError on the first wrong name or value, and on options that contradict each other.
+    "mode" may stand among the options, because torch.compile itself refuses `mode=` beside
+    `options=`.
     """
     if options is not None and not isinstance(options, Mapping):
         raise OptionError.value("options", "a dict such as {'select': 'always'}", options)
@@ -173,11 +194,14 @@ def _given_by_old_name(given: dict[str, Any], ours: Mapping[str, Any]) -> dict[s
         if old in inductor_config.get_config_copy():
             if given[old] in REWRITE_NUMERICS and given[old] not in ("default", "strict"):
                 raise OptionError(
-                    f"option {old!r} is Inductor's in this version of torch: write {new}={given[old]!r}"
+                    f"option {old!r} is Inductor's in this version of torch: write "
+                    f"{new}={given[old]!r}"
                 )
             continue
         if new in ours:
-            raise OptionError(f"options {old!r} and {new!r} are both given, and {old!r} is the old name")
+            raise OptionError(
+                f"options {old!r} and {new!r} are both given, and {old!r} is the old name"
+            )
         found[new] = given.pop(old)
         _warn_of_old_name(f"option {old!r}", f"{new!r}")
     return found
@@ -196,7 +220,8 @@ def _resolve(ours: Mapping[str, Any], patch: Mapping[str, Any]) -> Options:
     in_environment = _environment(known)
     checks = {f.name: f.metadata["check"] for f in fields(Options)}
     environment = {
-        known[v]: checks[known[v]](f"environment variable {v}", text) for v, text in in_environment.items()
+        known[v]: checks[known[v]](f"environment variable {v}", text)
+        for v, text in in_environment.items()
     }
     given = {name: checks[name](f"option {name!r}", value) for name, value in ours.items()}
     for source, values in (("options", given), ("environment variables", environment)):
@@ -220,7 +245,9 @@ def _environment(known: Mapping[str, str]) -> dict[str, str]:
         if old in found:
             found[new] = found.pop(old)
             _warn_of_old_name(f"environment variable {old}", new)
-    unknown = [variable for variable in found if variable not in known and variable not in NO_OPTIONS]
+    unknown = [
+        variable for variable in found if variable not in known and variable not in NO_OPTIONS
+    ]
     if unknown:
         hint = nearest(unknown[0], [*known, *NO_OPTIONS])
         raise OptionError(f"unknown environment variable {unknown[0]}{hint}")
@@ -228,21 +255,30 @@ def _environment(known: Mapping[str, str]) -> dict[str, str]:
 
 
 def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
-    """Values of one source that cannot all be meant. (Options override the environment, which is no mistake.)"""
+    """Values of one source that cannot all be meant. (Options override the environment, which is no
+    mistake.)
+    """
     forced = dict(values.get("lowering", ()))
     if forced and values.get("select") == "off":
         yield "select='off' rewrites nothing, and lowering forces a rewrite"
-    left_out = [name for name in forced if values.get("idioms") is not None and name not in values["idioms"]]
+    left_out = [
+        name for name in forced if values.get("idioms") is not None and name not in values["idioms"]
+    ]
     if left_out:
         yield f"lowering forces {left_out[0]}, and idioms leaves it out"
     if values.get("conv_dtype") and values.get("rewrite_numerics") == "strict":
-        yield f"conv_dtype={values['conv_dtype']!r} rounds more, and rewrite_numerics='strict' refuses that"
+        yield (
+            f"conv_dtype={values['conv_dtype']!r} rounds more, and rewrite_numerics='strict' "
+            "refuses that"
+        )
     if values.get("conv_search") == "on" and values.get("tune_seconds") == 0:
         yield "conv_search='on' searches within tune_seconds, and tune_seconds=0 leaves no time"
 
 
 def _inductor_is_strict(patch: Mapping[str, Any]) -> bool:
-    """Who has asked Inductor for strict numerics (torch 2.14) has asked for no rewrite that rounds elsewhere."""
+    """Who has asked Inductor for strict numerics (torch 2.14) has asked for no rewrite that rounds
+    elsewhere.
+    """
     value = patch.get("numerics", getattr(inductor_config, "numerics", None))
     return isinstance(value, str) and value.startswith("strict")
 
@@ -253,7 +289,10 @@ def _mode_patch(mode: object) -> dict[str, Any]:
     modes = list_mode_options()
     if not isinstance(mode, str) or mode not in modes:
         raise OptionError.value(
-            "option 'mode'", f"one of {', '.join(map(repr, modes))}", mode, nearest(str(mode), modes)
+            "option 'mode'",
+            f"one of {', '.join(map(repr, modes))}",
+            mode,
+            nearest(str(mode), modes),
         )
     return dict(modes[mode])
 
@@ -267,13 +306,17 @@ def _inductor_options(given: Mapping[str, Any]) -> dict[str, Any]:
             raise OptionError.unknown(key, [*OPTION_NAMES, "mode", *known])
         expected = inductor_config.get_type(name)  # type: ignore[attr-defined]
         if not _accepts(expected, value):
-            raise OptionError.value(f"Inductor option {key!r}", f"a value of type {expected}", value)
+            raise OptionError.value(
+                f"Inductor option {key!r}", f"a value of type {expected}", value
+            )
         patch[name] = value
     return patch
 
 
 def _accepts(expected: Any, value: object) -> bool:
-    """As Inductor's own check: plain types are compared, subscripted generics and unions are let through."""
+    """As Inductor's own check: plain types are compared, subscripted generics and unions are let
+    through.
+    """
     if not isinstance(expected, type) or get_origin(expected) is not None:
         return True
     return isinstance(value, expected)

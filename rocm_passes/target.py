@@ -1,4 +1,6 @@
-"""What this machine is and has: the device a graph runs on, its architecture, and the libraries beside it."""
+"""What this machine is and has: the device a graph runs on, its architecture, and the libraries
+beside it.
+"""
 
 from __future__ import annotations
 
@@ -72,12 +74,16 @@ def _gpu(index: int) -> Target:
     else:
         arch = f"sm_{properties.major}{properties.minor}"
         vendor = "nvidia"
-    return Target(vendor, arch, properties.name, torch.__version__, triton_version(), triton_is_interpreted())
+    return Target(
+        vendor, arch, properties.name, torch.__version__, triton_version(), triton_is_interpreted()
+    )
 
 
 @functools.cache
 def triton_version() -> str | None:
-    """The installed Triton's version, or None. (ROCm builds of torch bring it under another name.)"""
+    """The installed Triton's version, or None. (ROCm builds of torch bring it under another
+    name.)
+    """
     for distribution in ("triton", "pytorch-triton-rocm", "triton-rocm", "pytorch-triton"):
         try:
             return importlib.metadata.version(distribution)
@@ -98,7 +104,9 @@ Requirement = Callable[[Target], str | None]
 
 
 def unmet(requirements: Iterable[Requirement], target: Target) -> str | None:
-    """The first unmet requirement's reason. One that raises counts as unmet: it must not break a compile."""
+    """The first unmet requirement's reason. One that raises counts as unmet: it must not break a
+    compile.
+    """
     for requirement in requirements:
         try:
             reason = requirement(target)

@@ -1,8 +1,8 @@
 """Which torch is installed, read without importing it, and whether it is new enough.
 
-The package does not depend on torch in the sense of pip. A ROCm build of torch is often a version that pip
-takes for older than its release (2.11.0a0+git..., 2.11.0.dev...+rocm7.1): pip would replace it by PyPI's
-build for CUDA. So the version is checked here, at the first use.
+The package does not depend on torch in the sense of pip. A ROCm build of torch is often a version
+that pip takes for older than its release (2.11.0a0+git..., 2.11.0.dev...+rocm7.1): pip would
+replace it by PyPI's build for CUDA. So the version is checked here, at the first use.
 """
 
 from __future__ import annotations
@@ -35,14 +35,17 @@ def installed() -> str | None:
 
 
 def problem(version: str | None) -> str | None:
-    """Why this torch cannot be used and what to do about it, or None. Pre-releases of 2.11 are accepted."""
+    """Why this torch cannot be used and what to do about it, or None. Pre-releases of 2.11 are
+    accepted.
+    """
     oldest = ".".join(map(str, OLDEST))
     if version is None:
         return f"torch is not installed: install torch {oldest} or newer, see {INSTALL}"
     numbers = tuple(map(int, re.findall(r"\d+", version)[:2]))
     if numbers < OLDEST:
         return (
-            f"torch {version} is too old: rocm-passes needs torch {oldest} or newer. Install a newer build of "
+            f"torch {version} is too old: rocm-passes needs torch {oldest} or newer. Install a "
+            "newer build of "
             f"the same kind, see {INSTALL}"
         )
     return None

@@ -1,4 +1,6 @@
-"""The accuracy bar: error against float64 no worse than the original's, up to one unit in the last place."""
+"""The accuracy bar: error against float64 no worse than the original's, up to one unit in the last
+place.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ def ulp(x: Tensor, dtype: torch.dtype) -> Tensor:
 def assert_no_worse(ours: Tensor, original: Tensor, exact: Tensor, units: float = 1.0) -> None:
     """ours, original: results in the output dtype. exact: the same in float64.
 
-    Elementwise: |ours - exact| <= max |original - exact| over the tensor, plus `units` ulp at that value.
+    Elementwise: |ours - exact| <= max |original - exact| over the tensor, plus `units` ulp at that
+    value.
     """
     assert ours.dtype == original.dtype, (ours.dtype, original.dtype)
     assert ours.shape == exact.shape, (ours.shape, exact.shape)

@@ -23,7 +23,9 @@ def only_written() -> Iterator[None]:
 
 
 def difference(ours: list[str], other: list[str]) -> list[str]:
-    """The lines in which two compiles' generated modules differ, names and comments of graph nodes aside."""
+    """The lines in which two compiles' generated modules differ, names and comments of graph nodes
+    aside.
+    """
     if len(ours) != len(other):
         return [f"{len(ours)} modules against {len(other)}"]
     return [

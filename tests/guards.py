@@ -24,7 +24,9 @@ def told(env: Any) -> dict[str, Any]:
         "replacements": {str(a): str(b) for a, b in env.replacements.items()},
         "divisible": {str(d) for d in env.divisible},
         "ranges": {str(s): str(r) for s, r in env.var_to_range.items()},
-        "deferred": {str(s): [str(a.expr) for a in r] for s, r in env.deferred_runtime_asserts.items()},
+        "deferred": {
+            str(s): [str(a.expr) for a in r] for s, r in env.deferred_runtime_asserts.items()
+        },
     }
 
 

@@ -1,7 +1,8 @@
 """Inductor's generated code for an AMD GPU that is not here.
 
-Graphs are traced on fake tensors of a stubbed device and lowered as Inductor lowers them; the code is read, and
-the kernels in it are compiled for the architecture, but nothing runs. It stands on torch's private parts.
+Graphs are traced on fake tensors of a stubbed device and lowered as Inductor lowers them; the code
+is read, and the kernels in it are compiled for the architecture, but nothing runs. It stands on
+torch's private parts.
 """
 
 from __future__ import annotations
@@ -111,9 +112,13 @@ def device() -> Iterator[None]:
 
 
 def code_for(
-    function: Callable[..., Any], *metas: tuple[tuple[int, ...], torch.dtype], launched_by: str = "inductor"
+    function: Callable[..., Any],
+    *metas: tuple[tuple[int, ...], torch.dtype],
+    launched_by: str = "inductor",
 ) -> str:
-    """Inductor's code for `function` over contiguous tensors of these shapes and dtypes; call in `device()`."""
+    """Inductor's code for `function` over contiguous tensors of these shapes and dtypes; call in
+    `device()`.
+    """
     fake_mode = FakeTensorMode(shape_env=ShapeEnv())
     with fake_mode:
         inputs = [torch.empty(shape, dtype=dtype, device="cuda") for shape, dtype in metas]
@@ -152,7 +157,9 @@ def compiled_kernels(code: str) -> dict[str, str]:
                 dict(meta["configs"][0]),
             )
             target = GPUTarget("hip", ARCH, WARP)
-            found[name] = triton.compile(source_of, target=target, options={"num_warps": config.num_warps})
+            found[name] = triton.compile(
+                source_of, target=target, options={"num_warps": config.num_warps}
+            )
     return {name: kernel.asm["amdgcn"] for name, kernel in found.items()}
 
 
@@ -162,7 +169,12 @@ Meta = tuple[tuple[int, ...], torch.dtype]
 
 
 def _norm(x: Tensor, weight: Tensor) -> Tensor:
-    return ops.rms_norm(torch.relu(x), weight, None, None, 1e-6, 0.0, None, None, BF16, lowering="triton") + 1
+    return (
+        ops.rms_norm(
+            torch.relu(x), weight, None, None, 1e-6, 0.0, None, None, BF16, lowering="triton"
+        )
+        + 1
+    )
 
 
 def _by_a_library(x: Tensor, weight: Tensor) -> Tensor:
@@ -186,7 +198,8 @@ def _slice_of_a_projection(x: Tensor, weight: Tensor) -> Tensor:
 
 def _chain(x: Tensor, branch: Tensor, gate: Tensor, scale: Tensor, shift: Tensor) -> Any:
     return ops.fused_norm.of2(
-        x, branch, gate, False, None, 0.0, None, 0.0, BF16, True, "layer", None, None, None, 1e-6, 0.0, None,
+        x, branch, gate, False, None, 0.0, None, 0.0, BF16, True, "layer", None, None, None, 1e-6,
+        0.0, None,
         None, scale, shift, None, None, 1.0, 1, BF16, True, lowering="triton",
     )  # fmt: skip
 
@@ -200,22 +213,42 @@ def _twice(x: Tensor, weight: Tensor) -> Tensor:
     return _norm(_norm(x, weight), weight)
 
 
-def _norm_and_rotation(q: Tensor, k: Tensor, weight: Tensor, cos: Tensor, sin: Tensor) -> list[Tensor]:
+def _norm_and_rotation(
+    q: Tensor, k: Tensor, weight: Tensor, cos: Tensor, sin: Tensor
+) -> list[Tensor]:
     return ops.qk_norm_rotary(
-        [q], [k], [weight], [weight], [cos], [sin], [0], [1e-6], [1e-6], False, True, True, True, 128, False,
+        [q], [k], [weight], [weight], [cos], [sin], [0], [1e-6], [1e-6], False, True, True, True,
+        128, False,
         BF16, "triton",
     )  # fmt: skip
 
 
 def _channel_norm(x: Tensor, gamma: Tensor) -> Tensor:
-    return ops.channel_norm(x, None, gamma, None, "l2", 1e-12, 9.8, True, None, True, BF16, lowering="triton")
+    return ops.channel_norm(
+        x, None, gamma, None, "l2", 1e-12, 9.8, True, None, True, BF16, lowering="triton"
+    )
 
 
 def _joined(front: Tensor, x: Tensor, gamma: Tensor) -> Tensor:
-    """A video behind frames that are contiguous, as a cache's are; both norms' results are channels-last."""
+    """A video behind frames that are contiguous, as a cache's are; both norms' results are
+    channels-last.
+    """
     last = aten.permute.default(x, [0, 4, 1, 2, 3])
     y = ops.channel_norm(
-        last, None, gamma, None, "l2", 1e-12, 9.8, True, None, True, BF16, front, 0, lowering="triton"
+        last,
+        None,
+        gamma,
+        None,
+        "l2",
+        1e-12,
+        9.8,
+        True,
+        None,
+        True,
+        BF16,
+        front,
+        0,
+        lowering="triton",
     )
     z = ops.group_norm(
         last, None, 32, None, None, 1e-6, True, None, None, True, BF16, None, front, 0, "triton"
@@ -224,7 +257,9 @@ def _joined(front: Tensor, x: Tensor, gamma: Tensor) -> Tensor:
 
 
 def _group_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return ops.group_norm(x, None, 32, weight, bias, 1e-6, True, None, None, True, BF16, lowering="triton")
+    return ops.group_norm(
+        x, None, 32, weight, bias, 1e-6, True, None, None, True, BF16, lowering="triton"
+    )
 
 
 def _pad(x: Tensor) -> Tensor:
@@ -233,14 +268,28 @@ def _pad(x: Tensor) -> Tensor:
 
 def _turned(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     last = aten.permute.default(x, [0, 3, 1, 2])
-    y = ops.group_norm(last, None, 32, weight, bias, 1e-6, True, None, None, True, BF16, lowering="triton")
+    y = ops.group_norm(
+        last, None, 32, weight, bias, 1e-6, True, None, None, True, BF16, lowering="triton"
+    )
     return aten.clone.default(y, memory_format=torch.contiguous_format)
 
 
 def _group_norm_and_pad(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     padding = [1, 1, 1, 1, 2, 0]
     return ops.group_norm_pad(
-        torch.relu(x), None, 32, weight, bias, 1e-6, True, True, BF16, padding, "replicate", True, "triton"
+        torch.relu(x),
+        None,
+        32,
+        weight,
+        bias,
+        1e-6,
+        True,
+        True,
+        BF16,
+        padding,
+        "replicate",
+        True,
+        "triton",
     )
 
 
@@ -270,7 +319,12 @@ CASES: dict[str, tuple[Any, ...]] = {
     "channel norm": (_channel_norm, ((1, 96, 4, 60, 104), BF16), ((96, 1, 1, 1), BF16)),
     "group norm": (_group_norm, ((1, 128, 256, 256), BF16), ((128,), BF16), ((128,), BF16)),
     "turned": (_turned, ((1, 256, 256, 128), BF16), ((128,), BF16), ((128,), BF16)),
-    "joined": (_joined, ((1, 96, 2, 60, 104), BF16), ((1, 4, 60, 104, 96), BF16), ((96, 1, 1, 1), BF16)),
+    "joined": (
+        _joined,
+        ((1, 96, 2, 60, 104), BF16),
+        ((1, 4, 60, 104, 96), BF16),
+        ((96, 1, 1, 1), BF16),
+    ),
     "convolution": (
         _convolution,
         ((1, 4, 120, 208, 96), BF16),
@@ -279,16 +333,26 @@ CASES: dict[str, tuple[Any, ...]] = {
         ((96,), BF16),
     ),
     "pad": (_pad, ((1, 256, 5, 32, 32), BF16)),
-    "group norm and pad": (_group_norm_and_pad, ((1, 128, 5, 64, 64), BF16), ((128,), BF16), ((128,), BF16)),
+    "group norm and pad": (
+        _group_norm_and_pad,
+        ((1, 128, 5, 64, 64), BF16),
+        ((128,), BF16),
+        ((128,), BF16),
+    ),
 }
 
 
 def answers_of(module: str, *words: str) -> Any:
-    """What `python -m module words` prints as JSON: in a process of its own, where torch believes in a GPU and no
-    kernel is interpreted."""
+    """What `python -m module words` prints as JSON: in a process of its own, where torch believes
+    in a GPU and no kernel is interpreted.
+    """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     done = subprocess.run(
-        [sys.executable, "-m", module, *words], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", module, *words],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

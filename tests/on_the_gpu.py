@@ -1,4 +1,5 @@
-"""On a machine with a GPU Triton kernels run there: arguments go over, strides and all, results come back.
+"""On a machine with a GPU Triton kernels run there: arguments go over, strides and all, results
+come back.
 
 Without one they run on the same CPU tensors in Triton's interpreter.
 """
@@ -29,7 +30,9 @@ def run_where_kernels_run(lowering: Lowering[Any], call: Call) -> Any:
 
 
 def over_there(kernel: Callable[..., Any], device: str = "cuda") -> Callable[..., Any]:
-    """The function over CPU tensors, computed on the device; tensors that it writes to are copied back, too."""
+    """The function over CPU tensors, computed on the device; tensors that it writes to are copied
+    back, too.
+    """
 
     @functools.wraps(kernel)
     def call(*args: Any, **kwargs: Any) -> Any:
@@ -40,7 +43,9 @@ def over_there(kernel: Callable[..., Any], device: str = "cuda") -> Callable[...
 
         there_args, there_kwargs = pytree.tree_map(there, (args, kwargs))
         result = kernel(*there_args, **there_kwargs)
-        given = [v.untyped_storage() for v in pytree.tree_leaves((args, kwargs)) if _is_on(v, "cpu")]
+        given = [
+            v.untyped_storage() for v in pytree.tree_leaves((args, kwargs)) if _is_on(v, "cpu")
+        ]
         here = {storage.data_ptr(): storage for storage in given if storage.nbytes()}
         for address, storage in here.items():
             # What the kernel wrote into an out= argument.

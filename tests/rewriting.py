@@ -17,14 +17,16 @@ from rocm_passes.report.ledger import Entry, Ledger
 from rocm_passes.target import triton_is_interpreted
 from tests.without_codegen import codegen_if_asked, without_codegen
 
-#: What takes a CPU graph's site that a Triton kernel of ours could take: the kernel, where Triton's interpreter
-#: is on (it is wherever there is no GPU), else the operator's reference.
+#: What takes a CPU graph's site that a Triton kernel of ours could take: the kernel, where Triton's
+#: interpreter is on (it is wherever there is no GPU), else the operator's reference.
 ON_CPU = "triton" if triton_is_interpreted() else "reference"
 
 
 @dataclass
 class Rewritten:
-    """result: what the compiled callable returned. before, after: the post-grad graphs round our pass."""
+    """result: what the compiled callable returned. before, after: the post-grad graphs round our
+    pass.
+    """
 
     result: Any = None
     ledgers: list[Ledger] = field(default_factory=list)

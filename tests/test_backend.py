@@ -1,4 +1,6 @@
-"""The backend as users call it: entry point, options, grad modes, dynamic shapes, caches, threads."""
+"""The backend as users call it: entry point, options, grad modes, dynamic shapes, caches,
+threads.
+"""
 
 from __future__ import annotations
 
@@ -91,7 +93,9 @@ def test_training_gives_the_same_gradients(block: Block) -> None:
         assert all(g is not None for g in grads) and x.grad is not None
         return [x.grad, *(g.clone() for g in grads if g is not None)]
 
-    compiled = torch.compile(block, backend="rocm_diffusion", options={"select": "always"}, fullgraph=True)
+    compiled = torch.compile(
+        block, backend="rocm_diffusion", options={"select": "always"}, fullgraph=True
+    )
     for ours, expected in zip(gradients(compiled), gradients(block), strict=True):
         torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-5)
 
@@ -100,7 +104,9 @@ def test_training_gives_the_same_gradients(block: Block) -> None:
 def test_mode_among_the_options(block: Block) -> None:
     with torch.no_grad():
         compiled = torch.compile(
-            block, backend="rocm_diffusion", options={"mode": "max-autotune-no-cudagraphs", "select": "off"}
+            block,
+            backend="rocm_diffusion",
+            options={"mode": "max-autotune-no-cudagraphs", "select": "off"},
         )
         assert_alike(compiled(*inputs()), block(*inputs()))
 
@@ -192,9 +198,11 @@ imported = "rocm_passes" in sys.modules
 torch.manual_seed(0)
 model = torch.nn.Sequential(torch.nn.RMSNorm(8, eps=1e-6), torch.nn.Linear(8, 8)).eval()
 with torch.no_grad():
-    torch.compile(model, backend="rocm_diffusion", options=json.loads(sys.argv[1]))(torch.ones(2, 8))
+    options = json.loads(sys.argv[1])
+torch.compile(model, backend="rocm_diffusion", options=options)(torch.ones(2, 8))
 from torch._dynamo.utils import counters
-print(json.dumps({"imported": imported, "file": sys.modules["rocm_passes"].__file__, **counters["inductor"]}))
+file = sys.modules["rocm_passes"].__file__
+print(json.dumps({"imported": imported, "file": file, **counters["inductor"]}))
 """
 
 
@@ -209,7 +217,9 @@ def package(tmp_path: Path) -> Path:
 def run_script(
     package: Path, options: Mapping[str, Any] | None = None, also: Path | None = None
 ) -> dict[str, Any]:
-    """Compile a small model in a process of its own, on the copied package, with a cache beside it."""
+    """Compile a small model in a process of its own, on the copied package, with a cache
+    beside it.
+    """
     root = package.parent
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, json.dumps(options or {})],
@@ -252,7 +262,9 @@ def test_another_aiter_version_misses_the_cache(package: Path, tmp_path: Path) -
         root = tmp_path / version
         info = root / f"amd_aiter-{version}.dist-info"
         info.mkdir(parents=True)
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: amd-aiter\nVersion: {version}\n")
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: amd-aiter\nVersion: {version}\n"
+        )
         ops = root / "aiter" / "ops"
         ops.mkdir(parents=True)
         for file in (root / "aiter" / "__init__.py", ops / "__init__.py", ops / "rmsnorm.py"):

@@ -36,7 +36,9 @@ def patches(
     """What Inductor's configuration is patched with for that module."""
     torch._dynamo.reset()
     monkeypatch.setattr(Target, "of_inputs", staticmethod(lambda _: target))
-    with mock.patch.object(backend, "compile_fx", side_effect=lambda gm, *_, **__: gm.forward) as compile_fx:
+    with mock.patch.object(
+        backend, "compile_fx", side_effect=lambda gm, *_, **__: gm.forward
+    ) as compile_fx:
         torch.compile(module, backend=backend.rocm_diffusion, options=options or None)(
             torch.randn(1, 2, 3, 4, 5)
         )

@@ -1,4 +1,5 @@
-"""Rewritten graphs as Inductor's generated C++ computes them, where other tests run them as they are.
+"""Rewritten graphs as Inductor's generated C++ computes them, where other tests run them as they
+are.
 
 Each graph holds many idioms and is compiled once for all tests that look at it.
 """
@@ -43,7 +44,9 @@ def transformer(
 
 
 def decoder(x: Tensor, gamma: Tensor, w: Tensor, b: Tensor, kernel: Tensor, mix: Tensor) -> Tensor:
-    """A group norm, a padded causal convolution, a channel norm, and a convolution of its upsampling."""
+    """A group norm, a padded causal convolution, a channel norm, and a convolution of its
+    upsampling.
+    """
     h = F.silu(F.group_norm(x, 2, w, b, 1e-6))
     h = F.conv3d(F.pad(h, [1, 1, 1, 1, 2, 0], mode="replicate"), kernel)
     h = F.silu(F.normalize(wide(h), dim=1).to(h.dtype) * 8**0.5 * gamma)
@@ -64,7 +67,9 @@ def transformer_inputs(dtype: torch.dtype) -> tuple[Tensor, ...]:
 
 def decoder_inputs(dtype: torch.dtype) -> tuple[Tensor, ...]:
     shapes = ((1, 8, 3, 4, 5), (8, 1, 1, 1), (8,), (8,), (8, 8, 3, 3, 3), (8, 8, 1, 1, 1))
-    return tuple(draw(*shape, dtype=dtype, seed=i) / (1 + 5 * (i > 3)) for i, shape in enumerate(shapes))
+    return tuple(
+        draw(*shape, dtype=dtype, seed=i) / (1 + 5 * (i > 3)) for i, shape in enumerate(shapes)
+    )
 
 
 #: Every idiom that its graph has, as the ledger names them.

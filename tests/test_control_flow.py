@@ -1,4 +1,6 @@
-"""Branches and bodies of control flow: what they give keeps the strides that the control flow was traced with."""
+"""Branches and bodies of control flow: what they give keeps the strides that the control flow was
+traced with.
+"""
 
 from __future__ import annotations
 
@@ -70,9 +72,13 @@ PROGRAMS = (
 
 
 @pytest.mark.parametrize("program", PROGRAMS)
-def test_results_are_eagers(program: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_are_eagers(
+    program: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
-        backend, "compile_fx", functools.partial(compile_fx.compile_fx, inner_compile=with_subgraphs)
+        backend,
+        "compile_fx",
+        functools.partial(compile_fx.compile_fx, inner_compile=with_subgraphs),
     )
     found: list[Ledger] = []
     ours = functools.partial(

@@ -22,7 +22,9 @@ from tests.rewriting import rewrite
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
-_BLOCK = re.compile(r"^```python\n# (?P<path>\S+\.py)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(
+    r"^```python\n# (?P<path>\S+\.py)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
 def blocks(document: str) -> dict[str, str]:
@@ -41,7 +43,9 @@ def example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleT
         file.write_text(code)
     for folder in ("ops", "idioms", "kernels/triton"):
         package = importlib.import_module(f"rocm_passes.{folder.replace('/', '.')}")
-        monkeypatch.setattr(package, "__path__", [*package.__path__, str(tmp_path / "rocm_passes" / folder)])
+        monkeypatch.setattr(
+            package, "__path__", [*package.__path__, str(tmp_path / "rocm_passes" / folder)]
+        )
     idiom = importlib.import_module("rocm_passes.idioms.silu_mul").IDIOM
     kernels.register_lowerings()
     idioms = (idiom, *registry.IDIOMS)
@@ -89,12 +93,16 @@ def test_generated_parts_are_up_to_date() -> None:
         assert path.read_text() == text, f"{path.name} is out of date: run `make docs`"
 
 
-@pytest.mark.parametrize("document", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda p: p.name)
+@pytest.mark.parametrize(
+    "document", [ROOT / "README.md", *sorted(DOCS.glob("*.md"))], ids=lambda p: p.name
+)
 def test_files_and_links_that_documents_name_exist(document: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", document.read_text(), flags=re.MULTILINE | re.DOTALL)
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", text):
         assert (document.parent / target).exists(), target
-    for path in re.findall(r"`((?:rocm_passes|tests|docs|examples|benchmarks)/[\w/.-]+\.(?:py|md))`", text):
+    for path in re.findall(
+        r"`((?:rocm_passes|tests|docs|examples|benchmarks)/[\w/.-]+\.(?:py|md))`", text
+    ):
         # The worked example's own files are not there.
         assert "silu_mul" in path or (ROOT / path).exists(), path
 

@@ -83,7 +83,9 @@ def test_sites_name_the_users_line(x: Tensor) -> None:
     site = rocm_passes.explain(lambda x: nn.functional.conv3d(x, weight), x).sites[0]
     file, line = site.location.rsplit(":", 1)
     assert file == short(__file__)
-    assert "nn.functional.conv3d(x, weight)" in Path(__file__).read_text().splitlines()[int(line) - 1]
+    assert (
+        "nn.functional.conv3d(x, weight)" in Path(__file__).read_text().splitlines()[int(line) - 1]
+    )
 
 
 @pytest.mark.parametrize("backend", ["inductor", BACKEND])
@@ -114,7 +116,8 @@ def test_a_model_compiled_in_parts_is_explained_in_those_parts(x: Tensor) -> Non
         block.compile(backend=BACKEND)
     theirs = [block._compiled_call_impl for block in model.blocks]
     explanation = rocm_passes.explain(model, x)
-    # The blocks are alike, so Dynamo compiles one graph for all; what lies outside them runs eagerly.
+    # The blocks are alike, so Dynamo compiles one graph for all; what lies outside them runs
+    # eagerly.
     assert len(explanation.ledgers) == 1
     assert [e.module for e in explanation.sites] == ["conv"]
     assert [block._compiled_call_impl for block in model.blocks] == theirs
@@ -173,14 +176,18 @@ def test_a_warm_cache_hides_nothing(x: Tensor) -> None:
     torch._dynamo.reset()
     torch.compile(model, backend=BACKEND)(x)
     second = history()[len(first) :]
-    assert [ledger.from_cache for ledger in second] == [True] * len(first), "it should come from the cache"
+    assert [ledger.from_cache for ledger in second] == [True] * len(first), (
+        "it should come from the cache"
+    )
     assert [str(e) for g in second for e in g.entries] == [str(e) for g in first for e in g.entries]
     assert found_in(rocm_passes.explain(model, x).sites) == EVERY_CONV
 
 
 def test_options_are_the_backends(x: Tensor) -> None:
     model = Model()
-    assert {e.outcome for e in rocm_passes.explain(model, x, options={"select": "off"}).sites} == {"kept"}
+    assert {e.outcome for e in rocm_passes.explain(model, x, options={"select": "off"}).sites} == {
+        "kept"
+    }
     assert not rocm_passes.explain(model, x, options={"idioms": "none"}).sites
     forced = rocm_passes.explain(model, x, options={"lowering": {"conv3d": "unfold"}})
     assert {e.lowering for e in forced.sites} == {"unfold"}
@@ -202,11 +209,34 @@ def test_what_was_compiled_before_still_works_afterwards(x: Tensor) -> None:
 
 def test_the_document_is_the_documented_one(x: Tensor) -> None:
     found = rocm_passes.explain(Model(), x).to_dict()
-    assert found["environment"].keys() >= {"python", "torch", "hip", "cuda", "diffusers", "transformers"}
-    assert set(found) == {"format", "environment", "graphs", "sites", "graph_breaks", "break_reasons"}
+    assert found["environment"].keys() >= {
+        "python",
+        "torch",
+        "hip",
+        "cuda",
+        "diffusers",
+        "transformers",
+    }
+    assert set(found) == {
+        "format",
+        "environment",
+        "graphs",
+        "sites",
+        "graph_breaks",
+        "break_reasons",
+    }
     assert set(found["sites"][0]) == {
         *("graph", "idiom", "covers", "outcome", "lowering", "reason", "location", "module"),
-        *("parameters", "inputs", "considered", "notes", "verdicts", "error", "verification", "number"),
+        *(
+            "parameters",
+            "inputs",
+            "considered",
+            "notes",
+            "verdicts",
+            "error",
+            "verification",
+            "number",
+        ),
     }
     bias = found["sites"][0]["inputs"][-1]
     assert (bias["shape"], bias["stride"], bias["dtype"]) == ([2], [1], "float32")

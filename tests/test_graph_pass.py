@@ -1,4 +1,6 @@
-"""The pass itself: what is decided, fuel, what a bug may and may not cost, linear time, and the structured record."""
+"""The pass itself: what is decided, fuel, what a bug may and may not cost, linear time, and the
+structured record.
+"""
 
 from __future__ import annotations
 
@@ -78,7 +80,10 @@ def test_select_off_changes_nothing_and_reports() -> None:
     seen = rewrite(model, x, options={"select": "off"})
     assert [e.outcome for e in seen.sites] == ["kept", "kept"]
     assert "could be rewritten by" in seen.sites[0].reason
-    assert "able" in verdicts(seen.sites[0]).values() and "taken" not in verdicts(seen.sites[0]).values()
+    assert (
+        "able" in verdicts(seen.sites[0]).values()
+        and "taken" not in verdicts(seen.sites[0]).values()
+    )
     assert seen.targets("before") == seen.targets("after")
 
 
@@ -100,12 +105,17 @@ def test_fuel_bounds_the_rewrites() -> None:
 
 
 def test_a_lowering_that_does_not_import(monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = Lowering("broken", requires=(needs_import("rocm_passes.no_such_kernel"),), run=lambda *a: 1 / 0)
+    broken = Lowering(
+        "broken", requires=(needs_import("rocm_passes.no_such_kernel"),), run=lambda *a: 1 / 0
+    )
     install(monkeypatch, with_lowerings(broken))
     model, x = TwoNorms(), torch.randn(3, D)
     seen = rewrite(model, x)
     assert [e.outcome for e in seen.sites] == ["refused", "refused"]
-    assert "broken: rocm_passes.no_such_kernel does not import: ModuleNotFoundError" in seen.sites[0].reason
+    assert (
+        "broken: rocm_passes.no_such_kernel does not import: ModuleNotFoundError"
+        in seen.sites[0].reason
+    )
     check_eager(seen, model, x)
 
 
@@ -121,13 +131,18 @@ def test_a_requirement_that_raises_counts_as_unmet(monkeypatch: pytest.MonkeyPat
 
 
 def test_an_unmet_requirement_is_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
-    install(monkeypatch, with_lowerings(Lowering("far", requires=(lambda t: f"{t.name} is not a Radeon",))))
+    install(
+        monkeypatch,
+        with_lowerings(Lowering("far", requires=(lambda t: f"{t.name} is not a Radeon",))),
+    )
     seen = rewrite(TwoNorms(), torch.randn(3, D))
     assert {e.reason for e in seen.sites} == {"far: CPU is not a Radeon"}
     assert seen.sites[0].verdicts == (LoweringVerdict("far", "unavailable", "CPU is not a Radeon"),)
 
 
-def test_a_decomposition_that_raises_leaves_the_graph_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decomposition_that_raises_leaves_the_graph_as_it_was(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def write(b: Any, call: Any) -> Any:
         b(torch.ops.aten.neg.default, call.x)
         raise RuntimeError("half way")
@@ -183,11 +198,15 @@ def test_a_matcher_that_raises_costs_only_its_own_sites(monkeypatch: pytest.Monk
     check_eager(seen, model, x)
 
 
-def test_a_kernel_that_raises_at_run_time_is_said_once_and_replaced(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_kernel_that_raises_at_run_time_is_said_once_and_replaced(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     def run(call: Twice) -> Tensor:
         raise RuntimeError("no kernel image")
 
-    twice = Operator("test_twice", Twice, lambda call: call.x * 2, lambda call: torch.empty_like(call.x))
+    twice = Operator(
+        "test_twice", Twice, lambda call: call.x * 2, lambda call: torch.empty_like(call.x)
+    )
     twice.register(Lowering("kernel", run=run))
     x = torch.ones(3)
     with pytest.MonkeyPatch.context() as patch, caplog.at_level(logging.ERROR, "rocm_passes"):
@@ -212,7 +231,9 @@ def test_strict_numerics_refuses_a_lowering_that_rounds_elsewhere() -> None:
 
 
 LAUNCHES = Lowering[Anything]("triton", run=lambda call: call.x, launches=True)
-LIBRARY = Lowering[Anything]("aiter", note=lambda *_: "bf16 stores truncate", run=lambda call: call.x)
+LIBRARY = Lowering[Anything](
+    "aiter", note=lambda *_: "bf16 stores truncate", run=lambda call: call.x
+)
 ATEN = Lowering[Anything]("aten", write=lambda b, call: call.x)
 CALLED = "an operator call launches it, not Inductor's code: "
 
@@ -233,7 +254,9 @@ def test_what_inductor_does_not_launch_is_noted(
     assert chosen(lowering, torch.empty(3), launch=launch).notes == notes
 
 
-def chosen(lowering: Lowering[Any], x: torch.Tensor, target: Target = GPU, **options: Any) -> Choice:
+def chosen(
+    lowering: Lowering[Any], x: torch.Tensor, target: Target = GPU, **options: Any
+) -> Choice:
     node = _node()
     node.meta["val"] = x
     site = Match(node, frozenset(), (node,), Anything((node,)), {})
@@ -294,7 +317,9 @@ class Deep(nn.Module):
 
 
 def test_time_grows_linearly_with_the_graph() -> None:
-    """4x the blocks in at most 8x the time, 16x in at most 32x (a quadratic pass would need 256x)."""
+    """4x the blocks in at most 8x the time, 16x in at most 32x (a quadratic pass would need
+    256x).
+    """
 
     def seconds(blocks: int) -> float:
         graph = _graph(Deep(blocks), torch.randn(3, D), torch.randn(1, 2, 3, 4, 4))
@@ -321,7 +346,9 @@ def _graph(model: nn.Module, *args: Tensor) -> fx.Graph:
         return gm.forward
 
     def backend(gm: fx.GraphModule, inputs: Any) -> Any:
-        return aot_module_simplified(gm, inputs, fw_compiler=keep, decompositions=select_decomp_table())
+        return aot_module_simplified(
+            gm, inputs, fw_compiler=keep, decompositions=select_decomp_table()
+        )
 
     torch._dynamo.reset()
     with torch.no_grad():
@@ -335,7 +362,11 @@ def test_near_miss_has_an_entry(monkeypatch: pytest.MonkeyPatch) -> None:
 
     install(monkeypatch, Idiom("conv3d", find, ()))
     entry = rewrite(TwoNorms(), torch.randn(3, D)).only().to_dict()
-    assert (entry["outcome"], entry["reason"], entry["parameters"]) == ("refused", "groups=2", {"groups": 2})
+    assert (entry["outcome"], entry["reason"], entry["parameters"]) == (
+        "refused",
+        "groups=2",
+        {"groups": 2},
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,9 @@ def test_measured_choices_are_written() -> None:
     update(default_path(), {"a machine": {}})
     assert default_path().exists()
     script = "import os; print(os.environ['XDG_CACHE_HOME'])"
-    said = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True)
+    said = subprocess.run(
+        [sys.executable, "-c", script], check=True, capture_output=True, text=True
+    )
     assert Path(said.stdout.strip()) in default_path().parents
 
 

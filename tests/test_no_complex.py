@@ -1,4 +1,6 @@
-"""No complex arithmetic is left of real models compiled whole, and Inductor finds none to warn of on its way."""
+"""No complex arithmetic is left of real models compiled whole, and Inductor finds none to warn of
+on its way.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from tests.rewriting import Rewritten, rewrite
 from tests.zoo import Case, case, tensors_in
 
 DENOISERS = (
-    "wan", "z_image", "qwen_image", "flux", "flux2", "hunyuan_video", "ltx", "ltx2", "cogvideox", "mochi", "hidream",
+    "wan", "z_image", "qwen_image", "flux", "flux2", "hunyuan_video", "ltx", "ltx2", "cogvideox",
+    "mochi", "hidream",
     "lumina2", "cosmos", "kandinsky5",
 )  # fmt: skip
 
@@ -43,7 +46,8 @@ def test_complex_numbers_are_gone(name: str, select: str) -> None:
     for graph in seen.after:
         returned = set(graph.output_node().all_input_nodes)
         for node in graph.nodes:
-            # A table that one graph returns to the next must be complex: a view, which computes nothing.
+            # A table that one graph returns to the next must be complex: a view, which computes
+            # nothing.
             view = node in returned and node.target is torch.ops.aten.view_as_complex.default
             assert node.op == "placeholder" or not is_complex(node) or view, node.format_node()
     original = zoo_case.run(zoo_case.build())
@@ -57,7 +61,9 @@ def test_the_warning_can_be_seen() -> None:
 
 
 def compiled(zoo_case: Case, select: str, codegen: bool) -> tuple[Rewritten, list[str]]:
-    """The graphs, and Inductor's warnings of complex numbers. It gives one a process, unless made to forget."""
+    """The graphs, and Inductor's warnings of complex numbers. It gives one a process, unless made
+    to forget.
+    """
     model = zoo_case.build()
     if zoo_case.warm_up:
         zoo_case.run(model)

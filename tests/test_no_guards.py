@@ -1,4 +1,6 @@
-"""Looking at a graph with symbolic sizes puts no guard on them, whatever is looked for, found or chosen."""
+"""Looking at a graph with symbolic sizes puts no guard on them, whatever is looked for, found or
+chosen.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,8 @@ def some_tokens(q: Tensor, c: Tensor, s: Tensor) -> Tensor:
     return torch.cat([p1(q[:, :end], c[:end], s[:end]), q[:, end:]], 1)
 
 
-#: Batches, tokens, and a video's frames and rows: what changes from call to call. Heads and channels do not.
+#: Batches, tokens, and a video's frames and rows: what changes from call to call. Heads and
+#: channels do not.
 DYNAMIC = (2, 5, 6, 7, 12)
 X, W, T = torch.randn(3, 7, 4, 4), torch.randn(4), torch.randn(7, 4)
 VIDEO, KERNEL = torch.randn(2, 3, 5, 6, 7), torch.randn(4, 3, 3, 3, 3)
@@ -65,7 +68,10 @@ GRAPHS: tuple[tuple[Callable[..., Any], tuple[Tensor, ...]], ...] = (
     (streams, (X, torch.randn(3, 5, 4, 4), W, torch.randn(12, 4), torch.randn(12, 4))),
     (some_tokens, (X, T, T + 1)),
     (lambda x, w: F.conv3d(F.pad(x, (1, 1, 1, 1, 2, 0)), w), (VIDEO, KERNEL)),
-    (lambda x, w: F.conv2d(F.interpolate(x, scale_factor=2.0), w), (torch.randn(2, 3, 5, 6), KERNEL[..., 0])),
+    (
+        lambda x, w: F.conv2d(F.interpolate(x, scale_factor=2.0), w),
+        (torch.randn(2, 3, 5, 6), KERNEL[..., 0]),
+    ),
 )
 
 
@@ -98,7 +104,9 @@ def test_every_rotation_is_found_without_a_guard(spelling: Spelling) -> None:
     (streams, GRAPHS[4][1], "rotary"),
     (some_tokens, (X, T, T + 1), "rotary"),
 ], ids=lambda v: getattr(v, "__name__", ""))  # fmt: skip
-def test_symbolic_sizes_are_rewritten(fn: Callable[..., Any], args: tuple[Tensor, ...], idiom: str) -> None:
+def test_symbolic_sizes_are_rewritten(
+    fn: Callable[..., Any], args: tuple[Tensor, ...], idiom: str
+) -> None:
     seen = passed(fn, *args, dynamic=DYNAMIC)
     assert seen.outcomes() == [(idiom, "rewritten")]
     for got, wanted in zip(seen.result, seen.before, strict=True):
@@ -108,17 +116,25 @@ def test_symbolic_sizes_are_rewritten(fn: Callable[..., Any], args: tuple[Tensor
 def unbacked(fn: Callable[..., Any], *args: Tensor) -> Rewritten:
     with (
         without_codegen(),
-        torch._dynamo.config.patch(capture_scalar_outputs=True, capture_dynamic_output_shape_ops=True),
+        torch._dynamo.config.patch(
+            capture_scalar_outputs=True, capture_dynamic_output_shape_ops=True
+        ),
     ):
         return rewrite(fn, *args, options={"idioms": "qk_norm_rotary,rotary_pair,rotary"})
 
 
 def test_unbacked_tokens() -> None:
-    """HunyuanVideo Framepack: the text's mask says how many tokens there are, and the image's follow."""
+    """HunyuanVideo Framepack: the text's mask says how many tokens there are, and the image's
+    follow.
+    """
 
-    def fn(t: Tensor, q: Tensor, mask: Tensor, w: Tensor, c: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    def fn(
+        t: Tensor, q: Tensor, mask: Tensor, w: Tensor, c: Tensor, s: Tensor
+    ) -> tuple[Tensor, Tensor]:
         x = torch.cat([q, t[:, mask.nonzero().squeeze(-1)]], 1)
-        tables = [torch.cat([table, torch.ones(x.shape[1] - table.shape[0], 4)]) for table in (c, s)]
+        tables = [
+            torch.cat([table, torch.ones(x.shape[1] - table.shape[0], 4)]) for table in (c, s)
+        ]
         return p1(r2(x, w), *tables), p1(r2(x * 2, w), *tables)
 
     mask = torch.tensor([1, 1, 0, 1, 0])

@@ -25,7 +25,9 @@ def test_defaults() -> None:
     assert all(options.looks_for(name) for name in idiom_names())
 
 
-def test_option_beats_environment_and_environment_beats_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_option_beats_environment_and_environment_beats_default(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("ROCM_PASSES_SELECT", "always")
     assert parse(None, None)[0].select == "always"
     assert parse({"select": "off"}, None)[0].select == "off"
@@ -76,7 +78,10 @@ def test_idioms_take_names_all_none_and_exclusions() -> None:
 
 def test_lowering_takes_a_dict_or_pairs() -> None:
     expected = (("conv3d", "unfold"), ("rms_norm", "triton"))
-    assert parse({"lowering": {"rms_norm": "triton", "conv3d": "unfold"}}, None)[0].lowering == expected
+    assert (
+        parse({"lowering": {"rms_norm": "triton", "conv3d": "unfold"}}, None)[0].lowering
+        == expected
+    )
     assert parse({"lowering": "rms_norm=triton, conv3d=unfold"}, None)[0].lowering == expected
     with pytest.raises(OptionError, match="did you mean 'unfold'"):
         parse({"lowering": {"conv3d": "unfolded"}}, None)
@@ -89,9 +94,13 @@ def test_lowering_takes_a_dict_or_pairs() -> None:
 @pytest.mark.parametrize("name", ["fuel", "fuel_total", "conv_memory_mib", "conv_frames_bucket"])
 @pytest.mark.parametrize("wrong", [-1, "many", 1.5, True])
 def test_counts_are_whole_numbers(name: str, wrong: object) -> None:
-    with pytest.raises(OptionError, match=f"option '{name}': expected a whole number, 0 or more, found"):
+    with pytest.raises(
+        OptionError, match=f"option '{name}': expected a whole number, 0 or more, found"
+    ):
         parse({name: wrong}, None)
-    assert getattr(parse({name: 3}, None)[0], name) == getattr(parse({name: "3"}, None)[0], name) == 3
+    assert (
+        getattr(parse({name: 3}, None)[0], name) == getattr(parse({name: "3"}, None)[0], name) == 3
+    )
 
 
 def test_a_frames_bucket_has_no_other_off_than_0() -> None:
@@ -102,7 +111,14 @@ def test_a_frames_bucket_has_no_other_off_than_0() -> None:
 
 @pytest.mark.parametrize(
     ("given", "expected"),
-    [(True, "drawn"), (False, "off"), ("1", "drawn"), ("off", "off"), ("drawn", "drawn"), ("live", "live")],
+    [
+        (True, "drawn"),
+        (False, "off"),
+        ("1", "drawn"),
+        ("off", "off"),
+        ("drawn", "drawn"),
+        ("live", "live"),
+    ],
 )
 def test_verify_takes_a_truth_value_or_a_word(given: object, expected: str) -> None:
     assert parse({"verify": given}, None)[0].verify == expected
@@ -124,7 +140,9 @@ def test_wrong_values_of_the_options_that_verify() -> None:
 
 def test_conv_dtypes() -> None:
     assert parse({"conv_dtype": "fp16"}, None)[0].conv_dtype == "fp16"
-    with pytest.raises(OptionError, match=r"option 'conv_dtype': expected one of '', 'bf16', 'fp16'"):
+    with pytest.raises(
+        OptionError, match=r"option 'conv_dtype': expected one of '', 'bf16', 'fp16'"
+    ):
         parse({"conv_dtype": "float16"}, None)
 
 
@@ -143,7 +161,9 @@ def test_inductor_options_pass_through_and_are_validated() -> None:
         "epilogue_fusion": False,
         "triton.cudagraphs": True,
     }
-    with pytest.raises(OptionError, match="Inductor option 'max_autotune': expected a value of type"):
+    with pytest.raises(
+        OptionError, match="Inductor option 'max_autotune': expected a value of type"
+    ):
         parse({"max_autotune": "yes"}, None)
 
 
@@ -166,7 +186,9 @@ def test_a_wrong_option_surfaces_at_the_first_call() -> None:
 
 @pytest.mark.parametrize("wrong", ["select=always", ["select"], 3])
 def test_options_that_are_no_dict_are_refused(wrong: Any) -> None:
-    with pytest.raises(OptionError, match=r"options: expected a dict such as \{'select': 'always'\}, found"):
+    with pytest.raises(
+        OptionError, match=r"options: expected a dict such as \{'select': 'always'\}, found"
+    ):
         parse(wrong, None)
 
 
@@ -178,14 +200,18 @@ def test_options_as_a_string_surface_at_the_first_call() -> None:
 
 @pytest.mark.parametrize("wrong", [True, -1, "soon", float("inf")])
 def test_seconds_are_numbers(wrong: object) -> None:
-    with pytest.raises(OptionError, match="option 'tune_seconds': expected a number of seconds, 0 or more"):
+    with pytest.raises(
+        OptionError, match="option 'tune_seconds': expected a number of seconds, 0 or more"
+    ):
         parse({"tune_seconds": wrong}, None)
     assert parse({"tune_seconds": "2.5"}, None)[0].tune_seconds == 2.5
 
 
 @pytest.mark.parametrize("name", ["choices", "report"])
 def test_a_folder_is_no_file(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OptionError, match=f"option '{name}': expected a file path, found the folder"):
+    with pytest.raises(
+        OptionError, match=f"option '{name}': expected a file path, found the folder"
+    ):
         parse({name: str(tmp_path)}, None)
     monkeypatch.setenv("HOME", str(tmp_path))
     with pytest.raises(OptionError, match="found the folder '~'"):
@@ -216,27 +242,37 @@ def test_options_that_contradict_each_other(
 
 
 def test_no_option_has_the_name_of_one_of_inductor_s() -> None:
-    """Ours would shadow it: the user could not set Inductor's. `numerics` is Inductor's from torch 2.14 on."""
+    """Ours would shadow it: the user could not set Inductor's. `numerics` is Inductor's from torch
+    2.14 on.
+    """
     theirs = {*inductor_config.get_config_copy(), "numerics", "mode"}
     assert not theirs & set(OPTION_NAMES)
 
 
-def test_the_old_name_of_rewrite_numerics_is_taken_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_old_name_of_rewrite_numerics_is_taken_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert "numerics" in RENAMED
     monkeypatch.setattr(options_module, "inductor_config", inductor(numerics=None))
-    with pytest.warns(DeprecationWarning, match="option 'numerics' is called 'rewrite_numerics' now"):
+    with pytest.warns(
+        DeprecationWarning, match="option 'numerics' is called 'rewrite_numerics' now"
+    ):
         options, patch = parse({"numerics": "fast"}, None)
     assert options.rewrite_numerics == "fast" and patch == {}
     with (
         pytest.warns(DeprecationWarning),
-        pytest.raises(OptionError, match=r"'rewrite_numerics': expected one of .*'strict_pointwise'"),
+        pytest.raises(
+            OptionError, match=r"'rewrite_numerics': expected one of .*'strict_pointwise'"
+        ),
     ):
         parse({"numerics": "strict_pointwise"}, None)
     with pytest.raises(OptionError, match="are both given"):
         parse({"numerics": "fast", "rewrite_numerics": "fast"}, None)
 
 
-def test_the_old_environment_variable_is_taken_with_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_old_environment_variable_is_taken_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("ROCM_PASSES_NUMERICS", "strict")
     with pytest.warns(
         DeprecationWarning, match="ROCM_PASSES_NUMERICS is called ROCM_PASSES_REWRITE_NUMERICS"
@@ -248,10 +284,14 @@ def test_the_old_environment_variable_is_taken_with_a_warning(monkeypatch: pytes
 
 
 def inductor(numerics: str | None) -> Any:
-    """Inductor's config: of torch before 2.14 where None, else with the option `numerics` at that value."""
+    """Inductor's config: of torch before 2.14 where None, else with the option `numerics` at that
+    value.
+    """
     more = {} if numerics is None else {"numerics": numerics}
     known = {k: v for k, v in inductor_config.get_config_copy().items() if k != "numerics"} | more
-    return SimpleNamespace(get_config_copy=lambda: known, get_type=lambda name: type(known[name]), **more)
+    return SimpleNamespace(
+        get_config_copy=lambda: known, get_type=lambda name: type(known[name]), **more
+    )
 
 
 @pytest.mark.parametrize(
@@ -272,7 +312,10 @@ def test_where_inductor_has_the_old_name_it_is_inductor_s_and_its_strictness_is_
         options, patch = parse({"numerics": given}, None)
         assert patch == {"numerics": given}
         assert options.rewrite_numerics == expected
-        assert parse({"numerics": given, "rewrite_numerics": "fast"}, None)[0].rewrite_numerics == "fast"
+        assert (
+            parse({"numerics": given, "rewrite_numerics": "fast"}, None)[0].rewrite_numerics
+            == "fast"
+        )
     monkeypatch.setattr(options_module, "inductor_config", inductor(given))
     assert parse(None, None)[0].rewrite_numerics == expected
     with pytest.raises(

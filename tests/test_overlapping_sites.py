@@ -49,7 +49,9 @@ def test_a_larger_fusion_takes_its_parts(monkeypatch: pytest.MonkeyPatch) -> Non
     install(monkeypatch, fused(), rms_norm.IDIOM)
     rule(monkeypatch, "pair", True)
     seen = rewrite(TwoNorms(), torch.randn(3, D), options={"select": "auto"})
-    assert [(e.idiom, dict(e.covers), e.lowering) for e in seen.sites] == [("pair", {"rms_norm": 2}, "zero")]
+    assert [(e.idiom, dict(e.covers), e.lowering) for e in seen.sites] == [
+        ("pair", {"rms_norm": 2}, "zero")
+    ]
     assert not seen.result.any()
 
 
@@ -67,8 +69,12 @@ class Copy(Call):
     y: Any = None
 
 
-def made_up(name: str, covers: dict[str, int], *targets: Any, fuses: bool = False, anchor: int = 0) -> Idiom:
-    """One site: the first node of each of these targets; what it becomes is wrong, and easy to see."""
+def made_up(
+    name: str, covers: dict[str, int], *targets: Any, fuses: bool = False, anchor: int = 0
+) -> Idiom:
+    """One site: the first node of each of these targets; what it becomes is wrong, and easy
+    to see.
+    """
 
     def find(graph: fx.Graph, context: Context) -> Iterator[Match]:
         nodes = [next(iter(graph.find_nodes(op="call_function", target=t))) for t in targets]
@@ -111,7 +117,11 @@ def test_a_site_that_an_earlier_one_has_a_part_of_is_refused_and_counted(
 
 @pytest.mark.parametrize(
     ("covers", "left"),
-    [({"rms_norm": 1}, {}), ({"rotary": 1}, {"rotary": 1}), ({"rms_norm": 1, "rotary": 1}, {"rotary": 1})],
+    [
+        ({"rms_norm": 1}, {}),
+        ({"rotary": 1}, {"rotary": 1}),
+        ({"rms_norm": 1, "rotary": 1}, {"rotary": 1}),
+    ],
     ids=str,
 )
 def test_what_the_earlier_site_covers_at_its_anchor_is_not_counted_again(

@@ -1,4 +1,6 @@
-"""The wheel and the sdist: what they contain, and that installing them never touches an installed torch."""
+"""The wheel and the sdist: what they contain, and that installing them never touches an installed
+torch.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,10 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 NOT_OURS = shutil.ignore_patterns(
     ".git", ".venv*", "build", "dist", "*.egg-info", "__pycache__", ".*_cache", "demo-output"
 )
-BUILD = "import sys; from setuptools import build_meta; print(getattr(build_meta, sys.argv[1])(sys.argv[2]))"
+BUILD = (
+    "import sys; from setuptools import build_meta; print(getattr(build_meta, "
+    "sys.argv[1])(sys.argv[2]))"
+)
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,15 @@ def test_the_sdist_has_what_its_tests_need(built: Built) -> None:
 
 
 def test_tests_run_from_the_sdist(built: Built) -> None:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/cli/test_collect.py"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "tests/cli/test_collect.py",
+    ]
     environment = {**os.environ, "PYTHONPATH": str(built.sdist)}
     done = subprocess.run(
         [*command, "-k", "driver or nodes"],
@@ -98,7 +111,11 @@ def test_the_wheel_has_the_package_whole_and_nothing_else(built: Built) -> None:
         for p in package.rglob("*")
         if p.suffix in (".py", ".css", ".js") or p.name == "py.typed"
     }
-    assert {"rocm_passes/report/report.css", "rocm_passes/report/report.js", "rocm_passes/py.typed"} <= wanted
+    assert {
+        "rocm_passes/report/report.css",
+        "rocm_passes/report/report.js",
+        "rocm_passes/py.typed",
+    } <= wanted
     assert wanted <= names
     others = {n for n in names if not n.startswith(("rocm_passes/", "rocm_passes-"))}
     assert not others
@@ -128,7 +145,9 @@ def fake(site: Path, name: str, version: str, requires: tuple[str, ...] = ()) ->
     folder = site / f"{name.replace('-', '_')}-{version}.dist-info"
     folder.mkdir()
     needs = "".join(f"Requires-Dist: {r}\n" for r in requires)
-    (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}")
+    (folder / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{needs}"
+    )
     (folder / "INSTALLER").write_text("pip\n")
     (folder / "RECORD").write_text("")
 
@@ -141,11 +160,25 @@ LIBRARIES: Mapping[str, tuple[str, tuple[str, ...]]] = {
     "transformers": ("4.57.0", ()),
     "accelerate": ("1.10.0", ("torch>=2.0.0",)),
 }
-ROCM_BUILDS = ("2.10.0+rocm7.0", "2.11.0a0+gitd1c0ffee", "2.11.0.dev20260115+rocm7.1", "2.13.0+rocm7.2")
+ROCM_BUILDS = (
+    "2.10.0+rocm7.0",
+    "2.11.0a0+gitd1c0ffee",
+    "2.11.0.dev20260115+rocm7.1",
+    "2.13.0+rocm7.2",
+)
 
 
 def pip(python: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "pip", "--python", str(python), "install", "--dry-run", "--quiet"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "--python",
+        str(python),
+        "install",
+        "--dry-run",
+        "--quiet",
+    ]
     return subprocess.run(
         [*command, "--no-index", "--report", "-", *map(str, arguments)],
         capture_output=True,
@@ -158,7 +191,9 @@ def pip(python: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(params=ROCM_BUILDS)
 def machine(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    """The Python of an environment in which pip sees a ROCm build of torch and the usual libraries."""
+    """The Python of an environment in which pip sees a ROCm build of torch and the usual
+    libraries.
+    """
     venv.create(tmp_path / "env", with_pip=False)
     (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
     fake(site, "torch", request.param)
@@ -177,7 +212,9 @@ def test_pip_leaves_an_installed_torch_alone(built: Built, machine: Path, extra:
 
 
 def test_the_dry_run_would_notice_a_dependency_on_torch(built: Built, tmp_path: Path) -> None:
-    """The extra `torch` is what a dependency would be: pip then looks for another torch than the ROCm build."""
+    """The extra `torch` is what a dependency would be: pip then looks for another torch than the
+    ROCm build.
+    """
     venv.create(tmp_path / "env", with_pip=False)
     (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
     fake(site, "torch", ROCM_BUILDS[1])
@@ -191,14 +228,19 @@ def test_the_dry_run_would_notice_a_dependency_on_torch(built: Built, tmp_path: 
 @pytest.mark.parametrize(
     ("version", "problem"),
     [
-        ("2.10.0+rocm7.0", "torch 2.10.0+rocm7.0 is too old: rocm-passes needs torch 2.11 or newer"),
+        (
+            "2.10.0+rocm7.0",
+            "torch 2.10.0+rocm7.0 is too old: rocm-passes needs torch 2.11 or newer",
+        ),
         ("2.11.0a0+gitd1c0ffee", None),
         ("2.11.0.dev20260115+rocm7.1", None),
         ("3.0.0", None),
         (None, "torch is not installed: install torch 2.11 or newer"),
     ],
 )
-def test_the_version_of_torch_is_checked_at_the_first_use(version: str | None, problem: str | None) -> None:
+def test_the_version_of_torch_is_checked_at_the_first_use(
+    version: str | None, problem: str | None
+) -> None:
     found = torch_version.problem(version)
     assert (found is None) == (problem is None)
     assert problem is None or (found or "").startswith(problem)
@@ -222,7 +264,9 @@ def test_the_installed_version_is_read_from_metadata_without_an_import(tmp_path:
         "print(torch_version.installed(), 'torch' in sys.modules)"
     )
     environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment)
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, env=environment
+    )
     assert done.stdout.split() == ["2.10.0+rocm7.0", "False"], done.stderr
 
 
@@ -234,12 +278,17 @@ def test_the_dockerfile_copies_what_is_there_and_installs_no_torch() -> None:
         if line.startswith("COPY"):
             assert all((ROOT / source).exists() for source in line.split()[1:-1])
         if "pip install" in line:
-            assert ".[models]" in line and "torch " not in line.partition("pip install")[2].partition("&&")[0]
+            assert (
+                ".[models]" in line
+                and "torch " not in line.partition("pip install")[2].partition("&&")[0]
+            )
     assert 'ENTRYPOINT ["rocm-passes"]' in lines
 
 
 def test_issue_templates_ask_for_the_doctor_s_report() -> None:
-    templates = [p for p in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if p.name != "config.yml"]
+    templates = [
+        p for p in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if p.name != "config.yml"
+    ]
     assert len(templates) == 3
     for template in templates:
         fields = yaml.safe_load(template.read_text())["body"]

@@ -1,4 +1,6 @@
-"""Every norm that a model's eager run has is in the ledger, exactly once, for every model of the zoo."""
+"""Every norm that a model's eager run has is in the ledger, exactly once, for every model of the
+zoo.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ class Enough(Exception):
 
 
 def ledgers_of(zoo: Case, model: torch.nn.Module, options: dict[str, Any]) -> list[Ledger]:
-    """The ledger of every graph that one call runs, as often as it runs it; the graphs run in eager mode."""
+    """The ledger of every graph that one call runs, as often as it runs it; the graphs run in eager
+    mode.
+    """
     compiled: list[Ledger] = []
     executed: list[Ledger] = []
 
@@ -74,15 +78,19 @@ def test_every_norm_has_an_entry(name: str, dtype: torch.dtype) -> None:
         ledgers = ledgers_of(zoo, model, {"select": select})
         assert norms_in(ledgers) == expected, select
         refused = [
-            e for g in ledgers for e in g.entries if e.outcome == "refused" and set(e.covers) & set(NORMS)
+            e
+            for g in ledgers
+            for e in g.entries
+            if e.outcome == "refused" and set(e.covers) & set(NORMS)
         ]
         assert not refused, [str(e) for e in refused]
 
 
 @pytest.mark.parametrize("name", DEMO)
 def test_outputs_stay_as_exact(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All sites rewritten: the root mean square error against float64 is at most 1.1 times the eager one's, the
-    factor for what two orders of rounding differ by in so small a model."""
+    """All sites rewritten: the root mean square error against float64 is at most 1.1 times the
+    eager one's, the factor for what two orders of rounding differ by in so small a model.
+    """
     monkeypatch.setattr("rocm_passes.target.triton_is_interpreted", lambda: False)
     monkeypatch.setattr("rocm_passes.ops.operator.triton_is_interpreted", lambda: False)
     zoo = case(name)
@@ -93,7 +101,8 @@ def test_outputs_stay_as_exact(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     torch._dynamo.reset()
     idioms = {"select": "always", "idioms": "-conv3d,-conv2d"}
     compiled = torch.compile(
-        zoo.function(model), backend=lambda gm, i: _recording(seen, gm, i, options=idioms, caches=False)
+        zoo.function(model),
+        backend=lambda gm, i: _recording(seen, gm, i, options=idioms, caches=False),
     )
     with torch.no_grad(), codegen_if_asked():
         ours = tensors_in(compiled(*args, **kwargs))

@@ -1,4 +1,6 @@
-"""Every padded convolution that a model's eager run has is in the ledger, exactly once, for every VAE of the zoo."""
+"""Every padded convolution that a model's eager run has is in the ledger, exactly once, for every
+VAE of the zoo.
+"""
 
 from __future__ import annotations
 

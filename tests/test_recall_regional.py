@@ -1,4 +1,6 @@
-"""diffusers' compile_repeated_blocks: every idiom of every block has an entry, against an eager count of the blocks."""
+"""diffusers' compile_repeated_blocks: every idiom of every block has an entry, against an eager
+count of the blocks.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 
 def eager_count(model: nn.Module, args: Any, kwargs: Any) -> Counter[str]:
-    """The elementary idioms inside the repeated blocks, each block run by itself on what the model gives it."""
+    """The elementary idioms inside the repeated blocks, each block run by itself on what the model
+    gives it.
+    """
     calls: list[tuple[nn.Module, Any, Any]] = []
     hooks = [
         b.register_forward_pre_hook(lambda m, a, k: calls.append((m, a, k)), with_kwargs=True)
@@ -50,7 +54,9 @@ def test_every_idiom_of_the_blocks_has_an_entry(name: str, dtype: torch.dtype) -
 
     def backend(gm: fx.GraphModule, inputs: Any) -> Any:
         found: list[Ledger] = []
-        compiled = rocm_diffusion(gm, inputs, options={"select": "off"}, listener=found.append, caches=False)
+        compiled = rocm_diffusion(
+            gm, inputs, options={"select": "off"}, listener=found.append, caches=False
+        )
 
         def run(*values: Any) -> Any:
             executed.update(_covers(found))

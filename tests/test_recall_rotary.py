@@ -1,4 +1,6 @@
-"""Every rotation of every real denoiser has an entry, is rewritten, and leaves no complex number behind."""
+"""Every rotation of every real denoiser has an entry, is rewritten, and leaves no complex number
+behind.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def covered(seen: Rewritten, *outcomes: str) -> Counter[str]:
 
 
 def complex_targets(seen: Rewritten) -> list[str]:
-    """Calls that give a complex tensor, but for graphs that return one (tables in a graph of their own)."""
+    """Calls that give a complex tensor, but for graphs that return one (tables in a graph of their
+    own).
+    """
     return [
         str(node.target)
         for graph in seen.after
@@ -69,7 +73,9 @@ def test_every_rotation_is_rewritten(case: Case) -> None:
 def _check(
     seen: Rewritten, case: Case, model: torch.nn.Module, inputs: object, original: list[Tensor]
 ) -> None:
-    """The error against float64 stays that of the original, within a tenth and the output's rounding."""
+    """The error against float64 stays that of the original, within a tenth and the output's
+    rounding.
+    """
     args, kwargs = inputs  # type: ignore[misc]
     exact = tensors_in(in_float64(model, args, kwargs, entry=case.entry))
     for ours, before, truth in zip(tensors_in(seen.result), original, exact, strict=True):

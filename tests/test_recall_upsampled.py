@@ -1,4 +1,6 @@
-"""CogVideoX's decoder: every convolution of an upsampled latent is found, moved before it, and read by index."""
+"""CogVideoX's decoder: every convolution of an upsampled latent is found, moved before it, and read
+by index.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from rocm_passes.report.ledger import Ledger
 from tests.without_codegen import without_codegen
 from tests.zoo import case
 
-#: Of 42 such convolutions, the 16 of the middle and the first block see no upsampling; each norm has two.
+#: Of 42 such convolutions, the 16 of the middle and the first block see no upsampling; each norm
+#: has two.
 SMALL, LARGE = 16, 26
 
 
@@ -28,7 +31,9 @@ def decoded() -> tuple[list[Ledger], dict[str, torch.Tensor]]:
     options = {"select": "auto", "lowering": {"group_norm": "triton"}}
 
     def backend(gm: Any, example_inputs: Any) -> Any:
-        return rocm_diffusion(gm, example_inputs, options=options, listener=ledgers.append, caches=False)
+        return rocm_diffusion(
+            gm, example_inputs, options=options, listener=ledgers.append, caches=False
+        )
 
     torch._dynamo.reset()
     model.decoder = torch.compile(model.decoder, backend=backend, dynamic=False)
@@ -59,6 +64,7 @@ def test_their_norms_read_them_by_index(decoded: Any) -> None:
 def test_the_result_is_as_exact_as_eager(decoded: Any) -> None:
     results = decoded[1]
     error = {
-        k: float((results[k].double() - results["exact"]).square().mean().sqrt()) for k in ("ours", "eager")
+        k: float((results[k].double() - results["exact"]).square().mean().sqrt())
+        for k in ("ours", "eager")
     }
     assert 0 < error["ours"] <= 1.1 * error["eager"]

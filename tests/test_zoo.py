@@ -38,15 +38,21 @@ def test_counts_are_what_the_architecture_says(zoo_case: Case) -> None:
 
 @pytest.mark.parametrize("name", DEMO)
 def test_live_counts_are_those_of_the_traced_graph_and_it_is_one_graph(name: str) -> None:
-    """AOTAutograd without decompositions: one node for each LayerNorm, GroupNorm and Conv3d that is used."""
+    """AOTAutograd without decompositions: one node for each LayerNorm, GroupNorm and Conv3d that is
+    used.
+    """
     zoo_case = case(name)
     model = zoo_case.build()
     if zoo_case.warm_up:
         zoo_case.run(model)
     traced: Counter[str] = Counter()
 
-    def count_nodes(graph: torch.fx.GraphModule, example_inputs: list[torch.Tensor]) -> Callable[..., Any]:
-        for node in graph.graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default):
+    def count_nodes(
+        graph: torch.fx.GraphModule, example_inputs: list[torch.Tensor]
+    ) -> Callable[..., Any]:
+        for node in graph.graph.find_nodes(
+            op="call_function", target=torch.ops.aten.convolution.default
+        ):
             traced["conv3d"] += node.meta["val"].ndim == 5
         for target, idiom in (
             (torch.ops.aten.native_layer_norm.default, "layer_norm"),
@@ -86,7 +92,9 @@ def test_the_reference_restores_the_default_dtype_when_the_model_raises() -> Non
 
 @pytest.mark.parametrize("name", DEMO)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_the_five_run_in_both_dtypes_with_hand_derived_counts(name: str, dtype: torch.dtype) -> None:
+def test_the_five_run_in_both_dtypes_with_hand_derived_counts(
+    name: str, dtype: torch.dtype
+) -> None:
     zoo_case = case(name)
     assert zoo_case.expected is not None
     (output,) = zoo_case.run(zoo_case.build(dtype))
@@ -172,7 +180,13 @@ class _Functional(nn.Module):
 
 def test_functional_calls_and_modules_count_once() -> None:
     counts = count_idioms(_Functional(), (torch.randn(1, 4, 2, 3, 4),), {})
-    assert counts == {"rms_norm": 3, "layer_norm": 3, "group_norm": 2, "conv3d": 2, "channel_norm": 1}
+    assert counts == {
+        "rms_norm": 3,
+        "layer_norm": 3,
+        "group_norm": 2,
+        "conv3d": 2,
+        "channel_norm": 1,
+    }
 
 
 def test_only_the_named_entry_is_counted() -> None:

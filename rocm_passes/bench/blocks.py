@@ -1,14 +1,15 @@
 """Whole transformer blocks at production size: eager, plain Inductor and this backend in one run.
 
-    python -m rocm_passes.bench.blocks [--only NAME,NAME] [--json FILE] [--options JSON] [--also JSON] [--seconds N]
+    python -m rocm_passes.bench.blocks [--only NAME,NAME] [--json FILE] [--options JSON] [--also
+    JSON] [--seconds N]
 
-Each block is a real one with the inputs that its model gives it (rocm_passes/bench/models.py). `ms` is the device's
-own time, of replays of a CUDA graph of one call; `in a row` that of calls one behind the other, as in a
-denoising loop, which is the larger of the device's time and the host's; `host` what enqueuing one call takes.
-Medians, the forms in turn, after a warm-up; the JSON file has every
-kernel's time besides. `difference` is the distance of a compiled result from eager's,
-relative to its norm: for equal numerics ours must not exceed Inductor's by more than a tenth. The run fails
-where a kernel of ours fell back to plain torch.
+Each block is a real one with the inputs that its model gives it (rocm_passes/bench/models.py). `ms`
+is the device's own time, of replays of a CUDA graph of one call; `in a row` that of calls one
+behind the other, as in a denoising loop, which is the larger of the device's time and the host's;
+`host` what enqueuing one call takes. Medians, the forms in turn, after a warm-up; the JSON file has
+every kernel's time besides. `difference` is the distance of a compiled result from eager's,
+relative to its norm: for equal numerics ours must not exceed Inductor's by more than a tenth. The
+run fails where a kernel of ours fell back to plain torch.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ from rocm_passes.bench.models import Prepared, workload
 
 BLOCKS = (
     "qwen_image_block", "z_image_block", "wan_block", "flux_double", "hunyuan_video_double",
-    "flux_single", "flux2_double", "flux2_single", "hunyuan_video_single", "ltx_block", "wan_block_720p",
+    "flux_single", "flux2_double", "flux2_single", "hunyuan_video_single", "ltx_block",
+    "wan_block_720p",
 )  # fmt: skip
 ROUNDS = 12
 WARM_MS = 500
@@ -66,7 +68,9 @@ class Row:
 
 
 class Failures(logging.Handler):
-    """Collects what this package logs as an error: a kernel that failed and was replaced by plain torch."""
+    """Collects what this package logs as an error: a kernel that failed and was replaced by plain
+    torch.
+    """
 
     def __init__(self) -> None:
         super().__init__(logging.ERROR)
@@ -76,7 +80,9 @@ class Failures(logging.Handler):
         self.said.append(self.format(record))
 
 
-def compiled(prepared: Prepared, backend: Any, options: dict[str, Any] | None = None) -> Callable[[], Any]:
+def compiled(
+    prepared: Prepared, backend: Any, options: dict[str, Any] | None = None
+) -> Callable[[], Any]:
     def block(*args: Any, **kwargs: Any) -> Any:
         return prepared.function(*args, **kwargs)
 
@@ -123,7 +129,8 @@ def captured(call: Callable[[], Any]) -> torch.cuda.CUDAGraph:
 def timed(calls: dict[str, Callable[[], Any]]) -> dict[str, Times]:
     """The forms in turn, in short bursts and in rotating order.
 
-    A block at full load heats the card until it lowers its clock: whoever comes after a pause is the faster.
+    A block at full load heats the card until it lowers its clock: whoever comes after a pause is
+    the faster.
     """
     graphs = {form: captured(call) for form, call in calls.items() if form != "eager"}
     once = device_ms(graphs["inductor"].replay, 2)
@@ -161,7 +168,8 @@ def kernels_of(call: Callable[[], Any]) -> dict[str, list[float]]:
 
 def distance(result: list[Tensor], reference: list[Tensor]) -> float:
     squares = sum(
-        (a.float() - b.float()).square().sum().item() for a, b in zip(result, reference, strict=True)
+        (a.float() - b.float()).square().sum().item()
+        for a, b in zip(result, reference, strict=True)
     )
     return float((squares / sum(b.float().square().sum().item() for b in reference)) ** 0.5)
 
@@ -179,21 +187,33 @@ def measure(name: str, forms: dict[str, dict[str, Any]]) -> Row:
     calls |= {form: compiled(prepared, rocm_diffusion, options) for form, options in forms.items()}
     results = {form: [t.clone() for t in tensors_in(call())] for form, call in calls.items()}
     sites = [str(entry) for ledger in history()[already:] for entry in ledger.entries]
-    differences = {form: distance(results[form], results["eager"]) for form in results if form != "eager"}
+    differences = {
+        form: distance(results[form], results["eager"]) for form in results if form != "eager"
+    }
     del results
     times = timed(calls)
-    return Row(name, times, differences, sites, {f: kernels_of(c) for f, c in calls.items() if f != "eager"})
+    return Row(
+        name,
+        times,
+        differences,
+        sites,
+        {f: kernels_of(c) for f, c in calls.items() if f != "eager"},
+    )
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--only", default=",".join(BLOCKS[:5]), help="block names, separated by commas")
+    parser.add_argument(
+        "--only", default=",".join(BLOCKS[:5]), help="block names, separated by commas"
+    )
     parser.add_argument("--options", type=json.loads, default={}, help="the backend's, as JSON")
     parser.add_argument("--also", type=json.loads, help="a second form of ours, with these options")
     parser.add_argument("--json", type=Path, help="write the rows to this file")
-    parser.add_argument("--seconds", type=float, default=1e9, help="start no further block after so many")
+    parser.add_argument(
+        "--seconds", type=float, default=1e9, help="start no further block after so many"
+    )
     args = parser.parse_args()
     forms = {"ours": args.options} | ({"also": args.also} if args.also is not None else {})
     failures = Failures()
@@ -211,7 +231,8 @@ def main() -> None:
             away = f"{row.difference[form]:.2e}" if form in row.difference else ""
             print(f"{name:22s} {form:9s} {t.graph:8.3f} {t.in_a_row:9.3f} {t.host:7.3f}  {away}")
         print(
-            f"    {row.speedup:.3f}x faster than Inductor ({time.perf_counter() - began:.0f} s)", flush=True
+            f"    {row.speedup:.3f}x faster than Inductor ({time.perf_counter() - began:.0f} s)",
+            flush=True,
         )
         for site in row.sites:
             print(f"    {site}"[:200])
@@ -219,7 +240,9 @@ def main() -> None:
         torch.cuda.empty_cache()
     if args.json:
         report = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
-        args.json.write_text(json.dumps(report | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+        args.json.write_text(
+            json.dumps(report | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n"
+        )
     if failures.said:
         raise SystemExit("\n".join(["a kernel of ours failed:", *failures.said]))
 

@@ -1,15 +1,17 @@
 """Conv3d calls of the video models: is the choice among the lowerings the right one?
 
-    python -m rocm_passes.bench.conv3d                compiled: every way, its time and memory, and the choice made
-    python -m rocm_passes.bench.conv3d --all          all calls: the choice against the times of all lowerings
-    python -m rocm_passes.bench.conv3d --calls "96-96 3x3x3 2+4f 480x832;..." --dtype float32
+    python -m rocm_passes.bench.conv3d                compiled: every way, its time and memory, and
+    the choice made python -m rocm_passes.bench.conv3d --all          all calls: the choice against
+    the times of all lowerings python -m rocm_passes.bench.conv3d --calls "96-96 3x3x3 2+4f
+    480x832;..." --dtype float32
 
 With `--table FILE` the second also writes its rows as docs/conv3d.md has them.
 
-Choices are measured first, in one process on a GPU that does nothing else. With `--all`, what was chosen by measuring
-is held against a second, longer measurement, and what was chosen by rule against the only one. Without it, each call
-of a sample is then compiled in every way, between pointwise neighbours as in a causal video VAE, and the ways are
-timed in turn. Both print how far the chosen lowering is from the best one, and of all calls the worst.
+Choices are measured first, in one process on a GPU that does nothing else. With `--all`, what was
+chosen by measuring is held against a second, longer measurement, and what was chosen by rule
+against the only one. Without it, each call of a sample is then compiled in every way, between
+pointwise neighbours as in a causal video VAE, and the ways are timed in turn. Both print how far
+the chosen lowering is from the best one, and of all calls the worst.
 """
 
 from __future__ import annotations
@@ -89,11 +91,19 @@ def compile_worker(text: str, given: argparse.Namespace) -> None:
         for lowering, layout in WAYS:
             torch._dynamo.reset()
             way = "Inductor" if lowering is None else f"{lowering} {layout}"
-            run, inputs = compiled(Call.of(text), lowering, layout, getattr(torch, given.dtype), given.device)
+            run, inputs = compiled(
+                Call.of(text), lowering, layout, getattr(torch, given.dtype), given.device
+            )
             run(*inputs)
-            entries = [e for g in rocm_passes.history()[-1:] for e in g.entries if e.idiom == "conv3d"]
+            entries = [
+                e for g in rocm_passes.history()[-1:] for e in g.entries if e.idiom == "conv3d"
+            ]
             if lowering == "auto":
-                said = f"{entries[0].lowering or entries[0].outcome}: {entries[0].reason}" if entries else ""
+                said = (
+                    f"{entries[0].lowering or entries[0].outcome}: {entries[0].reason}"
+                    if entries
+                    else ""
+                )
             elif lowering is not None and [e.lowering for e in entries] != [lowering]:
                 continue  # It can't take the call, which is then Inductor's once more.
             built[way] = run, inputs
@@ -108,7 +118,9 @@ def time_ways(
     """Milliseconds and peak MiB by way; a result's own memory counts, its inputs' does not."""
     from rocm_passes.tuning import rounds
 
-    work = {way: [lambda run=run, inputs=inputs: run(*inputs)] for way, (run, inputs) in built.items()}
+    work = {
+        way: [lambda run=run, inputs=inputs: run(*inputs)] for way, (run, inputs) in built.items()
+    }
     mib = {way: peak_mib(calls[0]) if device == "cuda" else 0 for way, calls in work.items()}
     on = torch.device(device)
     burst = rounds.GpuBursts(on, 400e-6) if device == "cuda" else rounds.bursts_on(on)
@@ -210,17 +222,22 @@ class Run:
             str(self.choices),
         ]
         settings += ["--all"] * self.given.all
-        return Worker("rocm_passes.bench.conv3d", [*arguments, *settings], env, self.folder / f"{name}.log")
+        return Worker(
+            "rocm_passes.bench.conv3d", [*arguments, *settings], env, self.folder / f"{name}.log"
+        )
 
 
 def held_against(row: Mapping[str, Any]) -> Mapping[str, float]:
-    """The milliseconds that the choice is judged by: of the second measurement, where there is one."""
+    """The milliseconds that the choice is judged by: of the second measurement, where there
+    is one.
+    """
     found: Mapping[str, float] = row.get("again") or row.get("ms", {})
     return found
 
 
 def away(row: Mapping[str, Any]) -> float | None:
-    """The chosen one's time over the best one's, among the lowerings' or the compiled ways'; None if unknown.
+    """The chosen one's time over the best one's, among the lowerings' or the compiled ways'; None
+    if unknown.
 
     Among the lowerings': without the memory bound, which is a price of its own (`price`).
     """
@@ -229,7 +246,9 @@ def away(row: Mapping[str, Any]) -> float | None:
 
 
 def price(row: Mapping[str, Any]) -> float:
-    """What the default memory bound costs: the time of what it chooses over that of the choice without it."""
+    """What the default memory bound costs: the time of what it chooses over that of the choice
+    without it.
+    """
     times = held_against(row)
     chosen, unbound = row.get("chosen"), row.get("unbound")
     return times[chosen] / times[unbound] if chosen in times and unbound in times else 1.0
@@ -255,14 +274,21 @@ def _named(row: Mapping[str, Any], which: str) -> str:
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown, by model: of each lowering milliseconds and MiB beside its tensors, and which one is chosen."""
+    """Markdown, by model: of each lowering milliseconds and MiB beside its tensors, and which one
+    is chosen.
+    """
     by_call = {row["call"]: row for row in rows}
     columns = ("matmul", "conv2d", "triton", "direct", "taps", "taps_tiled", "unfold", "tiled")
     lines = []
     for model, calls in CALLS.items():
         known = [by_call[call] for call in calls if call in by_call]
         if known:
-            lines += ["", f"### {model}", "", f"| call | {' | '.join(columns)} | chosen | over the best |"]
+            lines += [
+                "",
+                f"### {model}",
+                "",
+                f"| call | {' | '.join(columns)} | chosen | over the best |",
+            ]
             lines += ["|---" * (len(columns) + 3) + "|"]
             lines += [_table_line(row, columns) for row in known]
     return "\n".join(lines) + "\n"
@@ -277,13 +303,18 @@ def _table_line(row: Mapping[str, Any], columns: Sequence[str]) -> str:
 
 
 def verdict(rows: Sequence[Mapping[str, Any]]) -> str:
-    """How many calls have a choice within the noise of the best, of each kind, and the worst of them."""
+    """How many calls have a choice within the noise of the best, of each kind, and the worst of
+    them.
+    """
     known = [(row, ratio) for row in rows if (ratio := away(row)) is not None]
     if not known:
         return "no call has a choice to judge"
     worst, ratio = max(known, key=lambda each: each[1])
     said = f"{_near(known)} choices within {AGREEMENT.value:.0%} of the best"
-    kinds = {kind: [each for each in known if each[0].get("by") == kind] for kind in ("measurement", "rule")}
+    kinds = {
+        kind: [each for each in known if each[0].get("by") == kind]
+        for kind in ("measurement", "rule")
+    }
     counts = [f"by {kind} {_near(those)}" for kind, those in kinds.items() if those]
     said += f" ({', '.join(counts)})" if counts else ""
     said += f"; the worst, {worst['call']}, is {ratio:.3f} of it"
@@ -298,16 +329,22 @@ def _near(judged: Sequence[tuple[Mapping[str, Any], float]]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("--out", type=Path, default=Path("conv3d.json"))
     made.add_argument("--all", action="store_true", help="all calls, not compiled")
     made.add_argument("--table", type=Path, help="write the rows of --all as Markdown")
     made.add_argument("--calls", default="", help="these calls, separated by semicolons")
     made.add_argument("--dtype", default="bfloat16")
-    made.add_argument("--choices", help="file of measured choices to use and add to (default: a new one)")
+    made.add_argument(
+        "--choices", help="file of measured choices to use and add to (default: a new one)"
+    )
     made.add_argument("--seconds", type=float, default=120.0, help="time for measuring the choices")
     made.add_argument("--at-once", type=int, default=os.cpu_count() or 2)
-    made.add_argument("--gib", type=float, default=110.0, help="memory of the GPU to fill while compiling")
+    made.add_argument(
+        "--gib", type=float, default=110.0, help="memory of the GPU to fill while compiling"
+    )
     made.add_argument("--device", default="cuda", help="cpu, to try this program")
     made.add_argument("--choose", action="store_true", help=argparse.SUPPRESS)
     made.add_argument("--compile", help=argparse.SUPPRESS)

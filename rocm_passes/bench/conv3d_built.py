@@ -12,7 +12,8 @@ import torch.nn.functional as F
 
 EXAMPLE = "384-384 3x3x3 2+1f 60x104"
 WORDS = re.compile(
-    r"(\d+)-(\d+) (\d+)x(\d+)x(\d+)(?:/(\d+)x(\d+)x(\d+))? (?:(\d+)z\+)?(?:(\d+)\+)?(\d+)f (\d+)x(\d+)"
+    r"(\d+)-(\d+) (\d+)x(\d+)x(\d+)(?:/(\d+)x(\d+)x(\d+))? (?:(\d+)z\+)?(?:(\d+)\+)?(\d+)f "
+    r"(\d+)x(\d+)"
 )
 
 Built = Callable[..., torch.Tensor]
@@ -20,7 +21,9 @@ Built = Callable[..., torch.Tensor]
 
 @dataclass(frozen=True)
 class Call:
-    """zeros, cached, frames: what stands end to end in time. height, width: the input's, without its padding."""
+    """zeros, cached, frames: what stands end to end in time. height, width: the input's, without
+    its padding.
+    """
 
     channels: int
     out: int
@@ -38,7 +41,9 @@ class Call:
         found = WORDS.fullmatch(text.strip())
         if found is None:
             raise ValueError(f'{text!r} is no call; one is written as "{EXAMPLE}"')
-        channels, out, kt, kh, kw, st, sh, sw, zeros, cached, *rest = (int(g or 0) for g in found.groups())
+        channels, out, kt, kh, kw, st, sh, sw, zeros, cached, *rest = (
+            int(g or 0) for g in found.groups()
+        )
         stride = (st, sh, sw) if found[6] else (1, 1, 1)
         if min(stride) < 1:
             raise ValueError(f"{text!r} has a stride of 0")
@@ -55,7 +60,9 @@ class Call:
     @property
     def padding(self) -> tuple[int, int]:
         """Zeros above and below, left and right."""
-        _, high, wide = (k // 2 if s == 1 else 0 for k, s in zip(self.kernel, self.stride, strict=True))
+        _, high, wide = (
+            k // 2 if s == 1 else 0 for k, s in zip(self.kernel, self.stride, strict=True)
+        )
         return high, wide
 
     @property
@@ -66,7 +73,8 @@ class Call:
     def layout(self, vendor: str) -> str:
         """The layout that "auto" chooses in a model, which has more convolutions than this one.
 
-        (Alone, a 1x1x1 convolution is no reason to go channels-last, and a patch embedding never is.)
+        (Alone, a 1x1x1 convolution is no reason to go channels-last, and a patch embedding never
+        is.)
         """
         return "channels_last" if vendor == "nvidia" and not self.patches else "as_is"
 
@@ -79,7 +87,8 @@ class Call:
 def built(
     call: Call, channels_last: bool, dtype: torch.dtype, device: str
 ) -> tuple[Built, tuple[torch.Tensor, ...]]:
-    """The convolution between pointwise neighbours, not compiled, and its inputs: the cached frames, the new ones.
+    """The convolution between pointwise neighbours, not compiled, and its inputs: the cached
+    frames, the new ones.
 
     A patch embedding reads the model's own input, so nothing stands before it.
     """
@@ -90,7 +99,9 @@ def built(
     pads = [wide, wide, high, high, call.zeros, 0]
 
     def frames(count: int) -> torch.Tensor:
-        x = torch.randn(1, call.channels, count, call.height, call.width, device=device, dtype=dtype)
+        x = torch.randn(
+            1, call.channels, count, call.height, call.width, device=device, dtype=dtype
+        )
         return x.to(memory_format=torch.channels_last_3d) if channels_last else x
 
     def convolve(*inputs: torch.Tensor) -> torch.Tensor:
@@ -106,7 +117,9 @@ def built(
 def compiled(
     call: Call, lowering: str | None, layout: str, dtype: torch.dtype, device: str
 ) -> tuple[Built, tuple[torch.Tensor, ...]]:
-    """The same compiled, by plain Inductor where lowering is None; layout as the option of that name."""
+    """The same compiled, by plain Inductor where lowering is None; layout as the option of that
+    name.
+    """
     from rocm_passes.backend import rocm_diffusion
     from rocm_passes.target import Target
 

@@ -1,14 +1,14 @@
 """The Conv3d calls of the video VAEs and the video transformers at production size, each once.
 
-"384-768 3x1x1 2+1f 60x104": channels in and out, the kernel, frames cached or repeated before the new ones, and
-the input's height and width, which zeros around it preserve. "2z+1f": two zero frames before the new one, in a first
-chunk or an image; "1z+1+4f": one, and a cached one, in a second chunk. "3f": nothing is put before the frames.
-"16-5120 1x2x2/1x2x2 21f 60x104": the stride stands behind the slash; along a stride of more than 1 there are no
-zeros.
+"384-768 3x1x1 2+1f 60x104": channels in and out, the kernel, frames cached or repeated before the
+new ones, and the input's height and width, which zeros around it preserve. "2z+1f": two zero frames
+before the new one, in a first chunk or an image; "1z+1+4f": one, and a cached one, in a second
+chunk. "3f": nothing is put before the frames. "16-5120 1x2x2/1x2x2 21f 60x104": the stride stands
+behind the slash; along a stride of more than 1 there are no zeros.
 
-Counted in one run of each model with its production config. Of each, the steady state stands first, then a second
-chunk and a first one, then what a single temporal tap works on; a call of several models stands with the first of
-them.
+Counted in one run of each model with its production config. Of each, the steady state stands first,
+then a second chunk and a first one, then what a single temporal tap works on; a call of several
+models stands with the first of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What the backend chooses for a Conv3d call, by measurement or by rule, and what every lowering takes."""
+"""What the backend chooses for a Conv3d call, by measurement or by rule, and what every lowering
+takes.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ LONGER = {
 def site(call: Call, dtype: torch.dtype, options: Options, target: Target) -> Match:
     """The site that the backend would see on the target, found without computing anything.
 
-    The graph is traced over fake tensors on a CPU: it is the same one for a GPU, which need not be there.
+    The graph is traced over fake tensors on a CPU: it is the same one for a GPU, which need not be
+    there.
     """
     found: list[Found] = []
 
@@ -53,18 +56,24 @@ def site(call: Call, dtype: torch.dtype, options: Options, target: Target) -> Ma
     return seen
 
 
-def row(text: str, dtype: torch.dtype, options: Options, target: Target, times: bool) -> dict[str, Any]:
+def row(
+    text: str, dtype: torch.dtype, options: Options, target: Target, times: bool
+) -> dict[str, Any]:
     """A call's choice, for which it is measured where the backend would measure it.
 
-    key: as in the file of choices. chosen: the lowering that a compile takes within the default memory bound of
-    bound_mib, unbound: without one; None: it is left to Inductor. by: "measurement" or "rule". ms, mib, skipped: of
-    the lowerings that can take it, in the measurement that the choice is by; where times are asked for, a choice by
-    rule has a measurement, too, and one by measurement has the times of a second and longer one in `again`.
+    key: as in the file of choices. chosen: the lowering that a compile takes within the default
+    memory bound of
+    bound_mib, unbound: without one; None: it is left to Inductor. by: "measurement" or "rule". ms,
+    mib, skipped: of the lowerings that can take it, in the measurement that the choice is by; where
+    times are asked for, a choice by rule has a measurement, too, and one by measurement has the
+    times of a second and longer one in `again`.
     """
     options = replace(options, layout=Call.of(text).layout(target.vendor))
     seen = site(Call.of(text), dtype, options, target)
     call_seen: op.Conv3d = seen.values()
-    able = [low for low in conv3d.IDIOM.lowerings if obstacle(low, call_seen, target, options) is None]
+    able = [
+        low for low in conv3d.IDIOM.lowerings if obstacle(low, call_seen, target, options) is None
+    ]
     with ahead.noting() as noted:
         ahead.note(call_seen.key(), able, call_seen)
     (call,) = noted.calls
@@ -84,7 +93,12 @@ def row(text: str, dtype: torch.dtype, options: Options, target: Target, times: 
         found = store.store(options.choices).find(tuning.machine(target), call.key)
         best = tuning.pick(call.key, able, call.call, target, known, usual_mib=math.inf)
         unbound = best and best[0].name
-    made: dict[str, Any] = {"call": text, "seconds": round(took, 2), "key": call.key, "chosen": chosen}
+    made: dict[str, Any] = {
+        "call": text,
+        "seconds": round(took, 2),
+        "key": call.key,
+        "chosen": chosen,
+    }
     made |= {"unbound": unbound, "bound_mib": round(usual_memory_mib(call_seen))}
     made |= {"by": "rule" if by_rule else "measurement", "reason": choice.reason}
     if found is not None:

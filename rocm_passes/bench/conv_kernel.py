@@ -1,7 +1,7 @@
 """The Triton convolution beside cuDNN's (MIOpen's), at the sizes of video and image decoders, bf16.
 
-    python -m rocm_passes.bench.conv_kernel                 the table's tile for each shape
-    python -m rocm_passes.bench.conv_kernel --sweep         every candidate tile; the table shows the best
+    python -m rocm_passes.bench.conv_kernel                 the table's tile for each shape python
+    -m rocm_passes.bench.conv_kernel --sweep         every candidate tile; the table shows the best
     python -m rocm_passes.bench.conv_kernel --sweep --only 96-96 --json results.json
 
 "384-384 3x3x3 2+1f 90x160": channels in and out, the kernel, cached frames before the new ones, and
@@ -219,7 +219,9 @@ def ours(inputs: Inputs, tile: Any, i: int) -> Tensor:
     shape = inputs.shape
     h, w = shape.space
     conv = Conv(padding=((0, 0), (h, h), (w, w)), upsample=(1, shape.repeat, shape.repeat))
-    return conv3d(inputs.x[i], inputs.weight, inputs.bias, conv=conv, front=inputs.front[i], tile=tile)
+    return conv3d(
+        inputs.x[i], inputs.weight, inputs.bias, conv=conv, front=inputs.front[i], tile=tile
+    )
 
 
 #: Below so many TFLOP a call is timed in a CUDA graph: launched from Python, it waits for the host.
@@ -278,14 +280,19 @@ def measure(shape: Shape, sweep: bool, rep: int) -> dict[str, Any]:
     if shape.front or shape.repeat > 1:
         joined = tried(
             "joined",
-            lambda: median(lambda: library(inputs, inputs.joined(inputs.turn()), weight, bias), rep),
+            lambda: median(
+                lambda: library(inputs, inputs.joined(inputs.turn()), weight, bias), rep
+            ),
         )
         row["joined"] = joined
     if shape.kernel[0] > 1:
         kernels = [
-            weight[:, :, k].contiguous(memory_format=torch.channels_last) for k in range(shape.kernel[0])
+            weight[:, :, k].contiguous(memory_format=torch.channels_last)
+            for k in range(shape.kernel[0])
         ]
-        row["taps"] = tried("taps", lambda: median(lambda: taps(inputs, whole[inputs.turn()], kernels), rep))
+        row["taps"] = tried(
+            "taps", lambda: median(lambda: taps(inputs, whole[inputs.turn()], kernels), rep)
+        )
     exact = tried("float32", lambda: exact_result(inputs))
     if exact is not None:
         row["library_error"] = tried(
@@ -320,7 +327,9 @@ def line(row: dict[str, Any], rate: float, sweep: bool) -> Iterator[str]:
         return
     best = row["tiles"][0]
     speed = row["tflop"] / best["ms"] * 1e3
-    errors = " ".join("-" if e is None else f"{e:.2e}" for e in (best["error"], row.get("library_error")))
+    errors = " ".join(
+        "-" if e is None else f"{e:.2e}" for e in (best["error"], row.get("library_error"))
+    )
     bad = best["error"] is not None and best["error"] > 1.5 * (row.get("library_error") or 1.0)
     yield (
         f"{head} {best['ms']:8.3f} {speed:6.0f} {speed / rate:5.0%}  {best['name']:24s} {errors}"
@@ -378,15 +387,23 @@ def compile_ahead(arguments: Sequence[str], workers: int) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     about = (__doc__ or "").split("\n")[0]
-    parser = argparse.ArgumentParser(prog="python -m rocm_passes.bench.conv_kernel", description=about)
+    parser = argparse.ArgumentParser(
+        prog="python -m rocm_passes.bench.conv_kernel", description=about
+    )
     parser.add_argument("--sweep", action="store_true", help="measure every candidate tile")
     parser.add_argument(
         "--only", default="", metavar="TEXT", help="only shapes with this text in their names"
     )
-    parser.add_argument("--shape", action="append", metavar="SHAPE", help="this shape instead of the list")
+    parser.add_argument(
+        "--shape", action="append", metavar="SHAPE", help="this shape instead of the list"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures there")
-    parser.add_argument("--rep", type=int, default=40, metavar="MS", help="time to measure each for (40)")
-    parser.add_argument("--seconds", type=float, default=280, help="start no shape after so long (280)")
+    parser.add_argument(
+        "--rep", type=int, default=40, metavar="MS", help="time to measure each for (40)"
+    )
+    parser.add_argument(
+        "--seconds", type=float, default=280, help="start no shape after so long (280)"
+    )
     parser.add_argument(
         "--workers", type=int, default=min(12, os.cpu_count() or 1), help="compiling processes"
     )

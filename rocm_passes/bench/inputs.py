@@ -29,7 +29,9 @@ def timestep(value: float = 500, dtype: torch.dtype = torch.int64) -> torch.Tens
 
 
 def grid_ids(height: int, width: int, axes: int = 3) -> torch.Tensor:
-    """Position ids [height * width, axes]: the last two axes hold row and column, the others zero."""
+    """Position ids [height * width, axes]: the last two axes hold row and column, the
+    others zero.
+    """
     ids = torch.zeros(height, width, axes)
     ids[..., -2] += torch.arange(height)[:, None]
     ids[..., -1] += torch.arange(width)[None, :]
@@ -37,11 +39,13 @@ def grid_ids(height: int, width: int, axes: int = 3) -> torch.Tensor:
 
 
 def randomise(model: nn.Module) -> None:
-    """Draw the weights anew, so that no branch of the model is trivially zero, one, or uninitialised.
+    """Draw the weights anew, so that no branch of the model is trivially zero, one, or
+    uninitialised.
 
-    Constant parameters (norm weights of one; zero-initialised gates, biases, tables, pad tokens) get noise of
-    0.1 round their constant; the others of two dimensions or more become normal with variance 1/fan_in, which
-    keeps activations near one through a whole model. Random parameters of one dimension stay as they are.
+    Constant parameters (norm weights of one; zero-initialised gates, biases, tables, pad tokens)
+    get noise of 0.1 round their constant; the others of two dimensions or more become normal with
+    variance 1/fan_in, which keeps activations near one through a whole model. Random parameters of
+    one dimension stay as they are.
     """
     with torch.no_grad():
         for parameter in model.parameters():

@@ -1,12 +1,13 @@
-"""What our Triton kernels become on AMD's GPUs: compiled here, with no GPU, and read from the assembly.
+"""What our Triton kernels become on AMD's GPUs: compiled here, with no GPU, and read from the
+assembly.
 
-    python -m rocm_passes.bench.isa                         print the table
-    python -m rocm_passes.bench.isa --write docs/kernels.md   put it between the file's markers
-    python -m rocm_passes.bench.isa --json                  one JSON object a line
-    python -m rocm_passes.bench.isa --ones                  what launches with integers that are 1 compile
+    python -m rocm_passes.bench.isa                         print the table python -m
+    rocm_passes.bench.isa --write docs/kernels.md   put it between the file's markers python -m
+    rocm_passes.bench.isa --json                  one JSON object a line python -m
+    rocm_passes.bench.isa --ones                  what launches with integers that are 1 compile
 
-This shows what the compiler did, not how fast it runs: registers, spills, width of memory accesses, LDS and
-the occupancy that the registers allow.
+This shows what the compiler did, not how fast it runs: registers, spills, width of memory accesses,
+LDS and the occupancy that the registers allow.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ _FP64 = re.compile(r"^\s+v_\w+_f64\b", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Compiled:
-    """One kernel on one architecture. registers: VGPRs a lane; occupancy: waves a SIMD that they allow."""
+    """One kernel on one architecture. registers: VGPRs a lane; occupancy: waves a SIMD that they
+    allow.
+    """
 
     kernel: str
     shape: str
@@ -65,7 +68,9 @@ def with_ones(example: IsaExample, names: Collection[str]) -> IsaExample:
 
 
 def specialised_to_one() -> Iterator[IsaExample]:
-    """Each kernel with all its integer arguments 1, and the first example of each with one at a time."""
+    """Each kernel with all its integer arguments 1, and the first example of each with one at a
+    time.
+    """
     seen = set()
     for example in examples():
         names = integers(example)
@@ -86,7 +91,8 @@ def compile_example(example: IsaExample, arch: str) -> Compiled:
     warps = max(1, example.num_warps // 2) if wave == 64 else example.num_warps
     arguments = list(example.kernel.arg_names)
     attributes = {
-        (i,): [["tt.divisibility", 16]] + ([["tt.pointer_range", 32]] if kind.startswith("*") else [])
+        (i,): [["tt.divisibility", 16]]
+        + ([["tt.pointer_range", 32]] if kind.startswith("*") else [])
         for i, kind in enumerate(example.signature[name] for name in arguments)
         if kind.startswith("*") or kind in ("i32", "i64")
     }
@@ -96,7 +102,9 @@ def compile_example(example: IsaExample, arch: str) -> Compiled:
         constexprs=dict(example.constexprs),
         attrs=attributes,
     )
-    built = triton.compile(source, target=GPUTarget("hip", arch, wave), options={"num_warps": warps})
+    built = triton.compile(
+        source, target=GPUTarget("hip", arch, wave), options={"num_warps": warps}
+    )
     assembly = built.asm["amdgcn"]
     return Compiled(
         kernel=example.kernel.fn.__name__,
@@ -137,7 +145,17 @@ def table(rows: Sequence[Compiled]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for r in rows:
         wide = f"{r.wide_accesses} of {r.memory_accesses}"
-        cells = (r.kernel, r.shape, r.arch, r.warps, r.registers, r.spills, r.lds_bytes, r.occupancy, wide)
+        cells = (
+            r.kernel,
+            r.shape,
+            r.arch,
+            r.warps,
+            r.registers,
+            r.spills,
+            r.lds_bytes,
+            r.occupancy,
+            wide,
+        )
         lines.append("| " + " | ".join(str(c) for c in cells) + " |")
     return "\n".join(lines)
 
@@ -156,17 +174,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m rocm_passes.bench.isa", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("--arch", action="append", choices=AMD_ARCHITECTURES, help="only these architectures")
+    parser.add_argument(
+        "--arch", action="append", choices=AMD_ARCHITECTURES, help="only these architectures"
+    )
     parser.add_argument(
         "--write", type=Path, metavar="FILE", help="put the table between the markers of FILE"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
     parser.add_argument(
-        "--ones", action="store_true", help="the kernels as launches specialise them to integers that are 1"
+        "--ones",
+        action="store_true",
+        help="the kernels as launches specialise them to integers that are 1",
     )
     options = parser.parse_args(argv)
     if os.environ.get("TRITON_INTERPRET") == "1":
-        parser.error("TRITON_INTERPRET=1 is set: kernels are interpreted then, not compiled; unset it")
+        parser.error(
+            "TRITON_INTERPRET=1 is set: kernels are interpreted then, not compiled; unset it"
+        )
     import triton
 
     chosen = list(specialised_to_one() if options.ones else examples())

@@ -1,4 +1,6 @@
-"""Production shapes of the Triton kernels, ready to be compiled for an architecture that is not here (isa.py)."""
+"""Production shapes of the Triton kernels, ready to be compiled for an architecture that is not
+here (isa.py).
+"""
 
 # mypy: allow-untyped-calls
 
@@ -30,9 +32,10 @@ from rocm_passes.kernels.triton.rotary.rotary_launch import rotary_heads_kernel
 class IsaExample:
     """One production shape of a kernel, ready to be compiled for an architecture that is not here.
 
-    `signature` maps every argument to its Triton type ("*bf16", "i32", "i64", "constexpr"); `constexprs`
-    gives the values of the constexpr ones. Pointers and integers may be taken as divisible by 16.
-    `num_warps` counts warps of 32 lanes; launches halve it where a warp has 64 (`launch_warps`).
+    `signature` maps every argument to its Triton type ("*bf16", "i32", "i64", "constexpr");
+    `constexprs` gives the values of the constexpr ones. Pointers and integers may be taken as
+    divisible by 16. `num_warps` counts warps of 32 lanes; launches halve it where a warp has 64
+    (`launch_warps`).
     """
 
     kernel: Any
@@ -43,11 +46,16 @@ class IsaExample:
 
 
 def isa_example(
-    kernel: Any, label: str, pointers: Mapping[str, str], constexprs: Mapping[str, Any], num_warps: int
+    kernel: Any,
+    label: str,
+    pointers: Mapping[str, str],
+    constexprs: Mapping[str, Any],
+    num_warps: int,
 ) -> IsaExample:
     """An `IsaExample` from the pointer types and the constexprs; every other argument is an i32."""
     signature = {
-        name: "constexpr" if name in constexprs else pointers.get(name, "i32") for name in kernel.arg_names
+        name: "constexpr" if name in constexprs else pointers.get(name, "i32")
+        for name in kernel.arg_names
     }
     return IsaExample(kernel, label, signature, dict(constexprs), num_warps)
 
@@ -58,7 +66,9 @@ def norm_examples() -> list[IsaExample]:
         _norm_example("rms_norm [32760, 5120] bf16", 5120, weight="*bf16"),
         _norm_example("rms_norm per head [138240, 128] bf16", 128, weight="*bf16"),
         _norm_example("rms_norm per head [236544, 64] bf16", 64, weight="*bf16"),
-        _norm_example("add + rms_norm [32760, 5120] bf16", 5120, branch=True, weight="*bf16", total=True),
+        _norm_example(
+            "add + rms_norm [32760, 5120] bf16", 5120, branch=True, weight="*bf16", total=True
+        ),
         _norm_example(
             "x + gate * branch; layer_norm; modulate [32760, 5120] bf16, fp32 tables",
             5120,
@@ -189,7 +199,9 @@ def group_norm_examples() -> list[IsaExample]:
         } | unit
         flags = dict.fromkeys(("HAS_MULTIPLIER", "HAS_ADDEND", "HAS_PIXEL_INDEX"), False)
         flags |= dict.fromkeys(("HAS_WEIGHT", "HAS_BIAS", "SILU"), True)
-        pointers = {name: "*bf16" for name in group_norm_apply_kernel.arg_names if name.endswith("_ptr")}
+        pointers = {
+            name: "*bf16" for name in group_norm_apply_kernel.arg_names if name.endswith("_ptr")
+        }
         pointers |= dict.fromkeys(("shift_ptr", "drift_ptr", "rstd_ptr"), "*fp32")
         by_index = dict.fromkeys(("HAS_MULTIPLIER", "HAS_ADDEND", "HAS_PIXEL_INDEX"), True)
         examples += [
@@ -216,14 +228,25 @@ def group_norm_examples() -> list[IsaExample]:
                 tile.num_warps,
             ),
         ]
-    pointers = {name: "*fp32" for name in group_norm_combine_kernel.arg_names if name.endswith("_ptr")}
-    constexprs = {"C": channels, "GROUPS": groups, "EPS": 1e-6, "BLOCK": group_norm_launch.COMBINE_BLOCK}
-    examples.append(isa_example(group_norm_combine_kernel, "group norm combine", pointers, constexprs, 4))
+    pointers = {
+        name: "*fp32" for name in group_norm_combine_kernel.arg_names if name.endswith("_ptr")
+    }
+    constexprs = {
+        "C": channels,
+        "GROUPS": groups,
+        "EPS": 1e-6,
+        "BLOCK": group_norm_launch.COMBINE_BLOCK,
+    }
+    examples.append(
+        isa_example(group_norm_combine_kernel, "group norm combine", pointers, constexprs, 4)
+    )
     return examples
 
 
 def group_norm_pad_examples() -> list[IsaExample]:
-    """HunyuanVideo's last block, 128 channels in 32 groups, padded in time before and in space all round."""
+    """HunyuanVideo's last block, 128 channels in 32 groups, padded in time before and in space all
+    round.
+    """
     tile = pad_launch.choose_tile(128, 19 * 258 * 258, 2, True, True)
     constexprs = {
         "C": 128,
@@ -231,7 +254,9 @@ def group_norm_pad_examples() -> list[IsaExample]:
         "CHANNELS": tile.channels,
         "PIXELS": tile.pixels,
         "MODE": "replicate",
-        **dict.fromkeys(("HAS_X_BIAS", "HAS_WEIGHT", "HAS_BIAS", "SILU", "READ_LAST", "WRITE_LAST"), True),
+        **dict.fromkeys(
+            ("HAS_X_BIAS", "HAS_WEIGHT", "HAS_BIAS", "SILU", "READ_LAST", "WRITE_LAST"), True
+        ),
         "WIDE": False,
         "channel_stride": 1,
     }
@@ -242,8 +267,9 @@ def group_norm_pad_examples() -> list[IsaExample]:
 
 
 def pad_examples() -> list[IsaExample]:
-    """HunyuanVideo's padding in its last block (C 128), and behind its upsampler, which writes what it reads
-    along the other dim."""
+    """HunyuanVideo's padding in its last block (C 128), and behind its upsampler, which writes what
+    it reads along the other dim.
+    """
     examples = []
     for channels, repeats, read_last in ((128, 1, True), (256, 2, True), (256, 2, False)):
         tile = pad_launch.choose_tile(channels, 19 * 258 * 258, 2, read_last, True)
@@ -295,7 +321,8 @@ def frame_examples() -> list[IsaExample]:
             examples.append(
                 isa_example(
                     frames.copy_frames_kernel,
-                    f"frames turned, C 128, {'from' if read_last else 'into'} channels-last, {dtype}",
+                    f"frames turned, C 128, {'from' if read_last else 'into'} channels-last, "
+                    f"{dtype}",
                     {"x_ptr": f"*{dtype}", "out_ptr": f"*{dtype}"},
                     shape | unit,
                     tile.num_warps,
@@ -305,26 +332,34 @@ def frame_examples() -> list[IsaExample]:
 
 
 def rotary_examples() -> list[IsaExample]:
-    """FLUX's rotation, a half-split one with bf16 tables, and the norms with rotation of Z-Image and Wan."""
+    """FLUX's rotation, a half-split one with bf16 tables, and the norms with rotation of Z-Image
+    and Wan.
+    """
     return [
         _rotary_example("FLUX.1 RoPE q,k [1,4608,24,128]", 24, PER_CHANNEL=True),
         _rotary_example(
             "half-split RoPE q,k [1,4608,30,128]", 30, "*bf16", PER_CHANNEL=True, INTERLEAVED=False
         ),
-        _rotary_example("Z-Image norm + RoPE q,k [1,4608,30,128]", 30, NORM=True, ROUND_BEFORE_WEIGHT=True),
+        _rotary_example(
+            "Z-Image norm + RoPE q,k [1,4608,30,128]", 30, NORM=True, ROUND_BEFORE_WEIGHT=True
+        ),
         _rotary_example("Wan norm + RoPE q,k [1,32760,40,128]", 40, NORM=True, ACROSS_HEADS=True),
     ]
 
 
 def _rotary_example(label: str, heads: int, table: str = "*fp32", **flags: bool) -> IsaExample:
     norm = flags.get("NORM", False)
-    tokens, head_tile, warps = rotary_tiles.tile_shape((heads,), 128, norm, flags.get("ACROSS_HEADS", False))
+    tokens, head_tile, warps = rotary_tiles.tile_shape(
+        (heads,), 128, norm, flags.get("ACROSS_HEADS", False)
+    )
     constexprs = {
         "Q_HEADS": heads, "K_HEADS": heads, "D": 128, "R": 128, "P": 64, "REST_P": 0,
         "T": tokens, "H": head_tile, "table_stride_f": 1,
-        "INTERLEAVED": True, "CONJUGATE": False, "PER_CHANNEL": False, "PER_HEAD": False, "PARTIAL": False,
+        "INTERLEAVED": True, "CONJUGATE": False, "PER_CHANNEL": False, "PER_HEAD": False,
+        "PARTIAL": False,
         "NORM": False, "ACROSS_HEADS": False, "Q_EPS": 1e-5, "K_EPS": 1e-5,
-        "HAS_Q_WEIGHT": norm, "HAS_K_WEIGHT": norm, "ROUND_BEFORE_WEIGHT": False, "ROUND_AFTER": norm,
+        "HAS_Q_WEIGHT": norm, "HAS_K_WEIGHT": norm, "ROUND_BEFORE_WEIGHT": False,
+        "ROUND_AFTER": norm,
     }  # fmt: skip
     pointers = {n: "*bf16" for n in rotary_heads_kernel.arg_names if n.endswith("_ptr")}
     pointers |= {"cos_ptr": table, "sin_ptr": table}

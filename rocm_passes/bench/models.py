@@ -1,9 +1,10 @@
 # ruff: noqa: C408 (configs and inputs are keyword arguments, and read as such)
-"""Production-size workloads: one transformer block, or one VAE decode, with the inputs of a pipeline.
+"""Production-size workloads: one transformer block, or one VAE decode, with the inputs of a
+pipeline.
 
-A block's inputs are not written down here: its model is built at production width with a single block, fed
-a latent of production size, and stopped at the block. So shapes, strides, dtypes, masks and rotary tables are
-the model's own.
+A block's inputs are not written down here: its model is built at production width with a single
+block, fed a latent of production size, and stopped at the block. So shapes, strides, dtypes, masks
+and rotary tables are the model's own.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ class Prepared:
 
 @dataclass(frozen=True, eq=False)
 class Workload:
-    """`config` is the production config, `single` what cuts it to one block, `block` that block's path.
+    """`config` is the production config, `single` what cuts it to one block, `block` that block's
+    path.
 
     Without a block the workload is the model's `entry` itself. `note` says what size this is.
     """
@@ -49,8 +51,12 @@ class Workload:
     note: str
     entry: str = "forward"
 
-    def build(self, device: str = "cuda", dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> Prepared:
-        """Random weights in `dtype` on `device`, less what the class keeps in float32, and random inputs."""
+    def build(
+        self, device: str = "cuda", dtype: torch.dtype = torch.bfloat16, seed: int = 0
+    ) -> Prepared:
+        """Random weights in `dtype` on `device`, less what the class keeps in float32, and random
+        inputs.
+        """
         cls = getattr(importlib.import_module("diffusers"), self.source)
         indices = [torch.device(device).index or 0] if device.startswith("cuda") else []
         with torch.random.fork_rng(devices=indices), torch.device(device):
@@ -68,7 +74,9 @@ class Workload:
 
 
 def production(name: str) -> dict[str, Any]:
-    """The full-size config of that workload's model. Raises KeyError listing the names there are."""
+    """The full-size config of that workload's model. Raises KeyError listing the names
+    there are.
+    """
     return dict(workload(name).config)
 
 
@@ -103,7 +111,9 @@ def _stop_at(
 
 
 def _cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
-    """What from_pretrained(torch_dtype=dtype) does: buffers, and modules the class names, stay in float32."""
+    """What from_pretrained(torch_dtype=dtype) does: buffers, and modules the class names, stay in
+    float32.
+    """
     kept = set(getattr(model, "_keep_in_fp32_modules", None) or ())
     for name, parameter in model.named_parameters():
         if not kept & set(name.split(".")):
@@ -170,7 +180,9 @@ def _flux(name: str, single: Mapping[str, Any], block: str) -> Workload:
         ),
         single=single,
         block=block,
-        feed=lambda draw: _flux_inputs(draw, 64, 4096, 3) | dict(pooled_projections=draw.normal(1, 768)),
+        feed=lambda draw: (
+            _flux_inputs(draw, 64, 4096, 3) | dict(pooled_projections=draw.normal(1, 768))
+        ),
         note="FLUX.1-dev, 1024 px: 4096 + 512 tokens",
     )
 
@@ -332,7 +344,11 @@ def _vae(name: str, source: str, latent: tuple[int, ...], note: str, **config: A
 ONE_DOUBLE = dict(num_layers=1, num_single_layers=0)
 ONE_SINGLE = dict(num_layers=0, num_single_layers=1)
 WAN_VAE = dict(
-    base_dim=96, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, temperal_downsample=[False, True, True]
+    base_dim=96,
+    z_dim=16,
+    dim_mult=[1, 2, 4, 4],
+    num_res_blocks=2,
+    temperal_downsample=[False, True, True],
 )
 #: That of Wan 2.2 TI2V 5B, as diffusers' scripts/convert_wan_to_diffusers.py has it.
 WAN22_VAE = dict(
@@ -362,7 +378,13 @@ WORKLOADS: tuple[Workload, ...] = (
     _hunyuan_video("hunyuan_video_double", ONE_DOUBLE, "transformer_blocks.0"),
     _hunyuan_video("hunyuan_video_single", ONE_SINGLE, "single_transformer_blocks.0"),
     LTX,
-    _vae("vae_wan", "AutoencoderKLWan", (1, 16, 5, 60, 104), "Wan 2.1, 832x480, 5 latent frames", **WAN_VAE),
+    _vae(
+        "vae_wan",
+        "AutoencoderKLWan",
+        (1, 16, 5, 60, 104),
+        "Wan 2.1, 832x480, 5 latent frames",
+        **WAN_VAE,
+    ),
     _vae(
         "vae_wan_720p",
         "AutoencoderKLWan",
@@ -377,7 +399,13 @@ WORKLOADS: tuple[Workload, ...] = (
         "Wan 2.2 5B, 1280x704, 5 latent frames",
         **WAN22_VAE,
     ),
-    _vae("vae_qwen_image", "AutoencoderKLQwenImage", (1, 16, 1, 166, 166), "Qwen-Image, 1328 px", **WAN_VAE),
+    _vae(
+        "vae_qwen_image",
+        "AutoencoderKLQwenImage",
+        (1, 16, 1, 166, 166),
+        "Qwen-Image, 1328 px",
+        **WAN_VAE,
+    ),
     _vae(
         "vae_flux",
         "AutoencoderKL",

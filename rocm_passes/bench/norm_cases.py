@@ -1,4 +1,6 @@
-"""What the norms benchmark times: each idiom's spelling in a model, and our kernel for it, at production shapes."""
+"""What the norms benchmark times: each idiom's spelling in a model, and our kernel for it, at
+production shapes.
+"""
 
 from __future__ import annotations
 
@@ -20,8 +22,8 @@ BF16, FP32 = torch.bfloat16, torch.float32
 
 @dataclass(frozen=True)
 class Case:
-    """One idiom at one shape. `original` is the model's spelling, and the reference when its inputs are
-    float64. `models`: those that have a call of this `shape`, where the case is there for them.
+    """One idiom at one shape. `original` is the model's spelling, and the reference when its inputs
+    are float64. `models`: those that have a call of this `shape`, where the case is there for them.
     """
 
     name: str
@@ -78,7 +80,9 @@ def row_cases() -> Iterator[Case]:
         "RMSNorm [32760, 5120], diffusers' spelling",
         lambda: (normal(32760, 5120), normal(5120)),
         lambda x, w: (diffusers_rms(x, w, 1e-6),),
-        lambda x, w: (fused_norm(x, kind="rms", eps=1e-6, weight=w, round_before_weight=True)[0][0],),
+        lambda x, w: (
+            fused_norm(x, kind="rms", eps=1e-6, weight=w, round_before_weight=True)[0][0],
+        ),
     )
     yield Case(
         "fp32 RMSNorm [4608, 3840]",
@@ -139,7 +143,9 @@ def chain_cases() -> Iterator[Case]:
         "LayerNorm + modulate [1, 4608, 3072]",
         lambda: (normal(1, 4608, 3072), normal(1, 1, 3072), normal(1, 1, 3072)),
         flux,
-        lambda x, scale, shift: tuple(fused_norm(x, kind="layer", eps=1e-6, modulations=[(scale, shift)])[0]),
+        lambda x, scale, shift: tuple(
+            fused_norm(x, kind="layer", eps=1e-6, modulations=[(scale, shift)])[0]
+        ),
     )
 
 
@@ -150,7 +156,9 @@ def branch_norm_cases() -> Iterator[Case]:
         s = x + g * diffusers_rms(a, wa, 1e-5)
         return diffusers_rms(s, w, 1e-5) * scale, s
 
-    def our_z_image(x: Tensor, a: Tensor, g: Tensor, wa: Tensor, w: Tensor, scale: Tensor) -> Result:
+    def our_z_image(
+        x: Tensor, a: Tensor, g: Tensor, wa: Tensor, w: Tensor, scale: Tensor
+    ) -> Result:
         (out,), s = fused_norm(
             x, kind="rms", eps=1e-5, branch=a, gate=g, branch_weight=wa, branch_eps=1e-5, weight=w,
             modulations=[(scale, None)], scale_offset=0.0, sum_dtype=x.dtype, round_sum=True,
@@ -160,7 +168,9 @@ def branch_norm_cases() -> Iterator[Case]:
 
     def gemma_rms(x: Tensor, w: Tensor) -> Tensor:
         f = wide(x)
-        return (f * torch.rsqrt(f.pow(2).mean(-1, keepdim=True) + 1e-6) * (1.0 + wide(w))).to(x.dtype)
+        return (f * torch.rsqrt(f.pow(2).mean(-1, keepdim=True) + 1e-6) * (1.0 + wide(w))).to(
+            x.dtype
+        )
 
     def gemma(x: Tensor, a: Tensor, wa: Tensor, w: Tensor) -> Result:
         s = x + gemma_rms(a, wa)
@@ -168,7 +178,8 @@ def branch_norm_cases() -> Iterator[Case]:
 
     def our_gemma(x: Tensor, a: Tensor, wa: Tensor, w: Tensor) -> Result:
         (out,), s = fused_norm(
-            x, kind="rms", eps=1e-6, branch=a, branch_weight=wa, branch_weight_offset=1.0, branch_eps=1e-6, weight=w,
+            x, kind="rms", eps=1e-6, branch=a, branch_weight=wa, branch_weight_offset=1.0,
+            branch_eps=1e-6, weight=w,
             weight_offset=1.0, sum_dtype=x.dtype, round_sum=True,
         )  # fmt: skip
         assert s is not None
@@ -210,9 +221,16 @@ def channel_cases() -> Iterator[Case]:
         return (F.silu(n * x.shape[1] ** 0.5 * gamma + 0.0),)
 
     def ours(x: Tensor, gamma: Tensor) -> Result:
-        return (channel_norm(x, gamma, scale=x.shape[1] ** 0.5, silu=True, round_before_weight=True),)
+        return (
+            channel_norm(x, gamma, scale=x.shape[1] ** 0.5, silu=True, round_before_weight=True),
+        )
 
-    for shape in [(1, 96, 4, 480, 832), (1, 96, 4, 720, 1280), (1, 192, 4, 240, 416), (1, 384, 2, 120, 208)]:
+    for shape in [
+        (1, 96, 4, 480, 832),
+        (1, 96, 4, 720, 1280),
+        (1, 192, 4, 240, 416),
+        (1, 384, 2, 120, 208),
+    ]:
         for layout in (torch.contiguous_format, torch.channels_last_3d):
             yield Case(
                 f"channel norm + SiLU {list(shape[1:])} {_name(layout)}",
@@ -232,7 +250,8 @@ def channel_cases() -> Iterator[Case]:
 
 def group_cases() -> Iterator[Case]:
     def original(x: Tensor, w: Tensor, b: Tensor) -> Result:
-        # In float64 too the batch is kept contiguous: eager's channels-last reduction is the less exact one.
+        # In float64 too the batch is kept contiguous: eager's channels-last reduction is the less
+        # exact one.
         return (F.silu(F.group_norm(x, 32, w, b, 1e-6)),)
 
     def ours(x: Tensor, w: Tensor, b: Tensor) -> Result:
@@ -242,7 +261,11 @@ def group_cases() -> Iterator[Case]:
         for layout in (torch.contiguous_format, torch.channels_last):
             yield Case(
                 f"GroupNorm(32) + SiLU {list(shape[1:])} {_name(layout)}",
-                lambda s=shape, m=layout: (normal(*s).to(memory_format=m), normal(s[1]), normal(s[1])),
+                lambda s=shape, m=layout: (
+                    normal(*s).to(memory_format=m),
+                    normal(s[1]),
+                    normal(s[1]),
+                ),
                 original,
                 ours,
             )

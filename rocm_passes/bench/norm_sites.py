@@ -1,11 +1,13 @@
-"""Norms where they stand in a model, between matrix products or convolutions: ours against plain Inductor.
+"""Norms where they stand in a model, between matrix products or convolutions: ours against plain
+Inductor.
 
     python -m rocm_passes.bench.norm_sites [--json FILE] [--only TEXT]
 
-A kernel that wins alone may lose in its place, because an opaque call cuts what Inductor fuses with the norm:
-the convolution's bias, the residual, a cast. The products round each site are kept thin (256 columns), so that
-the site dominates. "always" takes every site; "auto" is what users get. Each result is compared with float64:
-its error may exceed plain Inductor's by one unit in the last place of the largest value.
+A kernel that wins alone may lose in its place, because an opaque call cuts what Inductor fuses with
+the norm: the convolution's bias, the residual, a cast. The products round each site are kept thin
+(256 columns), so that the site dominates. "always" takes every site; "auto" is what users get. Each
+result is compared with float64: its error may exceed plain Inductor's by one unit in the last place
+of the largest value.
 """
 
 from __future__ import annotations
@@ -36,7 +38,11 @@ class Case:
 
 def _rms(x: Tensor, weight: Tensor, eps: float = 1e-6) -> Tensor:
     """diffusers' RMSNorm: rounded before the weight."""
-    variance = x.to(torch.float32 if x.dtype is not torch.float64 else x.dtype).pow(2).mean(-1, keepdim=True)
+    variance = (
+        x.to(torch.float32 if x.dtype is not torch.float64 else x.dtype)
+        .pow(2)
+        .mean(-1, keepdim=True)
+    )
     return (x * torch.rsqrt(variance + eps)).to(x.dtype) * weight
 
 
@@ -50,7 +56,10 @@ class Between(nn.Module):
     def __init__(self, width: int, site: Callable[..., tuple[Tensor, ...]]) -> None:
         super().__init__()
         self.before, self.after = nn.Linear(THIN, width), nn.Linear(width, THIN)
-        self.weight, self.branch_weight = nn.Parameter(torch.ones(width)), nn.Parameter(torch.ones(width))
+        self.weight, self.branch_weight = (
+            nn.Parameter(torch.ones(width)),
+            nn.Parameter(torch.ones(width)),
+        )
         self.site = site
 
     def forward(self, a: Tensor, x: Tensor, *tables: Tensor) -> tuple[Tensor, ...]:
@@ -181,7 +190,9 @@ def measure(case: Case, selects: list[str]) -> dict[str, object]:
     with torch.no_grad():
         for label, given in options.items():
             torch._dynamo.reset()
-            backend = "inductor" if given is None else functools.partial(rocm_diffusion, options=given)
+            backend = (
+                "inductor" if given is None else functools.partial(rocm_diffusion, options=given)
+            )
             compiled = torch.compile(model, backend=backend)
             made = compiled(*inputs)
             results[label] = list(made) if isinstance(made, tuple) else [made]
@@ -207,7 +218,9 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path)
     parser.add_argument("--only", default="")
-    parser.add_argument("--select", default="always,auto", help="which selections to compile beside Inductor")
+    parser.add_argument(
+        "--select", default="always,auto", help="which selections to compile beside Inductor"
+    )
     args = parser.parse_args()
     found = []
     selects = args.select.split(",")

@@ -2,15 +2,18 @@
 
     python -m rocm_passes.bench.norms [--json FILE] [--table FILE] [--eager] [--only TEXT]
 
-RMSNorm at every shape of norm_shapes.py; the other norms at a choice of theirs. First worker processes
-compile all cases at once into a cache of this run's own; then they are timed one after another on a GPU that does
-nothing else.
+RMSNorm at every shape of norm_shapes.py; the other norms at a choice of theirs. First worker
+processes compile all cases at once into a cache of this run's own; then they are timed one after
+another on a GPU that does nothing else.
 
-The floor is the bytes that must move (each input read once, each output written once) at the copy rate
-measured in the same run. Times are medians of replayed CUDA graphs, and of TURNS that the ways of a case take: what
-is timed first is timed on a GPU that has just been idle. Inputs and outputs rotate among enough buffers that the L2
-cache holds none of them, up to MOST_SETS: a case of less than 0.5 MiB stays in it. Every result is compared with
-float64 before it is timed: its error may exceed that of the eager original by one unit in the last place.
+The floor is the bytes that must move (each input read once, each output written once) at the copy
+rate measured in the same run. Times are medians of replayed CUDA graphs, and of TURNS that the ways
+of a case take: what is timed first is timed on a GPU that has just been idle. Inputs and outputs
+rotate among enough buffers that the L2
+cache holds none of them, up to MOST_SETS: a case of less than 0.5 MiB stays in it. Every result is
+compared with
+float64 before it is timed: its error may exceed that of the eager original by one unit in the last
+place.
 """
 
 from __future__ import annotations
@@ -90,7 +93,9 @@ def in_turn(ways: Mapping[str, Callable[..., Result]], sets: Sequence[Result]) -
 
 
 def check(case: Case, inputs: Result, got: Result) -> float:
-    """Largest error against float64 over the eager original's own largest; raises where the bar is missed."""
+    """Largest error against float64 over the eager original's own largest; raises where the bar is
+    missed.
+    """
     exact = case.original(*(t.double() for t in inputs))
     eager = case.original(*inputs)
     worst = 0.0
@@ -98,15 +103,22 @@ def check(case: Case, inputs: Result, got: Result) -> float:
         if ours.stride() != theirs.stride():
             print(f"  note: {case.name}: strides {ours.stride()}, eager's {theirs.stride()}")
         ulp = torch.finfo(ours.dtype).eps * reference.abs().clamp_min(torch.finfo(ours.dtype).tiny)
-        error, allowed = (ours.double() - reference).abs(), (theirs.double() - reference).abs().max()
+        error, allowed = (
+            (ours.double() - reference).abs(),
+            (theirs.double() - reference).abs().max(),
+        )
         if not bool((error <= allowed + ulp).all()):
-            raise AssertionError(f"{case.name}: error {error.max().item():.3g}, eager's {allowed.item():.3g}")
+            raise AssertionError(
+                f"{case.name}: error {error.max().item():.3g}, eager's {allowed.item():.3g}"
+            )
         worst = max(worst, (error.max() / allowed.clamp_min(1e-30)).item())
     return worst
 
 
 def compiled(case: Case) -> Callable[..., Result]:
-    """The original by plain Inductor: the same call in every process, so that its cache knows it again."""
+    """The original by plain Inductor: the same call in every process, so that its cache knows it
+    again.
+    """
     torch._dynamo.reset()
     return torch.compile(case.original, dynamic=False)
 
@@ -115,7 +127,8 @@ def compile_worker(part: int, parts: int, only: str) -> None:
     """Compile every `parts`-th case, from `part` on, both ways; then say how many."""
     from torch._inductor import config
 
-    # Where Inductor tries several configurations, one timed beside the other workers must not be remembered.
+    # Where Inductor tries several configurations, one timed beside the other workers must not be
+    # remembered.
     config.autotune_local_cache = False
     own = cases(only)[part::parts]
     failed = {}
@@ -133,7 +146,8 @@ def compile_worker(part: int, parts: int, only: str) -> None:
 
 
 def compile_ahead(count: int, at_once: int, only: str, folder: Path) -> None:
-    """Compile `count` cases in up to `at_once` processes, into caches that this process and those then share.
+    """Compile `count` cases in up to `at_once` processes, into caches that this process and those
+    then share.
 
     What a worker does not compile is compiled later, by this process.
     """
@@ -160,7 +174,10 @@ def compile_ahead(count: int, at_once: int, only: str, folder: Path) -> None:
             for name, error in found["failed"].items():
                 print(f"{name} not compiled ahead: {error}")
         worker.close()
-    print(f"{done} of {count} cases compiled in {time.perf_counter() - began:.0f} s by {parts} processes")
+    print(
+        f"{done} of {count} cases compiled in {time.perf_counter() - began:.0f} s by {parts} "
+        "processes"
+    )
 
 
 def measure(case: Case, rate: float, eager: bool) -> dict[str, Any]:
@@ -176,7 +193,10 @@ def measure(case: Case, rate: float, eager: bool) -> dict[str, Any]:
     return {"floor_ms": moved / rate, "error_vs_eager": relative_error, **in_turn(ways, sets)}
 
 
-HEAD = f"{'case':82} {'floor':>8} {'ours':>8} {'Inductor':>8} {'x/floor':>8} {'Inductor':>8} {'error':>6}"
+HEAD = (
+    f"{'case':82} {'floor':>8} {'ours':>8} {'Inductor':>8} {'x/floor':>8} {'Inductor':>8} "
+    f"{'error':>6}"
+)
 
 
 def line(row: Mapping[str, Any]) -> str:
@@ -198,7 +218,11 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         (("computation",), [row for row in rows if not row["models"]]),
     ):
         if chosen:
-            cells = [(*heads, *columns), ("---",) * (len(heads) + len(columns)), *map(_cells, chosen)]
+            cells = [
+                (*heads, *columns),
+                ("---",) * (len(heads) + len(columns)),
+                *map(_cells, chosen),
+            ]
             parts.append("".join(f"| {' | '.join(line)} |\n" for line in cells))
     return "\n".join(parts)
 
@@ -212,11 +236,15 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("--json", type=Path, help="also write the rows here")
     made.add_argument("--table", type=Path, help="also write the rows here, as Markdown")
     made.add_argument("--eager", action="store_true", help="time the eager original too")
-    made.add_argument("--only", default="", help="only cases whose name, or a model's name, contains this")
+    made.add_argument(
+        "--only", default="", help="only cases whose name, or a model's name, contains this"
+    )
     made.add_argument(
         "--at-once",
         type=int,
@@ -232,7 +260,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if given.compile:
         compile_worker(*given.compile, given.only)
         return
-    with tempfile.TemporaryDirectory(prefix="norms-benchmark-", ignore_cleanup_errors=True) as folder:
+    with tempfile.TemporaryDirectory(
+        prefix="norms-benchmark-", ignore_cleanup_errors=True
+    ) as folder:
         run(given, Path(folder))
 
 
@@ -250,7 +280,8 @@ def run(given: argparse.Namespace, folder: Path) -> None:
         try:
             row |= measure(case, rate, given.eager)
         except (AssertionError, RuntimeError) as failure:
-            # One failed case must not hide the others' numbers; it is in the table and in the exit status.
+            # One failed case must not hide the others' numbers; it is in the table and in the exit
+            # status.
             row["failed"] = str(failure)[:500]
         print(line(row), flush=True)
         rows.append(row)

@@ -1,14 +1,17 @@
-"""Padding between HunyuanVideo's convolutions at production sizes (a tile of 256 px, 17 frames), bf16.
+"""Padding between HunyuanVideo's convolutions at production sizes (a tile of 256 px, 17 frames),
+bf16.
 
     python -m rocm_passes.bench.pads [--json FILE] [--only TEXT]
 
-resnet: convolution, GroupNorm, SiLU, replicate padding, convolution. upsampler: a residual sum, every frame but the
-first twice and all pixels twice, replicate padding, convolution. shortcut: padding by nothing, convolution of kernel 1.
+resnet: convolution, GroupNorm, SiLU, replicate padding, convolution. upsampler: a residual sum,
+every frame but the first twice and all pixels twice, replicate padding, convolution. shortcut:
+padding by nothing, convolution of kernel 1.
 
-inductor: plain Inductor. none: ours without the two idioms. pad: with padding as one copy. all: with GroupNorm
-writing the padded tensor, too. Milliseconds of a whole case; then of its kernels but the libraries' (what is left
-beside the convolutions), and the floor of those: bytes that must move at the rate of a large copy. The last column is
-the largest difference to plain Inductor over the largest value.
+inductor: plain Inductor. none: ours without the two idioms. pad: with padding as one copy. all:
+with GroupNorm writing the padded tensor, too. Milliseconds of a whole case; then of its kernels but
+the libraries' (what is left beside the convolutions), and the floor of those: bytes that must move
+at the rate of a large copy. The last column is the largest difference to plain Inductor over the
+largest value.
 """
 
 from __future__ import annotations
@@ -29,7 +32,8 @@ from torch import Tensor, nn
 from rocm_passes.backend import rocm_diffusion
 
 CAUSAL = [1, 1, 1, 1, 2, 0]
-#: Idioms that each form leaves out. Convolutions go by the rules, so that no measurement differs between forms.
+#: Idioms that each form leaves out. Convolutions go by the rules, so that no measurement differs
+#: between forms.
 FORMS: dict[str, str | None] = {
     "inductor": None,
     "none": "-pad,-group_norm_pad",
@@ -40,7 +44,9 @@ FORMS: dict[str, str | None] = {
 
 @dataclass(frozen=True)
 class Case:
-    """kind: "resnet", "upsampler" or "shortcut". shape: of what comes in, [N, C, T, H, W]. out: channels."""
+    """kind: "resnet", "upsampler" or "shortcut". shape: of what comes in, [N, C, T, H, W]. out:
+    channels.
+    """
 
     kind: str
     shape: tuple[int, ...]
@@ -62,7 +68,9 @@ class Case:
 
     @property
     def floor_elements(self) -> int:
-        """Elements read and written beside the convolutions: the statistics read once, what is made of them again."""
+        """Elements read and written beside the convolutions: the statistics read once, what is made
+        of them again.
+        """
         size = math.prod(self.shape)
         return {"resnet": 2 * size, "upsampler": 4 * size, "shortcut": 0}[self.kind] + self.padded
 
@@ -125,7 +133,10 @@ def measure(case: Case, copy_rate: float) -> dict[str, Any]:
     torch.manual_seed(0)
     model = Match(case).to("cuda", torch.bfloat16)
     x = torch.randn(case.shape, device="cuda", dtype=torch.bfloat16)
-    row: dict[str, Any] = {"name": case.name, "floor": round(2 * case.floor_elements / copy_rate / 1e6, 3)}
+    row: dict[str, Any] = {
+        "name": case.name,
+        "floor": round(2 * case.floor_elements / copy_rate / 1e6, 3),
+    }
     expected = None
     with torch.no_grad():
         for form in FORMS:
@@ -177,7 +188,9 @@ def main() -> None:
     args = parser.parse_args()
     rate = gigabytes_a_second()
     print(f"a large copy moves {rate:.0f} GB/s")
-    print(f"{'ms, beside the libraries':42s}" + "".join(f"{form:>18s}" for form in FORMS) + "   floor")
+    print(
+        f"{'ms, beside the libraries':42s}" + "".join(f"{form:>18s}" for form in FORMS) + "   floor"
+    )
     rows = []
     for case in cases():
         if args.only not in case.name:

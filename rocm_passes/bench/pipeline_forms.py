@@ -1,12 +1,10 @@
 """The ways to compile a pipeline that are compared: eager, plain Inductor's, and this package's.
 
-eager          nothing is compiled
-blocks         pipe.transformer.compile_repeated_blocks(), VAE eager: what diffusers' documentation advises
-blocks+vae     the same and the VAE's decoder, all with static shapes
-whole+vae      the denoiser as one graph and the VAE's decoder, static shapes
-whole+graphs   the same, with mode="reduce-overhead" for the denoiser
-ours           rocm_passes.compile_pipeline(pipe)
-ours+whole, ours+blocks   the same with how="whole", how="blocks"
+eager          nothing is compiled blocks         pipe.transformer.compile_repeated_blocks(), VAE
+eager: what diffusers' documentation advises blocks+vae     the same and the VAE's decoder, all with
+static shapes whole+vae      the denoiser as one graph and the VAE's decoder, static shapes
+whole+graphs   the same, with mode="reduce-overhead" for the denoiser ours
+rocm_passes.compile_pipeline(pipe) ours+whole, ours+blocks   the same with how="whole", how="blocks"
 ours+graphs    the same with mode="reduce-overhead"
 """
 
@@ -23,7 +21,8 @@ FORMS = (
     "eager", "blocks", "blocks+vae", "whole+vae", "whole+graphs",
     "ours", "ours+whole", "ours+blocks", "ours+graphs",
 )  # fmt: skip
-#: Graphs that a video VAE may have in static shapes (as diffusers_pipeline.compiling.RECOMPILE_LIMIT).
+#: Graphs that a video VAE may have in static shapes (as
+#: diffusers_pipeline.compiling.RECOMPILE_LIMIT).
 GRAPHS_OF_A_VAE = 64
 
 
@@ -36,7 +35,9 @@ def uses_graphs(form: str) -> bool:
 
 
 def compile_as(form: str, pipe: Any, denoiser: nn.Module, backend: str = "inductor") -> str:
-    """Compile in place. backend: of the plain forms. Returns what compile_pipeline reports, or nothing."""
+    """Compile in place. backend: of the plain forms. Returns what compile_pipeline reports, or
+    nothing.
+    """
     if form not in FORMS:
         raise ValueError(f"no form {form!r}; there are {', '.join(FORMS)}")
     if is_ours(form):
@@ -72,7 +73,9 @@ def _compile_plain(form: str, pipe: Any, denoiser: nn.Module, backend: str) -> N
 
 
 def _with_own_outputs(compiled: Callable[..., Any]) -> Callable[..., Any]:
-    """Copies the results of CUDA graphs, which the next call overwrites, as compile_pipeline does."""
+    """Copies the results of CUDA graphs, which the next call overwrites, as
+    compile_pipeline does.
+    """
 
     def call(*args: Any, **kwargs: Any) -> Any:
         torch.compiler.cudagraph_mark_step_begin()

@@ -18,7 +18,8 @@ BY_BLOCKS = 0.5
 
 @dataclass(eq=False)
 class Job:
-    """figures: what its processes said of it. failed: why there is no more of it. calls: the timed ones.
+    """figures: what its processes said of it. failed: why there is no more of it. calls: the timed
+    ones.
 
     cold: its cold start is running. ready: its second process waits for commands.
     """
@@ -45,7 +46,11 @@ class Job:
     @property
     def gib(self) -> float:
         """The most that it holds while it compiles and runs."""
-        return self.spec.weights_gib + self.spec.peak_gib + (2.0 if self.form.endswith("graphs") else 0.0)
+        return (
+            self.spec.weights_gib
+            + self.spec.peak_gib
+            + (2.0 if self.form.endswith("graphs") else 0.0)
+        )
 
     @property
     def cold_s(self) -> float:
@@ -63,12 +68,20 @@ class Job:
 
     def row(self, reference: Path | None) -> dict[str, Any]:
         """Its medians, its figures, and how far its outputs are from the reference's."""
-        found: dict[str, Any] = {"pipeline": self.spec.name, "note": self.spec.note, "form": self.form}
+        found: dict[str, Any] = {
+            "pipeline": self.spec.name,
+            "note": self.spec.note,
+            "form": self.form,
+        }
         found |= self.figures
         if self.calls:
             found |= {name: statistics.median(c[name] for c in self.calls) for name in TIMES}
             totals = sorted(c["denoise"] + c["decode"] for c in self.calls)
-            found |= {"total": statistics.median(totals), "fastest": totals[0], "slowest": totals[-1]}
+            found |= {
+                "total": statistics.median(totals),
+                "fastest": totals[0],
+                "slowest": totals[-1],
+            }
             found["calls"] = len(self.calls)
         if "forward_device" in found and "decode_device" in found:
             forwards = self.spec.steps * self.spec.forwards

@@ -1,4 +1,6 @@
-"""Building a pipeline of a Spec on a device: random weights, drawn on the device, that can be let go and redrawn."""
+"""Building a pipeline of a Spec on a device: random weights, drawn on the device, that can be let
+go and redrawn.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ SEED = 0
 
 
 class Weights:
-    """The parameters of some modules. A process that waits can let go of their memory and draw them again."""
+    """The parameters of some modules. A process that waits can let go of their memory and draw them
+    again.
+    """
 
     def __init__(self, modules: list[nn.Module], device: torch.device) -> None:
         self._device = device
@@ -24,10 +28,14 @@ class Weights:
         for module in modules:
             for name, parameter in module.named_parameters():
                 self._parameters.setdefault(id(parameter), (name, parameter))
-        self._bytes = {key: p.untyped_storage().nbytes() for key, (_, p) in self._parameters.items()}
+        self._bytes = {
+            key: p.untyped_storage().nbytes() for key, (_, p) in self._parameters.items()
+        }
 
     def draw(self) -> None:
-        """The same values each time: matrices keep activations near one, scales are near one, biases near zero."""
+        """The same values each time: matrices keep activations near one, scales are near one,
+        biases near zero.
+        """
         generator = torch.Generator(self._device).manual_seed(SEED)
         with torch.no_grad():
             for name, parameter in self._parameters.values():
@@ -71,7 +79,9 @@ def build(spec: Spec, device: torch.device, dtype: torch.dtype) -> tuple[Any, We
 
 
 def _module(cls: Any, config: Any, device: torch.device, dtype: torch.dtype) -> nn.Module:
-    """As from_pretrained(torch_dtype=dtype): buffers as computed, parameters in `dtype` less what the class keeps."""
+    """As from_pretrained(torch_dtype=dtype): buffers as computed, parameters in `dtype` less what
+    the class keeps.
+    """
     from accelerate import init_empty_weights
 
     with init_empty_weights(include_buffers=False):
@@ -81,7 +91,9 @@ def _module(cls: Any, config: Any, device: torch.device, dtype: torch.dtype) -> 
         for name, parameter in list(module._parameters.items()):
             if parameter is not None:
                 wide = bool(kept & set(f"{path}.{name}".split(".")))
-                empty = torch.empty(parameter.shape, dtype=torch.float32 if wide else dtype, device=device)
+                empty = torch.empty(
+                    parameter.shape, dtype=torch.float32 if wide else dtype, device=device
+                )
                 module._parameters[name] = nn.Parameter(empty, requires_grad=False)
         for name, buffer in list(module._buffers.items()):
             if buffer is not None:
@@ -90,7 +102,9 @@ def _module(cls: Any, config: Any, device: torch.device, dtype: torch.dtype) -> 
 
 
 def arguments(spec: Spec, device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Of one call: the same prompt each time. The generator of the latents is made anew by `call`."""
+    """Of one call: the same prompt each time. The generator of the latents is made anew by
+    `call`.
+    """
     generator = torch.Generator().manual_seed(SEED)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -105,9 +119,9 @@ def caller(pipe: Any, spec: Spec, given: dict[str, Any]) -> Callable[..., torch.
 
     def call(steps: int = spec.steps) -> torch.Tensor:
         noise = torch.Generator().manual_seed(SEED)
-        made = pipe(**given, num_inference_steps=steps, generator=noise, output_type="pt", return_dict=False)[
-            0
-        ]
+        made = pipe(
+            **given, num_inference_steps=steps, generator=noise, output_type="pt", return_dict=False
+        )[0]
         return made if isinstance(made, torch.Tensor) else torch.stack(list(made))
 
     return call
@@ -138,7 +152,9 @@ def inputs_of_denoiser(
 
 @contextmanager
 def watched(vae: Any, mark: Callable[[], None], latents: list[Any]) -> Iterator[None]:
-    """Calls `mark` when `vae.decode` begins and when it has returned, and keeps what it was called with."""
+    """Calls `mark` when `vae.decode` begins and when it has returned, and keeps what it was called
+    with.
+    """
     decode = vae.decode
 
     def marked(*args: Any, **kwargs: Any) -> Any:

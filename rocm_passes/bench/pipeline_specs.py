@@ -1,8 +1,8 @@
 # ruff: noqa: C408 (configs and call arguments are keyword arguments, and read as such)
 """Diffusers pipelines of production size, from configs: no checkpoint is downloaded.
 
-Text encoders are left out: prompt embeddings are passed to the call. `tiny` has the same classes with small
-configs, for trying the benchmark on a CPU.
+Text encoders are left out: prompt embeddings are passed to the call. `tiny` has the same classes
+with small configs, for trying the benchmark on a CPU.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ Normal = Callable[..., torch.Tensor]
 class Spec:
     """One pipeline: its classes, their configs, and one call of it.
 
-    parts: attribute -> class name and config. call: from a drawer of normal tensors to the call's arguments.
-    forwards: of the denoiser in one step. weights_gib, peak_gib: weights in bfloat16, and what a run adds to
-    them: estimates, rounded up. eager_s, compile_s: of one call and one cold whole compile, for --plan.
+    parts: attribute -> class name and config. call: from a drawer of normal tensors to the call's
+    arguments.
+    forwards: of the denoiser in one step. weights_gib, peak_gib: weights in bfloat16, and what a
+    run adds to
+    them: estimates, rounded up. eager_s, compile_s: of one call and one cold whole compile, for
+    --plan.
     """
 
     name: str
@@ -48,7 +51,15 @@ class Spec:
 #: eager, what diffusers' documentation advises, Inductor with static shapes, and this package.
 BY_BLOCKS = ("eager", "blocks", "blocks+vae", "whole+vae", "ours")
 #: A UNet is host-bound: CUDA graphs as well.
-BY_GRAPHS = ("eager", "blocks+vae", "whole+vae", "whole+graphs", "ours", "ours+blocks", "ours+graphs")
+BY_GRAPHS = (
+    "eager",
+    "blocks+vae",
+    "whole+vae",
+    "whole+graphs",
+    "ours",
+    "ours+blocks",
+    "ours+graphs",
+)
 FLOW = ("FlowMatchEulerDiscreteScheduler", dict(shift=3.0))
 EULER = (
     "EulerDiscreteScheduler",
@@ -80,7 +91,12 @@ def _image_vae(channels: int, tiny: bool, **config: Any) -> tuple[str, dict[str,
 
 def _flux_vae(tiny: bool) -> tuple[str, dict[str, Any]]:
     return _image_vae(
-        16, tiny, use_quant_conv=False, use_post_quant_conv=False, scaling_factor=0.3611, shift_factor=0.1159
+        16,
+        tiny,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
     )
 
 
@@ -90,7 +106,9 @@ def _video_vae(source: str, tiny: bool) -> tuple[str, dict[str, Any]]:
     return source, {**config, **(small if tiny else {})}
 
 
-def _embeds(normal: Normal, tokens: int, width: int, pooled: int = 0, guided: bool = True) -> dict[str, Any]:
+def _embeds(
+    normal: Normal, tokens: int, width: int, pooled: int = 0, guided: bool = True
+) -> dict[str, Any]:
     """Prompt embeddings, pooled ones where pooled > 0, and with guidance the negative ones."""
     found = {}
     for sign in ("", "negative_") if guided else ("",):
@@ -125,7 +143,8 @@ def sdxl(tiny: bool) -> Spec:
         name="sdxl",
         pipeline="StableDiffusionXLPipeline",
         denoiser="unet",
-        parts=dict(unet=("UNet2DConditionModel", unet), vae=_image_vae(4, tiny, scaling_factor=0.13025)),
+        parts=dict(unet=("UNet2DConditionModel", unet), vae=_image_vae(4, tiny,
+        scaling_factor=0.13025)),
         scheduler=EULER,
         none=TWO_ENCODERS,
         call=lambda normal: _size(64 if tiny else 1024) | _embeds(normal, 77, width, pooled),
@@ -164,9 +183,18 @@ def sd15(tiny: bool) -> Spec:
 def wan(tiny: bool) -> Spec:
     config = production("wan_block") | dict(num_attention_heads=12, ffn_dim=8960, num_layers=30)
     small = dict(
-        num_attention_heads=2, attention_head_dim=12, text_dim=32, freq_dim=16, ffn_dim=64, num_layers=2
+        num_attention_heads=2,
+        attention_head_dim=12,
+        text_dim=32,
+        freq_dim=16,
+        ffn_dim=64,
+        num_layers=2,
     )
-    size = dict(height=32, width=32, num_frames=5) if tiny else dict(height=480, width=832, num_frames=33)
+    size = (
+        dict(height=32, width=32, num_frames=5)
+        if tiny
+        else dict(height=480, width=832, num_frames=33)
+    )
     return Spec(
         name="wan",
         pipeline="WanPipeline",
@@ -195,13 +223,15 @@ def z_image(tiny: bool) -> Spec:
         pipeline="ZImagePipeline",
         denoiser="transformer",
         parts=dict(
-            transformer=("ZImageTransformer2DModel", config | (small if tiny else {})), vae=_flux_vae(tiny)
+            transformer=("ZImageTransformer2DModel", config | (small if tiny else {})),
+            vae=_flux_vae(tiny)
         ),
         scheduler=FLOW,
         none=ONE_ENCODER,
         call=lambda normal: (
             _size(64 if tiny else 1024)
-            | dict(prompt_embeds=[normal(32, 32) if tiny else normal(128, 2560)], guidance_scale=0.0)
+            | dict(prompt_embeds=[normal(32, 32) if tiny else normal(128, 2560)],
+            guidance_scale=0.0)
         ),
         steps=8,
         note="Z-Image-Turbo, 1024 px, 8 steps",
@@ -212,7 +242,8 @@ def z_image(tiny: bool) -> Spec:
 
 def flux(tiny: bool) -> Spec:
     small = dict(num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=3,
-                 joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 6, 6))  # fmt: skip
+                 joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 6,
+                 6))  # fmt: skip
     config = production("flux_double") | (small if tiny else {})
     embeds = (7, 32, 32) if tiny else (512, 4096, 768)
     return Spec(

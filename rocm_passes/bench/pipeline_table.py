@@ -11,8 +11,8 @@ from rocm_passes.bench.pipeline_forms import is_ours, uses_graphs
 Row = Mapping[str, Any]
 
 HEAD = (
-    "form", "denoise ms", "decode ms", "total ms", "range", "device ms", "host ms denoise, forward", "launches", "GiB",
-    "first call cold, warm s", "difference forward, decode, image",
+    "form", "denoise ms", "decode ms", "total ms", "range", "device ms", "host ms denoise, forward",
+    "launches", "GiB", "first call cold, warm s", "difference forward, decode, image",
 )  # fmt: skip
 
 
@@ -24,18 +24,24 @@ def machine() -> dict[str, Any]:
 
 def text(rows: Sequence[Row]) -> str:
     """One table a pipeline, then the summary."""
-    return "\n\n".join([*(_table(name, of) for name, of in _by_pipeline(rows).items()), summary(rows)])
+    return "\n\n".join(
+        [*(_table(name, of) for name, of in _by_pipeline(rows).items()), summary(rows)]
+    )
 
 
 def markdown(rows: Sequence[Row]) -> str:
     about = machine()
     told = ", ".join(
-        f"{key} {about[key]}" for key in ("device", "torch", "triton", "diffusers") if about.get(key)
+        f"{key} {about[key]}"
+        for key in ("device", "torch", "triton", "diffusers")
+        if about.get(key)
     )
     parts = [f"{told}. Medians; random weights."]
     for of in _by_pipeline(rows).values():
         lines = [HEAD, ["---"] * len(HEAD), *(cells(row) for row in of if "total" in row)]
-        parts.append(f"## {of[0]['note']}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+        parts.append(
+            f"## {of[0]['note']}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        )
         parts += [f"{row['form']}: {_short(row['failed'])}" for row in of if "failed" in row]
     return "\n\n".join([*parts, "```\n" + summary(rows) + "\n```"]) + "\n"
 
@@ -50,7 +56,8 @@ def _by_pipeline(rows: Iterable[Row]) -> dict[str, list[Row]]:
 def _table(name: str, rows: Sequence[Row]) -> str:
     lines = [HEAD, *(cells(row) for row in rows if "total" in row)]
     widths = [max(len(line[at]) for line in lines) for at in range(len(HEAD))]
-    body = ["  ".join(c.rjust(w) if at else c.ljust(w) for at, (c, w) in enumerate(zip(line, widths, strict=True)))
+    body = ["  ".join(c.rjust(w) if at else c.ljust(w) for at, (c, w) in enumerate(zip(line,
+    widths, strict=True)))
             for line in lines]  # fmt: skip
     failed = [f"{row['form']}: {_short(row['failed'])}" for row in rows if "failed" in row]
     return "\n".join([f"{name}: {rows[0]['note']}", *body, *failed])
@@ -72,7 +79,8 @@ def cells(row: Row) -> list[str]:
         f"{row['forward_launches']:.0f}" if "forward_launches" in row else "-",
         _number(row.get("peak_gib")),
         f"{_number(row.get('first_cold'))}, {_number(row.get('first_warm'))}",
-        ", ".join(f"{away[key]:.1e}" for key in ("forward", "decode", "image") if key in away) or "-",
+        ", ".join(f"{away[key]:.1e}" for key in ("forward", "decode", "image") if key in away)
+        or "-",
     ]
 
 
@@ -81,7 +89,9 @@ def _number(value: float | None) -> str:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """compile_pipeline against the best form of Inductor: total and device time, with and without CUDA graphs."""
+    """compile_pipeline against the best form of Inductor: total and device time, with and without
+    CUDA graphs.
+    """
     lines, ratios = [], {key: list[float]() for key in ("total", "device")}
     for name, of in _by_pipeline(rows).items():
         default = next((r for r in of if r["form"] == "ours" and "total" in r), None)
@@ -90,7 +100,8 @@ def summary(rows: Sequence[Row]) -> str:
             if rival is None:
                 continue
             told = [
-                f"{name} {row['form']}: {row['total']:.0f} ms, Inductor's best ({rival['form']}) {rival['total']:.0f}"
+                f"{name} {row['form']}: {row['total']:.0f} ms, Inductor's best ({rival['form']}) "
+                f"{rival['total']:.0f}"
             ]
             for key in ratios:
                 ratio = _ratio(row, best(of, key, graphs=uses_graphs(row["form"])), key)
@@ -102,16 +113,24 @@ def summary(rows: Sequence[Row]) -> str:
     for key, found in ratios.items():
         if found:
             lines.append(
-                f"geometric mean of `ours`, {key}: {geometric_mean(found):.3f} ({len(found)} pipelines)"
+                f"geometric mean of `ours`, {key}: {geometric_mean(found):.3f} ({len(found)} "
+                "pipelines)"
             )
-    return "\n".join(lines) or "nothing to compare: no pipeline ran both with Inductor and with this package"
+    return (
+        "\n".join(lines)
+        or "nothing to compare: no pipeline ran both with Inductor and with this package"
+    )
 
 
 def best(rows: Iterable[Row], key: str, graphs: bool) -> Row | None:
-    """The plain Inductor form with the least time. graphs: those with CUDA graphs only, or only those without."""
+    """The plain Inductor form with the least time. graphs: those with CUDA graphs only, or only
+    those without.
+    """
     plain = (r for r in rows if r["form"] != "eager" and not is_ours(r["form"]) and key in r)
     return min(
-        (r for r in plain if uses_graphs(r["form"]) == graphs), key=lambda r: float(r[key]), default=None
+        (r for r in plain if uses_graphs(r["form"]) == graphs),
+        key=lambda r: float(r[key]),
+        default=None,
     )
 
 

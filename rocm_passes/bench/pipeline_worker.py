@@ -1,7 +1,9 @@
-"""One pipeline in one form, in a process of its own: compiles, says how long that took, then runs when told to.
+"""One pipeline in one form, in a process of its own: compiles, says how long that took, then runs
+when told to.
 
-Replies in turn: {first_s} after the first call; and, for a worker that is kept, {settled_s, reserved_gib} after a
-whole call. Then it answers `run SECONDS`, `release`, `let_go`, `take_again` and `finish FILE`.
+Replies in turn: {first_s} after the first call; and, for a worker that is kept, {settled_s,
+reserved_gib} after a whole call. Then it answers `run SECONDS`, `release`, `let_go`, `take_again`
+and `finish FILE`.
 """
 
 from __future__ import annotations
@@ -32,8 +34,9 @@ SAMPLE = 2_000_000
 
 
 class Clock:
-    """Wall and processor seconds at points of a call. The host sleeps while it waits for the device: where it spun,
-    waiting would count as its work."""
+    """Wall and processor seconds at points of a call. The host sleeps while it waits for the
+    device: where it spun, waiting would count as its work.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._gpu = device.type == "cuda"
@@ -68,8 +71,8 @@ class Subject:
         self.call = caller(self.pipe, self.spec, arguments(self.spec, self.device, dtype))
         self.args, self.kwargs = inputs_of_denoiser(self.denoiser, self.call)
         if self.form.startswith("whole"):
-            # Z-Image builds its rotary tables at the first call, which Dynamo cannot trace; compile_pipeline
-            # builds them ahead.
+            # Z-Image builds its rotary tables at the first call, which Dynamo cannot trace;
+            # compile_pipeline builds them ahead.
             self.forward()
         self.report = compile_as(given.form, self.pipe, self.denoiser, given.backend)
         self.clock = Clock(self.device)
@@ -97,12 +100,15 @@ class Subject:
         made = self.call()
         (denoise, denoise_host), (decode, decode_host) = self.clock.spans()[:2]
         return {
-            "denoise": denoise, "decode": decode, "denoise_host": denoise_host, "decode_host": decode_host
+            "denoise": denoise, "decode": decode, "denoise_host": denoise_host,
+            "decode_host": decode_host
         }, made  # fmt: skip
 
     def run(self, seconds: float) -> list[dict[str, float]]:
-        """Calls for so many seconds, behind one forward that is not counted (a whole call, where memory was
-        released): a device that comes from a pause is faster, an allocator that starts empty slower."""
+        """Calls for so many seconds, behind one forward that is not counted (a whole call, where
+        memory was released): a device that comes from a pause is faster, an allocator that starts
+        empty slower.
+        """
         if self.cold:
             self.call()
             self.cold = False
@@ -133,13 +139,20 @@ class Subject:
         }
 
     def finish(self, file: str, image: Tensor) -> dict[str, Any]:
-        """Device time and launches of one forward and one decode, host time of a forward, and a sample of outputs."""
+        """Device time and launches of one forward and one decode, host time of a forward, and a
+        sample of outputs.
+        """
         memory, latent = self.memory(), self.latent()
         outputs = {
-            "forward": sample(self.forward()), "decode": sample(self.decode(latent)), "image": sample(image)
+            "forward": sample(self.forward()), "decode": sample(self.decode(latent)),
+            "image": sample(image)
         }  # fmt: skip
         torch.save(outputs, file)
-        found: dict[str, Any] = {**memory, "report": self.report, "forward_host": self.host_of_forward()}
+        found: dict[str, Any] = {
+            **memory,
+            "report": self.report,
+            "forward_host": self.host_of_forward(),
+        }
         if self.device.type == "cuda":
             for name, work in (("forward", self.forward), ("decode", lambda: self.decode(latent))):
                 found |= kernels(name, work, self.clock.wait)
@@ -164,7 +177,9 @@ def sample(result: Any) -> Tensor:
 
 
 def kernels(name: str, work: Callable[[], Any], wait: Callable[[], None]) -> dict[str, Any]:
-    """Milliseconds and launches on the device of one call, and its longest kernels; what failed, where it did."""
+    """Milliseconds and launches on the device of one call, and its longest kernels; what failed,
+    where it did.
+    """
     try:
         work()
         wait()
@@ -188,7 +203,9 @@ def ledger() -> dict[str, Any]:
     import rocm_passes
 
     graphs = rocm_passes.history()
-    found = Counter(f"{e.idiom} {e.outcome} {e.lowering or ''}".strip() for g in graphs for e in g.entries)
+    found = Counter(
+        f"{e.idiom} {e.outcome} {e.lowering or ''}".strip() for g in graphs for e in g.entries
+    )
     return {"sites": dict(found), "graphs": len(graphs)}
 
 
@@ -224,7 +241,9 @@ def serve(subject: Subject) -> None:
         elif command == "finish":
             reply(**subject.finish(words[0], image))
         else:
-            {"release": subject.release, "let_go": subject.let_go, "take_again": subject.weights.take_again}[
-                command
-            ]()
+            {
+                "release": subject.release,
+                "let_go": subject.let_go,
+                "take_again": subject.weights.take_again,
+            }[command]()
             reply(done=command)

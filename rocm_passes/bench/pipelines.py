@@ -1,18 +1,21 @@
 """Whole diffusers pipelines: eager, plain Inductor in several forms, and this package, on one GPU.
 
-    python -m rocm_passes.bench.pipelines [--only sdxl,wan] [--forms eager,blocks+vae,ours] [--seconds 500]
+    python -m rocm_passes.bench.pipelines [--only sdxl,wan] [--forms eager,blocks+vae,ours]
+    [--seconds 500]
         [--json FILE] [--table FILE] [--caches FOLDER] [--plan]
 
-Each form of a pipeline runs in a process of its own. First all of them compile, several at once, from empty
-caches; each then starts a second time, from the caches that the first start filled, and this second process is
-the one that is timed. For timing the forms of one pipeline take turns on a GPU that does nothing else. Times are
-medians. `--seconds` is a limit: what no longer fits is left out, and the table says so. With `--caches` the
-caches stay, and a later run compiles only what is not in them.
+Each form of a pipeline runs in a process of its own. First all of them compile, several at once,
+from empty caches; each then starts a second time, from the caches that the first start filled, and
+this second process is the one that is timed. For timing the forms of one pipeline take turns on a
+GPU that does nothing else. Times are medians. `--seconds` is a limit: what no longer fits is left
+out, and the table says so. With `--caches` the caches stay, and a later run compiles only what is
+not in them.
 
-Weights are random. `total` is denoise and decode. `device` is the sum of kernel times of a call, from a profile of
-one forward and one decode; `launches` are the kernels of one forward. `host` is processor time: of all threads
-while a call denoises, and of enqueuing one forward. Where the device is far behind, the host waits for room in
-its queue, and that counts. `first call` has two steps and a decode, cold and warm, while other forms compile.
+Weights are random. `total` is denoise and decode. `device` is the sum of kernel times of a call,
+from a profile of one forward and one decode; `launches` are the kernels of one forward. `host` is
+processor time: of all threads while a call denoises, and of enqueuing one forward. Where the device
+is far behind, the host waits for room in its queue, and that counts. `first call` has two steps and
+a decode, cold and warm, while other forms compile.
 """
 
 from __future__ import annotations
@@ -35,9 +38,11 @@ from rocm_passes.bench.pipeline_jobs import Job, decided
 from rocm_passes.bench.pipeline_specs import PIPELINES, Spec
 from rocm_passes.bench.workers import Admission, Worker, WorkerFailed
 
-#: Seconds: of one turn, of what a worker does last, of a start from warm caches, and the least worth timing.
+#: Seconds: of one turn, of what a worker does last, of a start from warm caches, and the least
+#: worth timing.
 TURN, FINISH, WARM_START, LEAST = 1.5, 5.0, 45.0, 10.0
-#: Seconds before the limit at which everything still running is ended; the share of it for cold compiles.
+#: Seconds before the limit at which everything still running is ended; the share of it for cold
+#: compiles.
 SPARE, COMPILING = 5.0, 0.6
 #: The share of a pipeline's time in which its workers must be ready to be timed.
 STARTING = 0.75
@@ -77,11 +82,16 @@ class Run:
         if not any(j.alive for j in jobs):
             return
         if len(self.specs) > 1 and share < WARM_START / 2 + LEAST and not self.given.tiny:
-            decided(jobs, f"not started: {self.left():.0f} s were left for {pipelines_left} pipelines")
+            decided(
+                jobs, f"not started: {self.left():.0f} s were left for {pipelines_left} pipelines"
+            )
             return
         until = self.elapsed() + share
         parked = self._too_large(jobs)
-        late = [lambda job: job in jobs and not job.ready, f"not started in {STARTING * share:.0f} s"]
+        late = [
+            lambda job: job in jobs and not job.ready,
+            f"not started in {STARTING * share:.0f} s",
+        ]
         timer = threading.Timer(STARTING * share, self._kill, late)
         timer.daemon = True
         timer.start()
@@ -110,7 +120,11 @@ class Run:
         try:
             work(*arguments)
         except Exception as error:
-            said = str(error) if isinstance(error, WorkerFailed) else f"{type(error).__name__}: {error}"
+            said = (
+                str(error)
+                if isinstance(error, WorkerFailed)
+                else f"{type(error).__name__}: {error}"
+            )
             decided([job], said)
             job.close()
 
@@ -138,7 +152,9 @@ class Run:
                 return
             job.kept_gib = kept
             worker = self._worker(job, "kept")
-            job.figures["first_cold" if self.given.once else "first_warm"] = worker.wait()["first_s"]
+            job.figures["first_cold" if self.given.once else "first_warm"] = worker.wait()[
+                "first_s"
+            ]
             job.figures |= worker.wait()
             if parked:
                 worker.ask("let_go")
@@ -191,25 +207,33 @@ class Run:
         env = {
             "TORCHINDUCTOR_COMPILE_THREADS": str(threads),
             "TORCHINDUCTOR_CACHE_DIR": str(self.folder / f"{job.name}.cache"),
-            "ROCM_PASSES_CHOICES": str(self.given.choices or self.folder / f"{job.spec.name}.choices.json"),
+            "ROCM_PASSES_CHOICES": str(
+                self.given.choices or self.folder / f"{job.spec.name}.choices.json"
+            ),
         }
         words = ["--role", role, "--pipeline", job.spec.name, "--form", job.form]
         words += ["--device", self.given.device, "--backend", self.given.backend] + [
             "--tiny"
         ] * self.given.tiny
-        job.worker = Worker("rocm_passes.bench.pipelines", words, env, self.folder / f"{job.name}.{role}.log")
+        job.worker = Worker(
+            "rocm_passes.bench.pipelines", words, env, self.folder / f"{job.name}.{role}.log"
+        )
         return job.worker
 
     @contextmanager
     def _limited(self) -> Iterator[None]:
-        """Ends cold compiles at their share of the time, and whatever still runs shortly before the limit."""
+        """Ends cold compiles at their share of the time, and whatever still runs shortly before the
+        limit.
+        """
         end, compiling = self.given.seconds - SPARE, COMPILING * self.given.seconds
         timers = [
             threading.Timer(
                 compiling, self._kill, [lambda job: job.cold, f"not compiled in {compiling:.0f} s"]
             ),
             threading.Timer(
-                end, self._kill, [lambda job: "forward_host" not in job.figures, f"not done in {end:.0f} s"]
+                end,
+                self._kill,
+                [lambda job: "forward_host" not in job.figures, f"not done in {end:.0f} s"],
             ),
         ]
         for timer in timers:
@@ -281,22 +305,30 @@ def plan(run: Run) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     made.add_argument("--only", default="sdxl,wan,z_image,flux", help=f"of {', '.join(PIPELINES)}")
     made.add_argument("--forms", help=f"of {', '.join(pipeline_forms.FORMS)}; default: by pipeline")
     made.add_argument("--seconds", type=float, default=540.0, help="end by then, whatever is done")
     made.add_argument("--rounds", type=int, default=6, help="turns of each form, if they fit")
     made.add_argument("--json", type=Path, help="write all figures to this file")
     made.add_argument("--table", type=Path, help="write the tables as Markdown to this file")
-    made.add_argument("--caches", help="folder of compile caches to use and keep (default: a new one)")
+    made.add_argument(
+        "--caches", help="folder of compile caches to use and keep (default: a new one)"
+    )
     made.add_argument("--choices", help="file of measured choices to use and add to")
-    made.add_argument("--once", action="store_true", help="time the process that compiled; no second start")
+    made.add_argument(
+        "--once", action="store_true", help="time the process that compiled; no second start"
+    )
     made.add_argument("--at-once", type=int, default=max(2, (os.cpu_count() or 2) * 3 // 4))
     made.add_argument("--gib", type=float, default=0.0, help="memory to fill (default: the GPU's)")
     made.add_argument("--plan", action="store_true", help="print what would run, and for how long")
     made.add_argument("--tiny", action="store_true", help="small configs, to try this program")
     made.add_argument("--device", default="cuda", help="cpu, with --tiny")
-    made.add_argument("--backend", default="inductor", help="of the plain forms, to try this program")
+    made.add_argument(
+        "--backend", default="inductor", help="of the plain forms, to try this program"
+    )
     made.add_argument("--role", choices=("cold", "kept"), help=argparse.SUPPRESS)
     made.add_argument("--pipeline", help=argparse.SUPPRESS)
     made.add_argument("--form", help=argparse.SUPPRESS)

@@ -2,11 +2,13 @@
 
     python -m rocm_passes.bench.quality [--only "bf16 ours,fp32 ours"] [--out quality.json]
 
-A synthetic clip (moving gradients and shapes, edges as sharp as text) goes through the encoder of a Wan VAE in
-float32; its latents are decoded in each form, and compared with float32 in eager without TF32. There are no
-pretrained weights here: they are random, drawn so that activations keep their variance through the model, and PSNR
-is relative to the range of the reference. So figures compare forms with each other; they are not those of a
-trained VAE. The VAE has Wan 2.1's widths with one residual block a level, so that all forms compile in a minute.
+A synthetic clip (moving gradients and shapes, edges as sharp as text) goes through the encoder of a
+Wan VAE in float32; its latents are decoded in each form, and compared with float32 in eager without
+TF32. There are no
+pretrained weights here: they are random, drawn so that activations keep their variance through the
+model, and PSNR is relative to the range of the reference. So figures compare forms with each other;
+they are not those of a trained VAE. The VAE has Wan 2.1's widths with one residual block a level,
+so that all forms compile in a minute.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ TINY = {**CONFIG, "base_dim": 8, "dim_mult": [1, 2, 2, 2]}
 
 
 def clip(frames: int, height: int, width: int) -> torch.Tensor:
-    """[1, 3, frames, height, width] in [-1, 1]: a drifting gradient, a moving disc, and rows of small glyphs."""
+    """[1, 3, frames, height, width] in [-1, 1]: a drifting gradient, a moving disc, and rows of
+    small glyphs.
+    """
     t = torch.arange(frames).view(-1, 1, 1) / max(1, frames - 1)
     y = torch.arange(height).view(1, -1, 1) / height
     x = torch.arange(width).view(1, 1, -1) / width
@@ -82,7 +86,9 @@ def clip(frames: int, height: int, width: int) -> torch.Tensor:
 
 
 def psnr(result: torch.Tensor, reference: torch.Tensor) -> float:
-    """In dB, relative to the range of the reference; infinite where they are equal. Raises ValueError on NaN."""
+    """In dB, relative to the range of the reference; infinite where they are equal. Raises
+    ValueError on NaN.
+    """
     a, b = result.double(), reference.double()
     error = (a - b).square().mean().item()
     if not math.isfinite(error):
@@ -121,7 +127,9 @@ def decode_worker(name: str, out: Path, given: argparse.Namespace) -> None:
 def run(given: argparse.Namespace) -> list[dict[str, Any]]:
     """Every form in a process of its own, all at once: what is compared are numbers, not times."""
     folder = Path(tempfile.mkdtemp(prefix="quality-"))
-    wanted = [name for name in given.only.split(",") if name] or [n for n in FORMS if n != REFERENCE]
+    wanted = [name for name in given.only.split(",") if name] or [
+        n for n in FORMS if n != REFERENCE
+    ]
     for name in wanted:
         if name not in FORMS:
             raise SystemExit(f"no form {name!r}; there are {', '.join(FORMS)}")
@@ -131,7 +139,9 @@ def run(given: argparse.Namespace) -> list[dict[str, Any]]:
         settings = ["--device", given.device, *["--tiny"] * given.tiny]
         arguments = ["--worker", name, str(files[name]), *settings]
         env = {"TORCHINDUCTOR_COMPILE_THREADS": "2", "ROCM_PASSES_TUNE_SECONDS": "0"}
-        worker = Worker("rocm_passes.bench.quality", arguments, env, files[name].with_suffix(".log"))
+        worker = Worker(
+            "rocm_passes.bench.quality", arguments, env, files[name].with_suffix(".log")
+        )
         try:
             worker.wait()
         except WorkerFailed as error:

@@ -1,10 +1,12 @@
-"""Rotary embedding, alone and after the q/k norm, at production shapes: ours, Inductor and the memory floor.
+"""Rotary embedding, alone and after the q/k norm, at production shapes: ours, Inductor and the
+memory floor.
 
     python -m rocm_passes.bench.rotary [--only NAME] [--json FILE] [--no-inductor]
 
-Every row is first checked against the same formulas in float64. The floor is the time to move every input
-once and every output once at the rate of a large copy measured in the same run. Calls are captured in a CUDA
-graph; where the tensors would fit in the last-level cache, the calls rotate over several sets of them.
+Every row is first checked against the same formulas in float64. The floor is the time to move every
+input once and every output once at the rate of a large copy measured in the same run. Calls are
+captured in a CUDA graph; where the tensors would fit in the last-level cache, the calls rotate over
+several sets of them.
 """
 
 import argparse
@@ -34,7 +36,8 @@ class Row:
 
     def __str__(self) -> str:
         words = (
-            f"{self.name:72s} {self.floor_us:9.1f} {self.ours_us:9.1f} {self.ours_us / self.floor_us:6.2f}"
+            f"{self.name:72s} {self.floor_us:9.1f} {self.ours_us:9.1f} "
+            f"{self.ours_us / self.floor_us:6.2f}"
         )
         if self.inductor_us is None:
             return words
@@ -94,7 +97,9 @@ def time_us(call: Callable[..., object], sets: list[Inputs], repeats: int = 15) 
 
 
 def check(case: Case, inputs: Inputs) -> tuple[float, float]:
-    """RMS error of ours and of eager against float64; raises where ours is worse by over one last place."""
+    """RMS error of ours and of eager against float64; raises where ours is worse by over one last
+    place.
+    """
     widened = tuple(t.to(torch.complex128) if t.is_complex() else t.double() for t in inputs)
     exact = case.original(*widened, wide=torch.float64)
     errors: list[tuple[float, float]] = []
@@ -103,9 +108,13 @@ def check(case: Case, inputs: Inputs) -> tuple[float, float]:
         # Of the largest channel of the head: the rotation carries that one's rounding into another.
         last_place = torch.finfo(ours.dtype).eps * truth.abs().amax(-1, keepdim=True)
         excess = ((error - original_error) / last_place).max().item()
-        errors.append((error.square().mean().sqrt().item(), original_error.square().mean().sqrt().item()))
+        errors.append(
+            (error.square().mean().sqrt().item(), original_error.square().mean().sqrt().item())
+        )
         if not excess <= 1.0 or not errors[-1][0] <= 1.001 * errors[-1][1]:
-            raise AssertionError(f"{case.name}: {excess:.2f} last places beyond eager; rms {errors[-1]}")
+            raise AssertionError(
+                f"{case.name}: {excess:.2f} last places beyond eager; rms {errors[-1]}"
+            )
     return max(e[0] for e in errors), max(e[1] for e in errors)
 
 
@@ -113,7 +122,7 @@ def measure(case: Case, rate: float, inductor: bool) -> Row:
     torch.manual_seed(0)
     inputs = case.make()
     ours_error, eager_error = check(case, inputs)
-    torch.cuda.empty_cache()  # the float64 check leaves blocks behind that the timed calls should not sit in
+    torch.cuda.empty_cache()  # blocks of the float64 check
     moved = nbytes(inputs) + nbytes(case.ours(*inputs))
     sets = [inputs] + [case.make() for _ in range(min(8, CACHE_BYTES // moved))]
     ours_us = time_us(case.ours, sets)
@@ -144,8 +153,14 @@ def main() -> None:
         rows.append(row)
         print(row, flush=True)
     if args.json:
-        report = {"device": torch.cuda.get_device_name(), "torch": torch.__version__, "copy_tb_s": rate / 1e6}
-        args.json.write_text(json.dumps(report | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n")
+        report = {
+            "device": torch.cuda.get_device_name(),
+            "torch": torch.__version__,
+            "copy_tb_s": rate / 1e6,
+        }
+        args.json.write_text(
+            json.dumps(report | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""The rotations of the models at production shapes: each model's spelling, ours, and inputs for both.
+"""The rotations of the models at production shapes: each model's spelling, ours, and inputs for
+both.
 
 Inputs are drawn on the GPU when a case is made, not before: the largest take gigabytes.
 """
@@ -19,7 +20,9 @@ Outputs = tuple[Tensor, ...]
 
 @dataclass(frozen=True)
 class Case:
-    """One idiom at one shape; `original` is the model's spelling, computing in `wide` where it upcasts."""
+    """One idiom at one shape; `original` is the model's spelling, computing in `wide` where it
+    upcasts.
+    """
 
     name: str
     make: Callable[[], Inputs]
@@ -163,7 +166,12 @@ def norm_complex_rope(name: str, tokens: int, count: int, eps: float) -> Case:
         return heads(tokens, count), heads(tokens, count), unit(tokens), weight(128), weight(128)
 
     def original(
-        q: Tensor, k: Tensor, freqs: Tensor, wq: Tensor, wk: Tensor, wide: torch.dtype = torch.float32
+        q: Tensor,
+        k: Tensor,
+        freqs: Tensor,
+        wq: Tensor,
+        wk: Tensor,
+        wide: torch.dtype = torch.float32,
     ) -> Outputs:
         return (
             rope_complex(rms_diffusers(q, wq, eps, wide), freqs, wide),
@@ -189,7 +197,8 @@ def qwen_joint() -> Case:
     def make() -> Inputs:
         image, text = 6889, 512
         return (
-            heads(text, 24), heads(text, 24), heads(image, 24), heads(image, 24), unit(text), unit(image),
+            heads(text, 24), heads(text, 24), heads(image, 24), heads(image, 24), unit(text),
+            unit(image),
             *(weight(128) for _ in range(4)),
         )  # fmt: skip
 
@@ -197,8 +206,13 @@ def qwen_joint() -> Case:
         tq: Tensor, tk: Tensor, q: Tensor, k: Tensor, tf: Tensor, f: Tensor,
         wtq: Tensor, wtk: Tensor, wq: Tensor, wk: Tensor, wide: torch.dtype = torch.float32,
     ) -> Outputs:  # fmt: skip
-        tq, tk = (rope_complex(rms_diffusers(x, w, 1e-6, wide), tf, wide) for x, w in ((tq, wtq), (tk, wtk)))
-        q, k = (rope_complex(rms_diffusers(x, w, 1e-6, wide), f, wide) for x, w in ((q, wq), (k, wk)))
+        tq, tk = (
+            rope_complex(rms_diffusers(x, w, 1e-6, wide), tf, wide)
+            for x, w in ((tq, wtq), (tk, wtk))
+        )
+        q, k = (
+            rope_complex(rms_diffusers(x, w, 1e-6, wide), f, wide) for x, w in ((q, wq), (k, wk))
+        )
         return torch.cat([tq, q], dim=1), torch.cat([tk, k], dim=1)
 
     def ours(
@@ -216,7 +230,9 @@ def qwen_joint() -> Case:
             )  # fmt: skip
         return joint
 
-    return Case("Qwen-Image norm + RoPE, text and image, + cat [1,512+6889,24,128]", make, original, ours)
+    return Case(
+        "Qwen-Image norm + RoPE, text and image, + cat [1,512+6889,24,128]", make, original, ours
+    )
 
 
 def flux_rope() -> Case:
@@ -240,7 +256,8 @@ def flux_joint() -> Case:
 
     def make() -> Inputs:
         return (
-            heads(text, 24), heads(text, 24), heads(4096, 24), heads(4096, 24), *doubled(4096 + text),
+            heads(text, 24), heads(text, 24), heads(4096, 24), heads(4096, 24),
+            *doubled(4096 + text),
             *(weight(128) for _ in range(4)),
         )  # fmt: skip
 
@@ -258,9 +275,13 @@ def flux_joint() -> Case:
     ) -> Outputs:  # fmt: skip
         joint = q.new_empty(2, 1, text + q.shape[1], *q.shape[2:]).unbind(0)
         cos, sin = cos[None, :, None], sin[None, :, None]
-        for a, b, wa, wb, rows in ((tq, tk, wtq, wtk, slice(0, text)), (q, k, wq, wk, slice(text, None))):
+        for a, b, wa, wb, rows in (
+            (tq, tk, wtq, wtk, slice(0, text)),
+            (q, k, wq, wk, slice(text, None)),
+        ):
             qk_norm_rotary(
-                a, b, cos[:, rows], sin[:, rows], interleaved=True, eps_q=1e-6, q_weight=wa, k_weight=wb,
+                a, b, cos[:, rows], sin[:, rows], interleaved=True, eps_q=1e-6, q_weight=wa,
+                k_weight=wb,
                 out_q=joint[0][:, rows], out_k=joint[1][:, rows],
             )  # fmt: skip
         return joint
@@ -317,7 +338,8 @@ def half_split() -> Case:
 
 def cases() -> list[Case]:
     return [
-        wan_norm_rope(32760), wan_rope(32760), norm_complex_rope("Z-Image", 4608, 30, 1e-5), complex_rope(),
+        wan_norm_rope(32760), wan_rope(32760), norm_complex_rope("Z-Image", 4608, 30, 1e-5),
+        complex_rope(),
         half_split(), flux_rope(), flux_joint(), wan_norm_rope(75600), wan_rope(75600),
         norm_complex_rope("Qwen-Image", 6889, 24, 1e-6), qwen_joint(),
         norm_stack_rope("FLUX.2 fused qkv", 4608, 48, True),

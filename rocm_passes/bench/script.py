@@ -1,7 +1,9 @@
-"""A user's own script in eager, plain Inductor and this backend: processes in turn, and what they are compared by.
+"""A user's own script in eager, plain Inductor and this backend: processes in turn, and what they
+are compared by.
 
-Each form runs once from an empty compile cache of its own, and then `rounds` times from the cache that this
-left behind. Only the later runs are timed; the first one gives the cold first call, and the ledger.
+Each form runs once from an empty compile cache of its own, and then `rounds` times from the cache
+that this left behind. Only the later runs are timed; the first one gives the cold first call, and
+the ledger.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ LAST_LINES = 12
 
 @dataclass
 class Form:
-    """What the processes of one form said: the cold one, and the others; failed: why there are no more."""
+    """What the processes of one form said: the cold one, and the others; failed: why there are no
+    more.
+    """
 
     name: str
     cold: Figures | None = None
@@ -41,10 +45,15 @@ class Form:
         return statistics.median(found) if found else None
 
     def row(self, reference: Path | None) -> Figures:
-        """Medians of the warm processes, the cold one's first call, and the distance of the outputs."""
+        """Medians of the warm processes, the cold one's first call, and the distance of the
+        outputs.
+        """
         found: Figures = {"form": self.name}
         if self.cold is not None:
-            found |= {"first_cold_s": self.cold["first_s"], "callables": len(self.cold["callables"])}
+            found |= {
+                "first_cold_s": self.cold["first_s"],
+                "callables": len(self.cold["callables"]),
+            }
         if self.warm:
             found |= {key: self.median(key) for key in ("calls_ms", "total_s", "peak_gib")}
             found |= {"first_warm_s": self.median("first_s"), "runs": len(self.warm)}
@@ -62,7 +71,8 @@ def measure(
     seconds: float = 3600.0,
     say: Callable[[str], None] = print,
 ) -> tuple[list[Figures], Figures]:
-    """The rows of the forms, and the ledger of `ours`. words: SCRIPT ARGUMENTS... or -m MODULE ARGUMENTS...
+    """The rows of the forms, and the ledger of `ours`. words: SCRIPT ARGUMENTS... or -m MODULE
+    ARGUMENTS...
 
     No process starts after `seconds`, and one that runs longer is ended.
     """
@@ -74,9 +84,8 @@ def measure(
             for form in (f for f in order if not f.failed):
                 left = seconds - (time.perf_counter() - began)
                 _run(form, words, Path(folder), left)
-                say(
-                    f"{form.name}: {'failed' if form.failed else 'cold' if turn == 0 else f'run {turn} of {rounds}'}"
-                )
+                run = "cold" if turn == 0 else f"run {turn} of {rounds}"
+                say(f"{form.name}: {'failed' if form.failed else run}")
         reference = next((f.outputs for f in found if f.name == "eager"), None)
         rows = [form.row(reference) for form in found]
         ours = next((f.cold for f in found if f.name == "ours" and f.cold is not None), None)
@@ -94,7 +103,8 @@ def _run(form: Form, words: Sequence[str], folder: Path, seconds: float) -> None
     try:
         done = subprocess.run(
             [sys.executable, "-m", "rocm_passes.bench.script_child", form.name, str(file), *words],
-            env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=seconds,
+            env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
+            timeout=seconds,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
         form.failed = "" if form.warm else "not done within --seconds"
@@ -112,7 +122,9 @@ def _run(form: Form, words: Sequence[str], folder: Path, seconds: float) -> None
 
 
 def difference(outputs: Path, reference: Path) -> float | None:
-    """Relative root mean square over the first outputs of all callables; None where they cannot be compared."""
+    """Relative root mean square over the first outputs of all callables; None where they cannot be
+    compared.
+    """
     import torch
 
     found, expected = torch.load(outputs), torch.load(reference)
@@ -135,14 +147,24 @@ HEAD = (
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Cells of the rows that have figures. `against inductor`: calls, of the faster of its two forms."""
-    plain = [r["calls_ms"] for r in rows if r["form"] in ("inductor", "static") and r.get("calls_ms")]
+    """Cells of the rows that have figures. `against inductor`: calls, of the faster of its two
+    forms.
+    """
+    plain = [
+        r["calls_ms"] for r in rows if r["form"] in ("inductor", "static") and r.get("calls_ms")
+    ]
     return [_cells(row, min(plain, default=None)) for row in rows if "first_cold_s" in row]
 
 
 def _cells(row: Mapping[str, Any], rival: float | None) -> list[str]:
     calls = row.get("calls_ms")
-    numbers = (calls, row.get("total_s"), row["first_cold_s"], row.get("first_warm_s"), row.get("peak_gib"))
+    numbers = (
+        calls,
+        row.get("total_s"),
+        row["first_cold_s"],
+        row.get("first_warm_s"),
+        row.get("peak_gib"),
+    )
     away = row.get("difference")
     return [
         row["form"],

@@ -1,7 +1,9 @@
-"""Watching the compiled callables of a script: `torch.compile` is replaced in a process that benchmarks it.
+"""Watching the compiled callables of a script: `torch.compile` is replaced in a process that
+benchmarks it.
 
-Each callable that the script makes by `torch.compile`, `module.compile()` or `compile_pipeline` is compiled as
-the form says, and its calls are timed. A call within another compiled call is part of that one.
+Each callable that the script makes by `torch.compile`, `module.compile()` or `compile_pipeline` is
+compiled as the form says, and its calls are timed. A call within another compiled call is part of
+that one.
 
     eager       nothing is compiled; the callables are timed all the same
     inductor    backend="inductor", everything else as the script has it
@@ -32,7 +34,9 @@ Span = Callable[[], float]
 
 @dataclass
 class Watched:
-    """The calls of one callable: a function for each that gives its milliseconds, once the device is done."""
+    """The calls of one callable: a function for each that gives its milliseconds, once the device
+    is done.
+    """
 
     name: str
     spans: list[Span] = field(default_factory=list)
@@ -109,13 +113,20 @@ class Watch:
         return result
 
     def figures(self) -> dict[str, Any]:
-        """Of callables that were called: names with calls and medians, sums over them, and their first calls."""
+        """Of callables that were called: names with calls and medians, sums over them, and their
+        first calls.
+        """
         synchronize()
         called = [w for w in self.callables if w.spans]
         steady = [ms for w in called if (ms := w.milliseconds()) is not None]
         return {
             "callables": [
-                {"name": w.name, "calls": len(w.spans), "ms": w.milliseconds(), "first_s": w.first_s}
+                {
+                    "name": w.name,
+                    "calls": len(w.spans),
+                    "ms": w.milliseconds(),
+                    "first_s": w.first_s,
+                }
                 for w in called
             ],
             "calls_ms": sum(steady) if steady else None,
@@ -127,7 +138,9 @@ class Watch:
 
 
 def arguments(form: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Of torch.compile, for the form. Options that plain Inductor does not have are left out there."""
+    """Of torch.compile, for the form. Options that plain Inductor does not have are left
+    out there.
+    """
     changed = dict(given)
     backend = changed.pop("backend", "inductor")
     if form == "ours":
@@ -144,8 +157,9 @@ def arguments(form: str, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def inductors(options: Mapping[str, Any], mode: str | None) -> dict[str, Any]:
-    """The keywords of torch.compile that plain Inductor takes. With options it refuses a mode, so "mode" among
-    the backend's options becomes the options that it stands for."""
+    """The keywords of torch.compile that plain Inductor takes. With options it refuses a mode, so
+    "mode" among the backend's options becomes the options that it stands for.
+    """
     from rocm_passes.options import parse
 
     _, patch = parse(options, mode)
@@ -154,7 +168,9 @@ def inductors(options: Mapping[str, Any], mode: str | None) -> dict[str, Any]:
 
 def _name(function: Any) -> str:
     owner = getattr(function, "__self__", None)
-    return type(owner).__name__ if owner is not None else str(getattr(function, "__name__", function))
+    return (
+        type(owner).__name__ if owner is not None else str(getattr(function, "__name__", function))
+    )
 
 
 def start_span() -> Callable[[], Span]:

@@ -1,4 +1,6 @@
-"""What a benchmark's file to share may hold: no absolute path, no host or user name, no argument of the script."""
+"""What a benchmark's file to share may hold: no absolute path, no host or user name, no argument of
+the script.
+"""
 
 from __future__ import annotations
 

@@ -1,15 +1,17 @@
 """VAE decodes: eager, Inductor, and this backend; time, peak memory, agreement, kernels.
 
-    python -m rocm_passes.bench.vae [--only vae_wan,vae_flux@float32] [--variants eager,static,pipeline]
+    python -m rocm_passes.bench.vae [--only vae_wan,vae_flux@float32] [--variants
+    eager,static,pipeline]
         [--dtype bfloat16] [--out results.json] [--seconds 500] [--choices FILE]
 
-In three phases. First the choices: every decoder runs its passes alone, all at once; then one process measures the
-convolutions that they met, on a GPU that does nothing else. Then each (decoder, variant) compiles in a process
-of its own with these choices, as many at once as the GPU's memory allows. Last, decoder by decoder, the variants
-take turns in short bursts, and each row is printed as it is known.
+In three phases. First the choices: every decoder runs its passes alone, all at once; then one
+process measures the convolutions that they met, on a GPU that does nothing else. Then each
+(decoder, variant) compiles in a process of its own with these choices, as many at once as the GPU's
+memory allows. Last, decoder by decoder, the variants take turns in short bursts, and each row is
+printed as it is known.
 
-Weights are random; times are medians over whole decodes, caches warm. `compile s` is the first decode, while
-others compile as well.
+Weights are random; times are medians over whole decodes, caches warm. `compile s` is the first
+decode, while others compile as well.
 """
 
 from __future__ import annotations
@@ -32,10 +34,17 @@ import torch
 
 from rocm_passes.bench.workers import Admission, Worker, WorkerFailed, commands, reply
 
-DECODERS = ("vae_wan", "vae_cogvideox", "vae_hunyuan_video", "vae_qwen_image", "vae_ltx", "vae_flux")
+DECODERS = (
+    "vae_wan",
+    "vae_cogvideox",
+    "vae_hunyuan_video",
+    "vae_qwen_image",
+    "vae_ltx",
+    "vae_flux",
+)
 #: eager: no compile. called: Inductor as users call it. static: Inductor without dynamic shapes.
-#: ours: this backend by the same call as static. pipeline: as `rocm_passes.compile_pipeline` does it; behind a plus
-#: the conv_dtype of decoders in float32, as in pipeline+fp16.
+#: ours: this backend by the same call as static. pipeline: as `rocm_passes.compile_pipeline` does
+#: it; behind a plus the conv_dtype of decoders in float32, as in pipeline+fp16.
 VARIANTS = ("eager", "called", "static", "pipeline")
 OURS = ("ours", "pipeline")
 ROUNDS = 5
@@ -158,7 +167,9 @@ class Device:
         return torch.cuda.max_memory_allocated() if self._gpu else 0
 
     def milliseconds(self, run: Callable[[], Any]) -> float:
-        """From the first kernel's start to the last one's end; the host's time counts where it is the longer."""
+        """From the first kernel's start to the last one's end; the host's time counts where it is
+        the longer.
+        """
         if not self._gpu:
             started = time.perf_counter()
             run()
@@ -189,7 +200,9 @@ def kernels(work: Callable[[], Any]) -> dict[str, list[Any]]:
         torch.cuda.synchronize()
     rows = [(e.key, e.self_device_time_total / 1000, e.count) for e in profile.key_averages()]
     rows.sort(key=lambda r: -r[1])
-    named = {f"{i:02} {key[:110]}": [round(ms, 3), count] for i, (key, ms, count) in enumerate(rows[:60])}
+    named = {
+        f"{i:02} {key[:110]}": [round(ms, 3), count] for i, (key, ms, count) in enumerate(rows[:60])
+    }
     return {"total": [round(sum(r[1] for r in rows), 2), sum(r[2] for r in rows)], **named}
 
 
@@ -197,14 +210,18 @@ def sites() -> dict[str, int]:
     import rocm_passes
 
     found = Counter(
-        f"{e.idiom} {e.outcome} {e.lowering or ''}".strip() for g in rocm_passes.history() for e in g.entries
+        f"{e.idiom} {e.outcome} {e.lowering or ''}".strip()
+        for g in rocm_passes.history()
+        for e in g.entries
     )
     return {**dict(found), "graphs": len(rocm_passes.history())}
 
 
 @dataclass
 class Job:
-    """One decoder in one variant, compiled in its own process. named: perhaps with a dtype of its own behind an @."""
+    """One decoder in one variant, compiled in its own process. named: perhaps with a dtype of its
+    own behind an @.
+    """
 
     named: str
     variant: str
@@ -299,7 +316,8 @@ class Run:
             worker.close()
         took = self.elapsed() - noted_at
         print(
-            f"{found['calls']} convolutions noted in {noted_at:.0f} s; {found['known']} measured in {took:.0f} s"
+            f"{found['calls']} convolutions noted in {noted_at:.0f} s; {found['known']} measured "
+            f"in {took:.0f} s"
         )
 
     def compile_all(self) -> None:
@@ -325,7 +343,10 @@ class Run:
             if "OutOfMemoryError" in job.failed and self.elapsed() < 0.6 * self.given.seconds:
                 job.failed = ""
                 self.compile_one(job, Admission(1, self.given.gib))
-        print(f"{sum(j.ready for j in self.jobs)} of {len(self.jobs)} ready after {self.elapsed():.0f} s")
+        print(
+            f"{sum(j.ready for j in self.jobs)} of {len(self.jobs)} ready after "
+            f"{self.elapsed():.0f} s"
+        )
 
     def compile_one(self, job: Job, admission: Admission) -> None:
         with admission.admitted(self.gib(job), kept=IDLE_GIB):
@@ -415,17 +436,29 @@ def line(r: dict[str, Any]) -> str:
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--only", default=",".join(DECODERS), help="decoders (rocm_passes/bench/models.py)")
-    made.add_argument("--variants", default=",".join(VARIANTS), help=f"of {', '.join((*VARIANTS, 'ours'))}")
+    made = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    made.add_argument(
+        "--only", default=",".join(DECODERS), help="decoders (rocm_passes/bench/models.py)"
+    )
+    made.add_argument(
+        "--variants", default=",".join(VARIANTS), help=f"of {', '.join((*VARIANTS, 'ours'))}"
+    )
     made.add_argument("--dtype", default="bfloat16")
     made.add_argument("--out", type=Path, default=Path("vae.json"))
-    made.add_argument("--choices", help="file of measured choices to use and add to (default: a new one)")
+    made.add_argument(
+        "--choices", help="file of measured choices to use and add to (default: a new one)"
+    )
     made.add_argument("--options", type=json.loads, default={}, help="the backend's, as JSON")
     made.add_argument("--tune-seconds", type=float, default=60.0, help="0: choose by rule")
-    made.add_argument("--seconds", type=float, default=500.0, help="compile no longer than fits into these")
+    made.add_argument(
+        "--seconds", type=float, default=500.0, help="compile no longer than fits into these"
+    )
     made.add_argument("--at-once", type=int, default=max(2, (os.cpu_count() or 2) * 3 // 4))
-    made.add_argument("--gib", type=float, default=110.0, help="memory of the GPU to fill while compiling")
+    made.add_argument(
+        "--gib", type=float, default=110.0, help="memory of the GPU to fill while compiling"
+    )
     made.add_argument("--device", default="cuda", help="cpu, with --tiny, to try this program")
     made.add_argument("--tiny", action="store_true", help="the tests' models")
     for role in ("--note", "--decode"):

@@ -1,7 +1,9 @@
-"""Processes of a benchmark that share a GPU: each answers on a line of its own, and is told when to go on.
+"""Processes of a benchmark that share a GPU: each answers on a line of its own, and is told when to
+go on.
 
-A worker prints replies with `reply(...)` and reads commands with `commands()`; whatever else it prints goes to its
-log. The parent starts it as a `Worker`, and admits so many at once that they fit into the GPU's memory.
+A worker prints replies with `reply(...)` and reads commands with `commands()`; whatever else it
+prints goes to its log. The parent starts it as a `Worker`, and admits so many at once that they fit
+into the GPU's memory.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ class WorkerFailed(Exception):
 class Worker:
     """A `python -m module arguments...` that replies in lines of JSON."""
 
-    def __init__(self, module: str, arguments: Sequence[str], env: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self, module: str, arguments: Sequence[str], env: Mapping[str, str], log: Path
+    ) -> None:
         self._log = log
         self.process = subprocess.Popen(
             [sys.executable, "-m", module, *arguments],
@@ -97,7 +101,9 @@ class Admission:
 
     @contextmanager
     def admitted(self, gib: float, kept: float = 0.0) -> Iterator[None]:
-        """Wait for a place; one that needs more than there is gets in alone. `kept` GiB stay in use afterwards."""
+        """Wait for a place; one that needs more than there is gets in alone. `kept` GiB stay in use
+        afterwards.
+        """
         with self._changed:
             self._changed.wait_for(lambda: self._fits(gib))
             self._running += 1
@@ -117,4 +123,6 @@ class Admission:
             self._changed.notify_all()
 
     def _fits(self, gib: float) -> bool:
-        return self._running == 0 or (self._running < self._at_once and self._used + gib <= self._gib)
+        return self._running == 0 or (
+            self._running < self._at_once and self._used + gib <= self._gib
+        )

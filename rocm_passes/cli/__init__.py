@@ -1,4 +1,6 @@
-"""The command `rocm-passes`: one file a subcommand. Nothing here imports torch before a subcommand runs."""
+"""The command `rocm-passes`: one file a subcommand. Nothing here imports torch before a subcommand
+runs.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,9 @@ for _command in (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command. Returns the exit code: 2 on wrong usage and on errors that this package raises."""
+    """Run the command. Returns the exit code: 2 on wrong usage and on errors that this package
+    raises.
+    """
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         code = commands.main(words, prog_name="rocm-passes", standalone_mode=False)

@@ -1,4 +1,6 @@
-"""`rocm-passes bench`: time a user's script, a whole pipeline, or run one of the programs in rocm_passes/bench."""
+"""`rocm-passes bench`: time a user's script, a whole pipeline, or run one of the programs in
+rocm_passes/bench.
+"""
 
 from __future__ import annotations
 
@@ -20,28 +22,48 @@ FOLDER = Path(__file__).resolve().parent.parent / "bench"
 SCRIPT_FORMS = "eager,inductor,static,ours"
 
 
-@click.command(cls=ScriptCommand, short_help="compare a script, or a pipeline, with eager and plain Inductor")
-@click.option("--list", "list_them", is_flag=True, help="Print the pipelines and the other benchmarks.")
-@click.option("--forms", default=SCRIPT_FORMS, show_default=True, help="Forms of a script to compare.")
-@click.option(
-    "--rounds", default=2, show_default=True, type=click.IntRange(1), help="Timed runs of each form."
+@click.command(
+    cls=ScriptCommand, short_help="compare a script, or a pipeline, with eager and plain Inductor"
 )
-@click.option("--seconds", default=3600.0, show_default=True, help="Start no run of a script after so many.")
 @click.option(
-    "--json", "json_file", metavar="FILE", help="Write the figures of a script and the ledger as JSON."
+    "--list", "list_them", is_flag=True, help="Print the pipelines and the other benchmarks."
 )
-@click.option("--share", "share_file", metavar="FILE", help="The same, without paths, names and arguments.")
-@click.option("-m", "module", metavar="MODULE", help="A module to run as a script; it ends the options.")
+@click.option(
+    "--forms", default=SCRIPT_FORMS, show_default=True, help="Forms of a script to compare."
+)
+@click.option(
+    "--rounds",
+    default=2,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Timed runs of each form.",
+)
+@click.option(
+    "--seconds", default=3600.0, show_default=True, help="Start no run of a script after so many."
+)
+@click.option(
+    "--json",
+    "json_file",
+    metavar="FILE",
+    help="Write the figures of a script and the ledger as JSON.",
+)
+@click.option(
+    "--share", "share_file", metavar="FILE", help="The same, without paths, names and arguments."
+)
+@click.option(
+    "-m", "module", metavar="MODULE", help="A module to run as a script; it ends the options."
+)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SCRIPT | NAME] [ARGUMENTS]...")
 def bench(
-    list_them: bool, forms: str, rounds: int, seconds: float, json_file: str | None, share_file: str | None,
+    list_them: bool, forms: str, rounds: int, seconds: float, json_file: str | None,
+    share_file: str | None,
     module: str | None, words: tuple[str, ...],
 ) -> int:  # fmt: skip
     """Compare a script, or a pipeline with random weights, with eager and with plain Inductor.
 
-    SCRIPT runs in processes of its own: with nothing compiled; with Inductor, as the script compiles and with
-    static shapes; and with this backend. NAME is a pipeline or another benchmark (--list); its arguments stand
-    behind it, and `rocm-passes bench NAME --help` shows them.
+    SCRIPT runs in processes of its own: with nothing compiled; with Inductor, as the script
+    compiles and with static shapes; and with this backend. NAME is a pipeline or another benchmark
+    (--list); its arguments stand behind it, and `rocm-passes bench NAME --help` shows them.
     """
     if list_them:
         click.echo(_listed())
@@ -53,7 +75,9 @@ def bench(
         return _pipeline(name, words[1:])
     script = Script.find(module, words)
     check_writable(json_file, share_file)
-    hint_at_misplaced("bench", ("--json", "--share", "--forms", "--rounds", "--seconds"), script.arguments)
+    hint_at_misplaced(
+        "bench", ("--json", "--share", "--forms", "--rounds", "--seconds"), script.arguments
+    )
     given = ["-m", module, *words] if module is not None else list(words)
     return _script(given, script.name, forms.split(","), rounds, seconds, json_file, share_file)
 
@@ -86,7 +110,8 @@ def _pipeline(name: str, arguments: Sequence[str]) -> int:
     if name not in _pipelines():
         listed = ", ".join(known)
         raise click.UsageError(
-            f"bench: there is no script and no benchmark {name!r}; there are {listed}{nearest(name, known)}"
+            f"bench: there is no script and no benchmark {name!r}; there are "
+            f"{listed}{nearest(name, known)}"
         )
     return _program("pipelines", ["--only", name, *arguments])
 
@@ -104,7 +129,9 @@ def _script(
             raise click.UsageError(
                 f"bench: there is no form {form!r}; there are {listed}{nearest(form, known)}"
             )
-    rows, ledger = script.measure(words, forms, rounds, seconds, say=lambda what: click.echo(what, err=True))
+    rows, ledger = script.measure(
+        words, forms, rounds, seconds, say=lambda what: click.echo(what, err=True)
+    )
     click.echo(f"{name}: medians of {rounds} runs, each in a process of its own")
     print_table(script.HEAD, script.table(rows))
     for row in rows:

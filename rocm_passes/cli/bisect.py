@@ -1,4 +1,6 @@
-"""`rocm-passes bisect`: find the rewrite that changes a script's result, each run in a process of its own."""
+"""`rocm-passes bisect`: find the rewrite that changes a script's result, each run in a process of
+its own.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ class BisectError(RocmPassesError):
 
 @dataclass(frozen=True)
 class Run:
-    """One run of the script. good: did the check pass? sites: the entries of the ledger that were rewritten."""
+    """One run of the script. good: did the check pass? sites: the entries of the ledger that were
+    rewritten.
+    """
 
     good: bool
     output: str
@@ -50,18 +54,27 @@ class Run:
 @click.option(
     "--check",
     metavar="CHECK",
-    help="A command (exit code 0: right) or MODULE:FUNCTION, called with the script's output (true: right). "
-    "Default: output and exit code are compared with those of a run without rewrites, numbers within 1 %.",
+    help="A command (exit code 0: right) or MODULE:FUNCTION, called with the script's output "
+    "(true: right). "
+    "Default: output and exit code are compared with those of a run without rewrites, numbers "
+    "within 1 %.",
 )
-@click.option("--timeout", type=click.FloatRange(min=1), metavar="SECONDS", help="End a run after this long.")
-@click.option("-m", "module", metavar="MODULE", help="Run a module, as python -m does; it ends the options.")
+@click.option(
+    "--timeout", type=click.FloatRange(min=1), metavar="SECONDS", help="End a run after this long."
+)
+@click.option(
+    "-m", "module", metavar="MODULE", help="Run a module, as python -m does; it ends the options."
+)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="SCRIPT [ARGUMENTS]...")
-def bisect(check: str | None, timeout: float | None, module: str | None, words: tuple[str, ...]) -> int:
-    """Run a script again and again with fewer rewrites, until one is left that makes its result wrong.
+def bisect(
+    check: str | None, timeout: float | None, module: str | None, words: tuple[str, ...]
+) -> int:
+    """Run a script again and again with fewer rewrites, until one is left that makes its result
+    wrong.
 
-    Each run is a process of its own, past the caches. A command given as --check runs after each run, and finds the
-    script's standard output in the file that ROCM_BISECT_OUTPUT names. Exits with 1 where a rewrite was found, and
-    with 0 where the result is right with all of them.
+    Each run is a process of its own, past the caches. A command given as --check runs after each
+    run, and finds the script's standard output in the file that ROCM_BISECT_OUTPUT names. Exits
+    with 1 where a rewrite was found, and with 0 where the result is right with all of them.
     """
     script = Script.find(module, words)
     hint_at_misplaced("bisect", ("--check", "--timeout"), script.arguments)
@@ -78,7 +91,9 @@ def bisect(check: str | None, timeout: float | None, module: str | None, words: 
 
 
 def search(run: Callable[[int], Run], compares: bool) -> Run | None:
-    """The run with the fewest rewrites whose result is wrong, or None. compares: with the run without rewrites."""
+    """The run with the fewest rewrites whose result is wrong, or None. compares: with the run
+    without rewrites.
+    """
     plain = run(0)
     if not compares and not plain.good:
         raise BisectError(
@@ -92,7 +107,9 @@ def search(run: Callable[[int], Run], compares: bool) -> Run | None:
     if is_right(wrong):
         return None
     if wrong.rewrites == 0:
-        raise BisectError(f"the script rewrites nothing, and its result differs from run to run{wrong.error}")
+        raise BisectError(
+            f"the script rewrites nothing, and its result differs from run to run{wrong.error}"
+        )
     right = 0
     while wrong.rewrites - right > 1:
         middle = (right + wrong.rewrites) // 2
@@ -101,19 +118,23 @@ def search(run: Callable[[int], Run], compares: bool) -> Run | None:
             right = middle
         elif tried.rewrites != middle:
             raise BisectError(
-                f"a run with {plural(middle, 'rewrite')} allowed has made {tried.rewrites}{tried.error}"
+                f"a run with {plural(middle, 'rewrite')} allowed has made "
+                f"{tried.rewrites}{tried.error}"
             )
         else:
             wrong = tried
     return wrong
 
 
-#: Numbers of two outputs are alike within this part of the larger: rewrites may round elsewhere than the graph.
+#: Numbers of two outputs are alike within this part of the larger: rewrites may round elsewhere
+#: than the graph.
 TOLERANCE = 0.01
 
 
 def alike(a: Run, b: Run) -> bool:
-    """Have two runs ended alike, with outputs of the same words, and of numbers within TOLERANCE?"""
+    """Have two runs ended alike, with outputs of the same words, and of numbers within
+    TOLERANCE?
+    """
     words = [run.output.split() for run in (a, b)]
     return a.code == b.code and len(words[0]) == len(words[1]) and all(map(_same_word, *words))
 
@@ -135,7 +156,9 @@ def _told(found: Run | None) -> int:
     click.echo(f"\nrewrite {number} makes the result wrong:")
     for site in found.sites:
         if site["number"] == number:
-            click.echo(f"  {site['idiom']} by {site['lowering']} at {site['location'] or site['module']}")
+            click.echo(
+                f"  {site['idiom']} by {site['lowering']} at {site['location'] or site['module']}"
+            )
             click.echo(f"  in {site['graph']}, because: {site['reason']}")
             click.echo("\n".join(f"  note: {note}" for note in site["notes"]) or "  no notes")
             click.echo(f"  to leave the idiom out: ROCM_PASSES_IDIOMS=-{site['idiom']}")
@@ -155,14 +178,20 @@ def _run(command: Sequence[str], fuel: int, judge: Judge, timeout: float | None)
     ):
         environment = {**os.environ, FUEL: str(fuel)}
         try:
-            done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+            done = subprocess.run(
+                command, env=environment, capture_output=True, text=True, timeout=timeout
+            )
         except subprocess.TimeoutExpired:
             return Run(False, "", (), 1, ": it took longer than --timeout")
         graphs = child_ledgers.read(folder)
-        sites = [{**site, "graph": g["graph"]} for g in graphs for site in g["sites"] if site["number"]]
+        sites = [
+            {**site, "graph": g["graph"]} for g in graphs for site in g["sites"] if site["number"]
+        ]
         last = done.stderr.strip().splitlines()[-1:] if done.returncode else []
         good = judge(done.stdout, done.returncode)
-        return Run(good, done.stdout, tuple(sites), done.returncode, "".join(f": {line}" for line in last))
+        return Run(
+            good, done.stdout, tuple(sites), done.returncode, "".join(f": {line}" for line in last)
+        )
 
 
 def _judge(check: str | None) -> Judge:
@@ -206,5 +235,7 @@ def _passes(words: Sequence[str], output: str) -> bool:
                 words, env={**os.environ, OUTPUT: str(file)}, capture_output=True, text=True
             )
         except OSError as error:
-            raise BisectError(f"--check: {words[0]!r} cannot be run: {error.strerror or error}") from error
+            raise BisectError(
+                f"--check: {words[0]!r} cannot be run: {error.strerror or error}"
+            ) from error
         return done.returncode == 0

@@ -19,7 +19,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 )
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def demo(arguments: tuple[str, ...]) -> int:
-    """Compile five tiny diffusion models and show what was done. Its options are those of examples/demo.py."""
+    """Compile five tiny diffusion models and show what was done. Its options are those of
+    examples/demo.py.
+    """
     if not (ROOT / "examples" / "demo.py").is_file():
         raise click.UsageError(
             "demo: it is part of a checkout of the project, and this is an installed package"

@@ -18,7 +18,8 @@ from rocm_passes.errors import plural
 if TYPE_CHECKING:
     from rocm_passes.report.ledger import Ledger
 
-#: Read when torch is imported, here and in child processes: a cache hit would leave nothing to report.
+#: Read when torch is imported, here and in child processes: a cache hit would leave nothing to
+#: report.
 NO_CACHES = "TORCHINDUCTOR_FORCE_DISABLE_CACHES"
 
 
@@ -26,15 +27,22 @@ NO_CACHES = "TORCHINDUCTOR_FORCE_DISABLE_CACHES"
 @click.option("--json", "json_file", metavar="FILE", help="Write the ledger as JSON.")
 @click.option("--html", "html_file", metavar="FILE", help="Write the ledger as one HTML page.")
 @click.option("--all", "every_site", is_flag=True, help="Print every site on a line of its own.")
-@click.option("-m", "module", metavar="MODULE", help="Run a module, as python -m does; it ends the options.")
+@click.option(
+    "-m", "module", metavar="MODULE", help="Run a module, as python -m does; it ends the options."
+)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="SCRIPT [ARGUMENTS]...")
 def explain(
-    json_file: str | None, html_file: str | None, every_site: bool, module: str | None, words: tuple[str, ...]
+    json_file: str | None,
+    html_file: str | None,
+    every_site: bool,
+    module: str | None,
+    words: tuple[str, ...],
 ) -> int:
     """Run a script as Python would, then print the ledger of all that it compiled with the backend.
 
-    Inductor's caches are off meanwhile, so that the passes run. The script keeps its arguments, its exit code
-    and its traceback. Processes that it starts (multiprocessing, torchrun) are in the ledger too.
+    Inductor's caches are off meanwhile, so that the passes run. The script keeps its arguments, its
+    exit code and its traceback. Processes that it starts (multiprocessing, torchrun) are in the
+    ledger too.
     """
     script = Script.find(module, words)
     check_writable(json_file, html_file)
@@ -66,7 +74,9 @@ def switch_caches_off() -> None:
 
 
 def compiled_graphs(folder: str) -> list[Ledger]:
-    """What this process compiled, then what its children did. Without torch nothing was compiled."""
+    """What this process compiled, then what its children did. Without torch nothing was
+    compiled.
+    """
     from rocm_passes.report import child_ledgers
     from rocm_passes.report.ledger import Ledger, history
 

@@ -55,14 +55,18 @@ def _target(arch: str | None) -> Target:
     for vendor, pattern in ARCHITECTURES.items():
         if re.fullmatch(pattern, arch):
             return Target(vendor, "" if vendor == "cpu" else arch, arch, "", None)
-    raise click.UsageError(f"rules: --target expects an architecture (gfx942, sm_90, cpu), found {arch!r}")
+    raise click.UsageError(
+        f"rules: --target expects an architecture (gfx942, sm_90, cpu), found {arch!r}"
+    )
 
 
 def _document(found: Sequence[Rule], label: str) -> str:
     from rocm_passes.policy import BOUNDS, table
 
     rows = [table.as_dict(rule) for rule in found]
-    return json.dumps({"target": label, "rules": rows, "bounds": [asdict(b) for b in BOUNDS]}, indent=1)
+    return json.dumps(
+        {"target": label, "rules": rows, "bounds": [asdict(b) for b in BOUNDS]}, indent=1
+    )
 
 
 def _print(found: Sequence[Rule], label: str) -> None:

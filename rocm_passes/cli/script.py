@@ -19,9 +19,11 @@ from rocm_passes.errors import nearest
 
 
 class ScriptCommand(click.Command):
-    """A command that ends in `SCRIPT ARGUMENTS...` or `-m MODULE ARGUMENTS...`; the arguments are the script's.
+    """A command that ends in `SCRIPT ARGUMENTS...` or `-m MODULE ARGUMENTS...`; the arguments are
+    the script's.
 
-    Options of the command stand before the script's name: what stands behind it is handed over untouched.
+    Options of the command stand before the script's name: what stands behind it is handed over
+    untouched.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -34,7 +36,10 @@ class ScriptCommand(click.Command):
     def _ended_at_module(self, args: list[str]) -> list[str]:
         """`-m MODULE` ends the options, as it does for Python."""
         taking_values = {
-            name for p in self.params if isinstance(p, click.Option) and not p.is_flag for name in p.opts
+            name
+            for p in self.params
+            if isinstance(p, click.Option) and not p.is_flag
+            for name in p.opts
         }
         at = 0
         while at < len(args) and args[at].startswith("-") and args[at] != "--":
@@ -49,7 +54,8 @@ def hint_at_misplaced(command: str, options: Sequence[str], arguments: Sequence[
     for option in options:
         if any(word == option or word.startswith(f"{option}=") for word in arguments):
             click.echo(
-                f"rocm-passes {command}: {option} stands behind the script's name, so the script gets it. To give "
+                f"rocm-passes {command}: {option} stands behind the script's name, so the script "
+                "gets it. To give "
                 f"it to rocm-passes, write: rocm-passes {command} {option} ... SCRIPT",
                 err=True,
             )
@@ -60,7 +66,9 @@ def check_writable(*files: str | None) -> None:
     for file in files:
         reason = file and _unwritable(Path(file))
         if reason:
-            raise click.UsageError(f"cannot write {file!r}: {reason}", click.get_current_context(silent=True))
+            raise click.UsageError(
+                f"cannot write {file!r}: {reason}", click.get_current_context(silent=True)
+            )
 
 
 def _unwritable(path: Path) -> str | None:
@@ -99,7 +107,8 @@ class Script:
         return _of_file(words[0], words[1:])
 
     def run(self) -> int:
-        """Run it and return its exit code. An exception of the script is shown as Python would, from its frames on.
+        """Run it and return its exit code. An exception of the script is shown as Python would,
+        from its frames on.
 
         SystemExit is let through: the caller's `finally` runs, and Python ends as the script asked.
         """
@@ -108,7 +117,8 @@ class Script:
         main_module.__dict__.update(names)
         if self.spec is not None:
             main_module.__package__ = self.spec.parent
-        # It stays __main__ after the run: functions that outlive the script, at exit say, need its globals.
+        # It stays __main__ after the run: functions that outlive the script, at exit say, need its
+        # globals.
         sys.modules["__main__"] = main_module
         sys.argv = [self.path, *self.arguments]
         sys.path[0] = self.import_path
@@ -122,7 +132,9 @@ class Script:
 
 
 def _shown(error: BaseException) -> int:
-    """Print an exception without the frames of this package in front of the script's. Returns the exit code."""
+    """Print an exception without the frames of this package in front of the script's. Returns the
+    exit code.
+    """
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename == __file__:
         trace = trace.tb_next
@@ -140,7 +152,9 @@ def _of_file(name: str, arguments: Sequence[str]) -> Script:
         beside = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
         raise _wrong(f"there is no script {name!r}{nearest(path.name, beside)}")
     folder = str(path.resolve().parent)
-    return Script(name, name, folder, tuple(arguments), lambda: compile(path.read_bytes(), str(path), "exec"))
+    return Script(
+        name, name, folder, tuple(arguments), lambda: compile(path.read_bytes(), str(path), "exec")
+    )
 
 
 def _of_module(name: str, arguments: Sequence[str]) -> Script:

@@ -26,7 +26,9 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Tuned:
-    """What became of one call. reason: why it was not measured. found: its times, where any are known."""
+    """What became of one call. reason: why it was not measured. found: its times, where any are
+    known.
+    """
 
     key: str
     state: State
@@ -44,7 +46,9 @@ class Tuned:
     "--merge", metavar="FILE", multiple=True, help="Add this file and run nothing. May be repeated."
 )
 @click.option("--show", is_flag=True, help="Print what is known and run nothing.")
-@click.option("-m", "module", metavar="MODULE", help="Run a module, as python -m does; it ends the options.")
+@click.option(
+    "-m", "module", metavar="MODULE", help="Run a module, as python -m does; it ends the options."
+)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[SCRIPT [ARGUMENTS]...]")
 def tune(
     seconds: float,
@@ -56,9 +60,9 @@ def tune(
 ) -> int:
     """Run a script with the passes alone, then measure the calls that they met.
 
-    Inductor compiles nothing meanwhile: what the script compiles runs in eager, so this takes little longer
-    than the script without compiling. A later run that compiles measures nothing. Where the script or a
-    measurement fails, what was measured so far is kept.
+    Inductor compiles nothing meanwhile: what the script compiles runs in eager, so this takes
+    little longer than the script without compiling. A later run that compiles measures nothing.
+    Where the script or a measurement fails, what was measured so far is kept.
     """
     if merge:
         # Written `--merge a.json b.json`, the second is a word.
@@ -101,7 +105,9 @@ def _writable(path: Path) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise click.UsageError(f"tune: cannot make the folder {str(path.parent)!r}: {error}") from error
+        raise click.UsageError(
+            f"tune: cannot make the folder {str(path.parent)!r}: {error}"
+        ) from error
     check_writable(str(path))
     return path
 
@@ -127,7 +133,8 @@ def _tune(script: Script, seconds: float, path: Path) -> int:
             code = _exit_code(ended)
     if code:
         click.echo(
-            f"{script.name} ended with code {code}; what it had met is measured all the same", err=True
+            f"{script.name} ended with code {code}; what it had met is measured all the same",
+            err=True,
         )
     calls, target = noted.calls, Target.current()
     tuned = measure(calls, Options(choices=str(path), tune_seconds=seconds), target)
@@ -146,7 +153,9 @@ def _exit_code(ended: SystemExit) -> int:
 def measure(
     calls: Sequence[Call], options: Options, target: Target, timer: Timer | None = None
 ) -> list[Tuned]:
-    """Measure the calls one after another. Each result is in the file at once; a failure costs its call only."""
+    """Measure the calls one after another. Each result is in the file at once; a failure costs its
+    call only.
+    """
     tuned: list[Tuned] = []
     for call in calls:
         try:
@@ -188,13 +197,18 @@ def _why_not(found: Measured | None, options: Options, target: Target, timer: Ti
 def told(name: str, graphs: int, tuned: Sequence[Tuned], target: Target) -> str:
     """What was met, measured and skipped, and why."""
     if not graphs:
-        return f"{name} compiled nothing with torch.compile(..., backend='rocm_diffusion'): there is nothing to measure"
+        return (
+            f"{name} compiled nothing with torch.compile(..., backend='rocm_diffusion'): there "
+            "is nothing to measure"
+        )
     lines = [
-        f"{name}: {plural(graphs, 'graph')}, {plural(len(tuned), 'different call')} to choose by measurement"
+        f"{name}: {plural(graphs, 'graph')}, {plural(len(tuned), 'different call')} to choose by "
+        "measurement"
     ]
     if not tuned:
         lines.append(
-            "only 3-D convolutions are chosen by measurement, and no graph has one of known sizes that may be "
+            "only 3-D convolutions are chosen by measurement, and no graph has one of known sizes "
+            "that may be "
             "rewritten"
         )
     for state in ("measured", "known", "not measured"):
@@ -209,13 +223,17 @@ def _lines(tuned: Tuned) -> list[str]:
     found = tuned.found
     said = tuned.reason or (_times(found) if found is not None else "")
     skipped = (
-        [f"      {name} skipped: {why}" for name, why in found.skipped.items()] if found is not None else []
+        [f"      {name} skipped: {why}" for name, why in found.skipped.items()]
+        if found is not None
+        else []
     )
     return [f"  {tuned.key}", f"      {said}", *skipped]
 
 
 def _times(found: Measured) -> str:
-    return ", ".join(f"{name} {ms:.3g} ms" for name, ms in sorted(found.ms.items(), key=lambda i: i[1]))
+    return ", ".join(
+        f"{name} {ms:.3g} ms" for name, ms in sorted(found.ms.items(), key=lambda i: i[1])
+    )
 
 
 def known(path: Path) -> str:

@@ -24,13 +24,16 @@ PUT_BACK = 1
 @click.command(cls=ScriptCommand, short_help="run a script and verify each rewrite in it")
 @click.option("--json", "json_file", metavar="FILE", help="Write the ledger as JSON.")
 @click.option("--live", is_flag=True, help="Verify on the inputs of the first call too.")
-@click.option("-m", "module", metavar="MODULE", help="Run a module, as python -m does; it ends the options.")
+@click.option(
+    "-m", "module", metavar="MODULE", help="Run a module, as python -m does; it ends the options."
+)
 @click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="SCRIPT [ARGUMENTS]...")
 def verify(json_file: str | None, live: bool, module: str | None, words: tuple[str, ...]) -> int:
-    """Run a script as Python would, with the option verify on, then print what each rewritten site is off by.
+    """Run a script as Python would, with the option verify on, then print what each rewritten site
+    is off by.
 
-    Exits with 1 where a rewrite was put back, and with the script's own code where that is not 0. An option
-    `verify` that the script gives itself is stronger than this command.
+    Exits with 1 where a rewrite was put back, and with the script's own code where that is not 0.
+    An option `verify` that the script gives itself is stronger than this command.
     """
     script = Script.find(module, words)
     check_writable(json_file)
@@ -81,7 +84,9 @@ def _print(graphs: list[Ledger], name: str) -> None:
 
 def _row(entry: Entry) -> tuple[str, ...]:
     found = entry.verification
-    numbers = (f"{float(found.get(name, 0)):.3g}" for name in ("error", "original_error", "seconds"))
+    numbers = (
+        f"{float(found.get(name, 0)):.3g}" for name in ("error", "original_error", "seconds")
+    )
     said = (found.get("reason", ""), found.get("reproducer", ""), found.get("no_reproducer", ""))
     return (
         f"{entry.idiom} by {entry.lowering}" if entry.lowering else entry.idiom,

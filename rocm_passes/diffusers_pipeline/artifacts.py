@@ -20,12 +20,16 @@ def load(path: object, report: Report) -> None:
         raise OptionError.value("cache_artifacts", "a file path", path)
     report.artifacts_path = os.fspath(path)
     if not os.path.exists(report.artifacts_path):
-        report.add("cache", "cache", "no file yet; report.save_cache_artifacts() writes it after a run")
+        report.add(
+            "cache", "cache", "no file yet; report.save_cache_artifacts() writes it after a run"
+        )
         return
     with open(report.artifacts_path, "rb") as file:
         info = torch.compiler.load_cache_artifacts(file.read())
     if info is None:
-        report.add("cache", "cache", "the file holds no readable artifacts; everything is compiled anew")
+        report.add(
+            "cache", "cache", "the file holds no readable artifacts; everything is compiled anew"
+        )
         return
     report.add("cache", "cache", f"{sum(map(len, info.artifacts.values()))} artifacts were loaded")
 

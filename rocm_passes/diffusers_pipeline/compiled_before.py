@@ -1,4 +1,6 @@
-"""What a user has compiled before: a module that runs compiled code of another call is left alone."""
+"""What a user has compiled before: a module that runs compiled code of another call is left
+alone.
+"""
 
 from __future__ import annotations
 
@@ -32,8 +34,12 @@ def compiled_before(module: nn.Module) -> str | None:
 
 
 def is_compiled_function(function: Any) -> bool:
-    """Whether `torch.compile` made a function. Wrappers that copy a function's attributes count with it."""
-    return getattr(function, "_torchdynamo_orig_callable", None) is not None and not is_disabled(function)
+    """Whether `torch.compile` made a function. Wrappers that copy a function's attributes count
+    with it.
+    """
+    return getattr(function, "_torchdynamo_orig_callable", None) is not None and not is_disabled(
+        function
+    )
 
 
 def is_disabled(function: Any) -> bool:
@@ -42,7 +48,9 @@ def is_disabled(function: Any) -> bool:
 
 
 def compiled_method(module: nn.Module, word: str) -> str | None:
-    """A method with `word` in its name ("decode", "_decode", "tiled_decode") that is a compiled function."""
+    """A method with `word` in its name ("decode", "_decode", "tiled_decode") that is a compiled
+    function.
+    """
     names = {n for owner in type(module).__mro__ for n in vars(owner)} | set(vars(module))
     for name in sorted(n for n in names if word in n):
         static = inspect.getattr_static(module, name)
@@ -63,9 +71,14 @@ def _below(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def untraceable(module: nn.Module) -> str | None:
-    """Why Dynamo would not trace a call of the module, so that compiling it would change nothing."""
+    """Why Dynamo would not trace a call of the module, so that compiling it would change
+    nothing.
+    """
     if torch._dynamo.config.disable:
-        return "torch.compile is disabled in this process (TORCH_COMPILE_DISABLE or torch._dynamo.config)"
+        return (
+            "torch.compile is disabled in this process (TORCH_COMPILE_DISABLE or "
+            "torch._dynamo.config)"
+        )
     if isinstance(module, torch.jit.ScriptModule):
         return "it is a TorchScript module, which Dynamo does not trace"
     forward: Callable[..., Any] = module.forward

@@ -1,4 +1,6 @@
-"""Compile one module in place, so that every call of it runs compiled and `state_dict` keys stay."""
+"""Compile one module in place, so that every call of it runs compiled and `state_dict` keys
+stay.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,8 @@ from torch.utils._pytree import tree_map_only
 from rocm_passes.backend import rocm_diffusion
 from rocm_passes.diffusers_pipeline import compiled_before, hooks
 
-#: Graphs that a module of static shapes may have: three a resolution for the decoder of a video VAE, and as
-#: many for each size of a tile.
+#: Graphs that a module of static shapes may have: three a resolution for the decoder of a video
+#: VAE, and as many for each size of a tile.
 RECOMPILE_LIMIT = 64
 
 Function = Callable[..., Any]
@@ -36,7 +38,8 @@ def compile_in_place(
     dynamic: bool | None,
     graphs: bool = False,
 ) -> None:
-    """As `nn.Module.compile` with this package's backend; with static shapes, room for RECOMPILE_LIMIT graphs.
+    """As `nn.Module.compile` with this package's backend; with static shapes, room for
+    RECOMPILE_LIMIT graphs.
 
     graphs: the options use CUDA graphs, whose outputs the next call overwrites: results are copied.
     """
@@ -59,8 +62,9 @@ def compile_in_place(
 
 
 def _call_of(module: nn.Module) -> Function:
-    """What to compile, as `nn.Module.compile` does. Dynamo skips frames of torch's own modules (a decoder that
-    is an nn.Sequential): these it must inline, into a frame of this file."""
+    """What to compile, as `nn.Module.compile` does. Dynamo skips frames of torch's own modules (a
+    decoder that is an nn.Sequential): these it must inline, into a frame of this file.
+    """
     if not type(module).forward.__module__.startswith("torch.nn."):
         return module._call_impl
 
@@ -71,7 +75,9 @@ def _call_of(module: nn.Module) -> Function:
 
 
 def _with_limit(compiled: Function) -> Function:
-    """For releases where torch.compile takes no recompile limit: Dynamo's own, for the time of a call."""
+    """For releases where torch.compile takes no recompile limit: Dynamo's own, for the time of a
+    call.
+    """
 
     def call(*args: Any, **kwargs: Any) -> Any:
         with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
@@ -81,7 +87,9 @@ def _with_limit(compiled: Function) -> Function:
 
 
 def _with_own_outputs(compiled: Function) -> Function:
-    """Copies the results of CUDA graphs: pipelines keep one prediction while they compute the next."""
+    """Copies the results of CUDA graphs: pipelines keep one prediction while they compute
+    the next.
+    """
 
     def call(*args: Any, **kwargs: Any) -> Any:
         torch.compiler.cudagraph_mark_step_begin()
@@ -91,10 +99,11 @@ def _with_own_outputs(compiled: Function) -> Function:
 
 
 class CachedFrames:
-    """A feature cache's tensor, as Wan's and Qwen-Image's code uses it, that can be compared with a string.
+    """A feature cache's tensor, as Wan's and Qwen-Image's code uses it, that can be compared with a
+    string.
 
-    Their cache holds tensors and the word "Rep", told apart by `==`. Dynamo of torch 2.11 breaks the graph where
-    a tensor is compared with a string, which leaves the decoder in pieces.
+    Their cache holds tensors and the word "Rep", told apart by `==`. Dynamo of torch 2.11 breaks
+    the graph where a tensor is compared with a string, which leaves the decoder in pieces.
     """
 
     def __init__(self, tensor: torch.Tensor) -> None:
@@ -116,7 +125,9 @@ class CachedFrames:
 
 
 def _with_cached_frames(compiled: Function) -> Function:
-    """Passes the feature cache with its tensors as CachedFrames, and puts back what the call leaves in it."""
+    """Passes the feature cache with its tensors as CachedFrames, and puts back what the call leaves
+    in it.
+    """
 
     def call(*args: Any, feat_cache: list[Any] | None = None, **kwargs: Any) -> Any:
         if feat_cache is None:

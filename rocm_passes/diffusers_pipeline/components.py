@@ -1,4 +1,6 @@
-"""What a component of a pipeline is, and so whether it pays to compile it: never decided by its name."""
+"""What a component of a pipeline is, and so whether it pays to compile it: never decided by its
+name.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class Role:
 
 
 def role(name: str, component: nn.Module, pipeline: type | None) -> Role:
-    """pipeline: the class whose source says how often it calls its component `name`; None: not known."""
+    """pipeline: the class whose source says how often it calls its component `name`; None: not
+    known.
+    """
     module = unwrapped(component)
     often = usage.how_often(pipeline, name) if pipeline is not None else usage.NOT_SEEN
     if is_vae(module):
@@ -51,7 +55,9 @@ def is_vae(module: nn.Module) -> bool:
 
 
 def denoises(cls: type[nn.Module]) -> bool:
-    """Whether `forward` takes a noise level, or the class declares repeated blocks to be compiled."""
+    """Whether `forward` takes a noise level, or the class declares repeated blocks to be
+    compiled.
+    """
     if getattr(cls, "_repeated_blocks", None):
         return True
     return any(NOISE_LEVEL.fullmatch(p) for p in inspect.signature(cls.forward).parameters)
@@ -75,17 +81,25 @@ def _of_transformers(module: nn.Module, often: str) -> str:
     if often == usage.EACH_STEP:
         return f"{what} runs at each step, on lengths that are not known; include= compiles it"
     if often == usage.ONCE:
-        return f"{what} runs once a call, outside the denoising loop, for less time than compiling it takes"
+        return (
+            f"{what} runs once a call, outside the denoising loop, for less time than compiling "
+            "it takes"
+        )
     return f"{what} is taken to run once a call, as encoders of prompts and images do"
 
 
 def _other(name: str, module: nn.Module, often: str, pipeline: type | None) -> str:
     what = type(module).__name__
     if often == usage.ONCE:
-        return f"{what} runs once a call, outside the denoising loop; include=[{name!r}] compiles it"
+        return (
+            f"{what} runs once a call, outside the denoising loop; include=[{name!r}] compiles it"
+        )
     whose = (
-        f"{pipeline.__name__}.__call__ does not show how often it runs" if pipeline else "no pipeline runs it"
+        f"{pipeline.__name__}.__call__ does not show how often it runs"
+        if pipeline
+        else "no pipeline runs it"
     )
     return (
-        f"unknown: {what} takes no timestep and has no decoder, and {whose}; include=[{name!r}] compiles it"
+        f"unknown: {what} takes no timestep and has no decoder, and {whose}; include=[{name!r}] "
+        "compiles it"
     )

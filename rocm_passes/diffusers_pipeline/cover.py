@@ -8,8 +8,9 @@
           transformer_blocks: [BasicTransformerBlock, ...]      units, declared by the class
         downsamplers: [Downsample2D]                            unit
 
-The share is counted in weights: elements of the matrices and kernels of linear layers and convolutions. That
-is exact where each of them is applied to the same number of positions, and an estimate elsewhere (SDXL's
+The share is counted in weights: elements of the matrices and kernels of linear layers and
+convolutions. That is exact where each of them is applied to the same number of positions, and an
+estimate elsewhere (SDXL's
 transformer blocks: 85 % of the weights, 75 % of the FLOPs at 1024 x 1024).
 """
 
@@ -41,7 +42,9 @@ def _outermost(module: nn.Module, classes: Sequence[str]) -> Iterator[nn.Module]
 
 
 def cover(model: nn.Module) -> list[nn.Module]:
-    """Declared blocks and, of the rest, the innermost members of module lists that are more than one layer."""
+    """Declared blocks and, of the rest, the innermost members of module lists that are more than
+    one layer.
+    """
     return list(_units(model, declared(model)))
 
 
@@ -67,7 +70,9 @@ def _is_container(module: nn.Module) -> bool:
 
 
 def _is_stage(module: nn.Module, classes: Sequence[str], alike: bool) -> bool:
-    """Whether a list's member is itself made of units: it holds declared blocks, or lists of blocks."""
+    """Whether a list's member is itself made of units: it holds declared blocks, or lists of
+    blocks.
+    """
     inside = [m for m in module.modules() if m is not module]
     if any(type(unwrapped(m)).__name__ in classes for m in inside):
         return True

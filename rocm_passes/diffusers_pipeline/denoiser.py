@@ -27,7 +27,9 @@ class Plan:
 def compile_denoiser(
     component: nn.Module, *, name: str, report: Report, settings: Settings | None = None
 ) -> None:
-    """Compile in place and report. component: any module that runs at each step, called as a module."""
+    """Compile in place and report. component: any module that runs at each step, called as a
+    module.
+    """
     settings = settings or Settings()
     reason = compiled_before.compiled_before(component) or compiled_before.untraceable(component)
     if reason is not None:
@@ -41,9 +43,11 @@ def compile_denoiser(
 
 
 def plan(model: nn.Module, settings: Settings) -> Plan:
-    """settings.how decides; for "auto": blocks where they hold nearly all of the weights, else the whole.
+    """settings.how decides; for "auto": blocks where they hold nearly all of the weights, else the
+    whole.
 
-    A graph of the whole would break at hooks and at modules that are compiled already: there blocks it is.
+    A graph of the whole would break at hooks and at modules that are compiled already: there blocks
+    it is.
     CUDA graphs want the whole: the results of each graph are copied.
     """
     if settings.how == "whole":
@@ -64,12 +68,15 @@ def plan(model: nn.Module, settings: Settings) -> Plan:
         return Plan(None)
     return Plan(
         None,
-        f"its {len(blocks)} blocks ({', '.join(declared(model))}) hold only {percent(held)} of its weights; "
+        f"its {len(blocks)} blocks ({', '.join(declared(model))}) hold only {percent(held)} of its "
+        "weights; "
         "its first call compiles for longer than with how='blocks'",
     )
 
 
-def _compile_whole(model: nn.Module, name: str, report: Report, settings: Settings, why: str) -> None:
+def _compile_whole(
+    model: nn.Module, name: str, report: Report, settings: Settings, why: str
+) -> None:
     reason = obstacle(model)
     inside = compiled_before.compiled_inside(model)
     if reason is None and inside:
@@ -78,7 +85,9 @@ def _compile_whole(model: nn.Module, name: str, report: Report, settings: Settin
         report.add(name, "skipped", reason)
         return
     _build_rope_tables(model, name, report)
-    compile_in_place(model, options=settings.options, dynamic=settings.dynamic, graphs=settings.graphs)
+    compile_in_place(
+        model, options=settings.options, dynamic=settings.dynamic, graphs=settings.graphs
+    )
     details = ["whole" + (f": {why}" if why else ""), hooks.note(model)]
     report.add_compiled(name, "; ".join(d for d in details if d), 1.0, [model])
 
@@ -95,7 +104,9 @@ def _compile_each(
         if reason is not None:
             reasons[reason] += 1
             continue
-        compile_in_place(module, options=settings.options, dynamic=settings.dynamic, graphs=settings.graphs)
+        compile_in_place(
+            module, options=settings.options, dynamic=settings.dynamic, graphs=settings.graphs
+        )
         done.append(module)
     if done:
         classes = ", ".join(dict.fromkeys(type(m).__name__ for m in done))

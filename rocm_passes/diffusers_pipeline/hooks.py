@@ -1,7 +1,8 @@
 """Hooks that move or convert weights: where they stand decides whether a module can be compiled.
 
-A hook runs outside of any graph: Dynamo breaks the graph there. Before or behind a compiled module that
-costs nothing; within it, the graph falls into pieces of one layer each, in which no idiom is found.
+A hook runs outside of any graph: Dynamo breaks the graph there. Before or behind a compiled module
+that costs nothing; within it, the graph falls into pieces of one layer each, in which no idiom is
+found.
 """
 
 from __future__ import annotations
@@ -14,7 +15,10 @@ from torch import nn
 SEQUENTIAL = "sequential CPU offloading moves its weights within a call"
 DEVICE_MAP = "device_map attached hooks to its layers; Dynamo breaks the graph at each"
 LAYERWISE = "layerwise casting converts the weights at each layer, where Dynamo breaks the graph"
-GROUP = "group offloading ({level}) moves weights within a call, and Dynamo breaks the graph at each move"
+GROUP = (
+    "group offloading ({level}) moves weights within a call, and Dynamo breaks the graph at "
+    "each move"
+)
 PART_OFFLOAD = "CPU offloading of one of its parts moves weights within a call"
 
 
@@ -62,12 +66,16 @@ def note(module: nn.Module) -> str | None:
 
 
 def any_below(module: nn.Module) -> bool:
-    """Whether any module below this one has a hook: block caches, group offloading, device_map, casting."""
+    """Whether any module below this one has a hook: block caches, group offloading, device_map,
+    casting.
+    """
     return any(True for m in module.modules() if m is not module for _ in hooks_of(m))
 
 
 def hooks_of(module: nn.Module) -> Iterator[Any]:
-    """The module's hooks of accelerate (`_hf_hook`) and of diffusers (`_diffusers_hook`), one by one."""
+    """The module's hooks of accelerate (`_hf_hook`) and of diffusers (`_diffusers_hook`), one by
+    one.
+    """
     own = getattr(module, "_hf_hook", None)
     if own is not None:
         yield from getattr(own, "hooks", None) or (own,)

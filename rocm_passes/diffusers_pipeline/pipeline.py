@@ -12,7 +12,15 @@ from torch import nn
 from rocm_passes.diffusers_pipeline import artifacts
 from rocm_passes.diffusers_pipeline import warm as warming
 from rocm_passes.diffusers_pipeline.compiled_before import unwrapped
-from rocm_passes.diffusers_pipeline.components import DENOISER, OTHER, RESAMPLER, VAE, Role, is_vae, role
+from rocm_passes.diffusers_pipeline.components import (
+    DENOISER,
+    OTHER,
+    RESAMPLER,
+    VAE,
+    Role,
+    is_vae,
+    role,
+)
 from rocm_passes.diffusers_pipeline.denoiser import compile_denoiser
 from rocm_passes.diffusers_pipeline.report import Report
 from rocm_passes.diffusers_pipeline.settings import Settings
@@ -35,24 +43,28 @@ def compile_pipeline(
     cache_artifacts: str | os.PathLike[str] | None = None,
     warm: warming.Sizes | None = None,
 ) -> Report:
-    """Compile a diffusers pipeline, or a bare denoiser or VAE, in place. Without `warm` nothing runs yet.
+    """Compile a diffusers pipeline, or a bare denoiser or VAE, in place. Without `warm` nothing
+    runs yet.
 
     transformer, vae: whether to compile denoisers, and VAEs with latent upsamplers.
     include, exclude: names of components to compile or to leave, whatever they are.
-    how: denoisers "whole"; by "blocks" (the declared ones, ResNets and samplers too); "auto": by the declared
-    blocks where these hold 90 % of its weights, else whole.
+    how: denoisers "whole"; by "blocks" (the declared ones, ResNets and samplers too); "auto": by
+    the declared blocks where these hold 90 % of its weights, else whole.
     dynamic: as of torch.compile, for denoisers; shapes of VAEs are static.
     mode: an Inductor mode, e.g. "reduce-overhead". options: those of the backend.
-    vae_dtype: "bf16" or "fp16": a float32 VAE decodes with 3-D convolutions in it; encoding stays float32. The
-    report gives the PSNR of a probe decode, which runs now.
+    vae_dtype: "bf16" or "fp16": a float32 VAE decodes with 3-D convolutions in it; encoding stays
+    float32. The report gives the PSNR of a probe decode, which runs now.
     cache_artifacts: file to load compiled code from; `report.save_cache_artifacts()` writes it.
-    warm: arguments of a call of the pipeline (or a list), e.g. {"height": 1024, "width": 1024}: run it now,
-    with two steps unless given, and save the artifacts.
+    warm: arguments of a call of the pipeline (or a list), e.g. {"height": 1024, "width": 1024}: run
+    it now, with two steps unless given, and save the artifacts.
 
-    Offloading hooks, LoRA adapters and attention processors stay. The report has a line for each component.
-    Raises TypeError on what is neither a pipeline nor a module, OptionError on a wrong argument or option.
+    Offloading hooks, LoRA adapters and attention processors stay. The report has a line for each
+    component. Raises TypeError on what is neither a pipeline nor a module, OptionError on a wrong
+    argument or option.
     """
-    settings = Settings.checked(how=how, dynamic=dynamic, mode=mode, options=options, vae_dtype=vae_dtype)
+    settings = Settings.checked(
+        how=how, dynamic=dynamic, mode=mode, options=options, vae_dtype=vae_dtype
+    )
     runs = warming.calls(pipe, warm)
     components = _components(pipe)
     wanted = Wanted.checked(components, transformer, vae, include, exclude)
@@ -124,7 +136,9 @@ def _components(pipe: Any) -> dict[str, nn.Module]:
         return {type(unwrapped(pipe)).__name__: pipe}
     components = getattr(pipe, "components", None)
     if not isinstance(components, Mapping):
-        raise TypeError(f"expected a diffusers pipeline or a module of one, found {type(pipe).__name__}")
+        raise TypeError(
+            f"expected a diffusers pipeline or a module of one, found {type(pipe).__name__}"
+        )
     return {name: c for name, c in components.items() if isinstance(c, nn.Module)}
 
 

@@ -1,4 +1,6 @@
-"""What convolutions in 16 bits cost a decoder: the PSNR of one small decode against its float32 convolutions."""
+"""What convolutions in 16 bits cost a decoder: the PSNR of one small decode against its float32
+convolutions.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,11 @@ SIZE = (2, 8, 8)
 
 
 def probe_decode(vae: nn.Module, vae_dtype: str) -> str:
-    """A sentence with the PSNR in dB, or with what stopped the decode. The decode runs in eager, twice.
+    """A sentence with the PSNR in dB, or with what stopped the decode. The decode runs in eager,
+    twice.
 
-    Its latent is drawn with the mean and deviation of the VAE's config, its weights are the VAE's own.
+    Its latent is drawn with the mean and deviation of the VAE's config, its weights are the VAE's
+    own.
     """
     what = f"3-D convolutions in {vae_dtype}"
     try:
@@ -46,8 +50,9 @@ def psnr(got: torch.Tensor, expected: torch.Tensor) -> float:
 class ConvolutionsIn(TorchDispatchMode):
     """Rounds the factors and the results of float32 3-D convolutions to another dtype.
 
-    That is what a 16-bit convolution with float32 accumulation computes, and a CPU does it at float32's speed.
-    Both factors are scaled by powers of two into the dtype's range, as the lowerings of `conv_dtype` do for fp16.
+    That is what a 16-bit convolution with float32 accumulation computes, and a CPU does it at
+    float32's speed. Both factors are scaled by powers of two into the dtype's range, as the
+    lowerings of `conv_dtype` do for fp16.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:

@@ -68,14 +68,18 @@ class Report:
 
     @property
     def shares(self) -> dict[str, float]:
-        """Each compiled part's share of weights (convolutions and linear layers) in compiled modules."""
+        """Each compiled part's share of weights (convolutions and linear layers) in compiled
+        modules.
+        """
         return {p.name: p.share for p in self.parts if p.share is not None}
 
     def save_cache_artifacts(self, path: str | os.PathLike[str] | None = None) -> int:
-        """Write what this process has compiled so far to one file, for `cache_artifacts=` of another process.
+        """Write what this process has compiled so far to one file, for `cache_artifacts=` of
+        another process.
 
-        path: default: the path given to compile_pipeline. The file is replaced as a whole or not at all.
-        Returns the number of artifacts. Raises RocmPassesError where there is no path or nothing to save.
+        path: default: the path given to compile_pipeline. The file is replaced as a whole or not at
+        all. Returns the number of artifacts. Raises RocmPassesError where there is no path or
+        nothing to save.
         """
         target = os.fspath(path) if path is not None else self.artifacts_path
         if target is None:
@@ -83,7 +87,8 @@ class Report:
         saved = torch.compiler.save_cache_artifacts()
         if saved is None:
             raise RocmPassesError(
-                "save_cache_artifacts: nothing was compiled in this process yet; call the pipeline first"
+                "save_cache_artifacts: nothing was compiled in this process yet; call the pipeline "
+                "first"
             )
         content, info = saved
         _write_whole(target, content)

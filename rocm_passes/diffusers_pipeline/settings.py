@@ -16,7 +16,9 @@ GRAPHS = "triton.cudagraphs"
 
 @dataclass(frozen=True)
 class Settings:
-    """How to compile. options: those of the backend with "mode" among them; None: no options given."""
+    """How to compile. options: those of the backend with "mode" among them; None: no
+    options given.
+    """
 
     how: str = "auto"
     dynamic: bool | None = None
@@ -34,7 +36,9 @@ class Settings:
         options: Mapping[str, Any] | None = None,
         vae_dtype: str | None = None,
     ) -> Settings:
-        """Raises OptionError on the first wrong name or value, and on two that contradict each other."""
+        """Raises OptionError on the first wrong name or value, and on two that contradict each
+        other.
+        """
         if how not in HOW:
             raise _not_one_of("how", HOW, how)
         if dynamic not in (None, True, False):
@@ -46,10 +50,14 @@ class Settings:
             if vae_dtype not in VAE_DTYPES:
                 raise _not_one_of("vae_dtype", VAE_DTYPES, vae_dtype)
             if parsed.rewrite_numerics == "strict":
-                raise OptionError.value("vae_dtype", "None beside rewrite_numerics='strict'", vae_dtype)
+                raise OptionError.value(
+                    "vae_dtype", "None beside rewrite_numerics='strict'", vae_dtype
+                )
             if parsed.conv_dtype not in ("", vae_dtype):
                 raise OptionError.value(
-                    "vae_dtype", f"{parsed.conv_dtype!r} as in option 'conv_dtype', or None", vae_dtype
+                    "vae_dtype",
+                    f"{parsed.conv_dtype!r} as in option 'conv_dtype', or None",
+                    vae_dtype,
                 )
         given = dict(options or {})
         if mode:
@@ -57,8 +65,9 @@ class Settings:
         return cls(how, dynamic, given, vae_dtype, graphs=bool(patch.get(GRAPHS)))
 
     def of_vae(self, part: str) -> dict[str, Any]:
-        """Options for "decoder" or "encoder": without CUDA graphs, which would write into frames that are
-        kept from call to call; the decoder with the convolution dtype that was asked for."""
+        """Options for "decoder" or "encoder": without CUDA graphs, which would write into frames
+        that are kept from call to call; the decoder with the convolution dtype that was asked for.
+        """
         options = dict(self.options)
         if self.graphs:
             options[GRAPHS] = False

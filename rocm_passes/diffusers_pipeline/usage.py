@@ -1,7 +1,8 @@
-"""How often a pipeline calls a component, read from the source of its `__call__` and the methods that it calls.
+"""How often a pipeline calls a component, read from the source of its `__call__` and the methods
+that it calls.
 
-A denoising loop is a loop whose body calls the `step` of a scheduler. This decides only about components whose
-class does not say what they are; a source that cannot be read decides nothing.
+A denoising loop is a loop whose body calls the `step` of a scheduler. This decides only about
+components whose class does not say what they are; a source that cannot be read decides nothing.
 """
 
 from __future__ import annotations
@@ -17,11 +18,22 @@ ONCE = "once"
 NOT_SEEN = "not seen"
 
 #: Methods that do not compute, or only move or describe a module.
-NO_CALLS = {"to", "eval", "train", "parameters", "named_parameters", "buffers", "modules", "requires_grad_"}
+NO_CALLS = {
+    "to",
+    "eval",
+    "train",
+    "parameters",
+    "named_parameters",
+    "buffers",
+    "modules",
+    "requires_grad_",
+}
 
 
 def how_often(pipeline: type, component: str) -> str:
-    """EACH_STEP: within a denoising loop; ONCE: elsewhere; NOT_SEEN: in no source that could be read."""
+    """EACH_STEP: within a denoising loop; ONCE: elsewhere; NOT_SEEN: in no source that could be
+    read.
+    """
     found = {in_loop for name, in_loop in _uses(pipeline) if name == component}
     if True in found:
         return EACH_STEP
@@ -57,7 +69,11 @@ def _source(pipeline: type, method: str) -> ast.AST:
 def _visit(node: ast.AST, parent: ast.AST | None, in_loop: bool) -> Iterator[tuple[str, bool]]:
     if isinstance(node, (ast.For, ast.While)):
         in_loop = in_loop or _steps(node)
-    if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "self":
+    if (
+        isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id == "self"
+    ):
         if _is_use(node, parent):
             yield node.attr, in_loop
         return
@@ -87,7 +103,9 @@ def _is_use(node: ast.AST, parent: ast.AST | None) -> bool:
 
 
 def _steps(loop: ast.AST) -> bool:
-    """Whether a scheduler steps in the loop itself: a loop over chunks that holds denoising loops is none."""
+    """Whether a scheduler steps in the loop itself: a loop over chunks that holds denoising loops
+    is none.
+    """
     todo = list(ast.iter_child_nodes(loop))
     while todo:
         node = todo.pop()

@@ -1,4 +1,6 @@
-"""A VAE: its decoder and encoder, with static shapes, so that `decode`, `encode` and tiling run compiled."""
+"""A VAE: its decoder and encoder, with static shapes, so that `decode`, `encode` and tiling run
+compiled.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ def compile_vae(
     return report
 
 
-def compile_vae_parts(component: nn.Module, *, name: str, report: Report, settings: Settings) -> None:
+def compile_vae_parts(
+    component: nn.Module, *, name: str, report: Report, settings: Settings
+) -> None:
     vae = unwrapped(component)
     replaced = _replace_numpy_booleans(vae)
     if replaced:
@@ -80,7 +84,9 @@ def _compile_part(
 
 
 def compile_resampler(module: nn.Module, *, name: str, report: Report, settings: Settings) -> None:
-    """A module of 3-D convolutions that runs once a call: whole, with static shapes, as a decoder."""
+    """A module of 3-D convolutions that runs once a call: whole, with static shapes, as a
+    decoder.
+    """
     reason = obstacle(module)
     if reason is not None:
         report.add(name, "skipped", reason)
@@ -100,7 +106,9 @@ def _why_dtype_is_useless(decoder: nn.Module) -> str | None:
 
 
 def _replace_numpy_booleans(module: nn.Module) -> list[str]:
-    """HunyuanVideo 1.5's decoder keeps numpy's booleans, at each of which Dynamo breaks the graph."""
+    """HunyuanVideo 1.5's decoder keeps numpy's booleans, at each of which Dynamo breaks the
+    graph.
+    """
     replaced: dict[str, None] = {}
     for attribute, value, owner in _attributes(module):
         if type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_"):

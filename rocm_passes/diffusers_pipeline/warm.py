@@ -1,4 +1,6 @@
-"""Compile ahead: run the pipeline once for each given size, and say which parts compiled and how long it took."""
+"""Compile ahead: run the pipeline once for each given size, and say which parts compiled and how
+long it took.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ Sizes = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
 def calls(pipe: Any, warm: Sizes | None) -> list[dict[str, Any]]:
-    """The keyword arguments of each warm run. Raises OptionError on a name that the pipeline does not take."""
+    """The keyword arguments of each warm run. Raises OptionError on a name that the pipeline does
+    not take.
+    """
     if warm is None:
         return []
     given = [warm] if isinstance(warm, Mapping) else warm
@@ -37,16 +41,19 @@ def calls(pipe: Any, warm: Sizes | None) -> list[dict[str, Any]]:
         unknown = [n for n in arguments if n not in names and not any_name]
         if unknown:
             raise OptionError(
-                f"warm: {type(pipe).__name__} takes no argument {unknown[0]!r}{nearest(unknown[0], names)}"
+                f"warm: {type(pipe).__name__} takes no argument "
+                f"{unknown[0]!r}{nearest(unknown[0], names)}"
             )
         result.append(arguments)
     return result
 
 
 def run(pipe: Any, arguments: Mapping[str, Any], report: Report) -> None:
-    """Run the pipeline once without gradients; the generators of random numbers are left as they were.
+    """Run the pipeline once without gradients; the generators of random numbers are left as they
+    were.
 
-    Adds a line to the report: seconds of the first calls of each compiled part, and which parts did not run.
+    Adds a line to the report: seconds of the first calls of each compiled part, and which parts did
+    not run.
     """
     with _watched(report.modules) as seconds, torch.no_grad(), _random_state():
         pipe(**_completed(pipe, arguments, report))
@@ -80,9 +87,13 @@ def _completed(pipe: Any, arguments: Mapping[str, Any], report: Report) -> dict[
 
 @contextmanager
 def _watched(modules: Mapping[str, list[nn.Module]]) -> Iterator[dict[str, float]]:
-    """Sums the seconds of the first call of each module; prints a line where a part begins to compile."""
+    """Sums the seconds of the first call of each module; prints a line where a part begins to
+    compile.
+    """
     seconds: dict[str, float] = {}
-    compiled = [(module, module._compiled_call_impl) for each in modules.values() for module in each]
+    compiled = [
+        (module, module._compiled_call_impl) for each in modules.values() for module in each
+    ]
     try:
         for name, each in modules.items():
             for module in each:

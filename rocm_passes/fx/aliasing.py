@@ -1,7 +1,7 @@
 """Which outputs of a graph share memory, with each other or with an input, and keeping it so.
 
-A rewrite may make one output a view of another, or of an input, where the graph had computed a tensor of its own.
-A caller that writes into one would then change the other.
+A rewrite may make one output a view of another, or of an input, where the graph had computed a
+tensor of its own. A caller that writes into one would then change the other.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from rocm_passes.fx.builder import Builder, outputs, set_outputs
 from rocm_passes.fx.nodes import aten, value
 
 #: They return their input as it is where it is so already.
-_PERHAPS_SAME = frozenset({aten.reshape.default, aten.contiguous.default, inductor_prims.force_stride_order})
+_PERHAPS_SAME = frozenset(
+    {aten.reshape.default, aten.contiguous.default, inductor_prims.force_stride_order}
+)
 
 Sharing = frozenset[tuple[int, int | fx.Node]]
 

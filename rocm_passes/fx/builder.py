@@ -18,7 +18,9 @@ from rocm_passes.fx.symbols import sizes_as_nodes
 
 
 class Builder:
-    """Calls operators on graph nodes: `b(aten.mul.Tensor, x, y)` inserts the node and returns it."""
+    """Calls operators on graph nodes: `b(aten.mul.Tensor, x, y)` inserts the node and
+    returns it.
+    """
 
     def __init__(self, graph: fx.Graph, fake_mode: FakeTensorMode, origin: fx.Node) -> None:
         self.graph = graph
@@ -46,7 +48,8 @@ class Builder:
         return pytree.tree_map(lambda v: by_id.get(id(v), v), values)
 
     def _as_nodes(self, sizes: list[torch.SymInt]) -> Sequence[Any]:
-        # torch 2.11 has no materialize_symints; later ones' finds no unbacked symbol that was renamed.
+        # torch 2.11 has no materialize_symints; later ones' finds no unbacked symbol that was
+        # renamed.
         unbacked = any(free_unbacked_symbols(size) for size in sizes)
         if unbacked or not hasattr(self.graph, "materialize_symints"):
             return sizes_as_nodes(self.graph, sizes)
@@ -71,7 +74,9 @@ class Builder:
 
 
 class Eager:
-    """A Builder's stand-in over real tensors, so that a decomposition can be run and tested by itself."""
+    """A Builder's stand-in over real tensors, so that a decomposition can be run and tested by
+    itself.
+    """
 
     def __call__(self, target: Any, *args: Any, **kwargs: Any) -> Any:
         return target(*args, **kwargs)

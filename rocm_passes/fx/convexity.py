@@ -1,7 +1,7 @@
 """Can a set of nodes be computed at once, given the sets that are already taken?
 
-Two sets can each be convex and still wait for each other: each reads what the other computes. So the
-question is asked on the graph in which every set taken so far is contracted into one node.
+Two sets can each be convex and still wait for each other: each reads what the other computes. So
+the question is asked on the graph in which every set taken so far is contracted into one node.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ class _Taken:
 class Contraction:
     """A graph in which disjoint sets of nodes are contracted one after another.
 
-    The graph's order must be topological when the object is made, and must not change while it is used.
+    The graph's order must be topological when the object is made, and must not change while it is
+    used.
     """
 
     def __init__(self, graph: fx.Graph) -> None:
         self.order = {node: i for i, node in enumerate(graph.nodes)}
         self._of: dict[fx.Node, _Taken] = {}
-        #: Sets of which an output stands before an input: the only ones that lead back in the order.
+        #: Sets of which an output stands before an input: the only ones that lead back in the
+        #: order.
         self._spread: list[_Taken] = []
 
     def obstacle(
@@ -38,7 +40,8 @@ class Contraction:
     ) -> str | None:
         """Why the nodes cannot be contracted, in words for a user, or None where they can.
 
-        nodes: the set. inputs: the nodes that its replacement reads. outputs: those of its nodes that others read.
+        nodes: the set. inputs: the nodes that its replacement reads. outputs: those of its nodes
+        that others read.
         """
         wanted = set(inputs)
         inside = next((node for node in wanted if node in nodes), None)
@@ -58,7 +61,9 @@ class Contraction:
             taken = self._of.get(node)
             if taken is not None and not seen.issuperset(taken.outputs):
                 if not wanted.isdisjoint(taken.outputs):
-                    return "one of its inputs is computed by a site that waits for a value inside it"
+                    return (
+                        "one of its inputs is computed by a site that waits for a value inside it"
+                    )
                 stack.extend(taken.outputs)
         return None
 
@@ -76,7 +81,9 @@ class Contraction:
             self._spread.append(taken)
 
     def _limit(self, last: int) -> int:
-        """The place in the order behind which nothing leads back to an input at `last` or before it."""
+        """The place in the order behind which nothing leads back to an input at `last` or before
+        it.
+        """
         grown = True
         while grown:
             grown = False

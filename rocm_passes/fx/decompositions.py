@@ -1,8 +1,10 @@
-"""High-level operators kept whole for matching, and the pass that decomposes those that nobody matched.
+"""High-level operators kept whole for matching, and the pass that decomposes those that nobody
+matched.
 
-Inductor's decomposition table breaks `native_layer_norm`, `native_group_norm`, `silu` … into many nodes, and
-into different ones on the CPU and on a GPU. Kept whole they are one node everywhere. What no idiom claims is
-decomposed again with Inductor's own table, so that it fuses as it would have.
+Inductor's decomposition table breaks `native_layer_norm`, `native_group_norm`, `silu` … into many
+nodes, and into different ones on the CPU and on a GPU. Kept whole they are one node everywhere.
+What no idiom claims is decomposed again with Inductor's own table, so that it fuses as it would
+have.
 """
 
 from __future__ import annotations
@@ -29,8 +31,9 @@ Packet = torch._ops.OpOverloadPacket
 class PreservingTable(dict[Any, Callable[..., Any]]):
     """Inductor's decomposition table without the kept operators.
 
-    It pickles as its recipe and a digest of its operators' names: Inductor puts the table into its cache key, and
-    the functions themselves do not pickle. The names count because the table depends on Inductor's options.
+    It pickles as its recipe and a digest of its operators' names: Inductor puts the table into its
+    cache key, and the functions themselves do not pickle. The names count because the table depends
+    on Inductor's options.
     """
 
     keep: tuple[str, ...] = ()
@@ -46,12 +49,15 @@ class PreservingTable(dict[Any, Callable[..., Any]]):
 def _unpickled(keep: tuple[str, ...], digest: str) -> PreservingTable:
     table = table_preserving(keep)
     if table.digest != digest:
-        raise pickle.UnpicklingError("the decomposition table was made under other options of Inductor")
+        raise pickle.UnpicklingError(
+            "the decomposition table was made under other options of Inductor"
+        )
     return table
 
 
 def table_preserving(keep: Iterable[str]) -> PreservingTable:
-    """The table that keeps the named ATen operators, e.g. "native_group_norm", in all their overloads.
+    """The table that keeps the named ATen operators, e.g. "native_group_norm", in all their
+    overloads.
 
     It follows Inductor's config as it is at the call: make it under the options of the compile.
     """
@@ -82,7 +88,9 @@ def decompose_preserved(graph: fx.Graph, keep: Iterable[str]) -> int:
         if node.target not in table:
             continue
         with graph.inserting_before(node):
-            _inline(Builder(graph, fake_mode, node), node, _template(node, table, templates, fake_mode))
+            _inline(
+                Builder(graph, fake_mode, node), node, _template(node, table, templates, fake_mode)
+            )
         done += 1
     return done
 
@@ -100,7 +108,9 @@ def _nodes_of(graph: fx.Graph, packet: Packet) -> list[fx.Node]:
 def _template(
     node: fx.Node, table: Mapping[Any, Any], templates: dict[Any, fx.GraphModule], fake_mode: Any
 ) -> fx.GraphModule:
-    """The traced decomposition of a call; calls alike in every shape, stride and literal share one trace."""
+    """The traced decomposition of a call; calls alike in every shape, stride and literal share one
+    trace.
+    """
     inputs = node.all_input_nodes
     key = _signature(node)
     if key is not None and key in templates:
@@ -122,7 +132,9 @@ def _template(
 
 
 def _signature(node: fx.Node) -> Any:
-    """What the trace depends on, or None where sizes are symbolic and a trace holds for one node only."""
+    """What the trace depends on, or None where sizes are symbolic and a trace holds for one node
+    only.
+    """
     numbers = {n: i for i, n in enumerate(node.all_input_nodes)}
     tensors: list[Any] = []
     for n in numbers:
@@ -155,7 +167,9 @@ def _inline(b: Builder, node: fx.Node, template: fx.GraphModule) -> None:
 
 
 def _constant(b: Builder, found: torch.Tensor) -> Any:
-    return b(aten.full.default, list(found.shape), found.item(), dtype=found.dtype, device=found.device)
+    return b(
+        aten.full.default, list(found.shape), found.item(), dtype=found.dtype, device=found.device
+    )
 
 
 def _replace(graph: fx.Graph, node: fx.Node, results: Any) -> None:

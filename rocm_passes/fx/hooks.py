@@ -51,7 +51,8 @@ else:
 def after_the_users(patch: Mapping[str, Any], hook: str, ours: CustomGraphPass) -> Any:
     """The value for Inductor's option `hook` that runs the user's passes and then ours.
 
-    patch: what this compile changes in Inductor's config; it has the user's passes where they came as options.
+    patch: what this compile changes in Inductor's config; it has the user's passes where they came
+    as options.
     """
     theirs = patch[hook] if hook in patch else getattr(inductor_config, hook)
     if theirs is None:

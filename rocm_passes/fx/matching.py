@@ -10,7 +10,8 @@ from torch import fx
 
 from rocm_passes.fx import nodes as n
 
-#: Gives the node behind one that does not change the value, or None where the node is looked at itself.
+#: Gives the node behind one that does not change the value, or None where the node is looked at
+#: itself.
 Look = Callable[[fx.Node], fx.Node | None]
 
 
@@ -21,8 +22,9 @@ def lossless(node: fx.Node) -> fx.Node | None:
 
 @dataclass(frozen=True)
 class Bound:
-    """A match so far. nodes: those that it consists of; passed: what was looked through at its leaves; node: what
-    the pattern asked last matched, a call or what was found in a name's place."""
+    """A match so far. nodes: those that it consists of; passed: what was looked through at its
+    leaves; node: what the pattern asked last matched, a call or what was found in a name's place.
+    """
 
     values: Mapping[str, Any] = field(default_factory=dict)
     nodes: frozenset[fx.Node] = frozenset()
@@ -49,8 +51,12 @@ class Trace:
     reason: str = ""
     _rank: tuple[int, bool] = (-1, False)
 
-    def stop(self, bound: Bound, found: object, reason: str, stated: bool = False) -> Iterator[Bound]:
-        """Note a failure. stated: a condition failed on a node of the kind looked for, which says more."""
+    def stop(
+        self, bound: Bound, found: object, reason: str, stated: bool = False
+    ) -> Iterator[Bound]:
+        """Note a failure. stated: a condition failed on a node of the kind looked for, which says
+        more.
+        """
         rank = (len(bound.nodes), stated)
         if rank > self._rank:
             self._rank, self.bound, self.reason = rank, bound, reason

@@ -1,7 +1,9 @@
-"""What the memory format of a graph's convolutions depends on; `policy/layout.py` decides it for the whole graph.
+"""What the memory format of a graph's convolutions depends on; `policy/layout.py` decides it for
+the whole graph.
 
-Between neighbours of unlike format stands a conversion that reads and writes the whole activation. Pointwise
-code, norms, upsampling and cats take on the format of the convolutions round them, so these decide.
+Between neighbours of unlike format stands a conversion that reads and writes the whole activation.
+Pointwise code, norms, upsampling and cats take on the format of the convolutions round them, so
+these decide.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ def mixes_pixels(node: fx.Node) -> bool:
 
 
 def suits(node: fx.Node) -> bool:
-    """Grouped convolutions with several channels a group are slow channels-last; they keep their layout.
+    """Grouped convolutions with several channels a group are slow channels-last; they keep their
+    layout.
 
-    So do those of symbolic size, as in Inductor: strides cannot be asked for before sizes are numbers.
+    So do those of symbolic size, as in Inductor: strides cannot be asked for before sizes are
+    numbers.
     """
     groups = node.args[8]
     if not all(isinstance(size, int) for size in n.shape(node.args[0])):

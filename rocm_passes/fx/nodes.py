@@ -105,7 +105,9 @@ def example_size(size: Any) -> int | None:
 
 
 def static_int(size: Any) -> int | None:
-    """The size as an int, or None where it is symbolic and not known to be one number. Installs no guard."""
+    """The size as an int, or None where it is symbolic and not known to be one number. Installs no
+    guard.
+    """
     if isinstance(size, torch.SymInt):
         found: int | None = size.node.maybe_as_int()
         return found
@@ -148,14 +150,18 @@ def argument(node: fx.Node, index: int = 0) -> fx.Node:
 
 
 def through_widening(node: Any) -> Any:
-    """The node before any lossless casts. Narrowing casts are never looked through: they change the value."""
+    """The node before any lossless casts. Narrowing casts are never looked through: they change the
+    value.
+    """
     while is_widening(node):
         node = node.args[0]
     return node
 
 
 def only_user(node: fx.Node) -> fx.Node | None:
-    """The one user, where it reads the node once; None where there are several, or it reads it more often."""
+    """The one user, where it reads the node once; None where there are several, or it reads it more
+    often.
+    """
     if len(node.users) != 1:
         return None
     user = next(iter(node.users))
@@ -213,7 +219,9 @@ def is_vector_of(node: object, size: Any) -> bool:
 
 
 def slice_bounds(size: Any, args: tuple[Any, ...]) -> tuple[Any, Any, Any, int]:
-    """(dim, start, end, step) of the arguments of aten.slice or slice_scatter behind the tensors."""
+    """(dim, start, end, step) of the arguments of aten.slice or slice_scatter behind the
+    tensors.
+    """
     dim = args[0] if args else 0
     begin = args[1] if len(args) > 1 and args[1] is not None else 0
     end = args[2] if len(args) > 2 and args[2] is not None else size
@@ -224,7 +232,9 @@ def slice_bounds(size: Any, args: tuple[Any, ...]) -> tuple[Any, Any, Any, int]:
 
 
 def joined_dim(node: object) -> int | None:
-    """The dim along which a cat joins tensors of its own rank and dtype (cat skips empty 1-D ones, and promotes)."""
+    """The dim along which a cat joins tensors of its own rank and dtype (cat skips empty 1-D ones,
+    and promotes).
+    """
     if not is_call(node, aten.cat.default):
         return None
     parts = node.args[0]

@@ -6,11 +6,12 @@
 
     found = NORM.match(node)        # found["x"], found["eps"], found.nodes
 
-`|` gives alternatives, tried in order with backtracking. `add` and `mul` match their operands in either order. A name
-that is bound twice must stand for the same value. Lossless casts are looked through everywhere; a narrowing cast is
-only where the pattern says `rounded`.
+`|` gives alternatives, tried in order with backtracking. `add` and `mul` match their operands in
+either order. A name that is bound twice must stand for the same value. Lossless casts are looked
+through everywhere; a narrowing cast is only where the pattern says `rounded`.
 
-A failed match leaves in its `Trace` how far it came: what was bound by then, the node that stopped it, and why.
+A failed match leaves in its `Trace` how far it came: what was bound by then, the node that stopped
+it, and why.
 """
 
 from __future__ import annotations
@@ -39,13 +40,16 @@ class Pattern:
         return next(self.matches(found, Bound(given), trace or Trace()), None)
 
     def where(self, check: Callable[[Any, Bound], str | None]) -> Pattern:
-        """Only where `check(found, bound)` gives None; else it gives the reason in words. `bound.node` is the call
-        itself, where `found` may be a cast of it."""
+        """Only where `check(found, bound)` gives None; else it gives the reason in words.
+        `bound.node` is the call itself, where `found` may be a cast of it.
+        """
 
         def matches(found: Any, bound: Bound, trace: Trace) -> Iterator[Bound]:
             for made in self.matches(found, bound, trace):
                 reason = check(found, made)
-                yield from (made,) if reason is None else trace.stop(made, found, reason, stated=True)
+                yield from (
+                    (made,) if reason is None else trace.stop(made, found, reason, stated=True)
+                )
 
         return Pattern(matches)
 
@@ -86,7 +90,9 @@ def bind(name: str) -> Pattern:
         if known is None:
             plain = n.through_widening(found)
             passed = behind[: behind.index(plain)]
-            return iter((replace(bound.having(**{name: plain}), passed=bound.passed.union(passed)),))
+            return iter(
+                (replace(bound.having(**{name: plain}), passed=bound.passed.union(passed)),)
+            )
         behind_known = trace.behind(known)
         if behind[-1] is not behind_known[-1]:
             return trace.stop(bound, found, f"{_said(found)} is not {name}, {_said(known)}")
@@ -141,7 +147,9 @@ def rounded(inner: Pattern) -> Pattern:
 def call(*targets: Any, commutes: bool = False) -> Callable[..., Pattern]:
     """The pattern of a call of one of the targets; further positional arguments are free."""
 
-    def matches(operands: tuple[Pattern, ...], found: Any, bound: Bound, trace: Trace) -> Iterator[Bound]:
+    def matches(
+        operands: tuple[Pattern, ...], found: Any, bound: Bound, trace: Trace
+    ) -> Iterator[Bound]:
         behind = trace.behind(found)
         node = next((m for m in behind if n.is_call(m, *targets) and _is_plain(m)), None)
         if node is None:

@@ -16,22 +16,44 @@ _FRAME = re.compile(
     r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+)(?:, in (?P<function>.+))?$', re.MULTILINE
 )
 #: A step of an expression: `.blocks`, `['blocks']` or `[0]`.
-_STEP = re.compile(r"""\.?(?P<name>\w+)|\[(?P<quote>['"])(?P<key>.*?)(?P=quote)\]|\[(?P<index>\d+)\]""")
-#: Steps that lead through Python's and torch's own objects: a module's dictionaries, what torch.compile and a bound
-#: method wrap.
+_STEP = re.compile(
+    r"""\.?(?P<name>\w+)|\[(?P<quote>['"])(?P<key>.*?)(?P=quote)\]|\[(?P<index>\d+)\]"""
+)
+#: Steps that lead through Python's and torch's own objects: a module's dictionaries, what
+#: torch.compile and a bound method wrap.
 _NO_MODULES = frozenset({"_modules", "__dict__", "_orig_mod", "__self__"})
 #: Folders that packages are installed in.
 _PACKAGES = frozenset({"site-packages", "dist-packages"})
 _TORCH = os.path.dirname(torch.__file__) + os.sep
-#: What torch copies from a call to the nodes of its decomposition, so that a later pass treats them as it would the
-#: call: `recompute` and `ac_graph_id` of activation checkpointing, `partitioner_tag`, `custom`, ...
-#: The private list is read, as each torch version adds to it; the names below are those that torch copies elsewhere.
+#: What torch copies from a call to the nodes of its decomposition, so that a later pass treats them
+#: as it would the call: `recompute` and `ac_graph_id` of activation checkpointing,
+#: `partitioner_tag`, `custom`, ... The private list is read, as each torch version adds to it; the
+#: names below are those that torch copies elsewhere.
 _COPIED = tuple(
     dict.fromkeys(
         (
-            *("stack_trace", "nn_module_stack", "source_fn_stack", "original_aten", "from_node", "seq_nr"),
-            *("recompute", "ac_graph_id", "has_backward_hook", "partitioner_tag", "custom", "torch_fn"),
-            *("autograd_backward", "fwd_nn_module_stack", "fwd_source_fn_stack", "is_functional_regenerated"),
+            *(
+                "stack_trace",
+                "nn_module_stack",
+                "source_fn_stack",
+                "original_aten",
+                "from_node",
+                "seq_nr",
+            ),
+            *(
+                "recompute",
+                "ac_graph_id",
+                "has_backward_hook",
+                "partitioner_tag",
+                "custom",
+                "torch_fn",
+            ),
+            *(
+                "autograd_backward",
+                "fwd_nn_module_stack",
+                "fwd_source_fn_stack",
+                "is_functional_regenerated",
+            ),
             *getattr(proxy, "_COPY_META_FIELDS", ()),
         )
     )
@@ -39,7 +61,9 @@ _COPIED = tuple(
 
 
 def location(node: fx.Node) -> str:
-    """`diffusers/models/attention.py:12`, the innermost frame outside torch; empty where the graph does not say."""
+    """`diffusers/models/attention.py:12`, the innermost frame outside torch; empty where the graph
+    does not say.
+    """
     frames = list(_FRAME.finditer(node.meta.get("stack_trace") or ""))
     outside = [m for m in frames if not m["file"].startswith(_TORCH)]
     innermost = (outside or frames)[-1:] if frames else []
@@ -47,7 +71,8 @@ def location(node: fx.Node) -> str:
 
 
 def short(file: str) -> str:
-    """An installed file relative to the folder of its package, another relative to the working directory.
+    """An installed file relative to the folder of its package, another relative to the working
+    directory.
 
     A file that is under neither keeps its absolute path.
     """
@@ -63,7 +88,8 @@ def short(file: str) -> str:
 
 
 def module(node: fx.Node) -> str:
-    """The path of the innermost module in its model, e.g. `blocks.0.attn1.norm_q`; empty for the model itself.
+    """The path of the innermost module in its model, e.g. `blocks.0.attn1.norm_q`; empty for the
+    model itself.
 
     Empty too where the graph does not say.
     """
@@ -71,7 +97,10 @@ def module(node: fx.Node) -> str:
     if not stack:
         return ""
     # An expression of Dynamo's guards: L['self']._modules['blocks'][0].attn1
-    path = [p["name"] or p["key"] or p["index"] for p in _STEP.finditer(str(list(stack.values())[-1][0]))]
+    path = [
+        p["name"] or p["key"] or p["index"]
+        for p in _STEP.finditer(str(list(stack.values())[-1][0]))
+    ]
     if path[:1] in (["L"], ["G"]):
         # A local or global variable, and its name.
         path = path[2:]
@@ -81,6 +110,7 @@ def module(node: fx.Node) -> str:
 def copied(node: fx.Node) -> dict[str, Any]:
     """The metadata that a node made in place of `node` should carry.
 
-    Not what describes the very value (`val`, `tensor_meta`) or the call's arguments (`eager_input_vals`).
+    Not what describes the very value (`val`, `tensor_meta`) or the call's arguments
+    (`eager_input_vals`).
     """
     return {key: copy.copy(node.meta[key]) for key in _COPIED if key in node.meta}

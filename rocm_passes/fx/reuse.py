@@ -11,7 +11,9 @@ from rocm_passes.fx import nodes as n
 
 
 def reuse(b: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call the builder, or take an earlier call of the same: what layers share is prepared once per graph."""
+    """Call the builder, or take an earlier call of the same: what layers share is prepared once per
+    graph.
+    """
     first = next((a for a in _nodes(args)), None)
     if first is None:
         return b(target, *args, **kwargs)

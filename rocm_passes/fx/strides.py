@@ -1,7 +1,9 @@
 """Who sees how a tensor lies in memory, and how to give it the strides that they were promised.
 
-Inductor computes by value: pointwise code, reductions and products do not see strides. A few readers do, and read
-other elements where the strides change: as_strided, opaque operators, control flow, and the outputs of a graph.
+Inductor computes by value: pointwise code, reductions and products do not see strides. A few
+readers do, and read
+other elements where the strides change: as_strided, opaque operators, control flow, and the outputs
+of a graph.
 """
 
 from __future__ import annotations
@@ -110,7 +112,8 @@ def _roots(reader: fx.Node) -> list[fx.Node]:
 
 
 def keep_promises(graph: fx.Graph, before: Promises, fake_mode: FakeTensorMode) -> int:
-    """Give readers of strides what they were promised before a change. Returns how many tensors were not so.
+    """Give readers of strides what they were promised before a change. Returns how many tensors
+    were not so.
 
     A tensor that was not rewritten changes its strides with those of what it is computed from.
     """
@@ -140,8 +143,8 @@ def keep_output_strides(
 ) -> int:
     """Give the outputs the strides that they had before a change. Returns how many were not so.
 
-    Inductor lays out what a user sees as eager does. It does not so for a branch or body of control flow, whose
-    caller compares the strides, those of dims of size 1 too.
+    Inductor lays out what a user sees as eager does. It does not so for a branch or body of control
+    flow, whose caller compares the strides, those of dims of size 1 too.
     """
     visible = graph.output_node().meta.get("user_visible_output_idxs")
     if visible is not None:
@@ -172,10 +175,12 @@ def keep_output_strides(
 def _recompute_values(graph: fx.Graph, fake_mode: FakeTensorMode) -> None:
     """Give each node the value that it has now; only strides can differ from those that it says.
 
-    Inductor does so at the end of its passes (FakeTensorUpdater), and then runs control flow with what it finds.
+    Inductor does so at the end of its passes (FakeTensorUpdater), and then runs control flow with
+    what it finds.
     """
     for node in graph.nodes:
-        # Control flow is Inductor's to run again. An operator with unbacked sizes would give new symbols.
+        # Control flow is Inductor's to run again. An operator with unbacked sizes would give new
+        # symbols.
         plain = isinstance(node.target, torch._ops.OpOverload) or node.target is operator.getitem
         if node.op != "call_function" or not plain or "unbacked_bindings" in node.meta:
             continue
@@ -190,7 +195,9 @@ def _recompute_values(graph: fx.Graph, fake_mode: FakeTensorMode) -> None:
 
 
 def restrided(b: Builder, made: fx.Node, like: torch.Tensor) -> fx.Node | None:
-    """`made` with the strides of `like`, or None where they cannot be asked for (sizes unknown, or not dense)."""
+    """`made` with the strides of `like`, or None where they cannot be asked for (sizes unknown, or
+    not dense).
+    """
     strides: list[Any] = list(like.stride())
     if not all(isinstance(s, int) for s in (*like.shape, *strides)):
         return None
@@ -201,9 +208,15 @@ def restrided(b: Builder, made: fx.Node, like: torch.Tensor) -> fx.Node | None:
 
 
 def _with_gaps(b: Builder, made: fx.Node, like: torch.Tensor) -> fx.Node | None:
-    """`made` at the places of `like` in memory of its own; None where sizes are unknown or elements overlap."""
+    """`made` at the places of `like` in memory of its own; None where sizes are unknown or elements
+    overlap.
+    """
     sizes, strides = list(like.shape), list(like.stride())
-    if not all(isinstance(s, int) for s in (*sizes, *strides)) or not like.numel() or _overlaps(like):
+    if (
+        not all(isinstance(s, int) for s in (*sizes, *strides))
+        or not like.numel()
+        or _overlaps(like)
+    ):
         return None
     reach = 1 + sum((size - 1) * stride for size, stride in zip(sizes, strides, strict=True))
     memory = b(aten.full.default, [reach], 0, dtype=like.dtype, device=like.device)
@@ -226,7 +239,9 @@ def is_dense(tensor: torch.Tensor) -> bool:
     """Does every element have a place of its own, with no gaps between?"""
     expected = 1
     dims = sorted(
-        (stride, size) for size, stride in zip(tensor.shape, tensor.stride(), strict=True) if size != 1
+        (stride, size)
+        for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+        if size != 1
     )
     for stride, size in dims:
         if stride != expected:

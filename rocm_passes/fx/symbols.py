@@ -1,8 +1,10 @@
-"""Symbolic sizes as nodes, where fx.Graph.materialize_symints can't make them so: torch 2.11 lacks it.
+"""Symbolic sizes as nodes, where fx.Graph.materialize_symints can't make them so: torch 2.11 lacks
+it.
 
-A SymInt written into a graph as it is means nothing when the graph is run as Python. Its value is known there
-from the graph's inputs: a size that is one, or the size of one. An unbacked one is known from the first node
-that has it; materialize_symints looks for it under the name that tracing has since replaced by another.
+A SymInt written into a graph as it is means nothing when the graph is run as Python. Its value is
+known there from the graph's inputs: a size that is one, or the size of one. An unbacked one is
+known from the first node that has it; materialize_symints looks for it under the name that tracing
+has since replaced by another.
 """
 
 from __future__ import annotations
@@ -20,10 +22,14 @@ from torch.utils._sympy.reference import PythonReferenceAnalysis
 aten = torch.ops.aten
 
 
-def sizes_as_nodes(graph: fx.Graph, sizes: Sequence[torch.SymInt]) -> list[fx.Node | int | torch.SymInt]:
-    """For each size a node that computes it, inserted where `graph` inserts; an int where it is a number.
+def sizes_as_nodes(
+    graph: fx.Graph, sizes: Sequence[torch.SymInt]
+) -> list[fx.Node | int | torch.SymInt]:
+    """For each size a node that computes it, inserted where `graph` inserts; an int where it is a
+    number.
 
-    A size of which the inputs do not tell every symbol stays as it is: Inductor takes it, Python would not.
+    A size of which the inputs do not tell every symbol stays as it is: Inductor takes it, Python
+    would not.
     """
     return [_as_node(graph, size) for size in sizes]
 
@@ -36,7 +42,9 @@ def _as_node(graph: fx.Graph, size: torch.SymInt) -> fx.Node | int | torch.SymIn
     if any(node is None for node in producers.values()):
         return size
     tracer = GraphAppendingTracer(graph)
-    proxies = {symbol: fx.Proxy(node, tracer) for symbol, node in producers.items() if node is not None}
+    proxies = {
+        symbol: fx.Proxy(node, tracer) for symbol, node in producers.items() if node is not None
+    }
     found = sympy_interp(PythonReferenceAnalysis, proxies, expression)
     if not isinstance(found, fx.Proxy):
         return int(found)
@@ -79,7 +87,9 @@ def _is(size: object, symbol: Any) -> bool:
 
 
 def _size_of(graph: fx.Graph, tensor: fx.Node, dim: int) -> fx.Node:
-    """sym_size of an input, before everything that is computed: there is one, and all can use it."""
+    """sym_size of an input, before everything that is computed: there is one, and all can
+    use it.
+    """
     first = next(node for node in graph.nodes if node.op != "placeholder")
     for user in tensor.users:
         if user.target is aten.sym_size.int and user.args == (tensor, dim):

@@ -1,1 +1,3 @@
-"""What is recognised. One idiom, one file: its formula, its spellings, when it pays, and every refusal."""
+"""What is recognised. One idiom, one file: its formula, its spellings, when it pays, and every
+refusal.
+"""

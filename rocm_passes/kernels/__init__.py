@@ -1,8 +1,9 @@
-"""How operators run. A lowering is one file here, named after its operator, that registers itself when imported.
+"""How operators run. A lowering is one file here, named after its operator, that registers itself
+when imported.
 
     kernels/aiter/<operator>.py            AMD's aiter, its whole contract checked first
-    kernels/triton/<family>/<operator>.py  Triton; these files import without Triton, their kernels do not
-    kernels/aten/<operator>.py             plain ATen nodes
+    kernels/triton/<family>/<operator>.py  Triton; these files import without Triton, their kernels
+    do not kernels/aten/<operator>.py             plain ATen nodes
 
 Nothing in `ops/` imports from here.
 """
@@ -19,7 +20,9 @@ PROVIDERS = ("aiter", "triton", "aten")
 
 
 def register_lowerings() -> None:
-    """Import each file that is named after an operator. The operators must have been imported before."""
+    """Import each file that is named after an operator. The operators must have been imported
+    before.
+    """
     for provider in PROVIDERS:
         folder = importlib.import_module(f"{__name__}.{provider}")
         for found in pkgutil.walk_packages(folder.__path__, f"{folder.__name__}."):

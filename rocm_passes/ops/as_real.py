@@ -1,7 +1,8 @@
-"""The real and imaginary parts of a complex tensor, as an operator that Inductor does not look into.
+"""The real and imaginary parts of a complex tensor, as an operator that Inductor does not look
+into.
 
-`aten.view_as_real` of a complex graph input would be such a view too, but Inductor answers every ATen call on
-a complex tensor with a warning and a fallback.
+`aten.view_as_real` of a complex graph input would be such a view too, but Inductor answers every
+ATen call on a complex tensor with a warning and a fallback.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from rocm_passes.ops.operator import Call, Operator
 
 @dataclass(frozen=True)
 class AsReal(Call):
-    """z: complex [...]. Returns its parts [..., 2], contiguous, float32, or float64 of complex128."""
+    """z: complex [...]. Returns its parts [..., 2], contiguous, float32, or float64 of
+    complex128.
+    """
 
     z: Tensor
 

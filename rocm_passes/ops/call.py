@@ -1,7 +1,8 @@
 """A typed call: one signature per operator, and nothing passed by position.
 
-A frozen dataclass is the signature. Its fields are the arguments, in the schema's order. They hold real tensors where
-a kernel runs, fake tensors where a lowering is asked about the call, and graph nodes in a match.
+A frozen dataclass is the signature. Its fields are the arguments, in the schema's order. They hold
+real tensors where a kernel runs, fake tensors where a lowering is asked about the call, and graph
+nodes in a match.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from torch.fx.node import map_arg
 
 @dataclass(frozen=True)
 class Call:
-    """Base of all calls. A field is a tensor, a number, a name, a dtype, None, or a list of these."""
+    """Base of all calls. A field is a tensor, a number, a name, a dtype, None, or a list of
+    these.
+    """
 
     @property
     def results(self) -> int:
@@ -32,18 +35,24 @@ class Call:
 
     def with_nodes(self, change: Callable[[fx.Node], Any]) -> Self:
         """The call with `change` applied to every graph node in it."""
-        return type(self)(**{name: map_arg(value, change) for name, value in self.arguments().items()})
+        return type(self)(
+            **{name: map_arg(value, change) for name, value in self.arguments().items()}
+        )
 
     def values(self) -> Self:
         """The call with each node's fake value in its place."""
         return self.with_nodes(lambda node: node.meta["val"])
 
     def prepared(self, b: Any) -> Call:
-        """The operator's own call; a match's call may need nodes written first, by the builder `b`."""
+        """The operator's own call; a match's call may need nodes written first, by the
+        builder `b`.
+        """
         return self
 
     def finished(self, b: Any, results: list[Any]) -> list[Any]:
-        """The graph's results from the operator's; a match's call may need nodes written behind them."""
+        """The graph's results from the operator's; a match's call may need nodes written behind
+        them.
+        """
         return results
 
     def nodes(self) -> list[fx.Node]:
@@ -66,7 +75,9 @@ def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def schema(call: type[Call], results: int, last: str, default: str) -> str:
-    """The schema of an operator that takes such a call and a last argument, a string with a default."""
+    """The schema of an operator that takes such a call and a last argument, a string with a
+    default.
+    """
     types = typing.get_type_hints(call)
     parameters = [
         inspect.Parameter(

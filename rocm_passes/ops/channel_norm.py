@@ -1,8 +1,8 @@
 """RMSNorm over the channels (dim 1) of images and videos, with SiLU.
 
-"l2":   n = x / max(||x||_2, eps)          F.normalize(x, dim=1): the VAEs of Wan, Qwen-Image, Hunyuan 1.5
-"mean": n = x / sqrt(mean(x^2) + eps)      LTX-2's VAE
-y = silu?(n * scale * gamma + bias)
+"l2":   n = x / max(||x||_2, eps)          F.normalize(x, dim=1): the VAEs of Wan, Qwen-Image,
+Hunyuan 1.5 "mean": n = x / sqrt(mean(x^2) + eps)      LTX-2's VAE y = silu?(n * scale * gamma +
+bias)
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from rocm_passes.ops.strides import settled
 
 @dataclass(frozen=True)
 class ChannelNorm(Call):
-    """Returns out_dtype in x's strides where x is dense, else in those of `torch.empty_like(x)`; with frames in front,
-    [N, C, F + T, H, W], channels-last where x is, else contiguous.
+    """Returns out_dtype in x's strides where x is dense, else in those of `torch.empty_like(x)`;
+    with frames in front, [N, C, F + T, H, W], channels-last where x is, else contiguous.
 
-    x: [N, C, *spatial], any float dtype and strides. gamma, bias: C elements along dim 1, any float dtype.
+    x: [N, C, *spatial], any float dtype and strides. gamma, bias: C elements along dim 1, any float
+    dtype.
     x_bias: added to x before the norm, unrounded; None, or the bias of the convolution that made x.
     form: "l2" or "mean". round_to: n is rounded to this dtype before scale and gamma, or None.
     rounds_between: the graph also rounds after them; lowerings say in their notes that they do not.
-    front: frames [N, C, F, H, W] of out_dtype that stand before y's in the result, or None. repeat_first: how
-    often y's first frame stands there instead.
+    front: frames [N, C, F, H, W] of out_dtype that stand before y's in the result, or None.
+    repeat_first: how often y's first frame stands there instead.
     joins: the graph puts the result behind other frames, where it could be written at once.
     """
 

@@ -1,8 +1,9 @@
-"""Complex tables in real numbers: what computes a complex [...] written again for its parts [..., 2].
+"""Complex tables in real numbers: what computes a complex [...] written again for its parts [...,
+2].
 
-Inductor generates no code for complex numbers. A table that a graph builds from complex inputs (indexing,
-cat, broadcast, torch.polar) becomes the same computation on real tensors; a complex graph input is read
-once, by an operator of ours.
+Inductor generates no code for complex numbers. A table that a graph builds from complex inputs
+(indexing, cat, broadcast, torch.polar) becomes the same computation on real tensors; a complex
+graph input is read once, by an operator of ours.
 """
 
 from __future__ import annotations
@@ -19,7 +20,11 @@ from rocm_passes.fx.nodes import aten
 from rocm_passes.fx.reuse import reuse
 from rocm_passes.ops.as_real import AS_REAL
 
-_REAL_OF = {torch.complex64: torch.float32, torch.complex128: torch.float64, torch.complex32: torch.float16}
+_REAL_OF = {
+    torch.complex64: torch.float32,
+    torch.complex128: torch.float64,
+    torch.complex32: torch.float16,
+}
 
 
 def real_of(b: Any, z: Any) -> Any:
@@ -151,7 +156,11 @@ def _copy(b: Any, z: fx.Node) -> Any:
     if n.dtype(source) is not n.dtype(z):
         return None
     parts, sizes = real_of(b, source), [*n.shape(z), 2]
-    return parts if n.same_shape(n.shape(parts), sizes) else reuse(b, aten.expand.default, parts, sizes)
+    return (
+        parts
+        if n.same_shape(n.shape(parts), sizes)
+        else reuse(b, aten.expand.default, parts, sizes)
+    )
 
 
 def _same(b: Any, z: fx.Node) -> Any:

@@ -17,7 +17,9 @@ from rocm_passes.ops.time_axis import out_size
 
 @dataclass(frozen=True)
 class Conv2d(Call):
-    """The arguments of aten.convolution, x [N, C, H, W]. x, the weight and the result are channels-last."""
+    """The arguments of aten.convolution, x [N, C, H, W]. x, the weight and the result are
+    channels-last.
+    """
 
     x: Tensor
     weight: Tensor

@@ -1,4 +1,6 @@
-"""conv3d over a video in pieces: each way to compute it is written in plain ATen (kernels/aten/conv3d.py)."""
+"""conv3d over a video in pieces: each way to compute it is written in plain ATen
+(kernels/aten/conv3d.py).
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ from torch import Tensor
 from rocm_passes.ops.operator import Call, Computation
 from rocm_passes.ops.time_axis import TimeAxis, frames_of, out_size
 
-#: Root mean square error of a convolution of normally distributed values in that dtype, over the rms of its result:
-#: the values, the weight and the result (of each tap) are rounded, sums are kept in float32.
+#: Root mean square error of a convolution of normally distributed values in that dtype, over the
+#: rms of its result: the values, the weight and the result (of each tap) are rounded, sums are kept
+#: in float32.
 COMPUTE_ERRORS = {torch.bfloat16: 2.8e-3, torch.float16: 3.4e-4}
 
 
@@ -23,13 +26,16 @@ class Conv3d(Call):
     """Returns [N, O, T', H', W'] in x's dtype.
 
     x: pieces [N, C, T_i, H, W] that stand end to end in time (one, where nothing was absorbed).
-    weight: [O, C/groups, kT, kH, kW]. bias: [O] or None. zeros: zero frames before and after the pieces.
-    stride, dilation: as of torch.nn.functional.conv3d, 3-tuples. padding: (H, W), zeros on both sides.
+    weight: [O, C/groups, kT, kH, kW]. bias: [O] or None. zeros: zero frames before and after the
+    pieces.
+    stride, dilation: as of torch.nn.functional.conv3d, 3-tuples. padding: (H, W), zeros on both
+    sides.
     channels_last: whether x, the weight and the result are channels-last in memory.
     compute: dtype to convolve in, or None for x's own.
     absorbed: padding or a cat in front of the graph's convolution is part of the call.
     largest_mib: input and result of the graph's largest call, for the choice between lowerings.
-    extra_frames: output frames that are computed in excess and left out, so that calls of one bucket are alike.
+    extra_frames: output frames that are computed in excess and left out, so that calls of one
+    bucket are alike.
     """
 
     x: tuple[Tensor, ...]
@@ -50,15 +56,21 @@ class Conv3d(Call):
         """The time axis as the lowerings see it: frames in excess are there."""
         frames = frames_of(self.x) + self.extra_frames * self.stride[0]
         kernel = int(self.weight.shape[2])
-        return TimeAxis(frames, self.zeros[0], self.zeros[1], kernel, self.stride[0], self.dilation[0])
+        return TimeAxis(
+            frames, self.zeros[0], self.zeros[1], kernel, self.stride[0], self.dilation[0]
+        )
 
     def live_taps(self) -> int | None:
-        """How many temporal taps see a real frame, or None where the number of frames is symbolic."""
+        """How many temporal taps see a real frame, or None where the number of frames is
+        symbolic.
+        """
         axis = self.axis()
         return len(axis.taps()) if isinstance(axis.frames, int) else None
 
     def spares_taps(self) -> bool:
-        """One temporal tap of several sees a real frame: the first frame of a video, or an image."""
+        """One temporal tap of several sees a real frame: the first frame of a video, or an
+        image.
+        """
         return bool(self.weight.shape[2] > 1 and self.live_taps() == 1)
 
     def not_a_product(self) -> str | None:
@@ -81,7 +93,8 @@ class Conv3d(Call):
     def rounded_up(self, bucket: int) -> Conv3d:
         """The call with output frames in excess, so that their number is a multiple of `bucket`.
 
-        None for a single frame, whose cost would be a multiple, and none where zero frames spare a temporal tap.
+        None for a single frame, whose cost would be a multiple, and none where zero frames spare a
+        temporal tap.
         """
         axis = self.axis()
         spared = axis.kernel == 1 and any(self.zeros)
@@ -109,13 +122,20 @@ class Conv3d(Call):
         return elements * dtype.itemsize / 2**20 if isinstance(elements, int) else None
 
     def flops(self) -> float:
-        """Floating-point operations of the call with numbers for sizes, taps on zero frames included."""
+        """Floating-point operations of the call with numbers for sizes, taps on zero frames
+        included.
+        """
         return float(2 * self._result_elements() * math.prod(self.weight.shape[1:]))
 
     def _result_elements(self) -> Any:
         x, weight = self.x[0], self.weight
         spatial = zip(
-            x.shape[3:], weight.shape[3:], self.stride[1:], self.padding, self.dilation[1:], strict=True
+            x.shape[3:],
+            weight.shape[3:],
+            self.stride[1:],
+            self.padding,
+            self.dilation[1:],
+            strict=True,
         )
         sizes = [out_size(*dim) for dim in spatial]
         return math.prod((x.shape[0], weight.shape[0], self.axis().out, *sizes))

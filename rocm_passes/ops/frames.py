@@ -1,7 +1,8 @@
 """Frames in front of an operator's result, as a causal convolution reads them.
 
 They are the last ones of the chunk before (`front`), or the result's own first frame, several times
-(`repeat_first`). An operator that is told of them returns the whole video, [N, C, F + T, H, W], and writes its own
+(`repeat_first`). An operator that is told of them returns the whole video, [N, C, F + T, H, W], and
+writes its own
 T frames where they belong: the cat that would copy them is gone.
 """
 
@@ -20,7 +21,8 @@ def has_front(front: Tensor | None, repeat_first: int) -> bool:
 
 
 def empty_joined(front: Tensor | None, repeat_first: int, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """Memory for the frames in front and x's, [N, C, F + T, H, W], contiguous or, where x is, channels-last.
+    """Memory for the frames in front and x's, [N, C, F + T, H, W], contiguous or, where x is,
+    channels-last.
 
     Memory like x's alone where there are none in front.
     """
@@ -28,7 +30,11 @@ def empty_joined(front: Tensor | None, repeat_first: int, x: Tensor, dtype: torc
         return torch.empty_like(x, dtype=dtype)
     shape = [*x.shape]
     shape[TIME] = shape[TIME] + (repeat_first if front is None else front.shape[TIME])
-    last = x.shape[1] != 1 and x.stride(1) == 1 and x.is_contiguous(memory_format=torch.channels_last_3d)
+    last = (
+        x.shape[1] != 1
+        and x.stride(1) == 1
+        and x.is_contiguous(memory_format=torch.channels_last_3d)
+    )
     layout = torch.channels_last_3d if last else torch.contiguous_format
     return torch.empty(shape, dtype=dtype, device=x.device, memory_format=layout)
 

@@ -1,4 +1,5 @@
-"""Residual, norm and modulation of rows, in one pass: what stands between the matrix products of a block.
+"""Residual, norm and modulation of rows, in one pass: what stands between the matrix products of a
+block.
 
     s     = x + gate * rms_norm?(branch) * (branch_weight_offset + branch_weight)
     n     = norm(s) * (weight_offset + weight) + bias
@@ -23,14 +24,18 @@ from rocm_passes.ops.rms_norm import epsilon, inverse_root
 class FusedNorm(Call):
     """Returns [s if keep_sum, out_0, out_1], contiguous; s of sum_dtype, the others of out_dtype.
 
-    x, branch: [..., D], of one shape. gate, scales, shifts: broadcast to it. weight, bias, branch_weight: [D].
-    branch_norm: the branch is RMS-normalised first. sum_dtype: s is rounded to it before the norm reads it.
-    kind: "rms", "layer", or "none" (the sum alone). eps_tensor, branch_eps_tensor: 0-d, in place of the floats.
+    x, branch: [..., D], of one shape. gate, scales, shifts: broadcast to it. weight, bias,
+    branch_weight: [D].
+    branch_norm: the branch is RMS-normalised first. sum_dtype: s is rounded to it before the norm
+    reads it.
+    kind: "rms", "layer", or "none" (the sum alone). eps_tensor, branch_eps_tensor: 0-d, in place of
+    the floats.
     round_to: the normalised value is rounded to this dtype before the weight, or None.
     round_product: the value is rounded to this dtype before the bias, or None.
     outputs: how many (scale, shift) pairs give a result, 0 for kind "none".
     eps_kind: of an RMSNorm behind the sum, as rms_norm has it.
-    rounds_between: the graph rounds between these steps; lowerings say in their notes that they do not.
+    rounds_between: the graph rounds between these steps; lowerings say in their notes that they do
+    not.
     """
 
     x: Tensor

@@ -20,16 +20,19 @@ from rocm_passes.ops.strides import settled
 
 @dataclass(frozen=True)
 class GroupNorm(Call):
-    """Returns out_dtype in x's strides where x is dense, else in those of `torch.empty_like(x)`; with frames in front,
-    [N, C, F + T, H, W], channels-last where x is, else contiguous.
+    """Returns out_dtype in x's strides where x is dense, else in those of `torch.empty_like(x)`;
+    with frames in front, [N, C, F + T, H, W], channels-last where x is, else contiguous.
 
-    x: [N, C, *spatial], any float dtype and strides. weight, bias: [C]. multiplier, addend: broadcast to x.
+    x: [N, C, *spatial], any float dtype and strides. weight, bias: [C]. multiplier, addend:
+    broadcast to x.
     x_bias: added to x before the norm, unrounded; None, or the bias of the convolution that made x.
-    rounds_between: the graph rounds between these steps; lowerings say in their notes that they do not.
-    pixel_index: [*spatial], int32 or int64: multiplier and addend are [N, C, *other], and each of x's pixels takes
-    their pixel of that number (nearest upsampling, not written out); None: they are broadcast.
-    front: frames [N, C, F, H, W] of out_dtype that stand before y's in the result, or None. repeat_first: how
-    often y's first frame stands there instead.
+    rounds_between: the graph rounds between these steps; lowerings say in their notes that they do
+    not.
+    pixel_index: [*spatial], int32 or int64: multiplier and addend are [N, C, *other], and each of
+    x's pixels takes their pixel of that number (nearest upsampling, not written out); None: they
+    are broadcast.
+    front: frames [N, C, F, H, W] of out_dtype that stand before y's in the result, or None.
+    repeat_first: how often y's first frame stands there instead.
     """
 
     x: Tensor
@@ -68,7 +71,9 @@ def taken(given: Tensor, pixel_index: Tensor | None) -> Tensor:
     """`given` [N, C, *other] as the pixels that pixel_index [*spatial] names: [N, C, *spatial]."""
     if pixel_index is None:
         return given
-    return given.flatten(2)[:, :, pixel_index.reshape(-1)].reshape(*given.shape[:2], *pixel_index.shape)
+    return given.flatten(2)[:, :, pixel_index.reshape(-1)].reshape(
+        *given.shape[:2], *pixel_index.shape
+    )
 
 
 def with_bias(x: Tensor, x_bias: Tensor | None, compute: torch.dtype) -> Tensor:

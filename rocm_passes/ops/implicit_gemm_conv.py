@@ -24,7 +24,8 @@ class ImplicitGemmConv(Call):
     """Returns [N, O, T', H', W'] in x's dtype, channels-last.
 
     x: [N, C, T, H, W], any strides. front: [N, C, F, H, W], frames before x's, or None.
-    weight: [O, C, kT, kH, kW]; a channels-last one is read as it is, others are copied at each call.
+    weight: [O, C, kT, kH, kW]; a channels-last one is read as it is, others are copied at each
+    call.
     bias: [O] or None. zeros: zero frames before and behind all others.
     stride, dilation: 3-tuples. padding: (H, W), zeros on both sides.
     """
@@ -40,7 +41,9 @@ class ImplicitGemmConv(Call):
 
     def shape(self) -> tuple[Any, ...]:
         """The result's."""
-        frames = self.x.shape[2] + (0 if self.front is None else self.front.shape[2]) + sum(self.zeros)
+        frames = (
+            self.x.shape[2] + (0 if self.front is None else self.front.shape[2]) + sum(self.zeros)
+        )
         sizes = (frames, *(s + 2 * p for s, p in zip(self.x.shape[3:], self.padding, strict=True)))
         out = [
             out_size(size, kernel, stride, 0, dilation)

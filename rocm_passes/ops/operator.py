@@ -1,8 +1,9 @@
 """Operators and lowerings: what a match becomes, and the ways to compute it.
 
-An operator is a typed call, a plain-torch reference and a fake. It is functional, so that Inductor may reorder and
-reuse buffers around it. Its last argument is the name of the lowering: what runs is chosen at compile time and is
-written in the graph. A lowering stands in a file of its own under `kernels/` and registers itself.
+An operator is a typed call, a plain-torch reference and a fake. It is functional, so that Inductor
+may reorder and reuse buffers around it. Its last argument is the name of the lowering: what runs is
+chosen at compile time and is written in the graph. A lowering stands in a file of its own under
+`kernels/` and registers itself.
 """
 
 from __future__ import annotations
@@ -53,7 +54,8 @@ def reference_note(call: Call, target: Target) -> str | None:
     """Plain torch reproduces the roundings that a call's fields name, and no others."""
     if getattr(call, "rounds_between", False):
         return (
-            "it computes in fp32 and rounds once, where the graph rounds between the steps or reorders them"
+            "it computes in fp32 and rounds once, where the graph rounds between the steps or "
+            "reorders them"
         )
     return None
 
@@ -64,11 +66,14 @@ class Lowering(Generic[C]):
 
     requires: can it run on this machine? (a reason where it can't)
     refuses: why it can't take this call, or None. The call holds fake tensors.
-    note: how its rounding differs from the graph's, where it must; rewrite_numerics="strict" refuses it then.
+    note: how its rounding differs from the graph's, where it must; rewrite_numerics="strict"
+    refuses it then.
     run: the kernel, over real tensors (an opaque call in the graph);
-    launches: `run` only allocates and launches Triton kernels, so that Inductor can launch them itself; or
+    launches: `run` only allocates and launches Triton kernels, so that Inductor can launch them
+    itself; or
     write: the same in plain ATen nodes, `write(builder, call)`, which Inductor goes on to fuse.
-    inexact: why no bound on its error follows from the graph's, or None; it needs rewrite_numerics="fast" then.
+    inexact: why no bound on its error follows from the graph's, or None; it needs
+    rewrite_numerics="fast" then.
     """
 
     name: str
@@ -84,7 +89,8 @@ class Lowering(Generic[C]):
 class Computation(Generic[C]):
     """A typed call and its lowerings. Where it is no `Operator`, every lowering writes plain ATen.
 
-    lowerings: in order of preference. The list is filled by `register`, after idioms have been imported.
+    lowerings: in order of preference. The list is filled by `register`, after idioms have been
+    imported.
     """
 
     def __init__(self, name: str, call: type[C]) -> None:
@@ -94,8 +100,12 @@ class Computation(Generic[C]):
         self.lowerings: list[Lowering[C]] = []
         COMPUTATIONS[name] = self
 
-    def register(self, lowering: Lowering[C], first: bool = False, before: str | None = None) -> Lowering[C]:
-        """Add a lowering behind those that there are. first: in front of them. before: in front of that one."""
+    def register(
+        self, lowering: Lowering[C], first: bool = False, before: str | None = None
+    ) -> Lowering[C]:
+        """Add a lowering behind those that there are. first: in front of them. before: in front of
+        that one.
+        """
         names = [low.name for low in self.lowerings]
         if lowering.name in names:
             raise ValueError(f"{self.name} has a lowering {lowering.name!r} already")
@@ -129,8 +139,9 @@ class Operator(Computation[C]):
     reference: plain torch, any device; it runs on CPU tensors and wherever a kernel fails.
     fake: gives the shapes, dtypes and strides that every lowering returns.
     refuses: why the reference can't take a call, or None.
-    results: how many tensors it may return. There is one overload for each number, `default` for the first: a schema
-    with `Tensor[]` crashes under `cpp_wrapper` where the list has one tensor (torch 2.13).
+    results: how many tensors it may return. There is one overload for each number, `default` for
+    the first: a schema with `Tensor[]` crashes under `cpp_wrapper` where the list has one tensor
+    (torch 2.13).
     """
 
     def __init__(
@@ -196,7 +207,9 @@ class Operator(Computation[C]):
         return found[0] if len(found) == 1 else found
 
     def update(self, node: fx.Node, **changes: Any) -> None:
-        """Change arguments of a node of this operator in place. The result's shape and dtype must stay."""
+        """Change arguments of a node of this operator in place. The result's shape and dtype must
+        stay.
+        """
         call, lowering = self.bind(node.args, node.kwargs)
         node.args = (*replace(call, **changes).arguments().values(), lowering)
         node.kwargs = {}
@@ -212,7 +225,8 @@ class Operator(Computation[C]):
         except (torch.OutOfMemoryError, KeyboardInterrupt):
             raise
         except Exception:
-            # A kernel that does not build on the user's machine must not cost them the run; it is said once.
+            # A kernel that does not build on the user's machine must not cost them the run; it is
+            # said once.
             self._failed.add(name)
             log.exception(
                 "rocm_passes::%s: the %s kernel failed; this process goes on with plain torch",

@@ -1,9 +1,12 @@
-"""Padding in front of a convolution: replicate, reflect, or zeros, after nearest upsampling or without it.
+"""Padding in front of a convolution: replicate, reflect, or zeros, after nearest upsampling or
+without it.
 
     y = F.pad(upsampled(x), padding, mode)
 
-`repeats` is the upsampling's factor along each dim. With `skipped`, the first of the upsampled frames are left
-out: a causal video decoder repeats every frame but the first (HunyuanVideo), which is repeats[0] - 1 skipped.
+`repeats` is the upsampling's factor along each dim. With `skipped`, the first of the upsampled
+frames are left
+out: a causal video decoder repeats every frame but the first (HunyuanVideo), which is repeats[0] -
+1 skipped.
 """
 
 from __future__ import annotations
@@ -22,8 +25,9 @@ from rocm_passes.ops.operator import Call, Operator
 class Pad(Call):
     """Returns x's dtype, dense, channels-last or contiguous.
 
-    x: [N, C, H, W] or [N, C, T, H, W], any dtype and strides. padding: as F.pad's, the last dim first, none
-    negative. mode: "replicate", "reflect" or "zeros". repeats: one factor for each of x's spatial dims.
+    x: [N, C, H, W] or [N, C, T, H, W], any dtype and strides. padding: as F.pad's, the last dim
+    first, none negative. mode: "replicate", "reflect" or "zeros". repeats: one factor for each of
+    x's spatial dims.
     skipped: upsampled frames left out at the front. channels_last: the memory format of the result.
     """
 
@@ -66,14 +70,18 @@ def fake(call: Pad) -> Tensor:
     return empty(call.x, call.shape, call.channels_last)
 
 
-def padded_shape(x: Tensor, padding: Sequence[int], repeats: Sequence[int], skipped: int) -> tuple[Any, ...]:
+def padded_shape(
+    x: Tensor, padding: Sequence[int], repeats: Sequence[int], skipped: int
+) -> tuple[Any, ...]:
     sizes = [size * repeat for size, repeat in zip(x.shape[2:], repeats, strict=True)]
     sizes[0] -= skipped
     ends = [padding[i] + padding[i + 1] for i in range(len(padding) - 2, -1, -2)]
     return (*x.shape[:2], *(size + both for size, both in zip(sizes, ends, strict=True)))
 
 
-def empty(x: Tensor, shape: Sequence[Any], channels_last: bool, dtype: torch.dtype | None = None) -> Tensor:
+def empty(
+    x: Tensor, shape: Sequence[Any], channels_last: bool, dtype: torch.dtype | None = None
+) -> Tensor:
     last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
     layout = last if channels_last else torch.contiguous_format
     return torch.empty(tuple(shape), dtype=dtype or x.dtype, device=x.device, memory_format=layout)

@@ -34,10 +34,11 @@ MAX_ROW = 32768
 class QkNormRotary(Call):
     """Returns [B, sum(Si), Hq, D], and the same of k, of out_dtype and contiguous.
 
-    q: streams [B, Si, Hq, D], any strides; k: as many [B, Si, Hk, D], or none. q_weight, k_weight: one for
-    each stream or none, [D], or [H * D] if across_heads. cos, sin: of each stream, as for `Rotary`, from
-    its token seq_start[i] on; a table of no rows leaves the stream normalised only.
-    q_eps, k_eps: of each stream's norms. round_before_weight: the norm is rounded to x's dtype before the weight;
+    q: streams [B, Si, Hq, D], any strides; k: as many [B, Si, Hk, D], or none. q_weight, k_weight:
+    one for each stream or none, [D], or [H * D] if across_heads. cos, sin: of each stream, as for
+    `Rotary`, from its token seq_start[i] on; a table of no rows leaves the stream normalised only.
+    q_eps, k_eps: of each stream's norms. round_before_weight: the norm is rounded to x's dtype
+    before the weight;
     round_after_norm: before the rotation. interleaved, width, conjugate: as for `Rotary`.
     """
 
@@ -106,7 +107,9 @@ def joint(streams: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
 
 @dataclass(frozen=True)
 class Norm:
-    """How the norm of a tensor is spelled: the views between its input and the rotation's, and its eps."""
+    """How the norm of a tensor is spelled: the views between its input and the rotation's, and its
+    eps.
+    """
 
     views: tuple[tuple[Any, tuple[Any, ...]], ...]
     recipe: Recipe
@@ -117,10 +120,10 @@ class Norm:
 class Streams:
     """What was read off the graph, without its nodes.
 
-    q, k: the norm of each stream, with the recipe that brings it to [B, S, H, D]. rows: for each stream the
-    part of its table set's tokens that are its own: (set, first, end), None for all, or no set where the
-    stream is not rotated. tables: the recipe of each table set. q_out, k_out: how the joint result becomes
-    the graph's.
+    q, k: the norm of each stream, with the recipe that brings it to [B, S, H, D]. rows: for each
+    stream the part of its table set's tokens that are its own: (set, first, end), None for all, or
+    no set where the stream is not rotated. tables: the recipe of each table set. q_out, k_out: how
+    the joint result becomes the graph's.
     """
 
     q: tuple[Norm, ...]
@@ -140,10 +143,11 @@ class Streams:
 
 @dataclass(frozen=True)
 class SpelledQkNormRotary(Call):
-    """Norms and rotations as the graph spells them: what a match yields, and lowerings are asked about.
+    """Norms and rotations as the graph spells them: what a match yields, and lowerings are asked
+    about.
 
-    q, k: the norms' inputs. tables: for each table set of cos1, sin1, cos2, sin2. contiguous: the operator's
-    tables are written contiguous.
+    q, k: the norms' inputs. tables: for each table set of cos1, sin1, cos2, sin2. contiguous: the
+    operator's tables are written contiguous.
     """
 
     q: Sequence[Tensor]
@@ -169,7 +173,9 @@ class SpelledQkNormRotary(Call):
             k_weight=[_vector(b, w) for w in self.k_weight],
             cos=cos,
             sin=sin,
-            seq_start=[0 if i is None else streams.tables[i].seq_start or 0 for i, _, _ in streams.rows],
+            seq_start=[
+                0 if i is None else streams.tables[i].seq_start or 0 for i, _, _ in streams.rows
+            ],
             q_eps=[norm.eps for norm in streams.q],
             k_eps=[norm.eps for norm in streams.k],
             across_heads=streams.across_heads,
@@ -233,11 +239,17 @@ def _streams_misfit(own: QkNormRotary) -> str | None:
             if not isinstance(heads, int) or not isinstance(channels, int):
                 return "the number of heads or of channels is symbolic"
             if not n.same_shape(x.shape[::3], first.shape[::3]) or x.dtype is not first.dtype:
-                return f"{name} is {list(x.shape)} of {x.dtype} and q {list(first.shape)} of {first.dtype}"
+                return (
+                    f"{name} is {list(x.shape)} of {x.dtype} and q {list(first.shape)} of "
+                    f"{first.dtype}"
+                )
             if not n.same_shape(x.shape[1:3], (own.q[i].shape[1], streams[0].shape[2])):
                 return f"{name} is {list(x.shape)} and q {list(own.q[i].shape)}"
             if own.across_heads and _padded(heads) * _padded(channels) > MAX_ROW:
-                return f"a norm over {heads} heads of {channels} channels is more than the kernel holds"
+                return (
+                    f"a norm over {heads} heads of {channels} channels is more than the kernel "
+                    "holds"
+                )
     return None
 
 
@@ -249,7 +261,9 @@ def _tables_misfit(own: QkNormRotary, streams: Streams) -> str | None:
             return f"cos is {list(cos.shape)} and sin {list(sin.shape)}"
         if not n.same_size(batch, 1) and not n.same_size(batch, q.shape[0]):
             return f"the tables are for {batch} samples and q has {q.shape[0]}"
-        if not n.same_size(heads, 1) and not all(n.same_size(heads, x.shape[2]) for x in (*own.q, *own.k)):
+        if not n.same_size(heads, 1) and not all(
+            n.same_size(heads, x.shape[2]) for x in (*own.q, *own.k)
+        ):
             return f"the tables are for {heads} heads and q has {q.shape[2]}"
         which = streams.rows[i][0]
         partial = which is None or streams.tables[which].seq_start is not None
@@ -263,4 +277,6 @@ def _padded(size: int) -> int:
 
 
 #: Lowerings are asked about a `SpelledQkNormRotary` and run a `QkNormRotary`.
-QK_NORM_ROTARY: Operator[Any] = Operator("qk_norm_rotary", QkNormRotary, reference, fake, (2, 1), refuses)
+QK_NORM_ROTARY: Operator[Any] = Operator(
+    "qk_norm_rotary", QkNormRotary, reference, fake, (2, 1), refuses
+)

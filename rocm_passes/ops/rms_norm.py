@@ -19,10 +19,12 @@ class RmsNorm(Call):
 
     x: any float dtype and strides. weight, bias: [D] or broadcast to it, any float dtype, or None.
     eps_tensor: 0-d; takes eps's place (dynamic shapes make module constants into tensors).
-    round_to: the normalised value is rounded to this dtype before the weight (diffusers' RMSNorm), or None.
+    round_to: the normalised value is rounded to this dtype before the weight (diffusers' RMSNorm),
+    or None.
     round_product: the value is rounded to this dtype before the bias, or None.
     eps_kind: how eps guards the inverse root, as `inverse_root` has it.
-    rounds_between: the graph rounds elsewhere, or takes these steps in another order; lowerings note it.
+    rounds_between: the graph rounds elsewhere, or takes these steps in another order; lowerings
+    note it.
     """
 
     x: Tensor
@@ -61,7 +63,8 @@ def fake(call: RmsNorm) -> Tensor:
 def inverse_root(squares: Tensor, eps: float, kind: str) -> Tensor:
     """Of the mean of squares, guarded by eps.
 
-    kind: "add" (rsqrt(m + eps)), "clamp" (rsqrt(max(m, eps))) or "after_root" (1 / (sqrt(m) + eps)).
+    kind: "add" (rsqrt(m + eps)), "clamp" (rsqrt(max(m, eps))) or "after_root" (1 / (sqrt(m) +
+    eps)).
     """
     if kind == "add":
         return torch.rsqrt(squares + eps)
@@ -84,7 +87,11 @@ def eps_on_gpu(*eps_tensors: Tensor | None) -> str | None:
 
 def another_eps(kind: str) -> str | None:
     """Why a kernel that adds eps to the mean of squares refuses the call, or None."""
-    return None if kind == "add" else f"eps guards the root by {kind!r}; the kernel adds it to the mean"
+    return (
+        None
+        if kind == "add"
+        else f"eps guards the root by {kind!r}; the kernel adds it to the mean"
+    )
 
 
 def rounds_unlike(round_to: torch.dtype | None, x: Tensor) -> str | None:

@@ -1,6 +1,7 @@
 """Rotary position embedding of one tensor.
 
-    out1 = x1 * cos1 - x2 * sin1,    out2 = x2 * cos2 + x1 * sin2      for every pair of channels, in float32
+    out1 = x1 * cos1 - x2 * sin1,    out2 = x2 * cos2 + x1 * sin2      for every pair of channels,
+    in float32
 
 Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021, arXiv:2104.09864.
 """
@@ -31,10 +32,13 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Rotary(Call):
-    """x with its first `width` channels rotated, the others copied. Returns [B, S, H, D] of out_dtype, contiguous.
+    """x with its first `width` channels rotated, the others copied. Returns [B, S, H, D] of
+    out_dtype, contiguous.
 
-    x: [B, S, H, D], any float dtype and strides. cos, sin: [1 or B, S, 1 or H, R/2 or R] for R = width.
-    seq_start: the token of the tables' first row, where these have fewer tokens than x; the others are copied.
+    x: [B, S, H, D], any float dtype and strides. cos, sin: [1 or B, S, 1 or H, R/2 or R] for R =
+    width.
+    seq_start: the token of the tables' first row, where these have fewer tokens than x; the others
+    are copied.
     interleaved: pairs are (2i, 2i+1), else (i, i + R/2). conjugate: rotate by minus the angles.
     """
 
@@ -82,9 +86,11 @@ class SpelledRotary(Call):
 
 
 def tables_of(b: Any, tables: Sequence[Any], recipe: Recipe, contiguous: bool) -> tuple[Any, Any]:
-    """The tables in four dims as the kernels read them, prepared once however many layers share them.
+    """The tables in four dims as the kernels read them, prepared once however many layers share
+    them.
 
-    float64 ones become float32; where `contiguous`, or where the strides of cos and sin differ, so do others.
+    float64 ones become float32; where `contiguous`, or where the strides of cos and sin differ, so
+    do others.
     """
     cos, sin = layout.kernel_tables(b, tables, recipe)
     if contiguous or not n.same_shape(b.value(cos).stride(), b.value(sin).stride()):
@@ -95,7 +101,9 @@ def tables_of(b: Any, tables: Sequence[Any], recipe: Recipe, contiguous: bool) -
 
 
 def _float32(b: Any, table: Any) -> Any:
-    return table if b.value(table).dtype is torch.float32 else reuse(b, convert, table, torch.float32)
+    return (
+        table if b.value(table).dtype is torch.float32 else reuse(b, convert, table, torch.float32)
+    )
 
 
 def _contiguous(b: Any, table: Any) -> Any:
@@ -128,7 +136,11 @@ def _pairs(t: Tensor, width: int, interleaved: bool) -> tuple[Tensor, Tensor]:
     """First and second of each pair; the same entry for both where a table has half the width."""
     if t.shape[-1] != width:
         return t, t
-    return (t[..., 0::2], t[..., 1::2]) if interleaved else (t[..., : width // 2], t[..., width // 2 :])
+    return (
+        (t[..., 0::2], t[..., 1::2])
+        if interleaved
+        else (t[..., : width // 2], t[..., width // 2 :])
+    )
 
 
 def fake(call: Rotary) -> Tensor:

@@ -1,7 +1,8 @@
-"""A rotation as the kernels want it: x as [B, S, H, D], the tables as [1 or B, S, 1 or H, R/2 or R].
+"""A rotation as the kernels want it: x as [B, S, H, D], the tables as [1 or B, S, 1 or H, R/2 or
+R].
 
-Everything here writes through a builder (fx/builder.py), so that it serves the graph, fake tensors and
-real ones alike. Views of x cost nothing; tables are small and prepared once per graph.
+Everything here writes through a builder (fx/builder.py), so that it serves the graph, fake tensors
+and real ones alike. Views of x cost nothing; tables are small and prepared once per graph.
 """
 
 from __future__ import annotations
@@ -35,12 +36,14 @@ class Entry:
 class Recipe:
     """What was read off the graph, without its nodes.
 
-    view: a shape that x is reshaped to first, or None. axes: the leading axes of x by name: "bsh", "bhs",
-    "sh", "bs" or "s". heads: into how many the channels of "bs" or "s" are cut. width: rotated channels.
-    seq_start, seq_tokens: the first of the tokens that are rotated and their number, where not all are.
-    core_shape: of the node that the rotation ends in; tail: (operator, further arguments) of the views
-    between it and the result. fp64: the graph rotates in float64, and so must we. scattered: the graph
-    writes the halves into an empty tensor, which Inductor runs as two kernels.
+    view: a shape that x is reshaped to first, or None. axes: the leading axes of x by name: "bsh",
+    "bhs", "sh", "bs" or "s". heads: into how many the channels of "bs" or "s" are cut. width:
+    rotated channels.
+    seq_start, seq_tokens: the first of the tokens that are rotated and their number, where not all
+    are.
+    core_shape: of the node that the rotation ends in; tail: (operator, further arguments) of the
+    views between it and the result. fp64: the graph rotates in float64, and so must we. scattered:
+    the graph writes the halves into an empty tensor, which Inductor runs as two kernels.
     """
 
     view: tuple[Any, ...] | None
@@ -71,11 +74,12 @@ class Recipe:
 def choose_axes(
     lead: Sequence[Any], varying: set[int], partial_axis: int | None, heads_inside: bool
 ) -> str | None:
-    """The names of x's leading axes, from those along which its tables vary; None where they don't fit.
+    """The names of x's leading axes, from those along which its tables vary; None where they don't
+    fit.
 
-    Tables vary along the tokens, perhaps along the batch before them, seldom along the heads. partial_axis:
-    the axis of which a part is rotated. heads_inside: of the last two leading axes the first is the nearer
-    one in memory, as in a [B, H, S, D] view of [B, S, H, D].
+    Tables vary along the tokens, perhaps along the batch before them, seldom along the heads.
+    partial_axis: the axis of which a part is rotated. heads_inside: of the last two leading axes
+    the first is the nearer one in memory, as in a [B, H, S, D] view of [B, S, H, D].
     """
     if partial_axis is not None:
         by_rank = {1: ("s",), 2: ("sh", "bs"), 3: (None, "bsh", "bhs")}
@@ -119,7 +123,9 @@ def bshd(b: Any, x: Any, recipe: Recipe) -> Any:
 
 
 def original(b: Any, y: Any, recipe: Recipe, lead_and_channels: Sequence[Any]) -> Any:
-    """The rotated [B, S, H, D] as the graph's own result: the inverse of `bshd`, then the graph's views."""
+    """The rotated [B, S, H, D] as the graph's own result: the inverse of `bshd`, then the graph's
+    views.
+    """
     if recipe.axes == "bhs":
         y = b(aten.permute.default, y, [0, 2, 1, 3])
     else:
@@ -137,12 +143,19 @@ def finish(b: Any, y: Any, recipe: Recipe) -> Any:
 
 
 def four_entries(b: Any, tables: Sequence[Any], recipe: Recipe) -> list[Any]:
-    """cos1, sin1, cos2, sin2, each [*lead, R/2] with their signs (of `conjugate`d sines without)."""
-    return [_signed(b, _entry(b, t, e), _sign(recipe, i)) for i, (t, e) in enumerate(_paired(tables, recipe))]
+    """cos1, sin1, cos2, sin2, each [*lead, R/2] with their signs (of `conjugate`d sines
+    without).
+    """
+    return [
+        _signed(b, _entry(b, t, e), _sign(recipe, i))
+        for i, (t, e) in enumerate(_paired(tables, recipe))
+    ]
 
 
 def kernel_tables(b: Any, tables: Sequence[Any], recipe: Recipe) -> tuple[Any, Any]:
-    """cos and sin as [1 or B, S, 1 or H, R/2], or R where a pair's channels have entries of their own."""
+    """cos and sin as [1 or B, S, 1 or H, R/2], or R where a pair's channels have entries of their
+    own.
+    """
     cos, cos_halves = _joined(b, tables, recipe, 0, 2)
     sin, sin_halves = _joined(b, tables, recipe, 1, 3)
     if len(cos_halves) != len(sin_halves):
@@ -187,7 +200,9 @@ _END = 9223372036854775807
 
 
 def _kept(axes: str, offset: int) -> int:
-    """How many of the axes behind this one are left: lanes and axes of size one are selected away."""
+    """How many of the axes behind this one are left: lanes and axes of size one are
+    selected away.
+    """
     return sum(a not in "l1" for a in axes[len(axes) - offset + 1 :])
 
 
@@ -195,7 +210,9 @@ def _select(b: Any, table: Any, dim: int, index: int) -> Any:
     return reuse(b, aten.select.int, table, dim, index)
 
 
-def _joined(b: Any, tables: Sequence[Any], recipe: Recipe, first: int, second: int) -> tuple[Any, list[Any]]:
+def _joined(
+    b: Any, tables: Sequence[Any], recipe: Recipe, first: int, second: int
+) -> tuple[Any, list[Any]]:
     """(table, its halves): one half where both channels of a pair share an entry."""
     (t1, e1), (t2, e2) = _paired(tables, recipe)[first], _paired(tables, recipe)[second]
     sign1, sign2 = _sign(recipe, first), _sign(recipe, second)
@@ -246,7 +263,9 @@ def _woven(b: Any, halves: list[Any], recipe: Recipe) -> Any:
 
 
 def _broadcast(a: Sequence[Any], b: Sequence[Any]) -> list[Any]:
-    """The common shape of two that are known to broadcast; torch.broadcast_shapes would guard on symbols."""
+    """The common shape of two that are known to broadcast; torch.broadcast_shapes would guard on
+    symbols.
+    """
     rank = max(len(a), len(b))
     both = zip(*((*(1,) * (rank - len(s)), *s) for s in (a, b)), strict=True)
     return [y if n.same_size(x, 1) else x for x, y in both]
@@ -264,12 +283,16 @@ def _table_4d(b: Any, table: Any, recipe: Recipe) -> Any:
         table = reuse(b, aten.unsqueeze.default, table, 0)
     if recipe.axes in ("bs", "s"):
         batch, tokens, width = _shape(table)
-        table = reuse(b, aten.reshape.default, table, [batch, tokens, recipe.heads, width // recipe.heads])
+        table = reuse(
+            b, aten.reshape.default, table, [batch, tokens, recipe.heads, width // recipe.heads]
+        )
     return _row_per_token(b, table, recipe)
 
 
 def _row_per_token(b: Any, table: Any, recipe: Recipe) -> Any:
-    """The table with its one row repeated, where it rotates a part of the tokens: its rows say how many."""
+    """The table with its one row repeated, where it rotates a part of the tokens: its rows say how
+    many.
+    """
     batch, rows, heads, width = _shape(table)
     if recipe.seq_tokens is None or n.same_size(rows, recipe.seq_tokens):
         return table

@@ -75,7 +75,9 @@ class SpelledRotaryPair(Call):
 
     def finished(self, b: Any, results: list[Any]) -> list[Any]:
         return [
-            y for one, result in zip(self.each(), results, strict=True) for y in one.finished(b, [result])
+            y
+            for one, result in zip(self.each(), results, strict=True)
+            for y in one.finished(b, [result])
         ]
 
 

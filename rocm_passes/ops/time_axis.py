@@ -1,8 +1,9 @@
-"""The time axis of a causal convolution: pieces of video end to end, zero frames before and after them.
+"""The time axis of a causal convolution: pieces of video end to end, zero frames before and after
+them.
 
-Video VAEs pad time by hand: `F.pad` with zero frames, `cat` with cached or repeated frames. Read as an axis
-instead of copied together, each temporal tap knows which frames it sees, and a tap that sees zeros alone is
-no work at all.
+Video VAEs pad time by hand: `F.pad` with zero frames, `cat` with cached or repeated frames. Read as
+an axis instead of copied together, each temporal tap knows which frames it sees, and a tap that
+sees zeros alone is no work at all.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ def out_size(size: Any, kernel: int, stride: int, padding: int, dilation: int) -
 
 @dataclass(frozen=True)
 class Tap:
-    """Tap `index` of the temporal kernel: it feeds the outputs [first, first + count) from real frames.
+    """Tap `index` of the temporal kernel: it feeds the outputs [first, first + count) from real
+    frames.
 
     start: the frame that it reads for output `first`, counted from the first real frame.
     """
@@ -30,7 +32,9 @@ class Tap:
     start: int
 
     def within(self, first: int, count: int, stride: int) -> list[Tap]:
-        """The tap for the outputs [first, first + count) alone, counted from `first`; none that it feeds, no tap."""
+        """The tap for the outputs [first, first + count) alone, counted from `first`; none that it
+        feeds, no tap.
+        """
         begin = max(self.first, first)
         end = min(self.first + self.count, first + count)
         start = self.start + (begin - self.first) * stride
@@ -39,7 +43,9 @@ class Tap:
 
 @dataclass(frozen=True)
 class TimeAxis:
-    """frames: how many real frames, an int or a symbolic size. front, back: zero frames around them."""
+    """frames: how many real frames, an int or a symbolic size. front, back: zero frames around
+    them.
+    """
 
     frames: Any
     front: int
@@ -50,10 +56,14 @@ class TimeAxis:
 
     @property
     def out(self) -> Any:
-        return out_size(self.frames + self.front + self.back, self.kernel, self.stride, 0, self.dilation)
+        return out_size(
+            self.frames + self.front + self.back, self.kernel, self.stride, 0, self.dilation
+        )
 
     def taps(self) -> list[Tap]:
-        """The taps that see any real frame, with the outputs that they feed. Needs a number for `frames`."""
+        """The taps that see any real frame, with the outputs that they feed. Needs a number for
+        `frames`.
+        """
         found = []
         for k in range(self.kernel):
             offset = k * self.dilation - self.front

@@ -27,7 +27,9 @@ class Move(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """`source` [N, C, *spatial], cast to each of `casts` in turn, its pixels moved by each of `moves`."""
+    """`source` [N, C, *spatial], cast to each of `casts` in turn, its pixels moved by each of
+    `moves`.
+    """
 
     source: Any
     casts: tuple[torch.dtype, ...]

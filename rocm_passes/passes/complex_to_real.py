@@ -1,17 +1,19 @@
 """Complex tables written in real numbers before Inductor's patterns look at the graph.
 
-A model that indexes, reshapes or builds its rotary tables in the graph has complex nodes there that Inductor warns
-of as soon as one of its own patterns matches them, long before the post-grad pass. Here each table becomes the
-same computation on its parts, by ops/complex_tables.py, and one `aten.view_as_complex`, a view, where a
-complex tensor is wanted: at the rotation, whose product the idioms take away later, and at an output of the graph.
+A model that indexes, reshapes or builds its rotary tables in the graph has complex nodes there that
+Inductor warns of as soon as one of its own patterns matches them, long before the post-grad pass.
+Here each table becomes the same computation on its parts, by ops/complex_tables.py, and one
+`aten.view_as_complex`, a view, where a
+complex tensor is wanted: at the rotation, whose product the idioms take away later, and at an
+output of the graph.
 
 Before (Qwen-Image)                                After
     f = unsqueeze(slice(view(freqs, ..)), 1)           f = view_as_complex(unsqueeze(slice(reshape(
     z = mul(view_as_complex(x), f)                             as_real(freqs), ..)), 1))
                                                        z = mul(view_as_complex(x), f)
 
-Left as it is: what no rule of complex_tables covers all the way up to the graph's inputs, and what something
-reads by its strides that would have others.
+Left as it is: what no rule of complex_tables covers all the way up to the graph's inputs, and what
+something reads by its strides that would have others.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ _COMPLEX = frozenset({torch.complex64, torch.complex128})
 
 
 class ComplexToReal(CustomGraphPass):
-    """The pass for Inductor's joint_custom_pre_pass. key: gives all that a result depends on (`GraphPass.uuid`)."""
+    """The pass for Inductor's joint_custom_pre_pass. key: gives all that a result depends on
+    (`GraphPass.uuid`).
+    """
 
     def __init__(self, key: Callable[[], str]) -> None:
         self._key = key
@@ -90,9 +94,13 @@ def _by_rule(node: fx.Node) -> bool:
 
 
 def _rewrite(b: Builder, user: fx.Node, z: fx.Node) -> bool:
-    """Give the user z's parts, or a complex view of them; what it cannot take leaves the graph as it was."""
+    """Give the user z's parts, or a complex view of them; what it cannot take leaves the graph as
+    it was.
+    """
     parts = real_of(b, z)
-    if any(n.is_call(i, AS_REAL.overload) and n.argument(i).op == "call_function" for i in b.inserted):
+    if any(
+        n.is_call(i, AS_REAL.overload) and n.argument(i).op == "call_function" for i in b.inserted
+    ):
         b.discard()
         return False
     if n.is_call(user, aten.view_as_real.default):

@@ -1,6 +1,7 @@
 """A convolution's bias, taken over by the norm that alone reads the convolution.
 
-On a GPU Inductor adds the bias apart from the convolution, and fuses the sum with what follows. An opaque norm
+On a GPU Inductor adds the bias apart from the convolution, and fuses the sum with what follows. An
+opaque norm
 would leave it a pass over memory of its own: the norm's kernel adds it instead.
 
 Before                                          After
@@ -46,13 +47,15 @@ def _absorb(operator: Operator[Any], norm: fx.Node) -> bool:
     if bias is None or n.dtype(bias) not in n.FLOATING:
         return False
     convolution.args = (*convolution.args[:_BIAS], None, *convolution.args[_BIAS + 1 :])
-    # The bias may be computed behind the convolution; the order is restored once all rewrites are done.
+    # The bias may be computed behind the convolution; the order is restored once all rewrites are
+    # done.
     operator.update(norm, x_bias=bias)
     return True
 
 
 def _convolution_behind(x: fx.Node) -> fx.Node | None:
-    """The convolution that x is, or whose frames [T, C, H, W] x is as one video; nothing else may read either.
+    """The convolution that x is, or whose frames [T, C, H, W] x is as one video; nothing else may
+    read either.
 
     ATen's GroupNorm may have it copied into another layout first.
     """
@@ -72,7 +75,8 @@ def _convolution_behind(x: fx.Node) -> fx.Node | None:
 
 
 def _applies(work: Work) -> bool:
-    # The graph rounds a convolution's result behind its bias, and an operator that adds it does not.
+    # The graph rounds a convolution's result behind its bias, and an operator that adds it does
+    # not.
     strict = work.context.options.rewrite_numerics == "strict"
     return work.on_gpu and work.rewritten > 0 and not strict
 

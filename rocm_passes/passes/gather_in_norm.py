@@ -1,13 +1,19 @@
-"""Upsampling in front of a GroupNorm's multiplier and addend, left to the norm's kernel, which reads by index.
+"""Upsampling in front of a GroupNorm's multiplier and addend, left to the norm's kernel, which
+reads by index.
 
 Before (CogVideoX's SpatialNorm3D)                      After
-    m = cat([index(y[:, :, :1], [None, None, t, h, w]),     i = cat([index(numbers of y's pixels, ...), ...], 2)
-             index(y[:, :, 1:], ...)], 2)                   z = rocm_passes.group_norm(x, ..., multiplier y,
-    z = rocm_passes.group_norm(x, ..., multiplier m,                                   addend b, pixel_index i)
+    m = cat([index(y[:, :, :1], [None, None, t, h, w]),     i = cat([index(numbers of y's pixels,
+    ...), ...], 2)
+             index(y[:, :, 1:], ...)], 2)                   z = rocm_passes.group_norm(x, ...,
+             multiplier y,
+    z = rocm_passes.group_norm(x, ..., multiplier m,                                   addend b,
+    pixel_index i)
                                addend a)
 
-m and a are as large as x, which has thousands of bytes for each of y's pixels; i has four for each of x's. It is
-made by the very moves that made m, applied to numbers: right for any gathers, whatever they are for.
+m and a are as large as x, which has thousands of bytes for each of y's pixels; i has four for each
+of x's. It is
+made by the very moves that made m, applied to numbers: right for any gathers, whatever they are
+for.
 """
 
 from __future__ import annotations
@@ -35,7 +41,9 @@ def gather_in_norm(graph: fx.Graph, fake_mode: FakeTensorMode) -> dict[fx.Node, 
         call = GROUP_NORM.call_of(norm)
         if GROUP_NORM.lowering_of(norm) != "triton" or call.pixel_index is not None:
             continue
-        multiplier, addend = (_upsampled(operand, norm) for operand in (call.multiplier, call.addend))
+        multiplier, addend = (
+            _upsampled(operand, norm) for operand in (call.multiplier, call.addend)
+        )
         if multiplier is None or addend is None or _placing(multiplier) != _placing(addend):
             continue
         _absorb(norm, multiplier, addend, fake_mode)

@@ -1,7 +1,8 @@
 """Who launches the kernels of our operators: Inductor's generated code, or an operator call each.
 
 Before                                          After
-    y = rocm_passes.rms_norm(x, ..., "triton")      the same node, its meta says launch="inductor" or "python"
+    y = rocm_passes.rms_norm(x, ..., "triton")      the same node, its meta says launch="inductor"
+    or "python"
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ from rocm_passes.rewrite.work import WholeGraphPass, Work
 
 
 def mark_launcher(graph: fx.Graph, by: str) -> None:
-    """Have Inductor launch the kernels of our operators in the graph, or leave them opaque calls."""
+    """Have Inductor launch the kernels of our operators in the graph, or leave them opaque
+    calls.
+    """
     # Imported here: the passes of a CPU graph need none of Inductor's lowerings.
     from rocm_passes.kernels.triton import inductor
 

@@ -1,4 +1,5 @@
-"""Requests for channels-last around our norms and pads, and one request for all readers of a tensor.
+"""Requests for channels-last around our norms and pads, and one request for all readers of a
+tensor.
 
 Before                                          After
     y = rocm_passes.group_norm(x, ...)              z = force_stride_order(x, channels-last)
@@ -33,10 +34,11 @@ WRITING: tuple[Operator[Any], ...] = (PAD, GROUP_NORM_PAD)
 
 
 def settle_norms(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
-    """Ask for channels-last in front of our norms and pads, in a graph of that layout. Returns how many there were.
+    """Ask for channels-last in front of our norms and pads, in a graph of that layout. Returns how
+    many there were.
 
-    To Inductor they are opaque: what is computed for them alone it would lay out as eager code does, and the
-    norm would carry that layout on to the next convolution.
+    To Inductor they are opaque: what is computed for them alone it would lay out as eager code
+    does, and the norm would carry that layout on to the next convolution.
     """
     following = n.calls(graph, *(operator.overload for operator in FOLLOWING))
     writing = [
@@ -50,7 +52,9 @@ def settle_norms(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
         x = n.argument(node)
         if not all(isinstance(size, int) for size in n.shape(x)):
             continue
-        for operand in dict.fromkeys(a for a in node.all_input_nodes if n.same_shape(n.shape(a), n.shape(x))):
+        for operand in dict.fromkeys(
+            a for a in node.all_input_nodes if n.same_shape(n.shape(a), n.shape(x))
+        ):
             with graph.inserting_before(node):
                 b = Builder(graph, fake_mode, node)
                 strides = make_channels_last_strides_for(n.shape(operand))
@@ -60,9 +64,11 @@ def settle_norms(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
 
 
 def _uncopied(x: fx.Node) -> fx.Node:
-    """x before it was copied into another layout: ATen's GroupNorm has a contiguous copy made on a GPU.
+    """x before it was copied into another layout: ATen's GroupNorm has a contiguous copy made on a
+    GPU.
 
-    Asked for behind the copy, the layout would not be shared with who reads x itself, and x be written twice.
+    Asked for behind the copy, the layout would not be shared with who reads x itself, and x be
+    written twice.
     """
     while n.is_call(x, aten.clone.default):
         x = n.argument(x)
@@ -75,10 +81,13 @@ def _gains(call: Any) -> bool:
 
 
 def share_layouts(graph: fx.Graph) -> int:
-    """Let all that read a tensor read it where it was asked for in a layout. Returns how many were redirected.
+    """Let all that read a tensor read it where it was asked for in a layout. Returns how many were
+    redirected.
 
-    Each request is a copy of its own to Inductor, of what is pointwise so far, and who did not ask computes it once
-    more from what it was computed from, which stays in memory for that long: a convolution's result before its bias.
+    Each request is a copy of its own to Inductor, of what is pointwise so far, and who did not ask
+    computes it once
+    more from what it was computed from, which stays in memory for that long: a convolution's result
+    before its bias.
     """
     redirected = 0
     first: dict[tuple[fx.Node, tuple[Any, ...]], fx.Node] = {}

@@ -1,7 +1,7 @@
 """Frames sliced from videos joined in time are sliced from the piece that they come from.
 
-A causal convolution keeps its last input frames for the next chunk. CogVideoX slices them from the joined
-video, which then has a second reader and must be written whole, in the layout of either:
+A causal convolution keeps its last input frames for the next chunk. CogVideoX slices them from the
+joined video, which then has a second reader and must be written whole, in the layout of either:
 
 Before                                          After
     v = cat([cache, x], 2)                          v = cat([cache, x], 2)
@@ -57,7 +57,9 @@ def _redirected(user: fx.Node, cat: fx.Node, graph: fx.Graph, fake_mode: FakeTen
 
 
 def _piece_of(first: int, behind: int, sizes: Sequence[int]) -> tuple[int, int] | None:
-    """The piece that holds the frames [first, behind) and where it begins, or None where several do."""
+    """The piece that holds the frames [first, behind) and where it begins, or None where several
+    do.
+    """
     begin = 0
     for which, size in enumerate(sizes):
         if begin <= first < behind <= begin + size:

@@ -1,19 +1,22 @@
-"""The channels of a convolution in front of a depth-to-space, sorted so that whole runs of them move.
+"""The channels of a convolution in front of a depth-to-space, sorted so that whole runs of them
+move.
 
-An upsampler's convolution makes S pixels of each, as channels (c, s); a depth-to-space (pixel shuffle) sorts them into
-place. Channels-last in memory, the C channels of a pixel then lie S apart, and what reads the shuffled video, which
-Inductor does not write out, gathers them one by one. Sorted as (s, c) they are one run. The weight's rows and the bias
-are sorted instead; every element is computed as before. A result that several read is then written out once,
-channels-last: Inductor would have each of them go through the shuffle.
+An upsampler's convolution makes S pixels of each, as channels (c, s); a depth-to-space (pixel
+shuffle) sorts them into place. Channels-last in memory, the C channels of a pixel then lie S apart,
+and what reads the shuffled video, which Inductor does not write out, gathers them one by one.
+Sorted as (s, c) they are one run. The weight's rows and the bias are sorted instead; every element
+is computed as before. A result that several read is then written out once, channels-last: Inductor
+would have each of them go through the shuffle.
 
 Before (LTX-Video's upsampler)                  After
-    y = convolution(x, w, bias)                     v = view(w, [C, S, ...]) -> permute -> view(w's shape)
-    z = view(y, [N, C, 2, 2, 2, T, H, W])           y = convolution(x, v, bias, sorted alike)
-    u = permute(z, [0, 1, 5, 2, 6, 3, 7, 4])        z = permute(view(y, [N, 2, 2, 2, C, T, H, W]), ...)
-    r = slice(view(u))                              u = permute(z, [0, 1, 5, 2, 6, 3, 7, 4])
+    y = convolution(x, w, bias)                     v = view(w, [C, S, ...]) -> permute -> view(w's
+    shape) z = view(y, [N, C, 2, 2, 2, T, H, W])           y = convolution(x, v, bias, sorted alike)
+    u = permute(z, [0, 1, 5, 2, 6, 3, 7, 4])        z = permute(view(y, [N, 2, 2, 2, C, T, H, W]),
+    ...) r = slice(view(u))                              u = permute(z, [0, 1, 5, 2, 6, 3, 7, 4])
     norm(r), r + ...                                r = channels_last(slice(view(u)))
 
-On an H200 three kernels of LTX-Video's decoder read its last upsampler so, at a third of the memory's rate.
+On an H200 three kernels of LTX-Video's decoder read its last upsampler so, at a third of the
+memory's rate.
 """
 
 from __future__ import annotations
@@ -53,10 +56,15 @@ def sort_channels(
 
 
 def _shuffle_behind(convolution: fx.Node) -> fx.Node | None:
-    """The view [N, C, s..., *spatial] of the convolution's result, where it alone reads it, and a permutation then
-    leaves N and C in front."""
+    """The view [N, C, s..., *spatial] of the convolution's result, where it alone reads it, and a
+    permutation then leaves N and C in front.
+    """
     split = n.only_user(convolution)
-    if convolution.args[_TRANSPOSED] or convolution.args[_GROUPS] != 1 or not n.is_call(split, *_VIEWS):
+    if (
+        convolution.args[_TRANSPOSED]
+        or convolution.args[_GROUPS] != 1
+        or not n.is_call(split, *_VIEWS)
+    ):
         return None
     sizes, (batch, channels, *spatial) = n.shape(split), n.shape(convolution)
     if not all(isinstance(size, int) for size in (*sizes, batch, channels, *spatial)):
@@ -122,7 +130,9 @@ def _write_out(result: fx.Node, fake_mode: FakeTensorMode) -> None:
     with graph.inserting_after(result):
         b = Builder(graph, fake_mode, result)
         written = b(
-            inductor_prims.force_stride_order, result, make_channels_last_strides_for(n.shape(result))
+            inductor_prims.force_stride_order,
+            result,
+            make_channels_last_strides_for(n.shape(result)),
         )
     result.replace_all_uses_with(written, delete_user_cb=lambda user: user is not written)
 

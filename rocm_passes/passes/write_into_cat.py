@@ -1,7 +1,7 @@
 """Frames in front of a norm's result, written where the convolution reads them.
 
-A causal convolution reads the last frames of the chunk before in front of its own. To Inductor a norm of ours is
-opaque, and the cat a copy of the whole video:
+A causal convolution reads the last frames of the chunk before in front of its own. To Inductor a
+norm of ours is opaque, and the cat a copy of the whole video:
 
 Before                                          After
     y = rocm_passes.group_norm(x, ...)              v = rocm_passes.group_norm(x, ..., front cache)
@@ -9,7 +9,8 @@ Before                                          After
     z = convolution(v, ...)                         z = convolution(v, ...)
     kept = y[:, :, -2:]                             kept = y[:, :, -2:]
 
-conv3d's lowerings spell the cat over [N, T, H, W, C] where the video is channels-last; both are read.
+conv3d's lowerings spell the cat over [N, T, H, W, C] where the video is channels-last; both are
+read.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ OPERATORS = {norm.overload: norm for norm in NORMS}
 
 @dataclass(frozen=True)
 class Join:
-    """`front`, or the norm's own first frame so many times, and then its frames: `video` in the graph."""
+    """`front`, or the norm's own first frame so many times, and then its frames: `video` in the
+    graph.
+    """
 
     front: fx.Node | None
     repeat_first: int
@@ -51,7 +54,9 @@ class Join:
 
 @dataclass(frozen=True)
 class Left:
-    """A norm that ends a joined video and is not written into it, and the reason in words for a user."""
+    """A norm that ends a joined video and is not written into it, and the reason in words for a
+    user.
+    """
 
     norm: fx.Node
     reason: str
@@ -60,8 +65,9 @@ class Left:
 def write_into_cat(
     graph: fx.Graph, fake_mode: FakeTensorMode
 ) -> tuple[dict[fx.Node, int], dict[fx.Node, str]]:
-    """Give our norms the frames that a cat puts in front of them. Returns how many, by the norm that there was; and
-    of all others that end a joined video, why they do not get them."""
+    """Give our norms the frames that a cat puts in front of them. Returns how many, by the norm
+    that there was; and of all others that end a joined video, why they do not get them.
+    """
     order = {node: i for i, node in enumerate(graph.nodes)}
     joins: dict[fx.Node, list[Join]] = {}
     left: dict[fx.Node, str] = {}

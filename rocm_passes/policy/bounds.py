@@ -145,7 +145,8 @@ LEAST_RUN = Bound(
     32,
     "channels",
     "sort_depth_to_space leaves a depth-to-space that moves fewer channels at a time",
-    "64 bytes in a 16-bit dtype; LTX-Video's decode 36.9 vs. 37.9 ms on an H200, write_into_cat included",
+    "64 bytes in a 16-bit dtype; LTX-Video's decode 36.9 vs. 37.9 ms on an H200, write_into_cat "
+    "included",
     VAE,
 )
 NEARLY_ALL = Bound(

@@ -29,7 +29,9 @@ RULES = [
         ),
         "python -m rocm_passes.bench.conv3d",
     ),
-    Rule(OPERATOR, LOWERING, "any", {}, False, "left to Inductor", Evidence(figures="not measured")),
+    Rule(
+        OPERATOR, LOWERING, "any", {}, False, "left to Inductor", Evidence(figures="not measured")
+    ),
 ]
 
 

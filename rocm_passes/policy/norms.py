@@ -196,7 +196,9 @@ GROUP_NORM = [
         {},
         False,
         "it was compared with eager torch only",
-        Evidence(published="sgl-project/sglang#20170", figures="12x against eager torch on an MI300X"),
+        Evidence(
+            published="sgl-project/sglang#20170", figures="12x against eager torch on an MI300X"
+        ),
     ),
 ]
 

@@ -35,7 +35,8 @@ SMALL = (
 )
 SMALL_EVIDENCE = Evidence(
     "H200",
-    figures="launched by Inductor: in blocks of 2 to 8 ms every rotation from 1.5M channels of q on "
+    figures="launched by Inductor: in blocks of 2 to 8 ms every rotation from 1.5M channels of q "
+    "on "
     "took less of the device, and no more of the host. Opaque calls: blocks with 14M (Qwen-Image, "
     "FLUX.1) were slower, with 18M (Z-Image) as fast, with more faster",
     docs=PERFORMANCE,
@@ -46,7 +47,9 @@ COMPLEX_EVIDENCE = Evidence(
     "H200", figures="Z-Image's q and k, 4608 tokens: 37.6 vs. 190 us", docs=PERFORMANCE
 )
 SCATTERED = "Inductor takes 1.5x of one read and one write for slice assignment vs. 1.0x"
-SCATTERED_EVIDENCE = Evidence("H200", figures="Wan's q and k, 32760 tokens: 327 vs. 473 us", docs=PERFORMANCE)
+SCATTERED_EVIDENCE = Evidence(
+    "H200", figures="Wan's q and k, 32760 tokens: 327 vs. 473 us", docs=PERFORMANCE
+)
 REAL = "Inductor fuses a rotation in real numbers nearly as well"
 REAL_EVIDENCE = Evidence(
     "H200",

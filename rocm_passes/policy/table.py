@@ -55,7 +55,9 @@ def bound_row(bound: Bound) -> tuple[str, ...]:
 
 def as_dict(rule: Rule) -> dict[str, Any]:
     """A rule for JSON. A quantity of the condition has pairs of relation and bound."""
-    condition = {name: [[t.relation, t.bound] for t in _each(test)] for name, test in rule.tests.items()}
+    condition = {
+        name: [[t.relation, t.bound] for t in _each(test)] for name, test in rule.tests.items()
+    }
     return {**asdict(rule), "condition": condition}
 
 

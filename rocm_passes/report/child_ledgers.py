@@ -1,8 +1,9 @@
 """Ledgers of child processes: each writes its own into a folder that an environment variable names.
 
-`rocm-passes explain` reads them when its script has ended. Children inherit the variable, however they were
-started: multiprocessing, torchrun, subprocess. One line of JSON a graph, appended, so that a child that is
-killed loses nothing that it had finished.
+`rocm-passes explain` reads them when its script has ended. Children inherit the variable, however
+they were
+started: multiprocessing, torchrun, subprocess. One line of JSON a graph, appended, so that a child
+that is killed loses nothing that it had finished.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def collected_in(folder: str) -> Iterator[None]:
 
 
 def hand_over(ledger: Callable[[], Mapping[str, Any]]) -> None:
-    """Write a finished graph's ledger for the process that collects. Does nothing where none does."""
+    """Write a finished graph's ledger for the process that collects. Does nothing where
+    none does.
+    """
     collector, _, folder = os.environ.get(VARIABLE, "").partition(":")
     if not folder or collector == str(os.getpid()):
         return
@@ -46,7 +49,9 @@ def hand_over(ledger: Callable[[], Mapping[str, Any]]) -> None:
         with open(Path(folder) / f"{os.getpid()}.jsonl", "a", encoding="utf-8") as file:
             file.write(line + "\n")
     except OSError as error:
-        log.warning("rocm_passes: a ledger could not be handed to the process that collects them: %s", error)
+        log.warning(
+            "rocm_passes: a ledger could not be handed to the process that collects them: %s", error
+        )
 
 
 def read(folder: str) -> list[dict[str, Any]]:

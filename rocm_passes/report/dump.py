@@ -1,11 +1,13 @@
-"""The graph before, between and after the steps of the pass, for people who follow a graph through it.
+"""The graph before, between and after the steps of the pass, for people who follow a graph through
+it.
 
-`Dump.step` puts the graph's text into torch's structured trace (where tlparse shows it) while tracing is on, and
-into a file where the environment variable ROCM_PASSES_DUMP names a folder. Otherwise it does nothing.
+`Dump.step` puts the graph's text into torch's structured trace (where tlparse shows it) while
+tracing is on, and into a file where the environment variable ROCM_PASSES_DUMP names a folder.
+Otherwise it does nothing.
 
     <folder>/graph0_<process id>/00_before.py          the graph as Inductor gave it
-                                 02_fold_conv_bias.py  after the step of that name, if the step changed something
-                                 03_after.py           as Inductor gets it back
+                                 02_fold_conv_bias.py  after the step of that name, if the step
+                                 changed something 03_after.py           as Inductor gets it back
                                  ledger.json           the graph's ledger, as in docs/ledger.md
 """
 
@@ -46,7 +48,8 @@ class Dump:
         self._last = ""
 
     def step(self, name: str, graph: fx.Graph) -> None:
-        """Write the graph down as it is after the step `name`; a graph that is as before is left out.
+        """Write the graph down as it is after the step `name`; a graph that is as before is left
+        out.
 
         The first step, "before", is always written, and so is "after".
         """
@@ -72,7 +75,9 @@ class Dump:
         )
 
     def ledger(self, ledger: Ledger) -> None:
-        """Write the graph's ledger beside its texts. (`ledger.publish` puts it into the structured trace.)"""
+        """Write the graph's ledger beside its texts. (`ledger.publish` puts it into the structured
+        trace.)
+        """
         if self._folder is not None:
             document = ledgers.to_dict([ledger])
             self._guarded(lambda at: ledgers.write_json(str(at / "ledger.json"), document))
@@ -99,5 +104,7 @@ def readable(graph: fx.Graph) -> str:
 
 
 def _traced() -> bool:
-    """Is torch's structured trace written? It is asked before a text is made, which takes milliseconds."""
+    """Is torch's structured trace written? It is asked before a text is made, which takes
+    milliseconds.
+    """
     return bool(torch_logging.trace_log.handlers)

@@ -1,4 +1,5 @@
-"""A ledger as one HTML page: all is inside it, it loads nothing, and without scripts it is still a table.
+"""A ledger as one HTML page: all is inside it, it loads nothing, and without scripts it is still a
+table.
 
 The style sheet and the script lie beside this file, as report.css and report.js.
 """
@@ -19,8 +20,8 @@ SiteRecord = Mapping[str, Any]
 def page(document: Mapping[str, Any], title: str) -> str:
     """The page of a ledger in its JSON form (docs/ledger.md).
 
-    A site may carry "model", and the document "models" (one mapping per model, shown as a table of its own):
-    the demo adds both.
+    A site may carry "model", and the document "models" (one mapping per model, shown as a table of
+    its own): the demo adds both.
     """
     sites: Sequence[SiteRecord] = document["sites"]
     body = [
@@ -49,7 +50,9 @@ def _asset(name: str) -> str:
 
 
 def _environment(found: Mapping[str, Any]) -> str:
-    pairs = " · ".join(f"{escape(k.replace('_', '-'))} {escape(_text(v))}" for k, v in found.items())
+    pairs = " · ".join(
+        f"{escape(k.replace('_', '-'))} {escape(_text(v))}" for k, v in found.items()
+    )
     return f'<p class="environment">{pairs}</p>'
 
 
@@ -71,13 +74,17 @@ def _totals(sites: Iterable[SiteRecord]) -> str:
         for name, count in site["covers"].items():
             row = counts.setdefault(name, dict.fromkeys(OUTCOMES, 0))
             row[site["outcome"]] += count
-    return '<div class="totals">' + "".join(_bar(n, c) for n, c in sorted(counts.items())) + "</div>"
+    return (
+        '<div class="totals">' + "".join(_bar(n, c) for n, c in sorted(counts.items())) + "</div>"
+    )
 
 
 def _bar(name: str, counts: Mapping[str, int]) -> str:
     said = ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)
     parts = "".join(
-        f'<i class="{outcome}" style="flex:{count}"></i>' for outcome, count in counts.items() if count
+        f'<i class="{outcome}" style="flex:{count}"></i>'
+        for outcome, count in counts.items()
+        if count
     )
     return (
         f'<div class="total"><b>{sum(counts.values())}</b> {escape(name)}'
@@ -94,7 +101,8 @@ def _filters(sites: Sequence[SiteRecord]) -> str:
             choice = f'<select data-key="{key}"><option value="">all</option>{options}</select>'
             selects.append(f"<label>{key} {choice}</label>")
     search = '<label>search <input type="search" placeholder="module, file, reason"></label>'
-    return f'<form class="filters">{"".join(selects)}{search}<output>{plural(len(sites), "site")}</output></form>'
+    count = f"<output>{plural(len(sites), 'site')}</output>"
+    return f'<form class="filters">{"".join(selects)}{search}{count}</form>'
 
 
 def _table(sites: Sequence[SiteRecord]) -> str:
@@ -111,7 +119,9 @@ def _table(sites: Sequence[SiteRecord]) -> str:
 
 def _row(site: SiteRecord, columns: Sequence[str]) -> str:
     keys = "".join(
-        f' data-{key}="{escape(str(site[key]))}"' for key in ("model", "idiom", "outcome") if key in site
+        f' data-{key}="{escape(str(site[key]))}"'
+        for key in ("model", "idiom", "outcome")
+        if key in site
     )
     cells = "".join(f"<td>{_cell(site, c)}</td>" for c in columns)
     return f"<tr{keys}>{cells}</tr>"
@@ -129,12 +139,15 @@ def _cell(site: SiteRecord, column: str) -> str:
 
 
 def _details(site: SiteRecord) -> str:
-    """What a click on a reason opens: each lowering's verdict, parameters, inputs, notes, and larger fusions."""
+    """What a click on a reason opens: each lowering's verdict, parameters, inputs, notes, and
+    larger fusions.
+    """
     rows: list[tuple[Any, Any]] = [(v["lowering"], _verdict(v)) for v in site["verdicts"]]
     rows += [("error", site["error"])] if site["error"] else []
     rows += [(k, v) for k, v in site["parameters"].items()]
     rows += [
-        (f"input {i['name']}", f"{i['dtype']}{i['shape']}, strides {i['stride']}") for i in site["inputs"]
+        (f"input {i['name']}", f"{i['dtype']}{i['shape']}, strides {i['stride']}")
+        for i in site["inputs"]
     ]
     rows += [("note", note) for note in site["notes"]]
     rows += [("also looked at", other) for other in site["considered"]]

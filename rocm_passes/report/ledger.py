@@ -1,7 +1,7 @@
 """The record of every candidate site: what it is, what became of it, and why.
 
-One Ledger per compiled graph; `history()` holds those of this process. The JSON form (`Entry.to_dict`,
-`to_dict`) is documented in docs/ledger.md and stable.
+One Ledger per compiled graph; `history()` holds those of this process. The JSON form
+(`Entry.to_dict`, `to_dict`) is documented in docs/ledger.md and stable.
 """
 
 from __future__ import annotations
@@ -23,16 +23,18 @@ log = logging.getLogger("rocm_passes")
 OUTCOMES = ("rewritten", "kept", "refused")
 FORMAT_VERSION = 2
 
-#: What became of one lowering at one site:
-#: "taken": it rewrites the site; "able": it could, but another was taken, or none was asked for;
-#: "not_faster": it could, but is not known to be faster here; "refused": it can't take this call;
-#: "unavailable": it can't run on this machine; "failed": its check or its rewrite raised an exception;
-#: "wrong": it rewrote the site, and was put back when its values were verified.
+#: What became of one lowering at one site: "taken": it rewrites the site; "able": it could, but
+#: another was taken, or none was asked for; "not_faster": it could, but is not known to be faster
+#: here; "refused": it can't take this call; "unavailable": it can't run on this machine; "failed":
+#: its check or its rewrite raised an exception; "wrong": it rewrote the site, and was put back when
+#: its values were verified.
 VERDICTS = ("taken", "able", "not_faster", "refused", "unavailable", "failed", "wrong")
 
 
 class LoweringVerdict(NamedTuple):
-    """What became of one lowering at one site. verdict: one of VERDICTS. reason: in words, may be empty."""
+    """What became of one lowering at one site. verdict: one of VERDICTS. reason: in words, may be
+    empty.
+    """
 
     lowering: str
     verdict: str
@@ -52,17 +54,19 @@ def summary(verdicts: Iterable[LoweringVerdict]) -> str:
 class Entry:
     """One candidate site.
 
-    outcome: "rewritten" (by `lowering`), "kept" (could be rewritten, does not pay or was not asked for),
-    "refused" (cannot be rewritten: `reason`).
-    covers: the elementary idioms inside and how many of each, by the names conv3d, rms_norm, layer_norm,
-    group_norm, channel_norm, rotary.
-    reason: in words, a summary. verdicts: what each lowering said, in the order in which they were asked; empty
-    where the site was refused before any was.
+    outcome: "rewritten" (by `lowering`), "kept" (could be rewritten, does not pay or was not asked
+    for), "refused" (cannot be rewritten: `reason`).
+    covers: the elementary idioms inside and how many of each, by the names conv3d, rms_norm,
+    layer_norm, group_norm, channel_norm, rotary.
+    reason: in words, a summary. verdicts: what each lowering said, in the order in which they were
+    asked; empty where the site was refused before any was.
     considered: larger fusions that were looked at here and not taken, each with its reason.
-    error: the exception, where looking for the site, deciding on it or rewriting it raised one. It is a fault of
-    this package, and has cost this site only.
-    verification: what the options `verify` and `check_finite` found; empty where the site was not verified.
-    number: of this rewrite in its process, from 1, where the option `fuel_total` counts them; else 0.
+    error: the exception, where looking for the site, deciding on it or rewriting it raised one. It
+    is a fault of this package, and has cost this site only.
+    verification: what the options `verify` and `check_finite` found; empty where the site was not
+    verified.
+    number: of this rewrite in its process, from 1, where the option `fuel_total` counts them; else
+    0.
     """
 
     idiom: str
@@ -183,8 +187,12 @@ def clear_history() -> None:
         _HISTORY.clear()
 
 
-def to_dict(ledgers: Iterable[Ledger], environment: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The documented JSON form: every site of all graphs in one flat list, each with its graph's name."""
+def to_dict(
+    ledgers: Iterable[Ledger], environment: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """The documented JSON form: every site of all graphs in one flat list, each with its graph's
+    name.
+    """
     ledgers = list(ledgers)
     return {
         "format": FORMAT_VERSION,
@@ -203,7 +211,9 @@ def to_dict(ledgers: Iterable[Ledger], environment: Mapping[str, Any] | None = N
 
 
 def totals(entries: Iterable[Entry]) -> dict[str, dict[str, int]]:
-    """Elementary idioms counted by outcome: {"rms_norm": {"rewritten": 2, "kept": 1, "refused": 0}}."""
+    """Elementary idioms counted by outcome: {"rms_norm": {"rewritten": 2, "kept": 1, "refused":
+    0}}.
+    """
     counts: dict[str, dict[str, int]] = {}
     for entry in entries:
         for name, count in entry.covers.items():
@@ -213,7 +223,9 @@ def totals(entries: Iterable[Entry]) -> dict[str, dict[str, int]]:
 
 
 def write_report(path: str, document: Mapping[str, Any]) -> None:
-    """Write the file of the option `report`. A file that cannot be written costs one warning, not a compile."""
+    """Write the file of the option `report`. A file that cannot be written costs one warning, not a
+    compile.
+    """
     try:
         write_json(path, document)
     except OSError as error:
@@ -242,7 +254,9 @@ def write_json(path: str, document: Mapping[str, Any]) -> None:
 
 
 def _umask() -> int:
-    """mkstemp's files are for their owner alone; a report is for whoever the user's other files are for."""
+    """mkstemp's files are for their owner alone; a report is for whoever the user's other files are
+    for.
+    """
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -1,7 +1,10 @@
-"""Ledgers of graphs that Inductor's caches hold: kept beside the caches, and published again on a hit.
+"""Ledgers of graphs that Inductor's caches hold: kept beside the caches, and published again on a
+hit.
 
-The pass does not run where a graph comes from a cache, so a second process would have nothing to report. Each ledger
-is kept under a hash of what the pass depends on: Dynamo's graph, the inputs' shapes, and the pass's own cache key.
+The pass does not run where a graph comes from a cache, so a second process would have nothing to
+report. Each ledger
+is kept under a hash of what the pass depends on: Dynamo's graph, the inputs' shapes, and the pass's
+own cache key.
 """
 
 from __future__ import annotations
@@ -42,7 +45,9 @@ def remember(key: str, graphs: Sequence[Ledger]) -> None:
 
 
 def recall(key: str) -> list[Ledger]:
-    """The ledgers that were kept, each marked as one of a cached graph; empty where there are none."""
+    """The ledgers that were kept, each marked as one of a cached graph; empty where there
+    are none.
+    """
     try:
         found = json.loads(_file(key).read_text(encoding="utf-8"))["ledgers"]
         graphs = [Ledger.from_dict(each) for each in found]
@@ -59,5 +64,8 @@ def _file(key: str) -> Path:
 
 def _description(value: Any) -> str:
     if isinstance(value, torch.Tensor):
-        return f"{value.dtype} {tuple(value.shape)} {value.stride()} {value.device} {value.requires_grad}"
+        return (
+            f"{value.dtype} {tuple(value.shape)} {value.stride()} {value.device} "
+            f"{value.requires_grad}"
+        )
     return f"{type(value).__name__} {value}"

@@ -13,7 +13,8 @@ from rocm_passes.report.ledger import Entry, Ledger, totals
 
 
 def table(ledgers: Iterable[Ledger], width: int | None = None) -> str:
-    """Sites that agree in idiom, outcome, lowering and reason as one group; then elementary idioms' totals.
+    """Sites that agree in idiom, outcome, lowering and reason as one group; then elementary idioms'
+    totals.
 
     width: in characters; None takes the terminal's, or 100.
     """
@@ -51,19 +52,26 @@ def every_site(ledgers: Iterable[Ledger]) -> str:
     ]
     if not rows:
         return empty(ledgers)
-    return "\n".join(aligned([("graph", "idiom", "outcome", "module", "where", "inputs", "why"), *rows]))
+    return "\n".join(
+        aligned([("graph", "idiom", "outcome", "module", "where", "inputs", "why"), *rows])
+    )
 
 
 def empty(ledgers: Sequence[Ledger]) -> str:
     """Why there is no site to report."""
     if not ledgers:
         return (
-            "no candidate sites: no graph went through the passes. Either nothing was compiled with the backend, "
-            "or the compiled code came from Inductor's caches, or the option idioms leaves nothing to look for"
+            "no candidate sites: no graph went through the passes. Either nothing was compiled "
+            "with the backend, "
+            "or the compiled code came from Inductor's caches, or the option idioms leaves nothing "
+            "to look for"
         )
     names = ", ".join(dict.fromkeys(name for g in ledgers for name in g.looked_for))
     looked = f" (looked for: {names})" if names else ""
-    return f"no candidate sites: {plural(len(ledgers), 'graph')} compiled, and none computes a known idiom{looked}"
+    return (
+        f"no candidate sites: {plural(len(ledgers), 'graph')} compiled, and none computes a "
+        f"known idiom{looked}"
+    )
 
 
 def summary(entries: Iterable[Entry]) -> str:
@@ -109,7 +117,9 @@ def _head(found: Sequence[Entry]) -> tuple[str, ...]:
 
 
 def _reasons(found: Sequence[Entry], width: int) -> list[str]:
-    """Why, beneath a group's head: each lowering's reason, note and larger fusion on a line of its own."""
+    """Why, beneath a group's head: each lowering's reason, note and larger fusion on a line of its
+    own.
+    """
     says = [*found[0].reasons(), *(f"note: {note}" for note in found[0].notes)]
     says += _considered(found)
     return [

@@ -15,7 +15,9 @@ from rocm_passes.target import Target, unmet
 
 @dataclass(frozen=True)
 class Choice:
-    """outcome, verdicts and number as in the ledger; lowering is None unless the outcome is "rewritten"."""
+    """outcome, verdicts and number as in the ledger; lowering is None unless the outcome is
+    "rewritten".
+    """
 
     outcome: str
     reason: str
@@ -26,7 +28,9 @@ class Choice:
     number: int = 0
 
     def undone(self, outcome: str, verdict: str, reason: str) -> Choice:
-        """The choice once its lowering may not or cannot rewrite the site; that lowering's verdict becomes this one."""
+        """The choice once its lowering may not or cannot rewrite the site; that lowering's verdict
+        becomes this one.
+        """
         assert self.lowering is not None
         name = self.lowering.name
         changed = LoweringVerdict(name, verdict, reason)
@@ -90,7 +94,9 @@ def asked(lowering: Lowering[Any], call: Call, target: Target, options: Options)
     return LoweringVerdict(lowering.name, "able", "")
 
 
-def _rounds_too_much(lowering: Lowering[Any], call: Call, target: Target, options: Options) -> str | None:
+def _rounds_too_much(
+    lowering: Lowering[Any], call: Call, target: Target, options: Options
+) -> str | None:
     if options.rewrite_numerics == "fast":
         return None
     inexact = lowering.inexact(call, target)
@@ -105,7 +111,9 @@ def obstacle(lowering: Lowering[Any], call: Call, target: Target, options: Optio
     return asked(lowering, call, target, options).reason or None
 
 
-def _taken(lowering: Lowering[Any], reason: str, call: Call, target: Target, options: Options) -> Choice:
+def _taken(
+    lowering: Lowering[Any], reason: str, call: Call, target: Target, options: Options
+) -> Choice:
     notes = (
         lowering.inexact(call, target),
         lowering.note(call, target),
@@ -115,8 +123,9 @@ def _taken(lowering: Lowering[Any], reason: str, call: Call, target: Target, opt
 
 
 def _called(lowering: Lowering[Any], call: Call, target: Target, options: Options) -> str | None:
-    """A note where Inductor does not launch the kernels (ops/inductor.py), as far as that is known before it asks
-    them. It says nothing of how they round: strict numerics do not refuse it."""
+    """A note where Inductor does not launch the kernels (ops/inductor.py), as far as that is known
+    before it asks them. It says nothing of how they round: strict numerics do not refuse it.
+    """
     if lowering.run is None or not target.is_gpu:
         return None
     if not lowering.launches:

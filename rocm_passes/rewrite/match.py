@@ -25,7 +25,8 @@ class Match:
 
     anchor: the node whose provenance the site reports.
     nodes: what the rewrite makes dead (each used only inside, or listed among the outputs).
-    outputs: the nodes that the rewrite's results take the place of, in the order of the operator's results.
+    outputs: the nodes that the rewrite's results take the place of, in the order of the operator's
+    results.
     call: what is computed, with graph nodes for tensors.
     covers: the elementary idioms inside, by their names in the ledger.
     parameters: what was read off the graph, for the ledger.
@@ -65,8 +66,9 @@ class Context:
     _read: dict[Any, Any] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def read_once(self, graph: fx.Graph, read: Callable[[fx.Graph, Context], T]) -> T:
-        """What `read` gives for the graph, which nothing may change until then. Idioms that share a reader share
-        its one result."""
+        """What `read` gives for the graph, which nothing may change until then. Idioms that share a
+        reader share its one result.
+        """
         if (graph, read) not in self._read:
             self._read[graph, read] = read(graph, self)
         found: T = self._read[graph, read]
@@ -80,12 +82,13 @@ Found = Match | Miss
 class Idiom:
     """One recognisable computation.
 
-    name: as in the ledger and in the options. operator: what a site becomes; None where every lowering
-    writes plain ATen. keeps: ATen operators that must be kept whole for the idiom to be seen.
-    measured: asks for a choice by measurement, `measured(able, call, target, options)`: (lowering, reason), or
-    None where it is not known and the rules decide (`policy/`).
-    fuses: it covers other idioms; where it isn't taken those get their own entries, and its reason is noted
-    on them instead of standing alone.
+    name: as in the ledger and in the options. operator: what a site becomes; None where every
+    lowering writes plain ATen. keeps: ATen operators that must be kept whole for the idiom to be
+    seen.
+    measured: asks for a choice by measurement, `measured(able, call, target, options)`: (lowering,
+    reason), or None where it is not known and the rules decide (`policy/`).
+    fuses: it covers other idioms; where it isn't taken those get their own entries, and its reason
+    is noted on them instead of standing alone.
     """
 
     name: str
@@ -105,7 +108,9 @@ class Idiom:
 def guarded(
     anchor: fx.Node, covers: Mapping[str, int], read: Callable[..., Found | None], *arguments: Any
 ) -> list[Found]:
-    """What `read` finds at the anchor. An exception is a fault of this package, and costs this candidate only."""
+    """What `read` finds at the anchor. An exception is a fault of this package, and costs this
+    candidate only.
+    """
     try:
         found = read(*arguments)
     except Exception as error:

@@ -1,4 +1,6 @@
-"""Deciding, match by match, what will be rewritten; nothing is changed yet, and every candidate gets an entry."""
+"""Deciding, match by match, what will be rewritten; nothing is changed yet, and every candidate
+gets an entry.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ PROCESS = _Fuel()
 
 
 class Plan:
-    """What will become of one graph's matches. Idioms are considered in order: an earlier one takes its nodes."""
+    """What will become of one graph's matches. Idioms are considered in order: an earlier one takes
+    its nodes.
+    """
 
     def __init__(self, graph: fx.Graph, context: Context, ledger: Ledger) -> None:
         self.decisions: list[Decision] = []
@@ -60,7 +64,9 @@ class Plan:
         self._fuel = context.options.fuel
 
     def consider(self, idiom: Idiom) -> None:
-        """Find the idiom's matches and decide each. An exception costs the match that it comes from."""
+        """Find the idiom's matches and decide each. An exception costs the match that it comes
+        from.
+        """
         for found in self._found(idiom):
             try:
                 self._decide(idiom, found)
@@ -74,7 +80,9 @@ class Plan:
             yield from idiom.find(self._graph, self._context)
         except Exception as error:
             # A matcher's bug must never break a user's compile: the graph is still untouched.
-            log.exception("rocm_passes: looking for %s failed; the rest is left to Inductor", idiom.name)
+            log.exception(
+                "rocm_passes: looking for %s failed; the rest is left to Inductor", idiom.name
+            )
             anchor = next(iter(self._graph.nodes))
             self._fail(idiom, Miss(anchor, "", {}), "looking for it failed", error)
 
@@ -124,14 +132,18 @@ class Plan:
             self._ledger.add(self.entry(idiom, found, Choice("refused", reason)))
 
     def _fail(self, idiom: Idiom, found: Found, what: str, error: Exception) -> None:
-        """An entry for a fault of this package. It stands alone, also where the idiom is a fusion."""
+        """An entry for a fault of this package. It stands alone, also where the idiom is a
+        fusion.
+        """
         reason = f"{what}: {type(error).__name__}: {error}"
         self._ledger.add(self.entry(idiom, found, Choice("refused", reason, error=repr(error))))
 
     def _say_cut(self, idiom: Idiom, match: Match) -> None:
-        """Say of a match that an earlier one has taken a part of it. (One wholly inside is covered by that one.)
+        """Say of a match that an earlier one has taken a part of it. (One wholly inside is covered
+        by that one.)
 
-        What the earlier one covers where this one has its anchor is counted there, and not here again.
+        What the earlier one covers where this one has its anchor is counted there, and not here
+        again.
         """
         left = match.nodes - self._taken.keys()
         counted = match.anchor in self._taken
@@ -150,7 +162,9 @@ class Plan:
         self._ledger.add(self.entry(idiom, cut, Choice("refused", reason)))
 
     def _note(self, idiom: Idiom, nodes: Iterable[fx.Node], reason: str) -> None:
-        """Note a larger fusion that was not taken on the smaller idioms that have one of these nodes."""
+        """Note a larger fusion that was not taken on the smaller idioms that have one of these
+        nodes.
+        """
         for node in nodes:
             self._considered.setdefault(node, []).append(f"{idiom.name}: {reason}")
 

@@ -1,6 +1,8 @@
-"""One rewritten site as two small programs over the same inputs: the graph's own nodes, and what replaced them.
+"""One rewritten site as two small programs over the same inputs: the graph's own nodes, and what
+replaced them.
 
-The programs hold no graph nodes. They can be run on any tensors of the inputs' shapes, and written as Python code.
+The programs hold no graph nodes. They can be run on any tensors of the inputs' shapes, and written
+as Python code.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from rocm_passes.fx.strides import reader_of_strides
 from rocm_passes.rewrite.rewriter import Applied
 from rocm_passes.rewrite.sources import Sources
 
-#: How many nodes in front of a site are computed from their sources, where its two programs read different values.
+#: How many nodes in front of a site are computed from their sources, where its two programs read
+#: different values.
 EXPANSIONS = 256
 #: They cost more than the site: what they compute is drawn.
 _HEAVY = frozenset(
@@ -79,8 +82,9 @@ class Step:
 class Result:
     """What the graph expects of a result.
 
-    strides: those that a reader depends on, or that an operator of this package told the graph; None for ATen
-    nodes, which Inductor lays out. may_view: it is no operator of this package: these return memory of their own.
+    strides: those that a reader depends on, or that an operator of this package told the graph;
+    None for ATen nodes, which Inductor lays out. may_view: it is no operator of this package: these
+    return memory of their own.
     """
 
     dtype: torch.dtype
@@ -90,7 +94,8 @@ class Result:
 
 @dataclass(frozen=True)
 class Program:
-    """original, replacement: steps in order. outputs, results: the names of what each of them returns.
+    """original, replacement: steps in order. outputs, results: the names of what each of them
+    returns.
 
     reduced: which size was made smaller, in words, or "".
     """
@@ -108,7 +113,9 @@ class Program:
 
 
 def of_site(applied: Applied, sources: Sources) -> Program:
-    """The programs of a rewrite that was placed, while the nodes that it replaced are still in the graph."""
+    """The programs of a rewrite that was placed, while the nodes that it replaced are still in the
+    graph.
+    """
     return _Extraction(applied, sources).program()
 
 
@@ -139,7 +146,9 @@ class _Extraction:
             inputs=tuple(_input(node) for node in read),
             constants=constants,
             original=tuple(_step(node, self._old) for node in original if node.op != "get_attr"),
-            replacement=tuple(_step(node, self._new) for node in replacement if node.op != "get_attr"),
+            replacement=tuple(
+                _step(node, self._new) for node in replacement if node.op != "get_attr"
+            ),
             outputs=tuple(node.name for node in outputs),
             results=tuple(node.name for node in self._applied.results),
             expected=tuple(map(_expected, self._applied.match.outputs, self._applied.results)),
@@ -156,7 +165,9 @@ class _Extraction:
         return node if node in self._inserted else self._sources.of(node)
 
     def _frontier(self) -> set[fx.Node]:
-        """The values that enter, such that what one program computes from a value the other does not draw."""
+        """The values that enter, such that what one program computes from a value the other does
+        not draw.
+        """
         ours = self._entering(self._inside, self._old)
         theirs = self._entering(self._inserted, self._new)
         free: set[fx.Node] = set()
@@ -172,14 +183,19 @@ class _Extraction:
                     side.remove(node)
                     side.update(map(self._sources.of, _maker(node).all_input_nodes))
         raise Unverifiable(
-            f"its original and its replacement read values with no common source within {EXPANSIONS} nodes"
+            "its original and its replacement read values with no common source within "
+            f"{EXPANSIONS} nodes"
         )
 
     def _entering(self, nodes: set[fx.Node], of: Callable[[fx.Node], fx.Node]) -> set[fx.Node]:
         return {of(i) for node in nodes for i in node.all_input_nodes} - nodes
 
-    def _to_expand(self, ours: set[fx.Node], theirs: set[fx.Node], free: set[fx.Node]) -> fx.Node | None:
-        """The last node that only one program reads, that another entering value decides, or that is an index."""
+    def _to_expand(
+        self, ours: set[fx.Node], theirs: set[fx.Node], free: set[fx.Node]
+    ) -> fx.Node | None:
+        """The last node that only one program reads, that another entering value decides, or that
+        is an index.
+        """
         both = ours | theirs
         wanted = (ours ^ theirs) | {x for x in both if _follows(x, both) or _is_integer(x)}
         return max(wanted - free, key=lambda node: self._order.get(node, -1), default=None)
@@ -209,7 +225,12 @@ def _can_expand(node: fx.Node) -> bool:
     if n.value(node) is None or made.op != "call_function" or made.target in _HEAVY:
         return False
     # An operator of this package that is no site's result converts values for several sites.
-    return getattr(made.target, "namespace", "") in ("aten", "prims", "inductor_prims", "rocm_passes")
+    return getattr(made.target, "namespace", "") in (
+        "aten",
+        "prims",
+        "inductor_prims",
+        "rocm_passes",
+    )
 
 
 def _maker(node: fx.Node) -> fx.Node:
@@ -232,7 +253,12 @@ def _follows(node: fx.Node, others: set[fx.Node]) -> bool:
 def _is_integer(node: fx.Node) -> bool:
     """An index, whose values cannot be drawn."""
     dtype = n.dtype(node)
-    return dtype is not None and not dtype.is_floating_point and not dtype.is_complex and _can_expand(node)
+    return (
+        dtype is not None
+        and not dtype.is_floating_point
+        and not dtype.is_complex
+        and _can_expand(node)
+    )
 
 
 def _attribute(graph: fx.Graph, node: fx.Node) -> torch.Tensor:
@@ -312,21 +338,27 @@ def run(
 
     for step in steps:
         if wide and step.target is aten.view.dtype:
-            raise Unverifiable("it reads the bits of a float as another type: that has no meaning in float64")
+            raise Unverifiable(
+                "it reads the bits of a float as another type: that has no meaning in float64"
+            )
         args = [argument(each) for each in step.args]
         known[step.name] = step.target(*args, **{k: argument(v) for k, v in step.kwargs.items()})
     return [known[name] for name in names]
 
 
 def _widened(value: Any) -> Any:
-    return value.to(WIDE.get(value.dtype, value.dtype)) if isinstance(value, torch.Tensor) else value
+    return (
+        value.to(WIDE.get(value.dtype, value.dtype)) if isinstance(value, torch.Tensor) else value
+    )
 
 
 def reduced(program: Program, limit: int) -> Program:
-    """The program with one batch or token size made smaller, so that it needs no more than `limit` bytes.
+    """The program with one batch or token size made smaller, so that it needs no more than `limit`
+    bytes.
 
-    The size is the largest of the largest input that is neither its last nor its channels (dim 1 of four dims and
-    more). Every multiple of it in shapes and arguments becomes the same multiple of the smaller one.
+    The size is the largest of the largest input that is neither its last nor its channels (dim 1 of
+    four dims and more). Every multiple of it in shapes and arguments becomes the same multiple of
+    the smaller one.
     """
     if program.bytes <= limit:
         return program
@@ -338,7 +370,8 @@ def reduced(program: Program, limit: int) -> Program:
     smaller = size // factor - size // factor % 2
     if smaller < 2:
         raise Unverifiable(
-            f"it needs {program.bytes >> 20} MiB, the limit is {limit >> 20} MiB, and no size can be reduced"
+            f"it needs {program.bytes >> 20} MiB, the limit is {limit >> 20} MiB, and no size can "
+            "be reduced"
         )
 
     def change(found: Any) -> Any:
@@ -349,11 +382,15 @@ def reduced(program: Program, limit: int) -> Program:
         return found // size * smaller if found % size == 0 else found
 
     def step(each: Step) -> Step:
-        return replace(each, args=change(each.args), kwargs={k: change(v) for k, v in each.kwargs.items()})
+        return replace(
+            each, args=change(each.args), kwargs={k: change(v) for k, v in each.kwargs.items()}
+        )
 
     def entering(each: Input) -> Input:
         shape = change(each.shape)
-        return replace(each, shape=shape, strides=_dense(shape, each.strides), number=change(each.number))
+        return replace(
+            each, shape=shape, strides=_dense(shape, each.strides), number=change(each.number)
+        )
 
     return replace(
         program,
@@ -365,7 +402,9 @@ def reduced(program: Program, limit: int) -> Program:
 
 
 def _dense(shape: Sequence[int], like: Sequence[int]) -> tuple[int, ...]:
-    """Strides of a dense tensor whose dims lie in the order of the given strides. Expanded dims stay so."""
+    """Strides of a dense tensor whose dims lie in the order of the given strides. Expanded dims
+    stay so.
+    """
     strides, step = [0] * len(shape), 1
     for dim in sorted(range(len(shape)), key=lambda d: (like[d], -d)):
         if like[dim] != 0:

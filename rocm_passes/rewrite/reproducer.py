@@ -1,4 +1,6 @@
-"""A Python program that shows what was wrong at one site: it needs torch and this package, and runs by itself."""
+"""A Python program that shows what was wrong at one site: it needs torch and this package, and runs
+by itself.
+"""
 
 from __future__ import annotations
 
@@ -80,7 +82,8 @@ def show(
 ) -> int:
     """Run a reproducer's functions on the values that the verification drew, and print both errors.
 
-    Returns 1 where a value, a dtype or a shape differs by more than the bound, and 0 where none does.
+    Returns 1 where a value, a dtype or a shape differs by more than the bound, and 0 where none
+    does.
     """
     wrong = False
     where = torch.device(device)
@@ -88,7 +91,9 @@ def show(
         for trial, scale in enumerate(TRIALS):
             generator = torch.Generator("cpu").manual_seed(trial)
             values = [draw(i, generator, scale, where) for i in inputs]
-            wide = [v.to(WIDE.get(v.dtype, v.dtype)) if isinstance(v, Tensor) else v for v in values]
+            wide = [
+                v.to(WIDE.get(v.dtype, v.dtype)) if isinstance(v, Tensor) else v for v in values
+            ]
             olds, news = original(lambda d: d, *values), replacement(lambda d: d, *values)
             exacts = original(lambda d: WIDE.get(d, d), *wide)
             for at, (new, old, exact) in enumerate(zip(news, olds, exacts, strict=True)):
@@ -99,7 +104,9 @@ def show(
                     wrong = True
                     continue
                 found = compared(new, old, exact)
-                print(f"  errors:      {found.original_error:.3g}, {found.error:.3g} {found.reason}")
+                print(
+                    f"  errors:      {found.original_error:.3g}, {found.error:.3g} {found.reason}"
+                )
                 wrong = wrong or bool(found.reason)
     return int(wrong)
 

@@ -1,4 +1,6 @@
-"""Applies a chosen lowering to a match. A rewrite that fails, or can't be placed, leaves the graph as it was."""
+"""Applies a chosen lowering to a match. A rewrite that fails, or can't be placed, leaves the graph
+as it was.
+"""
 
 from __future__ import annotations
 
@@ -41,11 +43,14 @@ class Rewriter:
     def count(self) -> int:
         return len(self.applied)
 
-    def apply(self, match: Match, lowering: Lowering[Any], operator: Operator[Any] | None) -> Applied:
-        """Write the lowering before the match's first output and let its results take the outputs' place.
+    def apply(
+        self, match: Match, lowering: Lowering[Any], operator: Operator[Any] | None
+    ) -> Applied:
+        """Write the lowering before the match's first output and let its results take the outputs'
+        place.
 
-        Raises RewriteError, with the graph untouched, where shapes, dtypes, or strides that a reader
-        depends on would differ.
+        Raises RewriteError, with the graph untouched, where shapes, dtypes, or strides that a
+        reader depends on would differ.
         """
         call = match.call.with_nodes(lambda node: resolve(node, self._replaced))
         b = Builder(self.graph, self._fake_mode, match.anchor)
@@ -57,7 +62,8 @@ class Rewriter:
                     results = (results,)
                 _check(match, results)
                 results = tuple(
-                    _with_strides(b, old, new) for old, new in zip(match.outputs, results, strict=True)
+                    _with_strides(b, old, new)
+                    for old, new in zip(match.outputs, results, strict=True)
                 )
         except RewriteError:
             b.discard()
@@ -81,7 +87,9 @@ class Rewriter:
         self.applied.remove(applied)
 
     def undo_cycles(self) -> Iterator[Applied]:
-        """Undo rewrites, the last first, until the graph has no cycle. Yields those that were undone."""
+        """Undo rewrites, the last first, until the graph has no cycle. Yields those that were
+        undone.
+        """
         while self.applied:
             stuck = nodes_on_cycles(self.graph)
             if not stuck:
@@ -92,7 +100,9 @@ class Rewriter:
             self.undo(at_fault[-1])
             yield at_fault[-1]
 
-    def _write(self, b: Builder, lowering: Lowering[Any], operator: Operator[Any] | None, call: Call) -> Any:
+    def _write(
+        self, b: Builder, lowering: Lowering[Any], operator: Operator[Any] | None, call: Call
+    ) -> Any:
         if lowering.write is not None:
             return lowering.write(b, call)
         assert operator is not None, f"{lowering.name} has neither a decomposition nor an operator"
@@ -101,7 +111,9 @@ class Rewriter:
 
 def _check(match: Match, results: Sequence[fx.Node]) -> None:
     if len(results) != len(match.outputs):
-        raise RewriteError(f"it gives {len(results)} results where the graph has {len(match.outputs)}")
+        raise RewriteError(
+            f"it gives {len(results)} results where the graph has {len(match.outputs)}"
+        )
     for old, new in zip(match.outputs, results, strict=True):
         have, want = new.meta.get("val"), old.meta.get("val")
         if not isinstance(have, torch.Tensor) or not isinstance(want, torch.Tensor):
@@ -120,13 +132,16 @@ def _with_strides(b: Builder, old: fx.Node, new: fx.Node) -> fx.Node:
     found = restrided(b, new, n.tensor(old))
     if found is None:
         raise RewriteError(
-            f"{reader.name} depends on the strides {list(n.tensor(old).stride())}, which can't be asked for"
+            f"{reader.name} depends on the strides {list(n.tensor(old).stride())}, which can't be "
+            "asked for"
         )
     return found
 
 
 def nodes_on_cycles(graph: fx.Graph) -> set[fx.Node]:
-    """The nodes that wait for themselves, and those behind them; empty where the graph has an order."""
+    """The nodes that wait for themselves, and those behind them; empty where the graph has an
+    order.
+    """
     waiting = {node: len(node.all_input_nodes) for node in graph.nodes}
     ready = [node for node, count in waiting.items() if count == 0]
     while ready:
@@ -144,7 +159,9 @@ def _kind(found: torch.Tensor) -> str:
 
 
 def escapes(nodes: frozenset[fx.Node], outputs: Iterable[fx.Node]) -> fx.Node | None:
-    """A node of a would-be match whose value something outside also uses, or None where it is closed."""
+    """A node of a would-be match whose value something outside also uses, or None where it is
+    closed.
+    """
     allowed = set(outputs)
     for node in nodes:
         if node not in allowed and any(user not in nodes for user in node.users):
@@ -153,7 +170,9 @@ def escapes(nodes: frozenset[fx.Node], outputs: Iterable[fx.Node]) -> fx.Node | 
 
 
 def is_convex(match: Match, order: Mapping[fx.Node, int]) -> bool:
-    """Can the match alone be computed at once? (With others that are taken: `fx.convexity.Contraction`.)"""
+    """Can the match alone be computed at once? (With others that are taken:
+    `fx.convexity.Contraction`.)
+    """
     inputs = set(match.inputs())
     last = max((order.get(i, -1) for i in inputs), default=-1)
     stack = [u for o in match.outputs for u in o.users if u not in match.nodes]

@@ -1,6 +1,8 @@
-"""Which nodes have the same value: copies of one computation, and a rewrite's results and what they replaced.
+"""Which nodes have the same value: copies of one computation, and a rewrite's results and what they
+replaced.
 
-Matchers see through both. Who runs a site by itself must not draw two values where the graph has one.
+Matchers see through both. Who runs a site by itself must not draw two values where the graph has
+one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""What a verification means for a site's entry in the ledger, and the loud word where it was wrong."""
+"""What a verification means for a site's entry in the ledger, and the loud word where it
+was wrong.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ log = logging.getLogger("rocm_passes")
 
 @dataclass(frozen=True)
 class Validation:
-    """record: for the entry's field `verification`. wrong: why the rewrite must be put back, or ""."""
+    """record: for the entry's field `verification`. wrong: why the rewrite must be put
+    back, or "".
+    """
 
     record: Mapping[str, Any]
     wrong: str = ""
@@ -40,7 +44,8 @@ def reproducers() -> Path:
 class Validator:
     """Verifies the rewrites of one graph. It is made before the first of them.
 
-    Does nothing without the options `verify` and `check_finite`. watch: what the graph's first calls are to show.
+    Does nothing without the options `verify` and `check_finite`. watch: what the graph's first
+    calls are to show.
     """
 
     def __init__(self, graph: fx.Graph, options: Options, ledger: Ledger) -> None:
@@ -55,7 +60,9 @@ class Validator:
             self._sources.note(applied.results, applied.match.outputs)
 
     def validate(self, applied: Applied, entry: Entry, at: int) -> Validation:
-        """Verify one rewrite that was placed, while what it replaced is still in the graph. at: its entry's place."""
+        """Verify one rewrite that was placed, while what it replaced is still in the graph. at: its
+        entry's place.
+        """
         if self._sources is None:
             return Validation({})
         found = self._verified(applied, entry, self._sources)

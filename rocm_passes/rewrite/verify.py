@@ -1,4 +1,6 @@
-"""Translation validation: is what a site became as exact as the graph's own nodes, on tensors like the site's?"""
+"""Translation validation: is what a site became as exact as the graph's own nodes, on tensors like
+the site's?
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,14 @@ from rocm_passes.rewrite.program import Input, Program, Unverifiable, of_site, r
 from rocm_passes.rewrite.rewriter import Applied
 from rocm_passes.rewrite.sources import Sources
 
-#: A replacement may be off from float64 by this many times the original's largest error in the tensor, ...
+#: A replacement may be off from float64 by this many times the original's largest error in the
+#: tensor, ...
 ERROR_FACTOR = 2.0
 #: ... and by this many units in the last place of the value itself.
 UNITS = 1.0
 BOUND = f"{ERROR_FACTOR:g} x the original's largest error + {UNITS:g} ulp"
-#: Memory that one site's verification may take. A larger site is verified with a smaller batch or token size.
+#: Memory that one site's verification may take. A larger site is verified with a smaller batch or
+#: token size.
 LIMIT_BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
 
 #: Each trial's inputs are normal values times this; for the small ones an epsilon counts.
@@ -36,9 +40,10 @@ EXACT, CLOSE = "exact", "close"
 class Verdict:
     """What became of one site.
 
-    status: HELD, WRONG or SKIPPED. contract: EXACT (the bits of the graph's own nodes, run one by one) or CLOSE
-    (BOUND holds); "" unless held. reason: what was wrong, or why it was skipped.
-    error, original_error: largest distances from float64, of the replacement and of the graph's own nodes.
+    status: HELD, WRONG or SKIPPED. contract: EXACT (the bits of the graph's own nodes, run one by
+    one) or CLOSE (BOUND holds); "" unless held. reason: what was wrong, or why it was skipped.
+    error, original_error: largest distances from float64, of the replacement and of the graph's own
+    nodes.
     inputs: "drawn", or "live" for those of a call.
     """
 
@@ -56,7 +61,9 @@ class Verdict:
 
 
 def verify(applied: Applied, sources: Sources, strict: bool) -> tuple[Verdict, Program | None]:
-    """Verify a rewrite that was placed on drawn inputs. strict: only the original's bits will do."""
+    """Verify a rewrite that was placed on drawn inputs. strict: only the original's bits
+    will do.
+    """
     started = time.perf_counter()
     program: Program | None = None
     try:
@@ -70,7 +77,9 @@ def verify(applied: Applied, sources: Sources, strict: bool) -> tuple[Verdict, P
     except torch.OutOfMemoryError:
         verdict = Verdict(SKIPPED, reason="the device has not enough memory for it")
     except Exception as error:
-        verdict = Verdict(SKIPPED, reason=f"it cannot be run by itself: {type(error).__name__}: {error}")
+        verdict = Verdict(
+            SKIPPED, reason=f"it cannot be run by itself: {type(error).__name__}: {error}"
+        )
     return _timed(verdict, started), program
 
 
@@ -105,14 +114,20 @@ def drawn(program: Program, trial: int) -> dict[str, Any]:
 
 
 def draw(entering: Input, generator: torch.Generator, scale: float, device: torch.device) -> Any:
-    """A tensor with the input's shape, strides and dtype. Integers are zero: they may be indices."""
+    """A tensor with the input's shape, strides and dtype. Integers are zero: they may be
+    indices.
+    """
     if entering.number is not None:
         return entering.number
-    made = torch.empty_strided(entering.shape, entering.strides, dtype=entering.dtype, device=device)
+    made = torch.empty_strided(
+        entering.shape, entering.strides, dtype=entering.dtype, device=device
+    )
     if made.numel() == 0:
         return made
     # Dims of stride 0 have one element: it is drawn once.
-    sizes = [1 if stride == 0 else size for size, stride in zip(made.shape, made.stride(), strict=True)]
+    sizes = [
+        1 if stride == 0 else size for size, stride in zip(made.shape, made.stride(), strict=True)
+    ]
     base = made.as_strided(sizes, made.stride())
     if entering.dtype.is_floating_point or entering.dtype.is_complex:
         kind = torch.complex64 if entering.dtype.is_complex else torch.float32
@@ -124,8 +139,12 @@ def draw(entering: Input, generator: torch.Generator, scale: float, device: torc
     return made
 
 
-def judged(program: Program, trials: Sequence[Mapping[str, Any]], strict: bool, inputs: str) -> Verdict:
-    """Run both programs over each trial's values and compare. Raises Unverifiable, and what the original raises."""
+def judged(
+    program: Program, trials: Sequence[Mapping[str, Any]], strict: bool, inputs: str
+) -> Verdict:
+    """Run both programs over each trial's values and compare. Raises Unverifiable, and what the
+    original raises.
+    """
     error = original_error = 0.0
     exact = True
     for values in trials:
@@ -138,8 +157,12 @@ def judged(program: Program, trials: Sequence[Mapping[str, Any]], strict: bool, 
             raise
         except Exception as raised:
             if program.reduced:
-                raise Unverifiable(f"with {program.reduced} the replacement does not run") from raised
-            return Verdict(WRONG, reason=f"it raised {type(raised).__name__}: {raised}", inputs=inputs)
+                raise Unverifiable(
+                    f"with {program.reduced} the replacement does not run"
+                ) from raised
+            return Verdict(
+                WRONG, reason=f"it raised {type(raised).__name__}: {raised}", inputs=inputs
+            )
         changed = [name for name, version in written.items() if values[name]._version != version]
         if changed:
             return Verdict(WRONG, reason=f"it writes into its input {changed[0]}", inputs=inputs)
@@ -147,7 +170,10 @@ def judged(program: Program, trials: Sequence[Mapping[str, Any]], strict: bool, 
         for new, old, true in zip(replaced, original, reference, strict=True):
             found = compared(new, old, true) if new.shape == old.shape else None
             if found is not None:
-                error, original_error = max(error, found.error), max(original_error, found.original_error)
+                error, original_error = (
+                    max(error, found.error),
+                    max(original_error, found.original_error),
+                )
                 exact = exact and same_bits(new, old)
                 reason = reason or found.reason
         if reason:
@@ -168,7 +194,9 @@ class Errors:
 
 
 def compared(new: Tensor, old: Tensor, reference: Tensor) -> Errors:
-    """Hold both against float64. Elements that the original or float64 has not finite do not count."""
+    """Hold both against float64. Elements that the original or float64 has not finite do
+    not count.
+    """
     if not (new.dtype.is_floating_point or new.dtype.is_complex):
         same = torch.equal(new, old)
         return Errors(0.0, 0.0, "" if same else "its integers differ from the original's")
@@ -184,7 +212,10 @@ def compared(new: Tensor, old: Tensor, reference: Tensor) -> Errors:
     error, original_error = float(ours.max()), float(largest)
     if float(excess.max()) <= 0:
         return Errors(error, original_error, "")
-    said = f"its error against float64 is {error:.3g}, the original's {original_error:.3g} (bound: {BOUND})"
+    said = (
+        f"its error against float64 is {error:.3g}, the original's {original_error:.3g} (bound: "
+        f"{BOUND})"
+    )
     return Errors(error, original_error, said)
 
 
@@ -202,11 +233,18 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 
 
 def _differs(
-    program: Program, values: Mapping[str, Any], original: Sequence[Tensor], replaced: Sequence[Tensor]
+    program: Program,
+    values: Mapping[str, Any],
+    original: Sequence[Tensor],
+    replaced: Sequence[Tensor],
 ) -> str:
-    """What is wrong beside the values: shape, dtype, strides, or shared memory. "" where nothing is."""
+    """What is wrong beside the values: shape, dtype, strides, or shared memory. "" where nothing
+    is.
+    """
     inputs = [v for v in values.values() if isinstance(v, Tensor)]
-    for at, (new, old, expected) in enumerate(zip(replaced, original, program.expected, strict=True)):
+    for at, (new, old, expected) in enumerate(
+        zip(replaced, original, program.expected, strict=True)
+    ):
         if new.shape != old.shape:
             return f"its shape is {list(new.shape)}, the original's {list(old.shape)}"
         if new.dtype != expected.dtype:
@@ -218,12 +256,16 @@ def _differs(
             continue
         sharing = [x for x in (*inputs, *replaced[:at]) if _share(new, x)]
         if sharing and not any(_share(old, x) for x in (*inputs, *original[:at])):
-            return "it shares memory with an input or with another result, and the original does not"
+            return (
+                "it shares memory with an input or with another result, and the original does not"
+            )
     return ""
 
 
 def _lies_as(new: Tensor, strides: Sequence[int], is_reduced: bool) -> bool:
-    """Are the strides these? Of a reduced size only their order counts. Dims of one element do not."""
+    """Are the strides these? Of a reduced size only their order counts. Dims of one element
+    do not.
+    """
     pairs = [
         (have, want)
         for size, have, want in zip(new.shape, new.stride(), strides, strict=True)

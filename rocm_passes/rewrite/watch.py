@@ -1,7 +1,8 @@
-"""The first calls of a compiled graph, watched: each rewritten site on the values that it really gets.
+"""The first calls of a compiled graph, watched: each rewritten site on the values that it really
+gets.
 
-The graph as it was before the rewrites is run node by node beside the compiled one. Where a site is wrong, that graph
-takes over, node by node, from then on.
+The graph as it was before the rewrites is run node by node beside the compiled one. Where a site is
+wrong, that graph takes over, node by node, from then on.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class Watch:
 
 
 def inner_compile(taken: Callable[[], Watch | None]) -> Callable[..., Any]:
-    """Inductor's compile of one graph, with its result watched where the pass has left something to watch."""
+    """Inductor's compile of one graph, with its result watched where the pass has left something to
+    watch.
+    """
 
     def compile_one(gm: fx.GraphModule, example_inputs: Sequence[Any], **how: Any) -> Any:
         compiled = compile_fx_inner(gm, example_inputs, **how)
@@ -83,11 +86,15 @@ class _Watched:
         return expected
 
     def _not_finite(self, results: Any, expected: Any) -> str:
-        """Is an output of the compiled graph not finite where the original's is, though each site's is?"""
+        """Is an output of the compiled graph not finite where the original's is, though each site's
+        is?
+        """
         if not self._watch.options.check_finite:
             return ""
         pairs = zip(pytree.tree_leaves(results), pytree.tree_leaves(expected), strict=True)
-        lost = any(isinstance(a, Tensor) and isinstance(b, Tensor) and _loses(a, b) for a, b in pairs)
+        lost = any(
+            isinstance(a, Tensor) and isinstance(b, Tensor) and _loses(a, b) for a, b in pairs
+        )
         return "an output turns non-finite, and no rewritten site does alone" if lost else ""
 
     def _say(self, text: str) -> None:
@@ -138,7 +145,9 @@ class _Observed(fx.Interpreter):
             originals = run(program.original, program.outputs, values)
             replaced = run(program.replacement, program.results, values)
             if any(map(_loses, replaced, originals)):
-                self._record(at, Verdict(WRONG, reason="it turns non-finite where the original is finite"))
+                self._record(
+                    at, Verdict(WRONG, reason="it turns non-finite where the original is finite")
+                )
 
     def _record(self, at: int, verdict: Verdict) -> None:
         entry = self._watch.ledger.entries[at]
@@ -147,7 +156,8 @@ class _Observed(fx.Interpreter):
         if verdict.status == WRONG and not self.wrong:
             place = entry.location or entry.module or "an unknown place"
             self.wrong = (
-                f"{entry.idiom} at {place} by {entry.lowering} is wrong on live inputs: {verdict.reason}"
+                f"{entry.idiom} at {place} by {entry.lowering} is wrong on live inputs: "
+                f"{verdict.reason}"
             )
 
 

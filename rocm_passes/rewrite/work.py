@@ -15,10 +15,11 @@ from rocm_passes.rewrite.match import Context
 
 @dataclass
 class Work:
-    """graph, fake_mode: what is changed. channels_last: do the graph's convolutions run so, as a rule?
+    """graph, fake_mode: what is changed. channels_last: do the graph's convolutions run so, as a
+    rule?
 
-    rewritten: how many matches have been rewritten so far. entries: by a rewrite's result, its entry's place
-    in the ledger.
+    rewritten: how many matches have been rewritten so far. entries: by a rewrite's result, its
+    entry's place in the ledger.
     """
 
     graph: fx.Graph

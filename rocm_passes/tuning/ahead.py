@@ -1,11 +1,14 @@
-"""The passes ahead of any compile: which calls would be measured, noted without measuring or compiling.
+"""The passes ahead of any compile: which calls would be measured, noted without measuring or
+compiling.
 
     with ahead.noting() as noted:
-        vae.decode(latents)         # compiled with this backend: the passes run, the decode runs in eager
+        vae.decode(latents)         # compiled with this backend: the passes run, the decode runs in
+        eager
     noted.calls                     # to be measured later, when nothing else uses the GPU
 
-Times that are measured while other work runs on the GPU, a compile's first calls or another process, are noise;
-and several processes can note their calls at once, for one that measures them all.
+Times that are measured while other work runs on the GPU, a compile's first calls or another
+process, are noise; and several processes can note their calls at once, for one that measures them
+all.
 """
 
 from __future__ import annotations
@@ -28,7 +31,8 @@ from rocm_passes.tuning.measure import Convolution, real_tensors
 
 @dataclass(frozen=True)
 class Call:
-    """A call to measure: its key in the store, the names of the lowerings that can take it, its arguments.
+    """A call to measure: its key in the store, the names of the lowerings that can take it, its
+    arguments.
 
     call: with tensors on the meta device, of which only shape and dtype count.
     """
@@ -114,7 +118,9 @@ def run_passes(
     patch: Mapping[str, Any],
     decompositions: Any = None,
 ) -> Callable[..., Any]:
-    """The backend's work up to its passes, on the graphs that Inductor would get; the result runs in eager."""
+    """The backend's work up to its passes, on the graphs that Inductor would get; the result runs
+    in eager.
+    """
 
     def instead_of_inductor(graph_module: fx.GraphModule, inputs: Sequence[Any], **_: Any) -> Any:
         # AOTAutograd's fake mode is active here, and Inductor turns it off before its passes:

@@ -1,8 +1,9 @@
-"""The convolution library's own search (cudnn.benchmark, MIOpen's find mode), on inside our regions only.
+"""The convolution library's own search (cudnn.benchmark, MIOpen's find mode), on inside our regions
+only.
 
-torch.backends.cudnn.benchmark is one flag for the whole process. Here it is up while a region of ours runs
-that asked for it, and afterwards as it was, exceptions and threads included; who sets it meanwhile keeps what
-they set.
+torch.backends.cudnn.benchmark is one flag for the whole process. Here it is up while a region of
+ours runs that asked for it, and afterwards as it was, exceptions and threads included; who sets it
+meanwhile keeps what they set.
 """
 
 from __future__ import annotations
@@ -59,14 +60,18 @@ FLAG = _Flag()
 
 
 def searching(compiled: Compiled, shapes: Shapes, target: Target, options: Options) -> Compiled:
-    """The compiled graph, with the library's search on while it runs, where asked for, within the budget.
+    """The compiled graph, with the library's search on while it runs, where asked for, within the
+    budget.
 
-    A graph whose search outlasted its share of the budget is recorded, and not searched again, in this process
-    or in a later one.
+    A graph whose search outlasted its share of the budget is recorded, and not searched again, in
+    this process or in a later one.
     """
     if options.conv_search == "off" or not shapes or not target.is_gpu:
         return compiled
-    key = f"search of {len(shapes)} convolutions {hashlib.sha256(repr(shapes).encode()).hexdigest()[:12]}"
+    key = (
+        f"search of {len(shapes)} convolutions "
+        f"{hashlib.sha256(repr(shapes).encode()).hexdigest()[:12]}"
+    )
     return Search(compiled, key, target, options)
 
 
@@ -99,7 +104,9 @@ class Search:
             return
         self._off = True
         self._store.add(
-            self._where, self._key, Measured({}, {}, {"search": f"its first call took {took:.0f} s"})
+            self._where,
+            self._key,
+            Measured({}, {}, {"search": f"its first call took {took:.0f} s"}),
         )
         log.warning("rocm_passes: a %s took %.0f s; it won't be repeated", self._key, took)
 

@@ -1,7 +1,8 @@
 """Timing the lowerings of one convolution call on the user's device, without compiling them.
 
-The convolutions and matrix products of a lowering are run and timed. What stands around them Inductor will
-fuse, so it is not timed as written but counted, in bytes that have to move, at the device's copy rate.
+The convolutions and matrix products of a lowering are run and timed. What stands around them
+Inductor will fuse, so it is not timed as written but counted, in bytes that have to move, at the
+device's copy rate.
 """
 
 from __future__ import annotations
@@ -38,14 +39,17 @@ NOMINAL_RATE = 1e12
 #: Calls that are chosen by measurement.
 Convolution = Conv3d | Conv2d
 Work = Callable[[], Any]
-#: Told of each lowering's first run, the library's search included: name, seconds. False: measure no more.
+#: Told of each lowering's first run, the library's search included: name, seconds. False: measure
+#: no more.
 Watch = Callable[[str, float], bool]
 
 
 class Meter(Eager):
-    """Runs a lowering over real tensors once: keeps its timed calls, sums up bytes moved and memory held.
+    """Runs a lowering over real tensors once: keeps its timed calls, sums up bytes moved and memory
+    held.
 
-    counts_layouts: conversions of the memory format are copies that this lowering makes and others do not.
+    counts_layouts: conversions of the memory format are copies that this lowering makes and others
+    do not.
     """
 
     def __init__(self, counts_layouts: bool = False) -> None:
@@ -79,7 +83,9 @@ class Meter(Eager):
         return result
 
     def finish(self, result: torch.Tensor) -> int:
-        """The lowering's extra MiB: what it needs beside its inputs and `result`. Lets go of the outputs."""
+        """The lowering's extra MiB: what it needs beside its inputs and `result`. Lets go of the
+        outputs.
+        """
         if self._fused:
             # The fused kernel behind the convolutions writes the result once.
             self.moved += _bytes(result)
@@ -113,14 +119,17 @@ class Meter(Eager):
     def _in_layout(self, x: torch.Tensor, strides: list[int]) -> torch.Tensor:
         if tuple(strides) == x.stride():
             return x
-        # In a channels-last graph inputs come in that layout; a weight's conversion is the same for all.
+        # In a channels-last graph inputs come in that layout; a weight's conversion is the same for
+        # all.
         if self._counts_layouts:
             self.moved += 2 * _bytes(x)
             self.held += _bytes(x)
         return torch.empty_strided(x.shape, strides, dtype=x.dtype, device=x.device).copy_(x)
 
     def _computed(self, x: torch.Tensor) -> torch.Tensor:
-        """A part is written in its place in the result, and what it was computed from is let go of."""
+        """A part is written in its place in the result, and what it was computed from is
+        let go of.
+        """
         self._read((x,))
         self._fused = True
         self._beside_parts = max(self._beside_parts, sum(map(_bytes, self._outputs.values())))
@@ -128,12 +137,15 @@ class Meter(Eager):
         self._parts[x.untyped_storage().data_ptr()] = x
         return x
 
-    def _joined(self, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> torch.Tensor:
+    def _joined(
+        self, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> torch.Tensor:
         result: torch.Tensor = target(*args, **kwargs)
         parts = args[0] if isinstance(args[0], (list, tuple)) else [args[0]]
         if all(p.untyped_storage().data_ptr() in self._parts for p in parts):
-            # A sum fuses with a residual addition behind it. Joined parts do not: the addition reads and writes the
-            # whole once more. Behind half of a decoder's convolutions stands one, so half of that is counted.
+            # A sum fuses with a residual addition behind it. Joined parts do not: the addition
+            # reads and writes the whole once more. Behind half of a decoder's convolutions stands
+            # one, so half of that is counted.
             self.moved += _bytes(result)
             return result
         if any(p.untyped_storage().data_ptr() in self._outputs for p in parts):
@@ -182,11 +194,12 @@ def measure(
     watch: Watch | None = None,
     patience: Mapping[str, Any] | None = None,
 ) -> Measured:
-    """Milliseconds and extra MiB of each lowering over random tensors like the call's (real or fake tensors).
+    """Milliseconds and extra MiB of each lowering over random tensors like the call's (real or fake
+    tensors).
 
-    The lowerings take turns, so that a clock that drifts, or is lowered under load, is the same for all. What a
-    library raises, out of memory included, leaves that lowering out, with the reason. patience: keywords of
-    `rounds.in_turn`, to measure for longer.
+    The lowerings take turns, so that a clock that drifts, or is lowered under load, is the same for
+    all. What a library raises, out of memory included, leaves that lowering out, with the reason.
+    patience: keywords of `rounds.in_turn`, to measure for longer.
     """
     with real_tensors(), torch.no_grad():
         device = _device(call)
@@ -216,7 +229,8 @@ class _Session:
         try:
             seconds = self._together(lowerings)
         except torch.OutOfMemoryError:
-            # Together they hold more than one alone. (The exception holds it, too, until this clause ends.)
+            # Together they hold more than one alone. (The exception holds it, too, until this
+            # clause ends.)
             seconds = None
         if seconds is None:
             seconds = {}
@@ -245,7 +259,8 @@ class _Session:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
-                # A library that cannot run a shape (no kernel, a refused algorithm) is one candidate less.
+                # A library that cannot run a shape (no kernel, a refused algorithm) is one
+                # candidate less.
                 said = str(error).splitlines()[0] if str(error) else ""
                 self._skipped[lowering.name] = f"{type(error).__name__}: {said}"
             if not self._watch(lowering.name, time.perf_counter() - started):
@@ -291,7 +306,11 @@ def _like(value: Any, device: torch.device, channels_last: bool) -> Any:
     draw = torch.Generator(device).manual_seed(0)
     made = torch.randn(tuple(value.shape), generator=draw, dtype=value.dtype, device=device)
     formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-    return made.to(memory_format=formats[made.ndim]) if channels_last and made.ndim in formats else made
+    return (
+        made.to(memory_format=formats[made.ndim])
+        if channels_last and made.ndim in formats
+        else made
+    )
 
 
 def _device(call: Convolution) -> torch.device:
@@ -312,4 +331,6 @@ def _bytes(x: torch.Tensor) -> int:
 
 def _is_view(result: torch.Tensor, args: tuple[Any, ...]) -> bool:
     sources = [a for a in args if isinstance(a, torch.Tensor)]
-    return any(a.untyped_storage().data_ptr() == result.untyped_storage().data_ptr() for a in sources)
+    return any(
+        a.untyped_storage().data_ptr() == result.untyped_storage().data_ptr() for a in sources
+    )

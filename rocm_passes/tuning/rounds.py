@@ -1,7 +1,9 @@
-"""Telling apart times that lie a few per cent from each other: candidates in turn, in short bursts, medians.
+"""Telling apart times that lie a few per cent from each other: candidates in turn, in short bursts,
+medians.
 
-A GPU under load lowers its clock, so whoever is measured after a pause would be the faster. Every round runs
-each candidate once, in rotating order; what drifts, drifts for all. A burst waits behind a copy until it is
+A GPU under load lowers its clock, so whoever is measured after a pause would be the faster. Every
+round runs each candidate once, in rotating order; what drifts, drifts for all. A burst waits behind
+a copy until it is
 enqueued as a whole: how long the host takes is not part of it.
 """
 
@@ -38,7 +40,8 @@ def in_turn(
     repeats = {name: _repeats(burst, work) for name, work in candidates.items()}
     while warm > 0:
         warm -= max(
-            1e-6, sum(burst(work, repeats[name]) * repeats[name] for name, work in candidates.items())
+            1e-6,
+            sum(burst(work, repeats[name]) * repeats[name] for name, work in candidates.items()),
         )
     found: dict[str, list[float]] = {name: [] for name in candidates}
     turn = list(candidates)
@@ -81,7 +84,9 @@ class GpuBursts:
     host_seconds: what the host takes to enqueue a call, generously.
     """
 
-    def __init__(self, device: torch.device, host_seconds: float = bounds.HOST_SECONDS.value) -> None:
+    def __init__(
+        self, device: torch.device, host_seconds: float = bounds.HOST_SECONDS.value
+    ) -> None:
         self._host_seconds = host_seconds
         self._source = torch.empty(2**27, dtype=torch.uint8, device=device)
         self._target = torch.empty_like(self._source)

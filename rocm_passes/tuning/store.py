@@ -11,8 +11,8 @@
      }
     }
 
-The file holds measurements; what to choose follows from them. Writers lock, read, merge and replace, so that
-processes may share one file.
+The file holds measurements; what to choose follows from them. Writers lock, read, merge and
+replace, so that processes may share one file.
 """
 
 from __future__ import annotations
@@ -80,7 +80,9 @@ def default_path() -> Path:
 
 
 def load(path: Path) -> Choices:
-    """The file's content, empty where there is no file. Raises StoreError on a file that is none of ours."""
+    """The file's content, empty where there is no file. Raises StoreError on a file that is none of
+    ours.
+    """
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -90,7 +92,9 @@ def load(path: Path) -> Choices:
     try:
         document = json.loads(text)
         if document["format"] != FORMAT_VERSION:
-            raise StoreError(f"{path}: format {document['format']!r}; this version reads {FORMAT_VERSION}")
+            raise StoreError(
+                f"{path}: format {document['format']!r}; this version reads {FORMAT_VERSION}"
+            )
         return {
             str(machine): {str(key): Measured.from_dict(m) for key, m in entries.items()}
             for machine, entries in document["choices"].items()
@@ -117,7 +121,9 @@ def dump(choices: Choices) -> str:
 
 
 def merged(first: Choices, second: Choices) -> Choices:
-    """Both; where both measured the same call, each lowering's smaller time (noise only ever adds)."""
+    """Both; where both measured the same call, each lowering's smaller time (noise only
+    ever adds).
+    """
     result = {machine: dict(entries) for machine, entries in first.items()}
     for machine, entries in second.items():
         mine = result.setdefault(machine, {})
@@ -147,7 +153,9 @@ class Store:
             return self._content().get(machine, {}).get(key)
 
     def add(self, machine: str, key: str, measured: Measured) -> None:
-        """Keep a measurement here and in the file; a file that can't be written costs a warning only."""
+        """Keep a measurement here and in the file; a file that can't be written costs a warning
+        only.
+        """
         with self._lock:
             new = {machine: {key: measured}}
             self._choices = merged(self._content(), new)
@@ -155,7 +163,9 @@ class Store:
                 update(self.path, new)
             except OSError as error:
                 log.warning(
-                    "rocm_passes: %s can't be written (%s); choices last for this process", self.path, error
+                    "rocm_passes: %s can't be written (%s); choices last for this process",
+                    self.path,
+                    error,
                 )
 
     def digest(self) -> str:

@@ -1,4 +1,5 @@
-"""Choosing by measurement: once for each call, machine and library version, within a budget, remembered.
+"""Choosing by measurement: once for each call, machine and library version, within a budget,
+remembered.
 
 A call that was measured before, by anyone who wrote to the same file, is not measured again.
 """
@@ -74,20 +75,27 @@ def pick(
     timer: Timer | None = None,
     usual_mib: float = math.inf,
 ) -> tuple[Lowering[Any], str] | None:
-    """The fastest of the lowerings within the memory bound, and the reason in words; None if unknown.
+    """The fastest of the lowerings within the memory bound, and the reason in words; None if
+    unknown.
 
-    Measures what the store lacks while the budget lasts. Within the noise the least memory wins. usual_mib: the bound
-    where the user has given none; where nothing keeps to it, the least memory wins.
+    Measures what the store lacks while the budget lasts. Within the noise the least memory wins.
+    usual_mib: the bound where the user has given none; where nothing keeps to it, the least memory
+    wins.
     """
     kept = store(options.choices)
     where = machine(target)
     found = kept.find(where, key)
-    if found is None or any(low.name not in found.ms and low.name not in found.skipped for low in able):
+    if found is None or any(
+        low.name not in found.ms and low.name not in found.skipped for low in able
+    ):
         if ahead.note(key, able, call):
             return None
         if options.tune_seconds > 0 and (target.is_gpu or timer is not None):
             # All of them, known ones too: times are compared within one measurement.
-            found = _measured(key, able, call, options, kept, where, timer or measuring.measure) or found
+            found = (
+                _measured(key, able, call, options, kept, where, timer or measuring.measure)
+                or found
+            )
     if found is None:
         return None
     return _best(able, found, options, usual_mib)
@@ -130,7 +138,8 @@ def _measured(
         def watch(name: str, seconds: float) -> bool:
             if seconds > SEARCH_SHARE.value * options.tune_seconds:
                 log.warning(
-                    "rocm_passes: the first run of %s took %.0f s, mostly the library's search; it won't be "
+                    "rocm_passes: the first run of %s took %.0f s, mostly the library's search; it "
+                    "won't be "
                     "repeated",
                     name,
                     seconds,
@@ -138,7 +147,9 @@ def _measured(
             return budget.left(options.tune_seconds) > 0
 
         if budget.left(options.tune_seconds) <= 0:
-            log.info("rocm_passes: tuning budget of %g s is spent; rules decide", options.tune_seconds)
+            log.info(
+                "rocm_passes: tuning budget of %g s is spent; rules decide", options.tune_seconds
+            )
         else:
             found = timer(lowerings, call, watch)
             if found.ms or found.skipped:
@@ -166,6 +177,8 @@ def lowerings(noted: ahead.Call) -> list[Lowering[Any]]:
 def measure_noted(
     calls: Sequence[ahead.Call], options: Options, target: Target, timer: Timer | None = None
 ) -> int:
-    """Measure calls that were noted ahead of time, one after another. Returns how many choices are known."""
+    """Measure calls that were noted ahead of time, one after another. Returns how many choices are
+    known.
+    """
     found = [pick(c.key, lowerings(c), c.call, target, options, timer) for c in calls]
     return sum(choice is not None for choice in found)

@@ -1,4 +1,6 @@
-"""The Conv3d benchmark: calls in words and as built, what its verdict says, and its uncompiled half on the CPU."""
+"""The Conv3d benchmark: calls in words and as built, what its verdict says, and its uncompiled half
+on the CPU.
+"""
 
 from __future__ import annotations
 
@@ -111,13 +113,17 @@ def test_a_patch_embedding_reads_the_input_itself() -> None:
     torch.manual_seed(0)
     weight, bias = torch.randn(6, 4, 1, 2, 2).double() / 4, torch.randn(6).double()
     rows = x.reshape(4, 3, 3, 2, 4, 2).permute(1, 2, 4, 0, 3, 5).reshape(36, 16)
-    meant = (rows @ weight.reshape(6, 16).T + bias + 1).reshape(1, 3, 3, 4, 6).permute(0, 4, 1, 2, 3)
+    meant = (
+        (rows @ weight.reshape(6, 16).T + bias + 1).reshape(1, 3, 3, 4, 6).permute(0, 4, 1, 2, 3)
+    )
     torch.testing.assert_close(run(x), meant)
 
 
 @pytest.mark.parametrize("layout", ["as_is", "channels_last"])
 def test_the_inputs_lie_as_the_layout_says(layout: str) -> None:
-    _, inputs = built(Call.of("4-6 3x3x3 2+2f 5x7"), layout == "channels_last", torch.float32, "cpu")
+    _, inputs = built(
+        Call.of("4-6 3x3x3 2+2f 5x7"), layout == "channels_last", torch.float32, "cpu"
+    )
     last = [x.is_contiguous(memory_format=torch.channels_last_3d) for x in inputs]
     assert last == [layout == "channels_last"] * 2
 
@@ -139,7 +145,8 @@ def test_rules_choose_for_a_gpu(text: str, lowering: str) -> None:
     found = choose(idiom.IDIOM, site, H200, options).lowering
     assert found is not None
     assert found.name == lowering
-    # A transformer is no convolutional network, and a VAE is one whose 1x1x1 convolutions follow the others.
+    # A transformer is no convolutional network, and a VAE is one whose 1x1x1 convolutions follow
+    # the others.
     assert site.values().channels_last is (lowering != "matmul" or "1x1x1" in text)
 
 
@@ -169,7 +176,9 @@ def test_the_site_is_the_one_that_the_backend_measures(
         run, inputs = compiled(call, "auto", "auto", torch.bfloat16, "cpu")
         run(*inputs)
     (met,) = noted.calls
-    site = conv3d_choices.site(call, torch.bfloat16, Options(layout="as_is"), Target.of_device("cpu"))
+    site = conv3d_choices.site(
+        call, torch.bfloat16, Options(layout="as_is"), Target.of_device("cpu")
+    )
     assert site.values().key() == met.key == f"conv3d bfloat16 {key}"
 
 
@@ -177,11 +186,19 @@ def again(
     unbound: str | None, chosen: str | None = None, by: str = "measurement", **ms: float
 ) -> dict[str, Any]:
     row = {"call": f"call {unbound}", "chosen": chosen or unbound, "unbound": unbound, "by": by}
-    return {**row, **({"again": ms, "ms": {}} if by == "measurement" else {"ms": ms}), "bound_mib": 512}
+    return {
+        **row,
+        **({"again": ms, "ms": {}} if by == "measurement" else {"ms": ms}),
+        "bound_mib": 512,
+    }
 
 
 def timed(**ms: float) -> dict[str, Any]:
-    return {"call": f"call {ms}", "said": "it", "ms": {k.replace("_", " ", 1): v for k, v in ms.items()}}
+    return {
+        "call": f"call {ms}",
+        "said": "it",
+        "ms": {k.replace("_", " ", 1): v for k, v in ms.items()},
+    }
 
 
 @pytest.mark.parametrize(
@@ -208,7 +225,9 @@ def test_the_verdict_names_the_worst_and_counts_each_kind() -> None:
     said = "2 of 3 choices within 3% of the best (by measurement 1 of 2, by rule 1 of 1); "
     assert conv3d.verdict(rows) == said + "the worst, call direct, is 1.250 of it"
     rows.append(again("taps", "direct", taps=2.0, direct=2.5))
-    assert conv3d.verdict(rows).endswith("; the memory bound changes 1 choices: {'call taps': 1.25}")
+    assert conv3d.verdict(rows).endswith(
+        "; the memory bound changes 1 choices: {'call taps': 1.25}"
+    )
 
 
 def test_the_verdict_counts_what_has_no_choice() -> None:
@@ -225,28 +244,34 @@ def test_the_verdict_of_compiled_ways_has_no_kinds() -> None:
 @pytest.mark.parametrize(
     ("row", "said"),
     [
-        (again("taps", "direct", taps=2.0, direct=2.5), "[taps; within 512 MiB direct, 1.250 of that]"),
+        (
+            again("taps", "direct", taps=2.0, direct=2.5),
+            "[taps; within 512 MiB direct, 1.250 of that]",
+        ),
         (again("taps", taps=2.0, direct=2.5), "[taps]"),
         (again("conv2d", by="rule", conv2d=2.0), "[conv2d, by rule]"),
         (again(None, by="rule", direct=2.0), "[left to Inductor, by rule]"),
         (timed(auto_auto=2.0), "[it]"),
     ],
 )
-def test_a_row_says_what_is_chosen_and_what_the_memory_bound_costs(row: dict[str, Any], said: str) -> None:
+def test_a_row_says_what_is_chosen_and_what_the_memory_bound_costs(
+    row: dict[str, Any], said: str
+) -> None:
     assert conv3d.line(row).endswith(said)
 
 
 def test_the_table_has_every_lowering_of_each_call() -> None:
     rows = [
-        again("direct", direct=1.25, taps=1.0) | {"call": WHOLE[0], "mib": {"direct": 3, "taps": 40}},
+        again("direct", direct=1.25, taps=1.0)
+        | {"call": WHOLE[0], "mib": {"direct": 3, "taps": 40}},
         again("matmul", by="rule", matmul=1.0, conv2d=2.0) | {"call": WHOLE[-1]},
     ]
     text = conv3d.table(rows)
     assert f"| {WHOLE[0]} |  |  |  | 1.25, 3 | 1, 40 |  |  |  | direct | 1.250 |" in text
     assert f"| {WHOLE[-1]} | 1, 0 | 2, 0 |  |  |  |  |  |  | matmul, by rule | 1.000 |" in text
     assert (
-        "| call | matmul | conv2d | triton | direct | taps | taps_tiled | unfold | tiled | chosen | over the best |"
-        in text
+        "| call | matmul | conv2d | triton | direct | taps | taps_tiled | unfold | tiled | chosen "
+        "| over the best |" in text
     )
     assert text.count("###") == 2
 
@@ -266,7 +291,8 @@ TRIED = {
 def test_every_call_has_a_choice_and_the_times_of_all_lowerings(tmp_path: Path) -> None:
     out = tmp_path / "rows.json"
     ran = subprocess.run(
-        [sys.executable, "-m", "rocm_passes.bench.conv3d", "--device", "cpu", "--all", "--dtype", "float32", "--out",
+        [sys.executable, "-m", "rocm_passes.bench.conv3d", "--device", "cpu", "--all", "--dtype",
+        "float32", "--out",
          str(out), "--calls", ";".join(TRIED)],
         capture_output=True, text=True, check=True,
     )  # fmt: skip

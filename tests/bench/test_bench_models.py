@@ -1,4 +1,6 @@
-"""The benchmarks' workloads have production shapes; checked on the meta device, where nothing is computed."""
+"""The benchmarks' workloads have production shapes; checked on the meta device, where nothing is
+computed.
+"""
 
 from __future__ import annotations
 

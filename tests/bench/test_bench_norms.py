@@ -1,4 +1,6 @@
-"""The norms benchmark: its shapes are those of the models, what is compiled ahead is found again, its tables."""
+"""The norms benchmark: its shapes are those of the models, what is compiled ahead is found again,
+its tables.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,13 @@ from rocm_passes.bench.norm_cases import Case, cases
 from rocm_passes.bench.norm_shapes import SHAPES, Shape, distinct
 from rocm_passes.bench.workers import MARK, WorkerFailed
 
-ROW = {"models": ("A", "B"), "shape": [1, 8, 64], "floor_ms": 0.1, "ours_ms": 0.11, "inductor_ms": 0.25}
+ROW = {
+    "models": ("A", "B"),
+    "shape": [1, 8, 64],
+    "floor_ms": 0.1,
+    "ours_ms": 0.11,
+    "inductor_ms": 0.25,
+}
 NAMED: dict[str, Any] = {**ROW, "case": "a norm", "models": (), "shape": [], "error_vs_eager": 1.0}
 
 
@@ -34,7 +42,9 @@ def test_a_shape_names_every_model_that_has_it() -> None:
 
 
 def observed(block: str) -> set[Shape]:
-    """What the RMSNorm modules of a workload's block take in, at production size and without data."""
+    """What the RMSNorm modules of a workload's block take in, at production size and
+    without data.
+    """
     prepared = workload(block).build("meta")
     seen = set()
     for module in prepared.module.modules():
@@ -59,10 +69,13 @@ def observed(block: str) -> set[Shape]:
 )
 def test_shapes_are_those_of_the_model(model: str, blocks: tuple[str, ...]) -> None:
     seen = set().union(*map(observed, blocks))
-    # Not in these blocks: image-to-video's image tokens, and the refiners and caption features of Z-Image.
+    # Not in these blocks: image-to-video's image tokens, and the refiners and caption features of
+    # Z-Image.
     elsewhere = {
         "Wan 14B, 1280x720, 81 frames": {(1, 257, 5120)},
-        "Z-Image, 1024x1024": {shape for shape in SHAPES["Z-Image, 1024x1024"] if 4608 not in shape},
+        "Z-Image, 1024x1024": {
+            shape for shape in SHAPES["Z-Image, 1024x1024"] if 4608 not in shape
+        },
     }
     assert seen == set(SHAPES[model]) - elsewhere.get(model, set())
 
@@ -87,7 +100,9 @@ def test_originals_take_their_inputs(monkeypatch: pytest.MonkeyPatch) -> None:
             assert inputs[1].shape == case.shape[-1:], case.name
 
 
-def test_the_slice_of_a_fused_projection_has_the_strides_of_flux_2(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_slice_of_a_fused_projection_has_the_strides_of_flux_2(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     prepared, found = workload("flux2_single").build("meta"), []
     for module in prepared.module.modules():
         if isinstance(module, nn.RMSNorm):
@@ -111,7 +126,13 @@ def test_cases_are_chosen_by_name_or_model(only: str, count: int) -> None:
 
 def test_arguments() -> None:
     given = norms.parser().parse_args([])
-    assert (given.json, given.table, given.eager, given.only, given.compile) == (None, None, False, "", None)
+    assert (given.json, given.table, given.eager, given.only, given.compile) == (
+        None,
+        None,
+        False,
+        "",
+        None,
+    )
     assert given.at_once >= 1
     words = ["--json", "a.json", "--table", "a.md", "--eager", "--only=-x", "--at-once", "0"]
     given = norms.parser().parse_args([*words, "--compile", "1", "4"])
@@ -119,7 +140,9 @@ def test_arguments() -> None:
     assert (given.only, given.at_once, given.compile) == ("-x", 0, [1, 4])
 
 
-@pytest.mark.parametrize("words", [["--table"], ["--at-once", "many"], ["--compile", "1"], ["--shapes"]])
+@pytest.mark.parametrize(
+    "words", [["--table"], ["--at-once", "many"], ["--compile", "1"], ["--shapes"]]
+)
 def test_other_arguments_are_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         norms.parser().parse_args(words)
@@ -129,7 +152,8 @@ def test_other_arguments_are_refused(words: list[str], capsys: pytest.CaptureFix
 def test_the_table_has_models_first_then_other_cases() -> None:
     failed = {"case": "x", "models": ("C",), "shape": [4, 5], "failed": "no memory"}
     assert norms.table([NAMED, ROW | {"case": "y"}, failed]) == (
-        "| model | shape | ours ms | Inductor ms | ours over the floor | Inductor over the floor |\n"
+        "| model | shape | ours ms | Inductor ms | ours over the floor | Inductor over the floor "
+        "|\n"
         "| --- | --- | --- | --- | --- | --- |\n"
         "| A; B | [1, 8, 64] | 0.11 | 0.25 | 1.10 | 2.50 |\n"
         "| C | [4, 5] | failed |  |  |  |\n"
@@ -256,7 +280,11 @@ def test_a_failed_case_does_not_hide_the_others(
     def measure(case: Case, rate: float, eager: bool) -> dict[str, Any]:
         if case.name == "bad":
             raise AssertionError("error 1")
-        return {key: value for key, value in NAMED.items() if key.endswith("_ms") or key == "error_vs_eager"}
+        return {
+            key: value
+            for key, value in NAMED.items()
+            if key.endswith("_ms") or key == "error_vs_eager"
+        }
 
     monkeypatch.setattr(norms, "cases", lambda only: [small("bad"), small("good")])
     monkeypatch.setattr(norms, "measure", measure)

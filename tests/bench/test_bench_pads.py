@@ -1,4 +1,6 @@
-"""The padding benchmark measures what it says: its sites are found, and every form gives the same numbers."""
+"""The padding benchmark measures what it says: its sites are found, and every form gives the same
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,10 @@ def test_every_form(kind: str) -> None:
                 compiled(model, form, select="always", layout="channels_last")(x), expected
             )
             found = Counter(
-                e.idiom for g in rocm_passes.history() for e in g.entries if e.outcome == "rewritten"
+                e.idiom
+                for g in rocm_passes.history()
+                for e in g.entries
+                if e.outcome == "rewritten"
             )
             pads = {name: count for name, count in found.items() if "pad" in name}
             if form == "all":

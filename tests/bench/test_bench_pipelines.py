@@ -1,4 +1,6 @@
-"""The benchmark of whole pipelines: its models, its forms, its tables, and how it starts and stops its workers."""
+"""The benchmark of whole pipelines: its models, its forms, its tables, and how it starts and stops
+its workers.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from tests.without_codegen import without_codegen
 
 #: Millions of parameters of the denoisers, as their model cards and files have them.
 PARAMETERS = {
-    "sdxl": 2567, "wan": 1419, "z_image": 6155, "flux": 11901, "sd15": 860, "sd35": 2243, "qwen_image": 20430,
+    "sdxl": 2567, "wan": 1419, "z_image": 6155, "flux": 11901, "sd15": 860, "sd35": 2243,
+    "qwen_image": 20430,
 }  # fmt: skip
 
 
@@ -41,7 +44,9 @@ def test_denoisers_have_production_size(name: str) -> None:
 
 
 def subject(form: str = "eager", pipeline: str = "flux") -> pipeline_worker.Subject:
-    given = argparse.Namespace(device="cpu", form=form, pipeline=pipeline, tiny=True, backend="eager")
+    given = argparse.Namespace(
+        device="cpu", form=form, pipeline=pipeline, tiny=True, backend="eager"
+    )
     return pipeline_worker.Subject(given)
 
 
@@ -109,7 +114,9 @@ def test_outputs_of_a_compiled_form_are_near_those_of_eager(
 
 
 class FakeWorker:
-    """Answers as a worker does, at once. `broken` forms fail at the named command; `hanging` ones never answer."""
+    """Answers as a worker does, at once. `broken` forms fail at the named command; `hanging` ones
+    never answer.
+    """
 
     said: ClassVar[list[tuple[str, ...]]] = []
     broken: ClassVar[dict[str, str]] = {}
@@ -130,10 +137,18 @@ class FakeWorker:
         self._maybe_fail(words[0])
         if words[0] == "run":
             ms = {"eager": 90.0, "blocks+vae": 60.0, "ours": 45.0}[self.form]
-            return {"calls": [{"denoise": ms, "decode": 10.0, "denoise_host": 5.0, "decode_host": 1.0}] * 2}
+            return {
+                "calls": [{"denoise": ms, "decode": 10.0, "denoise_host": 5.0, "decode_host": 1.0}]
+                * 2
+            }
         if words[0] == "finish":
             torch.save({"image": torch.ones(4)}, words[1])
-            return {"forward_host": 4.0, "forward_device": 7.0, "decode_device": 9.0, "forward_launches": 3}
+            return {
+                "forward_host": 4.0,
+                "forward_device": 7.0,
+                "decode_device": 9.0,
+                "forward_launches": 3,
+            }
         return {"done": words[0]}
 
     def _maybe_fail(self, command: str) -> None:
@@ -172,7 +187,11 @@ def test_forms_take_turns_in_rotating_order(run_pipelines: Callable[..., Rows]) 
     rows = run_pipelines("--gib", "100")
     runs = [form for form, word, *_ in FakeWorker.said if word == "run"]
     assert runs == ["eager", "blocks+vae", "ours", "blocks+vae", "ours", "eager"]
-    assert {form: row["total"] for form, row in rows.items()} == {"eager": 100, "blocks+vae": 70, "ours": 55}
+    assert {form: row["total"] for form, row in rows.items()} == {
+        "eager": 100,
+        "blocks+vae": 70,
+        "ours": 55,
+    }
     assert rows["ours"]["device"] == 8 * 7.0 + 9.0
     assert rows["ours"]["calls"] == 4 and rows["ours"]["difference"] == {"image": 0.0}
     assert rows["ours"]["first_cold"] == rows["ours"]["first_warm"] == 3.0
@@ -182,7 +201,8 @@ def test_each_form_starts_cold_and_again_and_eager_once(run_pipelines: Callable[
     run_pipelines()
     starts = [(form, word) for form, word, *_ in FakeWorker.said if word in ("cold", "kept")]
     assert sorted(starts) == [
-        ("blocks+vae", "cold"), ("blocks+vae", "kept"), ("eager", "kept"), ("ours", "cold"), ("ours", "kept"),
+        ("blocks+vae", "cold"), ("blocks+vae", "kept"), ("eager", "kept"), ("ours", "cold"),
+        ("ours", "kept"),
     ]  # fmt: skip
     FakeWorker.said.clear()
     rows = run_pipelines()
@@ -199,7 +219,9 @@ def test_once_times_the_process_that_compiled(run_pipelines: Callable[..., Rows]
 
 
 @pytest.mark.parametrize("command", ["cold", "kept", "run", "finish"])
-def test_a_form_that_fails_does_not_stop_the_others(run_pipelines: Callable[..., Rows], command: str) -> None:
+def test_a_form_that_fails_does_not_stop_the_others(
+    run_pipelines: Callable[..., Rows], command: str
+) -> None:
     FakeWorker.broken["blocks+vae"] = command
     rows = run_pipelines()
     assert "out of luck" in rows["blocks+vae"]["failed"]
@@ -268,13 +290,18 @@ def row(pipeline: str, form: str, total: float, device: float) -> dict[str, Any]
 
 def test_ours_is_compared_with_the_best_inductor_form_of_its_mode() -> None:
     rows = [
-        row("sdxl", "eager", 50, 10), row("sdxl", "blocks+vae", 200, 80), row("sdxl", "whole+vae", 100, 90),
-        row("sdxl", "whole+graphs", 80, 80), row("sdxl", "ours", 90, 60), row("sdxl", "ours+graphs", 60, 60),
+        row("sdxl", "eager", 50, 10), row("sdxl", "blocks+vae", 200, 80), row("sdxl", "whole+vae",
+        100, 90),
+        row("sdxl", "whole+graphs", 80, 80), row("sdxl", "ours", 90, 60), row("sdxl",
+        "ours+graphs", 60, 60),
         row("wan", "blocks+vae", 100, 100), row("wan", "ours", 40, 50),
     ]  # fmt: skip
     text = pipeline_table.summary(rows)
     assert "sdxl ours: 90 ms, Inductor's best (whole+vae) 100, total 0.900, device 0.750" in text
-    assert "sdxl ours+graphs: 60 ms, Inductor's best (whole+graphs) 80, total 0.750, device 0.750" in text
+    assert (
+        "sdxl ours+graphs: 60 ms, Inductor's best (whole+graphs) 80, total 0.750, device 0.750"
+        in text
+    )
     assert "geometric mean of `ours`, total: 0.600 (2 pipelines)" in text
     assert pipeline_table.summary(rows[:1]).startswith("nothing to compare")
 
@@ -283,14 +310,19 @@ def test_the_plan_says_what_would_run(capsys: pytest.CaptureFixture[str]) -> Non
     pipelines.main(["--plan", "--tiny", "--device", "cpu", "--gib", "76", "--only", "sdxl,flux"])
     said = capsys.readouterr().out
     assert "SDXL, 1024 px, 8 steps, guidance: eager, blocks+vae" in said
-    assert "weights redrawn at each turn" in said.splitlines()[2] and "redrawn" not in said.splitlines()[1]
+    assert (
+        "weights redrawn at each turn" in said.splitlines()[2]
+        and "redrawn" not in said.splitlines()[1]
+    )
     with pytest.raises(SystemExit):
         pipelines.main(["--only", "sdxxl"])
     assert "no 'sdxxl'; there are sdxl, wan" in capsys.readouterr().err
 
 
 @pytest.mark.exhaustive
-def test_the_processes_speak_with_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_processes_speak_with_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_COMPILE_DISABLE", "1")
     out = tmp_path / "rows.json"
     pipelines.main(

@@ -32,7 +32,9 @@ def test_psnr_is_relative_to_the_reference_s_range() -> None:
 
 def test_lower_precision_has_lower_psnr(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "rows.json"
-    quality.main(["--device", "cpu", "--tiny", "--only", "fp32 eager,bf16 eager", "--out", str(out)])
+    quality.main(
+        ["--device", "cpu", "--tiny", "--only", "fp32 eager,bf16 eager", "--out", str(out)]
+    )
     single, half = json.loads(out.read_text())
     assert (single["form"], half["form"]) == ("fp32 eager", "bf16 eager")
     assert single["psnr_db"] > 100

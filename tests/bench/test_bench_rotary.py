@@ -1,4 +1,6 @@
-"""The rotary benchmark: its cases are told apart, a wrong result is not timed, and rows stand under their heads."""
+"""The rotary benchmark: its cases are told apart, a wrong result is not timed, and rows stand under
+their heads.
+"""
 
 from __future__ import annotations
 
@@ -49,5 +51,10 @@ def test_a_wrong_result_is_not_timed() -> None:
 @pytest.mark.parametrize("inductor", [None, 20.0])
 def test_rows_stand_under_their_heads(inductor: float | None) -> None:
     line = str(Row("a rotation", 10.0, 12.5, inductor, 0.0, 0.0))
-    assert line.split()[2:] == ["10.0", "12.5", "1.25", *([] if inductor is None else ["20.0", "2.00"])]
+    assert line.split()[2:] == [
+        "10.0",
+        "12.5",
+        "1.25",
+        *([] if inductor is None else ["20.0", "2.00"]),
+    ]
     assert len(line) == len(HEAD) - (0 if inductor else 17)

@@ -1,4 +1,6 @@
-"""The benchmark of a user's script: what replaces torch.compile, what is timed, and how its processes run."""
+"""The benchmark of a user's script: what replaces torch.compile, what is timed, and how its
+processes run.
+"""
 
 from __future__ import annotations
 
@@ -109,10 +111,15 @@ def test_arguments_of_torch_compile_by_form() -> None:
     ours = {"backend": "rocm_diffusion", "fullgraph": True, "options": {"select": "always"}}
     assert arguments("ours", ours) == ours
     assert arguments("ours", {"backend": rocm_diffusion}) == {"backend": rocm_diffusion}
-    assert arguments("ours", {"mode": "max-autotune"}) == {"mode": "max-autotune", "backend": rocm_diffusion}
+    assert arguments("ours", {"mode": "max-autotune"}) == {
+        "mode": "max-autotune",
+        "backend": rocm_diffusion,
+    }
     assert arguments("inductor", ours) == {"backend": "inductor", "fullgraph": True}
     assert arguments("static", {"dynamic": True}) == {"backend": "inductor", "dynamic": False}
-    graphs = arguments("inductor", {"backend": rocm_diffusion, "options": {"mode": "reduce-overhead"}})
+    graphs = arguments(
+        "inductor", {"backend": rocm_diffusion, "options": {"mode": "reduce-overhead"}}
+    )
     assert graphs == {"backend": "inductor", "options": {"triton.cudagraphs": True}, "mode": None}
 
 
@@ -144,7 +151,9 @@ def test_the_child_writes_figures_and_keeps_the_exit_code(
 
 
 class FakeProcesses:
-    """Stands in for subprocess.run: the script's processes in each form, with given milliseconds or failures."""
+    """Stands in for subprocess.run: the script's processes in each form, with given milliseconds or
+    failures.
+    """
 
     def __init__(self, ms: dict[str, float], codes: dict[str, int]) -> None:
         self.ms, self.codes, self.ran, self.caches = ms, codes, list[str](), set[str]()
@@ -167,7 +176,9 @@ class FakeProcesses:
         return subprocess.CompletedProcess(command, code, "Traceback\nValueError: out of luck\n")
 
 
-def run(monkeypatch: pytest.MonkeyPatch, fake: FakeProcesses, **how: Any) -> tuple[dict[str, Any], Any]:
+def run(
+    monkeypatch: pytest.MonkeyPatch, fake: FakeProcesses, **how: Any
+) -> tuple[dict[str, Any], Any]:
     monkeypatch.setattr(script.subprocess, "run", fake)
     rows, ledger = script.measure(["my.py"], say=lambda what: None, **how)
     return {row["form"]: row for row in rows}, ledger
@@ -176,7 +187,16 @@ def run(monkeypatch: pytest.MonkeyPatch, fake: FakeProcesses, **how: Any) -> tup
 def test_forms_run_cold_and_then_in_rotating_order(monkeypatch: pytest.MonkeyPatch) -> None:
     fake = FakeProcesses({"eager": 4.0, "inductor": 2.5, "static": 2.0, "ours": 1.0}, {})
     rows, ledger = run(monkeypatch, fake, rounds=1)
-    assert fake.ran == ["eager", "inductor", "static", "ours", "inductor", "static", "ours", "eager"]
+    assert fake.ran == [
+        "eager",
+        "inductor",
+        "static",
+        "ours",
+        "inductor",
+        "static",
+        "ours",
+        "eager",
+    ]
     assert len(fake.caches) == 4
     assert rows["ours"]["runs"] == 1 and rows["ours"]["difference"] == 0.75
     assert ledger == {"graphs": ["ours"]}
@@ -206,7 +226,9 @@ def test_outputs_of_other_shapes_have_no_difference(tmp_path: Path) -> None:
 
 
 def test_a_sample_is_small_and_of_the_first_floating_tensor() -> None:
-    made = script_calls.sample((torch.arange(3), {"x": torch.ones(1000, 1000, dtype=torch.bfloat16)}))
+    made = script_calls.sample(
+        (torch.arange(3), {"x": torch.ones(1000, 1000, dtype=torch.bfloat16)})
+    )
     assert made is not None and made.dtype == torch.float32 and made.numel() == script_calls.SAMPLE
     assert script_calls.sample("nothing") is None
 

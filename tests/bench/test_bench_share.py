@@ -39,7 +39,9 @@ def test_strings(text: str, shared: str) -> None:
 
 
 def test_every_string_of_a_document_is_cleaned() -> None:
-    document = {"/home/alice/x.py": [{"at": "/home/alice/y.py", "ms": 1.5, "ok": True}, None, ("build7",)]}
+    document = {
+        "/home/alice/x.py": [{"at": "/home/alice/y.py", "ms": 1.5, "ok": True}, None, ("build7",)]
+    }
     found = share.without_private(document)
     assert found == {"x.py": [{"at": "y.py", "ms": 1.5, "ok": True}, None, ["<host>"]]}
     assert "alice" not in json.dumps(found)

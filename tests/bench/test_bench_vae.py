@@ -35,24 +35,46 @@ def test_a_row_is_printed_and_written_for_each_variant(
         assert vae.line(row) in capsys.readouterr().out or row is ours
 
 
-def test_the_choices_are_measured_before_anything_compiles(capsys: pytest.CaptureFixture[str]) -> None:
-    """A tiny model's convolutions are too small to be measured: none is noted, and both workers say so."""
+def test_the_choices_are_measured_before_anything_compiles(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A tiny model's convolutions are too small to be measured: none is noted, and both workers say
+    so.
+    """
     made = run("--only", "vae_qwen_image", "--variants", "eager,pipeline")
     made.measure_choices()
     assert "0 convolutions noted" in capsys.readouterr().out
     assert all(job.worker is None for job in made.jobs)
 
 
-def test_a_job_that_fails_costs_its_own_row_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    made = run("--only", "vae_image,no_such_vae", "--variants", "eager", "--out", str(tmp_path / "rows.json"))
+def test_a_job_that_fails_costs_its_own_row_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    made = run(
+        "--only",
+        "vae_image,no_such_vae",
+        "--variants",
+        "eager",
+        "--out",
+        str(tmp_path / "rows.json"),
+    )
     made()
     assert [row["decoder"] for row in made.rows] == ["vae_image"]
     assert "no_such_vae eager failed:" in capsys.readouterr().out
 
 
-def test_what_is_not_compiled_in_time_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_is_not_compiled_in_time_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     made = run(
-        "--only", "vae_image", "--variants", "eager", "--seconds", "0", "--out", str(tmp_path / "rows.json")
+        "--only",
+        "vae_image",
+        "--variants",
+        "eager",
+        "--seconds",
+        "0",
+        "--out",
+        str(tmp_path / "rows.json"),
     )
     made()
     assert made.rows == []

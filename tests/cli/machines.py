@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from rocm_passes.cli.doctor.machine import Aiter, DeviceNode, Gpu, Library, LoweringRow, Machine, Miopen
+from rocm_passes.cli.doctor.machine import (
+    Aiter,
+    DeviceNode,
+    Gpu,
+    Library,
+    LoweringRow,
+    Machine,
+    Miopen,
+)
 
 NODES = (
     DeviceNode("/dev/kfd", "usable", "render"),
@@ -31,7 +39,10 @@ MI300X = Machine(
     triton=Library("3.7.1"),
     aiter=Aiter("usable", "0.1.22", "aiter 0.1.22 at /opt/aiter"),
     libraries=LIBRARIES,
-    lowerings=(LoweringRow("rms_norm", "triton", None), LoweringRow("pad", "reference", "it is slower")),
+    lowerings=(
+        LoweringRow("rms_norm", "triton", None),
+        LoweringRow("pad", "reference", "it is slower"),
+    ),
 )
 CPU = Machine(
     rocm_passes="0.1.0",

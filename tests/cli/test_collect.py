@@ -1,4 +1,6 @@
-"""How the doctor reads a machine: the driver's files, device nodes and versions, from folders made here."""
+"""How the doctor reads a machine: the driver's files, device nodes and versions, from folders made
+here.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,12 @@ def test_miopen_s_version_is_decoded() -> None:
 
 
 def test_only_variables_that_matter_are_kept() -> None:
-    environment = {"HOME": "/root", "ROCM_PASSES_FUEL": "3", "HIP_VISIBLE_DEVICES": "0", "SECRET": "x"}
+    environment = {
+        "HOME": "/root",
+        "ROCM_PASSES_FUEL": "3",
+        "HIP_VISIBLE_DEVICES": "0",
+        "SECRET": "x",
+    }
     assert list(collect.variables(environment).items()) == [
         ("HIP_VISIBLE_DEVICES", "0"),
         ("ROCM_PASSES_FUEL", "3"),

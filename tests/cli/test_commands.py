@@ -38,7 +38,10 @@ sys.exit(main(sys.argv[1:]))
 )
 def test_help_and_version_need_no_torch(arguments: list[str], says: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TORCH, *arguments], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", WITHOUT_TORCH, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert says in done.stdout
@@ -60,10 +63,15 @@ def test_the_package_imports_without_torch_and_says_what_is_missing() -> None:
         "def none(name): raise m.PackageNotFoundError(name)\n"
         "m.version = none; import importlib.util as u; u.find_spec = lambda name: None\n"
         "try:\n    rocm_passes.explain\nexcept rocm_passes.TorchError as error:\n    print(error)\n"
-        "try:\n    from rocm_passes import compile_pipeline\nexcept ImportError as error:\n    print(error)\n"
+        "try:\n    from rocm_passes import compile_pipeline\nexcept ImportError as error:\n    "
+        "print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
-    assert done.stdout.count("torch is not installed: install torch 2.11 or newer") == 2, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.count("torch is not installed: install torch 2.11 or newer") == 2, (
+        done.stderr
+    )
 
 
 def test_every_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,7 +104,10 @@ def test_the_command_is_installed() -> None:
         (["explain"], "a script is needed, or -m MODULE"),
         (["explain", "no_such_file.py"], "there is no script 'no_such_file.py'"),
         (["explain", "."], "'.' is a folder: name a Python file, or a module by -m"),
-        (["explain", "-m", "no_such_module"], "there is no module 'no_such_module' that can be run"),
+        (
+            ["explain", "-m", "no_such_module"],
+            "there is no module 'no_such_module' that can be run",
+        ),
         (["explain", "-m", "no_such.module"], "there is no module 'no_such.module'"),
         (["explain", "--json", "no_such_folder/l.json", __file__], "there is no folder"),
         (["explain", "--html", ".", __file__], "cannot write '.': it is a folder"),
@@ -161,7 +172,9 @@ def test_an_unwritable_output_is_refused_before_the_script_runs(
     assert not (tmp_path / "l.html").exists()
 
 
-def test_an_error_of_this_package_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_error_of_this_package_is_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "c.json").write_text("[]")
     assert cli.main(["tune", "--show", "--choices", str(tmp_path / "c.json")]) == 2
     said = capsys.readouterr().err
@@ -174,7 +187,9 @@ def test_bench_runs_a_program_of_its_package(
 ) -> None:
     folder = tmp_path / "programs"
     folder.mkdir()
-    (folder / "speed.py").write_text('import sys\nif __name__ == "__main__":\n    print(sys.argv)\n')
+    (folder / "speed.py").write_text(
+        'import sys\nif __name__ == "__main__":\n    print(sys.argv)\n'
+    )
     for name in ("__init__.py", "helper.py"):
         (folder / name).write_text("")
     monkeypatch.setattr(bench, "FOLDER", folder)

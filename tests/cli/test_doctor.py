@@ -57,18 +57,31 @@ INVISIBLE = replace(MI300X, gpus=())
         ),
         (replace(INVISIBLE, kernel_archs=(), nodes=()), "--device=/dev/kfd"),
         (
-            replace(INVISIBLE, groups=("user",), nodes=(replace(NODES[0], access="denied"), NODES[1])),
+            replace(
+                INVISIBLE, groups=("user",), nodes=(replace(NODES[0], access="denied"), NODES[1])
+            ),
             "/dev/kfd cannot be opened by this user (groups user): sudo usermod -aG render $USER",
         ),
         (replace(INVISIBLE, nodes=NODES[:1]), "no /dev/dri/renderD* is there"),
         (replace(INVISIBLE, variables={"HIP_VISIBLE_DEVICES": ""}), "unset HIP_VISIBLE_DEVICES=''"),
-        (replace(INVISIBLE, variables={"HIP_VISIBLE_DEVICES": "-1"}), "unset HIP_VISIBLE_DEVICES='-1'"),
-        (replace(INVISIBLE, variables={"ROCR_VISIBLE_DEVICES": "1"}), "unset ROCR_VISIBLE_DEVICES='1'"),
-        (replace(INVISIBLE, gpu_error="RuntimeError: HIP error"), "the runtime says RuntimeError: HIP error"),
+        (
+            replace(INVISIBLE, variables={"HIP_VISIBLE_DEVICES": "-1"}),
+            "unset HIP_VISIBLE_DEVICES='-1'",
+        ),
+        (
+            replace(INVISIBLE, variables={"ROCR_VISIBLE_DEVICES": "1"}),
+            "unset ROCR_VISIBLE_DEVICES='1'",
+        ),
+        (
+            replace(INVISIBLE, gpu_error="RuntimeError: HIP error"),
+            "the runtime says RuntimeError: HIP error",
+        ),
         (INVISIBLE, "the driver lists gfx942: check `rocminfo`"),
     ],
 )
-def test_a_rocm_build_without_a_visible_gpu_will_not_work_and_says_why(machine: Machine, fix: str) -> None:
+def test_a_rocm_build_without_a_visible_gpu_will_not_work_and_says_why(
+    machine: Machine, fix: str
+) -> None:
     finding = found(machine, "no-visible-gpu")
     assert finding.severity == "error"
     assert fix in finding.fix
@@ -144,7 +157,10 @@ def test_several_gpus_of_one_kind_are_one_line() -> None:
     ("variables", "name"),
     [
         ({"ROCR_VISIBLE_DEVICES": "1", "HIP_VISIBLE_DEVICES": "0"}, "two-device-variables"),
-        ({"HIP_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": "0"}, "contradicting-device-variables"),
+        (
+            {"HIP_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": "0"},
+            "contradicting-device-variables",
+        ),
     ],
 )
 def test_variables_that_choose_devices_twice(variables: dict[str, str], name: str) -> None:
@@ -198,7 +214,10 @@ def test_versions_and_architectures_are_read_alike() -> None:
             {"miopen": Miopen((3, 5, 1)), "variables": {"ROCM_PASSES_CONV_SEARCH": "on"}},
             "miopen-naive-search",
         ),
-        ({"miopen": Miopen((3, 5, 1)), "variables": {"MIOPEN_FIND_MODE": "NORMAL"}}, "miopen-naive-search"),
+        (
+            {"miopen": Miopen((3, 5, 1)), "variables": {"MIOPEN_FIND_MODE": "NORMAL"}},
+            "miopen-naive-search",
+        ),
         ({"variables": {"ROCM_PASSES_CONV_SEARCH": "on"}}, "miopen-find-db"),
         ({"variables": {"MIOPEN_DISABLE_CACHE": "1"}}, "miopen-cache-disabled"),
         ({"hip": "7.0.51831"}, "no-conv3d-heuristics"),
@@ -232,7 +251,9 @@ def test_every_known_issue_has_a_machine_above_and_a_source() -> None:
 def test_an_aiter_that_cannot_be_used(status: str) -> None:
     aiter = Aiter(status, None, "the aiter at /x is another project than AMD's")  # type: ignore[arg-type]
     assert found(replace(MI300X, aiter=aiter), f"aiter-{status}").severity == "warning"
-    assert found(replace(CPU, aiter=aiter), f"aiter-{status}").severity == "note", "a CPU never uses it"
+    assert found(replace(CPU, aiter=aiter), f"aiter-{status}").severity == "note", (
+        "a CPU never uses it"
+    )
 
 
 def test_no_aiter_is_no_warning() -> None:
@@ -248,7 +269,10 @@ def test_libraries_that_are_too_old() -> None:
 def test_python_registration_and_options_are_errors() -> None:
     assert found(replace(MI300X, python=(3, 10, 2)), "python-old").severity == "error"
     assert found(replace(MI300X, registered=False), "backend-unregistered").severity == "error"
-    assert found(replace(MI300X, option_error="unknown environment variable"), "option").severity == "error"
+    assert (
+        found(replace(MI300X, option_error="unknown environment variable"), "option").severity
+        == "error"
+    )
 
 
 def test_errors_come_before_warnings_and_notes_stay_out_of_the_summary() -> None:
@@ -300,7 +324,10 @@ def test_lines_keep_to_the_width() -> None:
     ],
 )
 def test_the_command(
-    arguments: tuple[str, ...], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: tuple[str, ...],
+    says: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     rows = collect.lowerings(CPU)
     monkeypatch.setattr(collect, "this_machine", lambda: replace(CPU, lowerings=rows))
@@ -308,8 +335,12 @@ def test_the_command(
     assert says in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("machine", "code"), [(MI300X, 0), (replace(MI300X, hip="7.0"), 1), (INVISIBLE, 2)])
-def test_the_command_s_exit_code(machine: Machine, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("machine", "code"), [(MI300X, 0), (replace(MI300X, hip="7.0"), 1), (INVISIBLE, 2)]
+)
+def test_the_command_s_exit_code(
+    machine: Machine, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(collect, "this_machine", lambda: machine)
     assert cli.main(["doctor", "--json"]) == code
 

@@ -1,4 +1,6 @@
-"""`rocm-passes explain`, run as a user runs it, and what else shows a ledger: torch's logs and its trace."""
+"""`rocm-passes explain`, run as a user runs it, and what else shows a ledger: torch's logs and its
+trace.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ def write(tmp_path: Path) -> Script:
 
 @dataclass(frozen=True)
 class PlainRun:
-    """The script run by Python itself, with torch's logs and trace on, and the cache that it has filled."""
+    """The script run by Python itself, with torch's logs and trace on, and the cache that it has
+    filled.
+    """
 
     script: Path
     trace: Path
@@ -73,7 +77,11 @@ def plain_run(tmp_path_factory: pytest.TempPathFactory) -> PlainRun:
         "TORCHINDUCTOR_CACHE_DIR": str(cache),
     }
     done = subprocess.run(
-        [sys.executable, script], env={**os.environ, **settings}, capture_output=True, text=True, timeout=300
+        [sys.executable, script],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     return PlainRun(script, trace, cache, done.stderr)
@@ -84,7 +92,16 @@ def test_explain_prints_the_ledger_after_the_script_even_on_a_warm_cache(
 ) -> None:
     script = plain_run.script
     done = run(
-        *("explain", "--json", tmp_path / "l.json", "--html", tmp_path / "l.html", script, "--steps", "3"),
+        *(
+            "explain",
+            "--json",
+            tmp_path / "l.json",
+            "--html",
+            tmp_path / "l.html",
+            script,
+            "--steps",
+            "3",
+        ),
         TORCHINDUCTOR_CACHE_DIR=str(plain_run.cache),
     )
     assert done.returncode == 0, done.stderr
@@ -100,7 +117,9 @@ def test_explain_prints_the_ledger_after_the_script_even_on_a_warm_cache(
 
 @pytest.fixture
 def in_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The command in this process, without code generation; what a script changes here is put back."""
+    """The command in this process, without code generation; what a script changes here is
+    put back.
+    """
     monkeypatch.setenv(NO_CACHES, "0")
     monkeypatch.setattr(sys, "argv", ["rocm-passes"])
     monkeypatch.setattr(sys, "path", list(sys.path))
@@ -164,11 +183,16 @@ def test_explain_runs_a_module_as_python_does(tmp_path: Path) -> None:
         "import sys\nfrom . import part\nprint(__name__, sys.argv, sys.path[0])\n"
     )
     (package / "part.py").write_text("import sys\nprint('part', __name__)\n")
-    done = run("explain", "-m", "program", "--json", "x", cwd=tmp_path, PYTHONPATH=os.environ["PYTHONPATH"])
+    done = run("explain", "-m", "program", "--json", "x", cwd=tmp_path)
     plain = subprocess.run(
-        [sys.executable, "-m", "program", "--json", "x"], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-m", "program", "--json", "x"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
-    assert done.stdout.startswith(plain.stdout) and "['" + str(package / "__main__.py") in plain.stdout
+    assert (
+        done.stdout.startswith(plain.stdout) and "['" + str(package / "__main__.py") in plain.stdout
+    )
     assert "--json stands behind the script's name" in done.stderr
     assert not (tmp_path / "x").exists()
 

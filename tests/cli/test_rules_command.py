@@ -22,7 +22,9 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
         ("cpu", {"any", "cpu"}),
     ],
 )
-def test_rules_of_a_target(capsys: pytest.CaptureFixture[str], target: str, where: set[str]) -> None:
+def test_rules_of_a_target(
+    capsys: pytest.CaptureFixture[str], target: str, where: set[str]
+) -> None:
     found = json.loads(printed(capsys, "--json", "--target", target))
     assert found["target"] == target
     assert {rule["where"] for rule in found["rules"]} == where
@@ -67,7 +69,10 @@ def test_without_a_target_it_is_this_machine_s(
 
 @pytest.mark.parametrize(
     ("words", "says"),
-    [(["--target", "mi300"], "found 'mi300'"), (["--all", "--target", "cpu"], "--target or --all, not both")],
+    [
+        (["--target", "mi300"], "found 'mi300'"),
+        (["--all", "--target", "cpu"], "--target or --all, not both"),
+    ],
 )
 def test_wrong_usage(capsys: pytest.CaptureFixture[str], words: list[str], says: str) -> None:
     assert cli.main(["rules", *words]) == 2

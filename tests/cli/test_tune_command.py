@@ -1,4 +1,6 @@
-"""`rocm-passes tune`: what it met, measured and skipped, and what it keeps where something fails."""
+"""`rocm-passes tune`: what it met, measured and skipped, and what it keeps where something
+fails.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def timer(lowerings: Sequence[Lowering[Any]], of: Any, watch: measuring.Watch) -> Measured:
-    return Measured({"taps": 2.0, "direct": 3.0}, {"taps": 1, "direct": 1}, {"unfold": "out of memory"})
+    return Measured(
+        {"taps": 2.0, "direct": 3.0}, {"taps": 1, "direct": 1}, {"unfold": "out of memory"}
+    )
 
 
 def options(folder: Path, **more: Any) -> Options:
@@ -52,7 +56,9 @@ def options(folder: Path, **more: Any) -> Options:
 
 def test_what_was_measured_known_and_skipped_is_said(tmp_path: Path) -> None:
     Store(tmp_path / "c.json").add(
-        tuning.machine(MI300), CALLS[0].key, Measured(dict.fromkeys(ABLE, 1.0), dict.fromkeys(ABLE, 1))
+        tuning.machine(MI300),
+        CALLS[0].key,
+        Measured(dict.fromkeys(ABLE, 1.0), dict.fromkeys(ABLE, 1)),
     )
     tuned = tune.measure(CALLS, options(tmp_path), MI300, timer)
     assert [t.state for t in tuned] == ["known", "measured", "measured"]
@@ -127,7 +133,9 @@ def test_the_command_runs_a_script_with_its_budget_and_its_file(
         "print(os.environ['ROCM_PASSES_TUNE_SECONDS'], ahead.active(), sys.argv[1:])"
     )
     choices = tmp_path / "made" / "c.json"
-    assert cli.main(["tune", "--seconds", "90", "--choices", str(choices), str(script), "--fast"]) == 0
+    assert (
+        cli.main(["tune", "--seconds", "90", "--choices", str(choices), str(script), "--fast"]) == 0
+    )
     said = capsys.readouterr().out
     assert "90.0 True ['--fast']" in said
     assert f"choices are kept in {choices}" in said
@@ -140,7 +148,9 @@ def test_a_script_that_fails_keeps_its_code_and_its_calls(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     measured: list[str] = []
-    monkeypatch.setattr(tune, "measure", lambda calls, *_: measured.extend(c.key for c in calls) or [])
+    monkeypatch.setattr(
+        tune, "measure", lambda calls, *_: measured.extend(c.key for c in calls) or []
+    )
     script = tmp_path / "decode.py"
     script.write_text(
         "from rocm_passes.tuning import ahead\n"
@@ -168,14 +178,18 @@ def test_a_file_that_is_none_of_ours_is_refused_before_the_script_runs(
 
 def test_the_command_merges_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, arch in (("a", "gfx942"), ("b", "gfx950"), ("c", "gfx1100")):
-        Store(tmp_path / f"{name}.json").add(arch, "conv3d call", Measured({"taps": 2.0}, {"taps": 1}))
+        Store(tmp_path / f"{name}.json").add(
+            arch, "conv3d call", Measured({"taps": 2.0}, {"taps": 1})
+        )
     merged = [str(tmp_path / "b.json"), str(tmp_path / "c.json")]
     assert cli.main(["tune", "--choices", str(tmp_path / "a.json"), "--merge", *merged]) == 0
     assert set(load(tmp_path / "a.json")) == {"gfx942", "gfx950", "gfx1100"}
     assert "gfx950: 1 call\n" in capsys.readouterr().out
 
 
-def test_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_show(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setitem(os.environ, "XDG_CACHE_HOME", str(tmp_path))
     assert cli.main(["tune", "--show"]) == 0
     assert "nothing is measured yet" in capsys.readouterr().out

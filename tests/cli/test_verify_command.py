@@ -1,4 +1,6 @@
-"""`rocm-passes verify` and `rocm-passes bisect`: what they print, their exit codes, and what they refuse."""
+"""`rocm-passes verify` and `rocm-passes bisect`: what they print, their exit codes, and what they
+refuse.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ from tests.without_codegen import without_codegen
 right = RMS_NORM.reference
 RMS_NORM.reference = lambda call: right(call) * (1 if call.x.shape[-1] != {wrong} else 2)
 
-@torch.compile(backend="rocm_diffusion", options={{"select": "always", "lowering": "rms_norm=reference"}})
+options = {{"select": "always", "lowering": "rms_norm=reference"}}
+
+@torch.compile(backend="rocm_diffusion", options=options)
 def model(x, y):
     return F.rms_norm(x, (16,)), F.rms_norm(y, (24,))
 
@@ -85,7 +89,9 @@ def test_verify_exits_with_1_where_a_site_was_put_back(
 
 
 @pytest.mark.usefixtures("in_process")
-def test_verify_keeps_the_script_s_exit_code(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_keeps_the_script_s_exit_code(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "ends.py"
     path.write_text("raise SystemExit(7)\n")
     with pytest.raises(SystemExit) as ended:
@@ -98,7 +104,7 @@ def test_bisect_finds_the_rewrite_in_processes_of_their_own(script: Callable[[in
     done = run("bisect", script(24))
     assert done.returncode == 1, done.stderr
     assert "rewrite 2 makes the result wrong:" in done.stdout
-    assert "rms_norm by reference at" in done.stdout and "script.py:12" in done.stdout
+    assert "rms_norm by reference at" in done.stdout and "script.py:14" in done.stdout
 
 
 class Script:

@@ -10,7 +10,9 @@ import torch
 
 
 class Graphs:
-    """Stands in for the backend: counts graphs and their nodes, and runs them as they are, or by `run`."""
+    """Stands in for the backend: counts graphs and their nodes, and runs them as they are, or by
+    `run`.
+    """
 
     def __init__(self) -> None:
         self.options: list[Any] = []

@@ -49,7 +49,9 @@ def image_vae(channels: int = 4) -> Any:
 
 
 def sdxl_unet() -> Any:
-    """SDXL's structure: no attention at the highest resolution, several transformer blocks below."""
+    """SDXL's structure: no attention at the highest resolution, several transformer blocks
+    below.
+    """
     torch.manual_seed(0)
     return UNet2DConditionModel(
         sample_size=8,

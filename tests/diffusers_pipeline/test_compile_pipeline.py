@@ -1,4 +1,6 @@
-"""compile_pipeline: what is compiled, how, what is left alone, and that the results are those of eager."""
+"""compile_pipeline: what is compiled, how, what is left alone, and that the results are those of
+eager.
+"""
 
 from __future__ import annotations
 
@@ -50,12 +52,15 @@ class VAE(nn.Module):
 
 
 def test_each_part_is_compiled_in_its_way_and_reported(graphs: Graphs) -> None:
-    pipe = pipeline(transformer=Transformer(), vae=VAE(), text_encoder=nn.Linear(2, 2), tokenizer=object())
+    pipe = pipeline(
+        transformer=Transformer(), vae=VAE(), text_encoder=nn.Linear(2, 2), tokenizer=object()
+    )
     report = compile_pipeline(pipe, options={"select": "off"})
     assert report.compiled == ["transformer", "vae.decoder", "vae.encoder"]
     assert report.skipped == ["text_encoder"]
     assert str(report).splitlines()[0] == (
-        "transformer: compiled: 3 blocks one by one (Block); alike blocks share a graph; 100 % of its weights"
+        "transformer: compiled: 3 blocks one by one (Block); alike blocks share a graph; 100 % of "
+        "its weights"
     )
     x = torch.randn(2, 4)
     with torch.no_grad():
@@ -66,7 +71,9 @@ def test_each_part_is_compiled_in_its_way_and_reported(graphs: Graphs) -> None:
 
 
 def test_parts_can_be_left_out(graphs: Graphs) -> None:
-    report = compile_pipeline(pipeline(transformer=Transformer(), vae=VAE()), transformer=False, vae=False)
+    report = compile_pipeline(
+        pipeline(transformer=Transformer(), vae=VAE()), transformer=False, vae=False
+    )
     assert [(p.name, p.action, p.detail) for p in report.parts] == [
         ("transformer", "skipped", "transformer=False"),
         ("vae", "skipped", "vae=False"),
@@ -90,7 +97,9 @@ def test_torch_s_own_modules_are_traced(graphs: Graphs) -> None:
 
 
 def test_what_is_no_pipeline_is_refused() -> None:
-    with pytest.raises(TypeError, match="expected a diffusers pipeline or a module of one, found int"):
+    with pytest.raises(
+        TypeError, match="expected a diffusers pipeline or a module of one, found int"
+    ):
         compile_pipeline(3)
 
 
@@ -117,7 +126,9 @@ def test_what_is_no_pipeline_is_refused() -> None:
         ({"warm": 3}, "warm: expected a dict"),
     ],
 )
-def test_wrong_arguments_are_refused_at_the_call(graphs: Graphs, wrong: dict[str, Any], message: str) -> None:
+def test_wrong_arguments_are_refused_at_the_call(
+    graphs: Graphs, wrong: dict[str, Any], message: str
+) -> None:
     vae = VAE()
     with pytest.raises(OptionError, match=message):
         compile_pipeline(pipeline(vae=vae), **wrong)
@@ -128,7 +139,9 @@ def test_a_component_can_be_excluded_and_included(graphs: Graphs) -> None:
     pipe = pipeline(transformer=Transformer(), vae=VAE(), connectors=nn.Linear(2, 2))
     report = compile_pipeline(pipe, include=["connectors"], exclude=["vae"])
     assert report.compiled == ["transformer", "connectors"]
-    assert [(p.name, p.detail) for p in report.parts if p.action == "skipped"] == [("vae", "exclude has it")]
+    assert [(p.name, p.detail) for p in report.parts if p.action == "skipped"] == [
+        ("vae", "exclude has it")
+    ]
 
 
 def test_a_module_with_two_names_is_compiled_once(graphs: Graphs) -> None:
@@ -173,7 +186,9 @@ def test_a_second_time_changes_nothing(graphs: Graphs) -> None:
     vae = VAE()
     compile_vae(vae)
     kept = vae.decoder._compiled_call_impl
-    assert [p.detail for p in compile_vae(vae).parts] == ["compiled already, by compile_pipeline"] * 2
+    assert [p.detail for p in compile_vae(vae).parts] == [
+        "compiled already, by compile_pipeline"
+    ] * 2
     assert vae.decoder._compiled_call_impl is kept
 
 
@@ -275,4 +290,6 @@ def test_through_the_backend_itself() -> None:
         results = vaes.QWEN_IMAGE.run(vae)
     assert any(entry.idiom == "conv3d" for entry in history()[-1].entries)
     for got, want in zip(results, expected, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)  # thirty convolutions in another order
+        torch.testing.assert_close(
+            got, want, rtol=1e-4, atol=1e-4
+        )  # thirty convolutions in another order

@@ -1,4 +1,6 @@
-"""What a user compiled before is reported as that, and "compiled" is said only where this package runs."""
+"""What a user compiled before is reported as that, and "compiled" is said only where this package
+runs.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ def by_method(module: Any) -> Any:
 WAYS: dict[str, Way] = {
     "by its method compile()": by_method,
     "by torch.compile(module)": compiled,
-    "its forward is a compiled function": lambda m: with_attribute(m, "forward", compiled(m.forward)),
+    "its forward is a compiled function": lambda m: with_attribute(
+        m, "forward", compiled(m.forward)
+    ),
 }
 
 
@@ -50,7 +54,9 @@ def test_a_compiled_denoiser(graphs: Graphs, said: str, how: str) -> None:
 
 @pytest.mark.parametrize("method", ["decode", "_decode", "tiled_decode"])
 def test_a_compiled_method_of_a_vae(graphs: Graphs, method: str) -> None:
-    """What it calls is traced into the user's graph, where the decoder's own compiled call is inlined."""
+    """What it calls is traced into the user's graph, where the decoder's own compiled call is
+    inlined.
+    """
     vae = image_vae()
     report = compile_pipeline(with_attribute(vae, method, compiled(getattr(vae, method))))
     assert report.compiled == ["AutoencoderKL.encoder"]
@@ -115,7 +121,10 @@ def test_the_rest_of_a_unet_whose_transformer_blocks_are_compiled(graphs: Graphs
 def test_what_dynamo_would_not_trace(graphs: Graphs) -> None:
     model = flux()
     model.forward = torch.compiler.disable(model.forward)
-    assert compile_pipeline(model).parts[0].detail == "torch.compiler.disable was applied to its forward"
+    assert (
+        compile_pipeline(model).parts[0].detail
+        == "torch.compiler.disable was applied to its forward"
+    )
     script = torch.jit.script(nn.Linear(2, 2))
     assert "TorchScript" in compile_pipeline(script).parts[0].detail
     with torch._dynamo.config.patch(disable=True):

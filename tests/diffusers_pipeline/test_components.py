@@ -1,4 +1,6 @@
-"""What each component of diffusers' pipelines is taken for: by its class and by how often its pipeline runs it."""
+"""What each component of diffusers' pipelines is taken for: by its class and by how often its
+pipeline runs it.
+"""
 
 from __future__ import annotations
 
@@ -63,10 +65,30 @@ def test_a_second_transformer_under_any_name(graphs: Graphs) -> None:
 @pytest.mark.parametrize(
     ("pipe", "component", "cls", "words"),
     [
-        ("FluxPipeline", "text_encoder_2", "T5EncoderModel", "of transformers runs once a call, outside"),
-        ("AudioLDM2Pipeline", "vocoder", "SpeechT5HifiGan", "of transformers runs once a call, outside"),
-        ("KandinskyV22CombinedPipeline", "prior_text_encoder", "CLIPTextModelWithProjection", "is taken to"),
-        ("StableDiffusionAdapterPipeline", "adapter", "T2IAdapter", "T2IAdapter runs once a call, outside"),
+        (
+            "FluxPipeline",
+            "text_encoder_2",
+            "T5EncoderModel",
+            "of transformers runs once a call, outside",
+        ),
+        (
+            "AudioLDM2Pipeline",
+            "vocoder",
+            "SpeechT5HifiGan",
+            "of transformers runs once a call, outside",
+        ),
+        (
+            "KandinskyV22CombinedPipeline",
+            "prior_text_encoder",
+            "CLIPTextModelWithProjection",
+            "is taken to",
+        ),
+        (
+            "StableDiffusionAdapterPipeline",
+            "adapter",
+            "T2IAdapter",
+            "T2IAdapter runs once a call, outside",
+        ),
         (
             "AudioLDM2Pipeline",
             "projection_model",
@@ -123,14 +145,17 @@ def test_a_module_that_nothing_is_known_of(graphs: Graphs) -> None:
 
     report = compile_pipeline(OwnPipeline())
     assert str(report) == (
-        "scorer: skipped: unknown: Custom takes no timestep and has no decoder, and OwnPipeline.__call__ "
+        "scorer: skipped: unknown: Custom takes no timestep and has no decoder, and "
+        "OwnPipeline.__call__ "
         "does not show how often it runs; include=['scorer'] compiles it"
     )
     assert compile_pipeline(OwnPipeline(), include=["scorer"]).compiled == ["scorer"]
 
 
 class Looping:
-    """A pipeline to read: what runs at each step, once, in a loop that is no denoising loop, or not at all."""
+    """A pipeline to read: what runs at each step, once, in a loop that is no denoising loop, or not
+    at all.
+    """
 
     def __call__(self, prompts: Any, sizes: Any) -> Any:
         if self.checker is not None and hasattr(self, "other"):
@@ -178,9 +203,14 @@ def test_a_source_that_cannot_be_read_decides_nothing() -> None:
     assert usage.how_often(made["Made"], "model") == usage.NOT_SEEN
 
 
-#: Classes of diffusers' denoising folders that no pipeline runs by themselves: adapters merged into a UNet.
+#: Classes of diffusers' denoising folders that no pipeline runs by themselves: adapters merged into
+#: a UNet.
 MERGED = {"MotionAdapter", "ControlNetXSAdapter"}
-DENOISING = ("diffusers.models.transformers.", "diffusers.models.unets.", "diffusers.models.controlnets.")
+DENOISING = (
+    "diffusers.models.transformers.",
+    "diffusers.models.unets.",
+    "diffusers.models.controlnets.",
+)
 
 
 @pytest.mark.exhaustive

@@ -1,4 +1,6 @@
-"""Whole, by declared blocks, or by a cover: which modules, and what share of the weights they hold."""
+"""Whole, by declared blocks, or by a cover: which modules, and what share of the weights
+they hold.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,17 @@ from tests.diffusers_pipeline.models import classes, flux, sdxl_unet, unet_input
 def weights(model: nn.Module, words: tuple[str, ...]) -> float:
     """The share of matrices and kernels whose path has one of the words."""
     sizes = {name: p.numel() for name, p in model.named_parameters() if p.ndim >= 2}
-    return sum(s for name, s in sizes.items() if any(w in name for w in words)) / sum(sizes.values())
+    return sum(s for name, s in sizes.items() if any(w in name for w in words)) / sum(
+        sizes.values()
+    )
 
 
 def test_sdxl_s_declared_blocks_hold_a_part_of_its_weights() -> None:
     model = sdxl_unet()
     assert classes(declared_blocks(model)) == {"BasicTransformerBlock"}
-    assert share(model, declared_blocks(model)) == pytest.approx(weights(model, ("transformer_blocks",)))
+    assert share(model, declared_blocks(model)) == pytest.approx(
+        weights(model, ("transformer_blocks",))
+    )
     assert share(model, declared_blocks(model)) < 0.7
     assert share(model, [model]) == 1
 
@@ -30,7 +36,12 @@ def test_sdxl_s_declared_blocks_hold_a_part_of_its_weights() -> None:
 def test_a_cover_adds_resnets_and_samplers() -> None:
     model = sdxl_unet()
     units = cover(model)
-    assert classes(units) == {"BasicTransformerBlock", "ResnetBlock2D", "Downsample2D", "Upsample2D"}
+    assert classes(units) == {
+        "BasicTransformerBlock",
+        "ResnetBlock2D",
+        "Downsample2D",
+        "Upsample2D",
+    }
     words = ("transformer_blocks", "resnets", "downsamplers", "upsamplers")
     assert share(model, units) == pytest.approx(weights(model, words))
     inside = {id(m) for u in units for m in u.modules() if m is not u}
@@ -43,8 +54,10 @@ def test_a_unet_is_compiled_whole_and_the_report_says_why(graphs: Graphs) -> Non
     blocks = len(declared_blocks(model))
     report = compile_pipeline(model)
     assert str(report) == (
-        f"UNet2DConditionModel: compiled: whole: its {blocks} blocks (BasicTransformerBlock) hold only {held} of "
-        "its weights; its first call compiles for longer than with how='blocks'; 100 % of its weights"
+        f"UNet2DConditionModel: compiled: whole: its {blocks} blocks (BasicTransformerBlock) hold "
+        f"only {held} of "
+        "its weights; its first call compiles for longer than with how='blocks'; 100 % of its "
+        "weights"
     )
     assert report.shares == {"UNet2DConditionModel": 1.0}
     assert model._compiled_call_impl is not None
@@ -84,7 +97,9 @@ class Block(nn.Module):
 
 
 @pytest.mark.parametrize(("outside", "whole"), [(20, False), (21, True)])
-def test_blocks_with_nine_tenths_of_the_weights_are_enough(graphs: Graphs, outside: int, whole: bool) -> None:
+def test_blocks_with_nine_tenths_of_the_weights_are_enough(
+    graphs: Graphs, outside: int, whole: bool
+) -> None:
     """180 columns in blocks against 20 or 21 outside; the embedding is no work, and not counted."""
     model = Wide(outside)
     report = compile_pipeline(model)
@@ -93,7 +108,9 @@ def test_blocks_with_nine_tenths_of_the_weights_are_enough(graphs: Graphs, outsi
 
 
 def test_undeclared_blocks_are_found() -> None:
-    """Lists of alike members; members that hold lists of blocks themselves are opened where they differ."""
+    """Lists of alike members; members that hold lists of blocks themselves are opened where they
+    differ.
+    """
 
     class Experts(nn.Module):
         def __init__(self) -> None:
@@ -114,7 +131,9 @@ def test_undeclared_blocks_are_found() -> None:
 
 def test_without_blocks_it_is_the_whole(graphs: Graphs) -> None:
     report = compile_pipeline(nn.Linear(2, 2), how="blocks")
-    assert str(report) == "Linear: compiled: whole: no repeated block was found; 100 % of its weights"
+    assert (
+        str(report) == "Linear: compiled: whole: no repeated block was found; 100 % of its weights"
+    )
 
 
 def test_percentages() -> None:

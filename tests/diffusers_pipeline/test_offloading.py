@@ -1,6 +1,7 @@
 """Hooks that move or convert weights: compiled round them, or skipped with the exact reason.
 
-On a CPU alone: the hooks are the real ones of accelerate and diffusers, and move weights from the CPU to the CPU.
+On a CPU alone: the hooks are the real ones of accelerate and diffusers, and move weights from the
+CPU to the CPU.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ from tests.diffusers_pipeline.models import flux, flux_inputs, image_vae, sdxl_u
 SEQUENTIAL = "sequential CPU offloading moves its weights within a call"
 DEVICE_MAP = "device_map attached hooks to its layers; Dynamo breaks the graph at each"
 LAYERWISE = "layerwise casting converts the weights at each layer, where Dynamo breaks the graph"
-LEAF = "group offloading (leaf_level) moves weights within a call, and Dynamo breaks the graph at each move"
+LEAF = (
+    "group offloading (leaf_level) moves weights within a call, and Dynamo breaks the graph at "
+    "each move"
+)
 BLOCK = LEAF.replace("leaf_level", "block_level")
 
 
@@ -71,7 +75,9 @@ def test_denoisers_that_fall_into_pieces(
     ("offload", "reason"),
     [(sequential, SEQUENTIAL), (by_leaf, LEAF), (layerwise, LAYERWISE), (by_block, BLOCK)],
 )
-def test_vaes_that_fall_into_pieces(graphs: Graphs, offload: Callable[[Any], None], reason: str) -> None:
+def test_vaes_that_fall_into_pieces(
+    graphs: Graphs, offload: Callable[[Any], None], reason: str
+) -> None:
     vae = image_vae()
     offload(vae)
     report = compile_pipeline(vae)
@@ -96,8 +102,8 @@ def test_blocks_behind_hooks_are_one_graph_each(
         report = compile_pipeline(model, how="blocks")
         assert torch.equal(model(**flux_inputs())[0], expected)
     assert note in report.parts[0].detail
-    # One graph of a FluxTransformerBlock and one of a FluxSingleTransformerBlock; group offloading adds
-    # small ones for the sizes of its hooks.
+    # One graph of a FluxTransformerBlock and one of a FluxSingleTransformerBlock; group offloading
+    # adds small ones for the sizes of its hooks.
     assert sum(n > 50 for n in graphs.nodes) == 2
     assert sum(n > 10 for n in graphs.nodes) == 2
 
@@ -123,7 +129,9 @@ def test_a_device_map_with_hooks_at_each_layer(graphs: Graphs) -> None:
 
 
 def test_hooks_on_blocks_make_it_compile_by_blocks(graphs: Graphs) -> None:
-    """At 64 % the tiny model would be compiled whole, in a graph that breaks at each block's hook."""
+    """At 64 % the tiny model would be compiled whole, in a graph that breaks at each
+    block's hook.
+    """
     for offload in (by_block, first_block_cache):
         model = flux(2)
         offload(model)

@@ -73,7 +73,9 @@ def test_a_probe_that_fails_is_reported(
 @pytest.mark.parametrize("scale", [1.0, 1e6, 1e-6])
 @pytest.mark.parametrize(("dtype", "digits"), [(torch.bfloat16, 8), (torch.float16, 11)])
 def test_convolutions_of_the_mode(dtype: torch.dtype, digits: int, scale: float) -> None:
-    """Both factors are rounded to `digits` bits, the products and sums are not; 2-D ones are left alone."""
+    """Both factors are rounded to `digits` bits, the products and sums are not; 2-D ones are left
+    alone.
+    """
     torch.manual_seed(0)
     x, weight, bias = torch.randn(1, 8, 3, 6, 6) * scale, torch.randn(4, 8, 3, 3, 3), torch.randn(4)
     exact = torch.nn.functional.conv3d(x.double(), weight.double(), bias.double())

@@ -37,7 +37,9 @@ SIZE = {
 }
 
 
-def test_a_warm_run_compiles_and_says_what(graphs: Graphs, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_warm_run_compiles_and_says_what(
+    graphs: Graphs, capsys: pytest.CaptureFixture[str]
+) -> None:
     pipe = flux_pipeline()
     torch.manual_seed(3)
     expected = torch.rand(1)
@@ -54,11 +56,15 @@ def test_a_warm_run_compiles_and_says_what(graphs: Graphs, capsys: pytest.Captur
     assert "compile_pipeline: warm: transformer: compiling" in lines
     pipe(**SIZE, num_inference_steps=3)
     assert graphs.count == compiled
-    assert not any("timed" in str(m._compiled_call_impl) for ms in report.modules.values() for m in ms)
+    assert not any(
+        "timed" in str(m._compiled_call_impl) for ms in report.modules.values() for m in ms
+    )
 
 
 def test_without_a_compiled_decoder_nothing_is_decoded(graphs: Graphs) -> None:
-    report = compile_pipeline(flux_pipeline(), vae=False, transformer=False, warm={**SIZE, "steps": 1})
+    report = compile_pipeline(
+        flux_pipeline(), vae=False, transformer=False, warm={**SIZE, "steps": 1}
+    )
     assert (
         report.parts[-1].detail
         == "height=16, width=16, num_inference_steps=1: first calls: no compiled part ran"
@@ -73,7 +79,9 @@ def test_a_bare_model_takes_its_own_arguments(graphs: Graphs) -> None:
 
 def test_a_wrong_argument_is_refused_before_anything_is_compiled(graphs: Graphs) -> None:
     pipe = flux_pipeline()
-    with pytest.raises(OptionError, match="FluxPipeline takes no argument 'hight'; did you mean 'height'"):
+    with pytest.raises(
+        OptionError, match="FluxPipeline takes no argument 'hight'; did you mean 'height'"
+    ):
         compile_pipeline(pipe, warm={"hight": 16})
     assert pipe.vae.decoder._compiled_call_impl is None
 
@@ -140,10 +148,15 @@ def test_an_unreadable_file_is_said_to_be_that(graphs: Graphs, tmp_path: Path) -
     path = tmp_path / "broken.bin"
     path.write_bytes(b"no artifacts")
     report = compile_pipeline(image_vae(), cache_artifacts=path)
-    assert report.parts[0].detail == "the file holds no readable artifacts; everything is compiled anew"
+    assert (
+        report.parts[0].detail
+        == "the file holds no readable artifacts; everything is compiled anew"
+    )
 
 
-def test_saving_without_a_path_or_without_content(graphs: Graphs, stored: Artifacts, tmp_path: Path) -> None:
+def test_saving_without_a_path_or_without_content(
+    graphs: Graphs, stored: Artifacts, tmp_path: Path
+) -> None:
     with pytest.raises(RocmPassesError, match="expected a path, found none"):
         compile_pipeline(image_vae()).save_cache_artifacts()
     stored.content = None

@@ -1,7 +1,9 @@
-"""Installs a double of AMD's aiter, or of what else may lie under that name, as a real package on disk.
+"""Installs a double of AMD's aiter, or of what else may lie under that name, as a real package on
+disk.
 
     with installed(version="0.1.12", arch="gfx942"):
-        ...     # aiter can be found and imported, has that version's signatures, and computes on CPU tensors
+        ...     # aiter can be found and imported, has that version's signatures, and computes on
+        CPU tensors
 
 A call that the real aiter would not survive raises ContractViolation (see aiter_kernels).
 """
@@ -45,10 +47,12 @@ def rmsnorm2d_fwd_with_add(
 """
 ADD_RMS_NORM_GEMMA = """
 def rmsnorm2d_fwd_with_add(
-    out, input, residual_in, residual_out, weight, epsilon, gemma_norm=False, use_model_sensitive_rmsnorm=0
+    out, input, residual_in, residual_out, weight, epsilon, gemma_norm=False,
+    use_model_sensitive_rmsnorm=0
 ):
     double.machine.rmsnorm2d_fwd_with_add(
-        out, input, residual_in, residual_out, weight, epsilon, gemma_norm, use_model_sensitive_rmsnorm
+        out, input, residual_in, residual_out, weight, epsilon, gemma_norm,
+        use_model_sensitive_rmsnorm
     )
 """
 HIP_RMS_NORM = """
@@ -77,7 +81,8 @@ def layernorm2d_fwd(input, weight, bias, epsilon=1e-5, x_bias=None):
 """
 ROPE = """
 def rope_cached_fwd(
-    input, cos, sin, rotate_style, reuse_freqs_front_part, nope_first, transpose_output=False
+    input, cos, sin, rotate_style, reuse_freqs_front_part, nope_first,
+    transpose_output=False
 ):
     return _laid_out(
         double.machine.rope_cached_fwd(
@@ -88,7 +93,8 @@ def rope_cached_fwd(
 
 
 def rope_cached_2c_fwd(
-    input_x, input_y, cos, sin, rotate_style, reuse_freqs_front_part, nope_first, transpose_output=False
+    input_x, input_y, cos, sin, rotate_style, reuse_freqs_front_part, nope_first,
+    transpose_output=False
 ):
     return _laid_out(
         double.machine.rope_cached_fwd(
@@ -105,7 +111,8 @@ def _laid_out(outputs, transpose_output):
 """
 QK_NORM_ROPE = """
 def fused_qk_norm_rope_1way(
-    q, k, w_q, w_k, cos_sin, batch_size, num_tokens, num_heads_q, num_heads_k, head_size, is_interleaved,
+    q, k, w_q, w_k, cos_sin, batch_size, num_tokens, num_heads_q, num_heads_k, head_size,
+    is_interleaved,
     eps, out_q, out_k,
 ):
     double.machine.fused_qk_norm_rope_1way(
@@ -135,7 +142,8 @@ def installed(
 ) -> Iterator[None]:
     """AMD's aiter in one version on one architecture, on a machine that passes for one with ROCm.
 
-    `truncating` says whether RMSNorm's bfloat16 stores truncate: by default as on that architecture.
+    `truncating` says whether RMSNorm's bfloat16 stores truncate: by default as on that
+    architecture.
     """
     numbers = tuple(map(int, re.findall(r"\d+", version)[:3]))
     truncates = arch not in ROUNDING_BF16 if truncating is None else truncating
@@ -191,7 +199,9 @@ def _sources(version: tuple[int, ...]) -> dict[str, str]:
         "ops/groupnorm.py": HEADER + group_norm if version >= (0, 1, 10) else "",
         "ops/norm.py": HEADER + LAYER_NORM,
         "ops/rope.py": HEADER + ROPE,
-        "ops/fused_qk_norm_rope_cache_quant.py": HEADER + QK_NORM_ROPE if version >= (0, 1, 15) else "",
+        "ops/fused_qk_norm_rope_cache_quant.py": HEADER + QK_NORM_ROPE
+        if version >= (0, 1, 15)
+        else "",
     }
 
 
@@ -206,7 +216,9 @@ def _package(sources: dict[str, str], distributions: dict[str, str]) -> Iterator
         for name, version in distributions.items():
             info = Path(folder, f"{name.replace('-', '_')}-{version}.dist-info")
             info.mkdir()
-            (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+            (info / "METADATA").write_text(
+                f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+            )
         for name in hidden:
             del sys.modules[name]
         sys.path.insert(0, folder)

@@ -1,7 +1,8 @@
 """What aiter's functions compute, in plain torch on CPU tensors, and what they would destroy.
 
-Where the real function aborts the process, reinterprets bits, reads or writes out of bounds, or leaves memory
-uninitialised, the one here raises ContractViolation. Where the real one raises, so does this one.
+Where the real function aborts the process, reinterprets bits, reads or writes out of bounds, or
+leaves memory uninitialised, the one here raises ContractViolation. Where the real one raises, so
+does this one.
 """
 
 from __future__ import annotations
@@ -42,7 +43,9 @@ def reachable(*tensors: Tensor) -> None:
     for t in tensors:
         hold(not isinstance(t, FakeTensor), "a fake tensor has no memory")
         hold(t.numel() > 0, "empty: a grid of 0 blocks leaves a sticky launch error")
-        hold(max(span_bytes(t), t.numel() * t.element_size()) < 2**31, "int32 byte offset overflows")
+        hold(
+            max(span_bytes(t), t.numel() * t.element_size()) < 2**31, "int32 byte offset overflows"
+        )
 
 
 def same_bits(t: Tensor, like: Tensor) -> None:
@@ -54,7 +57,10 @@ def parameter(t: Tensor, length: int, like: Tensor) -> None:
     hold(t.is_contiguous(), "a strided parameter is read as contiguous")
     hold(t.numel() >= length, "reads past the end of a parameter")
     hold(t.dim() == 1 and t.numel() == length, "a parameter of another shape is misread")
-    hold(t.storage_offset() * t.element_size() % 4 == 0, "a parameter that does not begin at a whole word")
+    hold(
+        t.storage_offset() * t.element_size() % 4 == 0,
+        "a parameter that does not begin at a whole word",
+    )
 
 
 def single(t: Tensor) -> Tensor:
@@ -72,13 +78,17 @@ class Machine:
     truncating: bool
 
     def refuse(self, dies_since: tuple[int, ...], message: str) -> None:
-        """A failed check in C++: an exception in old versions, the end of the process in new ones."""
+        """A failed check in C++: an exception in old versions, the end of the process in
+        new ones.
+        """
         if self.version < dies_since:
             raise RuntimeError(message)
         raise ContractViolation(f"aborts: {message}")
 
     def store(self, value: Tensor, dtype: torch.dtype) -> Tensor:
-        """RMSNorm's store: to nearest, but towards zero for bfloat16 where there is no hardware for it."""
+        """RMSNorm's store: to nearest, but towards zero for bfloat16 where there is no hardware for
+        it.
+        """
         if dtype == torch.bfloat16 and self.truncating:
             bits = value.contiguous().view(torch.int32) & -65536
             return bits.view(torch.float32).to(dtype)
@@ -139,7 +149,9 @@ class Machine:
         hold(x.dim() == 2, "size(1) and stride(0) are not those of the rows")
         for t in (out, x, residual, total):
             if t is not None:
-                hold(t.shape == x.shape, "a tensor of another shape is read or written out of bounds")
+                hold(
+                    t.shape == x.shape, "a tensor of another shape is read or written out of bounds"
+                )
                 same_bits(t, x)
                 reachable(t)
                 hold(t.stride(-1) == 1, "the last stride is taken for 1")
@@ -160,10 +172,17 @@ class Machine:
             raise ZeroDivisionError
         for t in (residual, total):
             if t is not None:
-                insist(t.dtype == x.dtype and t.is_contiguous() and t.numel() == x.numel(), "bad residual")
+                insist(
+                    t.dtype == x.dtype and t.is_contiguous() and t.numel() == x.numel(),
+                    "bad residual",
+                )
         reachable(x, out)
-        # It makes contiguous what has no unit last stride, and steps by stride(-2) through all the rest.
-        hold(x.dim() <= 2 or x.is_contiguous() or x.stride(-1) != 1, "rows of more dimensions are misread")
+        # It makes contiguous what has no unit last stride, and steps by stride(-2) through all the
+        # rest.
+        hold(
+            x.dim() <= 2 or x.is_contiguous() or x.stride(-1) != 1,
+            "rows of more dimensions are misread",
+        )
 
     def _check_ck(self, x: Tensor, residual: Tensor | None, weight: Tensor) -> None:
         if x.dtype not in HALVES:
@@ -194,7 +213,8 @@ class Machine:
             value = single(rounded)
         rstd = torch.rsqrt(value.square().mean(-1, keepdim=True) + eps)
         if residual is not None and not all_cached and x.shape[-1] > 8192:
-            # Past the registers it reads the rounded sum back; how far they reach depends on the launch.
+            # Past the registers it reads the rounded sum back; how far they reach depends on the
+            # launch.
             value = torch.cat([value[..., :8192], single(rounded)[..., 8192:]], dim=-1)
         value = value * rstd
         if mode:
@@ -236,14 +256,22 @@ class Machine:
     # LayerNorm
 
     def layernorm2d_fwd(
-        self, input: Tensor, weight: Tensor | None, bias: Tensor | None, epsilon: float, x_bias: Tensor | None
+        self,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        epsilon: float,
+        x_bias: Tensor | None,
     ) -> Tensor:
         hold(weight is not None and bias is not None, "a missing parameter is dereferenced")
         assert weight is not None and bias is not None and x_bias is None
         if input.dtype not in HALVES:
             raise RuntimeError("ck layernorm2d only support fp16 and bf16 data type")
         hold(self.arch.startswith("gfx9"), "CK faults on RDNA")
-        hold(input.dim() == 2 and input.stride(-1) == 1, "size(-1) and stride(0) are not those of the rows")
+        hold(
+            input.dim() == 2 and input.stride(-1) == 1,
+            "size(-1) and stride(0) are not those of the rows",
+        )
         reachable(input)
         parameter(weight, input.shape[1], input)
         parameter(bias, input.shape[1], input)
@@ -253,7 +281,13 @@ class Machine:
     # Rotation
 
     def rope_cached_fwd(
-        self, inputs: tuple[Tensor, ...], cos: Tensor, sin: Tensor, style: int, reuse: bool, nope_first: bool
+        self,
+        inputs: tuple[Tensor, ...],
+        cos: Tensor,
+        sin: Tensor,
+        style: int,
+        reuse: bool,
+        nope_first: bool,
     ) -> tuple[Tensor, ...]:
         x = inputs[0]
         tokens, batch, _, channels = x.shape
@@ -264,7 +298,9 @@ class Machine:
             reachable(t)
             sizes = (t.shape[0], t.shape[1], t.shape[3])
             hold(sizes == (tokens, batch, channels), "y is read with the sizes of x")
-            steps = [stride for size, stride in zip(t.shape[:3], t.stride()[:3], strict=True) if size > 1]
+            steps = [
+                stride for size, stride in zip(t.shape[:3], t.stride()[:3], strict=True) if size > 1
+            ]
             hold(not any(n % 4 for n in (t.storage_offset(), *steps)), "a misaligned vector load")
         self._check_tables(cos, sin, tokens)
         rotated = cos.shape[3] * (2 if reuse else 1)
@@ -283,11 +319,17 @@ class Machine:
         if cos.dtype not in FLOATS:
             self.refuse((0, 1, 20), f"rope: cos is {cos.dtype}")
 
-    def _rotated(self, x: Tensor, cos: Tensor, sin: Tensor, rotated: int, style: int, reuse: bool) -> Tensor:
+    def _rotated(
+        self, x: Tensor, cos: Tensor, sin: Tensor, rotated: int, style: int, reuse: bool
+    ) -> Tensor:
         def per_channel(table: Tensor) -> Tensor:
             if not reuse:
                 return single(table)
-            return single(table).repeat_interleave(2, -1) if style == 1 else single(table).repeat(1, 1, 1, 2)
+            return (
+                single(table).repeat_interleave(2, -1)
+                if style == 1
+                else single(table).repeat(1, 1, 1, 2)
+            )
 
         value, tail = single(x[..., :rotated]), x[..., rotated:]
         if style == 1:
@@ -315,7 +357,8 @@ class Machine:
         batch, tokens, heads_q, heads_k, head_size = sizes
         hold(self.version >= (0, 1, 17), "the table is read out of bounds")
         hold(
-            all(t.is_contiguous() for t in (q, k, w_q, w_k, cos_sin, out_q, out_k)), "aborts: not contiguous"
+            all(t.is_contiguous() for t in (q, k, w_q, w_k, cos_sin, out_q, out_k)),
+            "aborts: not contiguous",
         )
         hold(cos_sin.dtype == torch.float32, "aborts: cos_sin is not float32")
         hold(head_size in (64, 128, 256), "aborts: head size")
@@ -324,7 +367,10 @@ class Machine:
         for x, out, weight, heads in ((q, out_q, w_q, heads_q), (k, out_k, w_k, heads_k)):
             same_bits(x, q)
             same_bits(out, q)
-            hold(tuple(x.shape) == (batch, tokens, heads, head_size) == tuple(out.shape), "out of bounds")
+            hold(
+                tuple(x.shape) == (batch, tokens, heads, head_size) == tuple(out.shape),
+                "out of bounds",
+            )
             reachable(x, out)
             parameter(weight, head_size, q)
             hold(x.storage_offset() % (head_size // 16) == 0, "a misaligned vector load")
@@ -335,5 +381,7 @@ class Machine:
             value = single(x)
             rstd = torch.rsqrt(value.square().mean(-1, keepdim=True) + eps)
             normed = (single((value * rstd).to(x.dtype)) * single(weight)).to(x.dtype)
-            turned = self._rotated(normed.transpose(0, 1), cos, sin, head_size, int(is_interleaved), True)
+            turned = self._rotated(
+                normed.transpose(0, 1), cos, sin, head_size, int(is_interleaved), True
+            )
             out.copy_(turned.transpose(0, 1))

@@ -1,1 +1,3 @@
-"""Random programs over torch functions, compiled with every idiom and compared with eager float64."""
+"""Random programs over torch functions, compiled with every idiom and compared with eager
+float64.
+"""

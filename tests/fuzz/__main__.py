@@ -1,4 +1,6 @@
-"""`python -m tests.fuzz`: run random programs for some time, shrink what fails, write a case file for each."""
+"""`python -m tests.fuzz`: run random programs for some time, shrink what fails, write a case file
+for each.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,12 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=100_000, help="the first seed")
     parser.add_argument("--programs", type=int, default=10**9, help="at most so many")
     parser.add_argument("--seed", type=int, help="check and shrink the program of this seed only")
-    parser.add_argument("--out", type=Path, default=Path("fuzz-cases"), help="folder for the case files")
-    parser.add_argument("--mutants", action="store_true", help="plant faults instead, and see each caught")
+    parser.add_argument(
+        "--out", type=Path, default=Path("fuzz-cases"), help="folder for the case files"
+    )
+    parser.add_argument(
+        "--mutants", action="store_true", help="plant faults instead, and see each caught"
+    )
     parser.add_argument("--docs", type=Path, help="with --mutants: write the table into this file")
     parser.add_argument("--only", default="", help="with --mutants: those whose names hold this")
     asked = parser.parse_args()

@@ -1,4 +1,6 @@
-"""Is a rewritten program right? Values against float64, dtypes, shapes, strides, shared memory, gradients."""
+"""Is a rewritten program right? Values against float64, dtypes, shapes, strides, shared memory,
+gradients.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,11 @@ from tests.fuzz.program import WIDE, Program, placed, widened
 from tests.fuzz.traced import Traced, kept_whole, references_run, target_named
 from tests.without_codegen import without_codegen
 
-#: Allowed: so many times the larger error of eager and of the unfused graph, and so many roundings of the result.
+#: Allowed: so many times the larger error of eager and of the unfused graph, and so many roundings
+#: of the result.
 FACTOR, ROUNDINGS = 3.0, 8.0
-#: So many times more where torch.compile made the graph: the unfused graph is not there to be measured.
+#: So many times more where torch.compile made the graph: the unfused graph is not there to be
+#: measured.
 UNMEASURED = 3.0
 
 
@@ -47,7 +51,9 @@ class Setting:
 
 
 def _setting(target: str, **options: Any) -> Setting:
-    return Setting(target, (*options.items(), *([] if target == "cpu" else [("tune_seconds", 0.0)])))
+    return Setting(
+        target, (*options.items(), *([] if target == "cpu" else [("tune_seconds", 0.0)]))
+    )
 
 
 ALWAYS = _setting("cpu", select="always")
@@ -78,7 +84,9 @@ def settings_of(program: Program) -> tuple[Setting, ...]:
 
 @dataclass(frozen=True)
 class Failure:
-    """kind: "crash", "value", "dtype", "shape", "strides", "aliasing", "gradient", "strict" or "input"."""
+    """kind: "crash", "value", "dtype", "shape", "strides", "aliasing", "gradient", "strict" or
+    "input".
+    """
 
     kind: str
     setting: Setting
@@ -94,7 +102,9 @@ class Outcome:
 
 @dataclass
 class Reference:
-    """What a program gives in its own dtypes and in float64. errors: of each output and input, the largest."""
+    """What a program gives in its own dtypes and in float64. errors: of each output and input, the
+    largest.
+    """
 
     results: list[Tensor]
     exact: list[Tensor]
@@ -103,7 +113,9 @@ class Reference:
 
 
 def check(program: Program, settings: Sequence[Setting] | None = None) -> Outcome:
-    """Run a program under settings. A failure of values must come again with other values of the inputs."""
+    """Run a program under settings. A failure of values must come again with other values of the
+    inputs.
+    """
     outcome = Outcome()
     with references_run(), torch.random.fork_rng():
         run = _check_graph if program.mode == "graph" else _check_compiled
@@ -127,7 +139,9 @@ def steps_in(program: Program) -> bool:
     return any(word in program.source for word in ("i32", "i64", "f8", "where", " > "))
 
 
-def _check_graph(program: Program, settings: Sequence[Setting], outcome: Outcome, again: int) -> None:
+def _check_graph(
+    program: Program, settings: Sequence[Setting], outcome: Outcome, again: int
+) -> None:
     with torch.no_grad():
         reference = _reference(program, again)
         if reference is None:
@@ -152,7 +166,9 @@ def _check_graph(program: Program, settings: Sequence[Setting], outcome: Outcome
                 outcome.failures.append(found("crash", message=text[:600]))
                 continue
             _count(ledger, outcome, found)
-            outcome.failures += _unlike(found, got, unfused, reference.results, reference.exact, "value")
+            outcome.failures += _unlike(
+                found, got, unfused, reference.results, reference.exact, "value"
+            )
             outcome.failures += _unlike(
                 found, inputs, unfused_inputs, reference.inputs, reference.exact_inputs, "input"
             )
@@ -168,13 +184,16 @@ def _check_graph(program: Program, settings: Sequence[Setting], outcome: Outcome
 def _whole(
     traced: Traced, program: Program, setting: Setting, again: int
 ) -> tuple[list[Tensor], list[Tensor]] | None:
-    """What the rewritten graph gives and what the unfused one does, where neither decomposes ATen's norms.
+    """What the rewritten graph gives and what the unfused one does, where neither decomposes ATen's
+    norms.
 
     None where that does not run: ATen's GroupNorm takes no memory format but two.
     """
     try:
         with kept_whole():
-            traced.rewrite(Options(**dict(setting.options)), target_named(setting.target), setting.visible)
+            traced.rewrite(
+                Options(**dict(setting.options)), target_named(setting.target), setting.visible
+            )
             got, _ = _run(traced, program, again)
         traced.leave_whole()
         unfused, _ = _run(traced, program, again)
@@ -196,7 +215,9 @@ def _reference(program: Program, again: int) -> Reference | None:
     return Reference(results, exact, inputs, exact_inputs)
 
 
-def _run(call: Callable[..., Any], program: Program, again: int) -> tuple[list[Tensor], list[Tensor]]:
+def _run(
+    call: Callable[..., Any], program: Program, again: int
+) -> tuple[list[Tensor], list[Tensor]]:
     inputs = [placed(t) for t in program.draw(again)]
     return list(call(*inputs)), inputs
 
@@ -213,7 +234,8 @@ def _count(ledger: Ledger, outcome: Outcome, found: Callable[..., Failure]) -> N
 
 
 def _unlike(
-    found: Callable[..., Failure], got: Sequence[Tensor], unfused: Sequence[Tensor], eager: Sequence[Tensor],
+    found: Callable[..., Failure], got: Sequence[Tensor], unfused: Sequence[Tensor],
+    eager: Sequence[Tensor],
     exact: Sequence[Tensor], kind: str,
     times: float = 1.0,
 ) -> list[Failure]:  # fmt: skip
@@ -225,11 +247,15 @@ def _unlike(
         if g.dtype != e.dtype:
             failures.append(found("dtype", message=f"{kind} {i}: {g.dtype}, eager {e.dtype}"))
         elif g.shape != e.shape:
-            failures.append(found("shape", message=f"{kind} {i}: {tuple(g.shape)}, eager {tuple(e.shape)}"))
+            failures.append(
+                found("shape", message=f"{kind} {i}: {tuple(g.shape)}, eager {tuple(e.shape)}")
+            )
         else:
             have, allowed = error(g, x), times * bound(max(error(e, x), error(u, x)), e, x)
             if not have <= allowed:
-                failures.append(found(kind, message=f"{kind} {i}: error {have:.3g}, allowed {allowed:.3g}"))
+                failures.append(
+                    found(kind, message=f"{kind} {i}: error {have:.3g}, allowed {allowed:.3g}")
+                )
     return failures
 
 
@@ -256,7 +282,9 @@ def _laid_out_unlike(
     for i, (g, u) in enumerate(zip(got, unfused, strict=True)):
         if g.shape == u.shape and g.numel() and _strides(g) != _strides(u):
             failures.append(
-                found("strides", message=f"output {i}: {g.stride()}, the unfused graph {u.stride()}")
+                found(
+                    "strides", message=f"output {i}: {g.stride()}, the unfused graph {u.stride()}"
+                )
             )
     return failures
 
@@ -265,7 +293,9 @@ def _aliased_unlike(
     found: Callable[..., Failure], got: Sequence[Tensor], unfused: Sequence[Tensor]
 ) -> list[Failure]:
     other = _sharing(got) ^ _sharing(unfused)
-    return [found("aliasing", message=f"unlike the unfused graph: {sorted(other)}")] if other else []
+    return (
+        [found("aliasing", message=f"unlike the unfused graph: {sorted(other)}")] if other else []
+    )
 
 
 def _strides(t: Tensor) -> list[int]:
@@ -289,14 +319,22 @@ def _rounded_elsewhere(
         away = (g.double() - u.double()).abs() > 64 * torch.finfo(torch.float32).eps * scale
         share = away.double().mean().item()
         if share > 0.02 and int(away.sum()) > 2:
-            return [found("strict", message=f"output {i}: {share:.0%} of the elements are rounded elsewhere")]
+            return [
+                found(
+                    "strict",
+                    message=f"output {i}: {share:.0%} of the elements are rounded elsewhere",
+                )
+            ]
     return []
 
 
-# -- programs that go through torch.compile -------------------------------------------------------------------------
+# -- programs that go through torch.compile
+# -------------------------------------------------------------------------
 
 
-def _check_compiled(program: Program, settings: Sequence[Setting], outcome: Outcome, again: int) -> None:
+def _check_compiled(
+    program: Program, settings: Sequence[Setting], outcome: Outcome, again: int
+) -> None:
     grad = program.mode == "grad"
     with torch.enable_grad() if grad else torch.no_grad():
         exact = _attempt(program.function(WIDE), [widened(t) for t in program.draw(again)], grad)
@@ -313,13 +351,23 @@ def _check_compiled(program: Program, settings: Sequence[Setting], outcome: Outc
                 if _plain_fails(program, again, grad):
                     outcome.skipped = "torch.compile does not take it"
                     return
-                outcome.failures.append(found("crash", message=f"{type(error).__name__}: {error}"[:600]))
+                outcome.failures.append(
+                    found("crash", message=f"{type(error).__name__}: {error}"[:600])
+                )
                 continue
             for ledger in ledgers:
                 _count(ledger, outcome, found)
-            outcome.failures += _unlike(found, got[0], eager[0], eager[0], exact[0], "value", UNMEASURED)
             outcome.failures += _unlike(
-                found, got[1], eager[1], eager[1], exact[1], "gradient" if grad else "input", UNMEASURED
+                found, got[0], eager[0], eager[0], exact[0], "value", UNMEASURED
+            )
+            outcome.failures += _unlike(
+                found,
+                got[1],
+                eager[1],
+                eager[1],
+                exact[1],
+                "gradient" if grad else "input",
+                UNMEASURED,
             )
 
 
@@ -340,7 +388,9 @@ def _called(call: Callable[..., Any], inputs: list[Tensor], grad: bool) -> Given
     if not grad:
         return list(call(*inputs)), inputs
     wanted = [
-        t.requires_grad_() for t in inputs if t.dtype.is_floating_point and t.dtype is not torch.float8_e4m3fn
+        t.requires_grad_()
+        for t in inputs
+        if t.dtype.is_floating_point and t.dtype is not torch.float8_e4m3fn
     ]
     results = list(call(*inputs))
     loss = sum((r.double() * _weights(r)).sum() for r in results if r.requires_grad)
@@ -355,7 +405,9 @@ def _weights(t: Tensor) -> Tensor:
     return torch.arange(t.numel(), dtype=torch.float64).remainder(7).sub(3).reshape(t.shape) / 4
 
 
-def _compiled(program: Program, setting: Setting, ledgers: list[Ledger], again: int, grad: bool) -> Given:
+def _compiled(
+    program: Program, setting: Setting, ledgers: list[Ledger], again: int, grad: bool
+) -> Given:
     torch._dynamo.reset()
     ours = functools.partial(
         backend.rocm_diffusion, options=dict(setting.options), listener=ledgers.append, caches=False

@@ -1,4 +1,6 @@
-"""A program being written: each statement is run as it is said, so that shapes and dtypes are known."""
+"""A program being written: each statement is run as it is said, so that shapes and dtypes are
+known.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ class Draft:
         self.square: int | None = None
         self.dtype = "f32"
 
-    # -- choices -----------------------------------------------------------------------------------------------
+    # -- choices
+    # ------------------------------------------------------------------------------------------
     def one(self, *options: T) -> T:
         return self.random.choice(options)
 
@@ -46,7 +49,8 @@ class Draft:
     def size(self, *options: int) -> int:
         return self.square or self.random.choice(options)
 
-    # -- statements --------------------------------------------------------------------------------------------
+    # -- statements
+    # ------------------------------------------------------------------------------------------
     def input(self, expression: str) -> str:
         name = f"x{len(self.inputs)}"
         self._scope[name] = eval(expression, self._scope)
@@ -77,7 +81,9 @@ class Draft:
             raise Unfit(f"{expression}: {error}") from error
         if not isinstance(found, Tensor) or found.numel() > MOST_ELEMENTS:
             raise Unfit(expression)
-        if found.dtype in FLOATS and not (found.isfinite().all() and bool((found.abs() < 1e4).all())):
+        if found.dtype in FLOATS and not (
+            found.isfinite().all() and bool((found.abs() < 1e4).all())
+        ):
             raise Unfit(f"{expression}: not finite, or large")
         self._scope[name] = self.values[name] = found
         self.statements.append(Statement(name, expression, kind))
@@ -100,7 +106,8 @@ class Draft:
         self.inputs = inputs
         del self.statements[said:]
 
-    # -- reading -----------------------------------------------------------------------------------------------
+    # -- reading
+    # ------------------------------------------------------------------------------------------
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(self.values[name].shape)
 
@@ -116,6 +123,7 @@ class Draft:
 
     def program(self, outputs: Sequence[str]) -> Program:
         return Program(
-            self.seed, tuple(self.inputs.items()), tuple(self.statements), tuple(outputs), tuple(self.kinds),
+            self.seed, tuple(self.inputs.items()), tuple(self.statements), tuple(outputs),
+            tuple(self.kinds),
             self.mode,
         )  # fmt: skip

@@ -15,10 +15,14 @@ FRAGMENTS: dict[int, tuple[Fragment, ...]] = {
     2: (norms.rms_norm, norms.layer_norm, norms.chain),
     3: (norms.rms_norm, norms.layer_norm, norms.chain, norms.chain, norms.chain, videos.group_norm,
         videos.channel_norm),
-    4: (rotations.rotation, rotations.rotation, rotations.q_and_k, rotations.q_and_k, videos.group_norm,
-        videos.channel_norm, videos.convolution, videos.block, videos.upsampled, norms.rms_norm, norms.chain),
-    5: (videos.group_norm, videos.channel_norm, videos.convolution, videos.convolution, videos.block, videos.block,
-        videos.frames_in_front, videos.frames_in_front, videos.upsampled, videos.depth_to_space, norms.rms_norm),
+    4: (rotations.rotation, rotations.rotation, rotations.q_and_k, rotations.q_and_k,
+    videos.group_norm,
+        videos.channel_norm, videos.convolution, videos.block, videos.upsampled, norms.rms_norm,
+        norms.chain),
+    5: (videos.group_norm, videos.channel_norm, videos.convolution, videos.convolution,
+    videos.block, videos.block,
+        videos.frames_in_front, videos.frames_in_front, videos.upsampled, videos.depth_to_space,
+        norms.rms_norm),
 }  # fmt: skip
 
 
@@ -51,7 +55,9 @@ def _written(d: Draft, seed: int) -> Program:
 
 
 def _mode(d: Draft) -> str:
-    """Most programs run our pass over one graph, which is fast. The others go through torch.compile."""
+    """Most programs run our pass over one graph, which is fast. The others go through
+    torch.compile.
+    """
     return d.random.choices(["graph", "compile", "dynamic", "grad"], [93, 3, 2, 2])[0]
 
 
@@ -95,7 +101,9 @@ def _laid_out(d: Draft, sizes: list[int]) -> str:
         return d.input(f"(torch.randn({listed}){scaled}){cast}.permute({back})")
     if form == 6 and rank in (4, 5):
         last = "channels_last" if rank == 4 else "channels_last_3d"
-        return d.input(f"(torch.randn({sizes}){scaled}){cast}.contiguous(memory_format=torch.{last})")
+        return d.input(
+            f"(torch.randn({sizes}){scaled}){cast}.contiguous(memory_format=torch.{last})"
+        )
     if form == 7:
         dim = d.random.randrange(rank)
         wider = [s + (2 if i == dim else 0) for i, s in enumerate(sizes)]
@@ -154,7 +162,8 @@ def _in_control_flow(d: Draft, x: str) -> str:
         d.kinds.append("cond")
         other = d.one("a * 2", "a.sin()", norm)
         return d.say(
-            f"torch.cond({x}.sum() > {d.one(-1e6, 1e6)}, lambda a: {norm}, lambda a: {other}, ({x},))"
+            f"torch.cond({x}.sum() > {d.one(-1e6, 1e6)}, lambda a: {norm}, lambda a: {other}, "
+            f"({x},))"
         )
     d.kinds.append("checkpoint")
     return d.say(f"checkpoint(lambda a: {norm}, {x})")
@@ -163,14 +172,18 @@ def _in_control_flow(d: Draft, x: str) -> str:
 def outputs(d: Draft, last: str) -> list[str]:
     """The last value; now and then inner ones, views of them, an input, one twice."""
     found = [last]
-    inner = [s.target for s in d.statements if s.target != last and d.values[s.target].dtype in FLOATS]
+    inner = [
+        s.target for s in d.statements if s.target != last and d.values[s.target].dtype in FLOATS
+    ]
     for _ in range(d.one(0, 0, 1, 1, 2, 3)):
         if inner:
             found.append(d.one(*inner))
     if d.maybe(0.1):
         viewed = d.one(*found)
         made = d.attempt(
-            lambda: d.say(d.one(f"{viewed}.transpose(0, -1)", f"{viewed}[:1]", f"{viewed}.flatten()"))
+            lambda: d.say(
+                d.one(f"{viewed}.transpose(0, -1)", f"{viewed}[:1]", f"{viewed}.flatten()")
+            )
         )
         found += [made] if made else []
     if d.maybe(0.03):

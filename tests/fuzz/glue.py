@@ -1,4 +1,6 @@
-"""What stands between the idioms: views, casts, slices, other arithmetic, in-place writes, readers of strides."""
+"""What stands between the idioms: views, casts, slices, other arithmetic, in-place writes, readers
+of strides.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,11 @@ from tests.fuzz.draft import Draft, Unfit
 def view(d: Draft, x: str) -> str:
     shape = d.shape(x)
     rank = len(shape)
-    forms = [f"{x}.flip({d.random.randrange(rank)})", f"{x}.unsqueeze(0).squeeze(0)", f"{x}.contiguous()"]
+    forms = [
+        f"{x}.flip({d.random.randrange(rank)})",
+        f"{x}.unsqueeze(0).squeeze(0)",
+        f"{x}.contiguous()",
+    ]
     if rank >= 2:
         a, b = d.random.sample(range(rank), 2)
         forms += [f"{x}.transpose({a}, {b})"] * 3
@@ -28,7 +34,12 @@ def view(d: Draft, x: str) -> str:
     dim = d.random.randrange(rank)
     if shape[dim] > 1:
         index = ":, " * dim
-        forms += [f"{x}[{index}1:]", f"{x}[{index}:-1]", f"{x}[{index}::2]", f"{x}.narrow({dim}, 0, 1)"]
+        forms += [
+            f"{x}[{index}1:]",
+            f"{x}[{index}:-1]",
+            f"{x}[{index}::2]",
+            f"{x}.narrow({dim}, 0, 1)",
+        ]
     return d.say(d.one(*forms))
 
 
@@ -47,10 +58,15 @@ def arithmetic(d: Draft, x: str) -> str:
     other = norms.other_of(d, x)
     size = d.shape(x)[-1]
     forms = [
-        f"{x} * {d.one(0.5, -1.0, 2.0)}", f"{x} + {d.one(0.5, 1)}", f"F.relu({x})", f"F.silu({x})", f"F.gelu({x})",
-        f"torch.tanh({x})", f"{x} * {other}", f"{x} - {other}", f"torch.where({x} > 0, {x}, {other})",
-        f"{x} + {x}.mean()", f"{x} * (1 + {x})", f"{x} + {x}.mean(-1, keepdim=True)", f"{x} / (1 + {x}.abs())",
-        f"torch.cat([{x}, {other}], {d.random.randrange(len(d.shape(x)))})", f"torch.softmax({x}, -1)", f"-{x}",
+        f"{x} * {d.one(0.5, -1.0, 2.0)}", f"{x} + {d.one(0.5, 1)}", f"F.relu({x})", f"F.silu({x})",
+        f"F.gelu({x})",
+        f"torch.tanh({x})", f"{x} * {other}", f"{x} - {other}", f"torch.where({x} > 0, {x}, "
+        f"{other})",
+        f"{x} + {x}.mean()", f"{x} * (1 + {x})", f"{x} + {x}.mean(-1, keepdim=True)",
+        f"{x} / (1 + {x}.abs())",
+        f"torch.cat([{x}, {other}], {d.random.randrange(len(d.shape(x)))})",
+        f"torch.softmax({x}, -1)",
+        f"-{x}",
         f"{x}.roll(1, {d.random.randrange(len(d.shape(x)))})", f"{x}.sin()", f"{x}.cumsum(-1)",
     ]  # fmt: skip
     if len(d.shape(x)) <= 3:
@@ -65,8 +81,10 @@ def in_place(d: Draft, x: str) -> str:
     if d.values[x].numel() == 0 or any(stride == 0 and size > 1 for stride, size in dims):
         raise Unfit("nothing to write into")
     other = norms.other_of(d, x)
-    forms = [f"{x}.mul_({d.one(0.5, 2.0)})", f"{x}.add_({other})", f"{x}.mul_({other})", f"{x}[0].zero_()",
-             f"{x}[..., :1].copy_({other}[..., :1])", f"{x}.relu_()", f"{x}.copy_({other})"]  # fmt: skip
+    forms = [f"{x}.mul_({d.one(0.5, 2.0)})", f"{x}.add_({other})", f"{x}.mul_({other})",
+    f"{x}[0].zero_()",
+             f"{x}[..., :1].copy_({other}[..., :1])", f"{x}.relu_()",
+             f"{x}.copy_({other})"]  # fmt: skip
     d.say(d.one(*forms), "in place")
     return x
 
@@ -91,7 +109,8 @@ def by_strides(d: Draft, x: str) -> str:
 
 def own_output(d: Draft, n: str) -> str:
     """A value that comes back to itself."""
-    forms = [f"{n} * (1 + {n})", f"{n} * (1 + {n}.mean(-2, keepdim=True)) + {n}", f"{n} + {n} * {n}",
+    forms = [f"{n} * (1 + {n})", f"{n} * (1 + {n}.mean(-2, keepdim=True)) + {n}", f"{n} + {n} * "
+    f"{n}",
              f"{n} * (1 + {n}.flip(0)) + {n}"]  # fmt: skip
     return d.say(d.one(*forms))
 

@@ -1,4 +1,6 @@
-"""Faults planted in the package, to see that random programs find each. The docs have the table that this writes."""
+"""Faults planted in the package, to see that random programs find each. The docs have the table
+that this writes.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,11 @@ def _only_user(node: Any) -> Any:
 
 
 def _swapped(c: Any) -> dict[str, Any]:
-    return {"scale0": c.shift0, "shift0": c.scale0} if c.scale0 is not None and c.shift0 is not None else {}
+    return (
+        {"scale0": c.shift0, "shift0": c.scale0}
+        if c.scale0 is not None and c.shift0 is not None
+        else {}
+    )
 
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -82,9 +88,11 @@ MUTANTS: tuple[Mutant, ...] = (
     call("GroupNorm: SiLU dropped", "GroupNorm", lambda c: {"silu": False}),
     call("GroupNorm: SiLU always", "GroupNorm", lambda c: {"silu": True}),
     call("GroupNorm: multiplier dropped", "GroupNorm", lambda c: {"multiplier": None}),
-    call("GroupNorm and pad: replicate in place of zeros", "GroupNormPad", lambda c: {"mode": "replicate"}),
+    call("GroupNorm and pad: replicate in place of zeros", "GroupNormPad",
+    lambda c: {"mode": "replicate"}),
     call("channel norm: scale dropped", "ChannelNorm", lambda c: {"scale": 1.0}),
-    call("channel norm: the other form", "ChannelNorm", lambda c: {"form": "l2" if c.form == "mean" else "mean"}),
+    call("channel norm: the other form", "ChannelNorm",
+    lambda c: {"form": "l2" if c.form == "mean" else "mean"}),
     call("channel norm: gamma dropped", "ChannelNorm", lambda c: {"gamma": None}),
     call("channel norm: SiLU dropped", "ChannelNorm", lambda c: {"silu": False}),
     call("pad: front and back swapped", "Pad",
@@ -92,16 +100,21 @@ MUTANTS: tuple[Mutant, ...] = (
     call("pad: replicate and zeros swapped", "Pad",
          lambda c: {"mode": {"replicate": "zeros", "zeros": "replicate"}.get(c.mode, c.mode)}),
     call("pad: upsampling factor 1 more", "Pad", lambda c: {"skipped": 0}),
-    call("conv3d: zero frames at the back", "Conv3d", lambda c: {"zeros": (c.zeros[1], c.zeros[0])}),
+    call("conv3d: zero frames at the back", "Conv3d", lambda c: {"zeros": (c.zeros[1],
+    c.zeros[0])}),
     call("conv3d: order of the joined pieces", "Conv3d", lambda c: {"x": tuple(reversed(c.x))}),
     call("conv3d: bias dropped", "Conv3d", lambda c: {"bias": None}),
     call("upsampled 1x1 convolution: bias dropped", "UpsampledConv", lambda c: {"bias": None}),
-    patched("only_user ignores that a user reads twice", "rocm_passes.fx.nodes.only_user", _only_user),
+    patched("only_user ignores that a user reads twice", "rocm_passes.fx.nodes.only_user",
+    _only_user),
     patched("narrowing casts are looked through", "rocm_passes.fx.nodes.is_widening", n.is_cast),
-    patched("convexity is not checked", "rocm_passes.fx.convexity.Contraction.obstacle", lambda *_: None),
-    patched("sites are not contracted", "rocm_passes.fx.convexity.Contraction.contract", lambda *_: None),
+    patched("convexity is not checked", "rocm_passes.fx.convexity.Contraction.obstacle",
+    lambda *_: None),
+    patched("sites are not contracted", "rocm_passes.fx.convexity.Contraction.contract",
+    lambda *_: None),
     patched("outputs may share memory", "rocm_passes.fx.aliasing.keep_apart", lambda *_: 0),
-    patched("strides of control flow's outputs", "rocm_passes.fx.strides.keep_output_strides", lambda *_: 0),
+    patched("strides of control flow's outputs", "rocm_passes.fx.strides.keep_output_strides",
+    lambda *_: 0),
     patched("strides promised to readers", "rocm_passes.fx.strides.keep_promises", lambda *_: 0),
     patched("any size is the same size", "rocm_passes.fx.nodes.same_size", lambda a, b: True),
 )  # fmt: skip
@@ -139,6 +152,8 @@ def run(only: str, docs: Path | None) -> int:
     if docs is not None:
         head, _, _ = docs.read_text().partition("| planted fault |")
         docs.write_text(
-            "\n".join([f"{head}| planted fault | programs until it was caught |", "|---|---|", *rows, ""])
+            "\n".join(
+                [f"{head}| planted fault | programs until it was caught |", "|---|---|", *rows, ""]
+            )
         )
     return min(missed, 1)

@@ -1,4 +1,6 @@
-"""Norms of rows, in many spellings, with what stands round them: residuals, gates, modulations; and near misses."""
+"""Norms of rows, in many spellings, with what stands round them: residuals, gates, modulations; and
+near misses.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,8 @@ def _by_vector_norm(d: Draft, x: str, size: int, eps: float) -> str:
     norm = d.one(
         f"F.normalize({x}, dim=-1, eps={d.one(1e-12, 2.0)}) * {math.sqrt(size)}",
         f"{x} / (torch.linalg.vector_norm({x}, dim=-1, keepdim=True) / {math.sqrt(size)} + {eps})",
-        f"{x} / torch.linalg.vector_norm({x}, dim=-1, keepdim=True).clamp_min({eps}) * {math.sqrt(size)}",
+        f"{x} / torch.linalg.vector_norm({x}, dim=-1, keepdim=True).clamp_min({eps}) * "
+        f"{math.sqrt(size)}",
     )
     made = d.say(norm)
     return d.say(f"{made} * {weight_of(d, size, d.dtype_of(made))}") if d.maybe(0.7) else made
@@ -59,7 +62,8 @@ def _normed(d: Draft, x: str, wide: str, eps: float) -> tuple[str, str]:
     top = d.one(x, wide)
     inverse = d.one(
         f"torch.rsqrt({ms} + {eps})", f"torch.rsqrt({ms} + {eps})", f"torch.rsqrt({eps} + {ms})",
-        f"1 / torch.sqrt({ms} + {eps})", f"({ms} + {eps}) ** -0.5", f"torch.rsqrt({ms}.clamp_min({eps}))",
+        f"1 / torch.sqrt({ms} + {eps})", f"({ms} + {eps}) ** -0.5",
+        f"torch.rsqrt({ms}.clamp_min({eps}))",
         f"({ms} + {eps}).sqrt().reciprocal()",
     )  # fmt: skip
     if d.maybe(0.2):
@@ -110,7 +114,8 @@ def layer_norm(d: Draft, x: str) -> str:
     if d.maybe(0.5):
         var = d.one("unbiased=False", "correction=0", "unbiased=False", "unbiased=True")
         y = d.say(
-            f"({x} - {x}.mean(-1, keepdim=True)) / torch.sqrt({x}.var(-1, keepdim=True, {var}) + {eps})"
+            f"({x} - {x}.mean(-1, keepdim=True)) / torch.sqrt({x}.var(-1, keepdim=True, {var}) + "
+            f"{eps})"
         )
     else:
         centred = d.say(f"{x} - {x}.mean(-1, keepdim=True)")
@@ -124,7 +129,9 @@ def any_norm(d: Draft, x: str) -> str:
 
 
 def chain(d: Draft, x: str) -> str:
-    """Residual, norm, modulation: each may be missing, read elsewhere, or fed with values of the chain itself."""
+    """Residual, norm, modulation: each may be missing, read elsewhere, or fed with values of the
+    chain itself.
+    """
     summed = residual(d, x) if d.maybe(0.65) else x
     normed = any_norm(d, summed)
     y = normed
@@ -182,7 +189,9 @@ def modulated(d: Draft, n: str, summed: str) -> str | None:
 
 
 def table(d: Draft, x: str) -> str:
-    """Something that broadcasts to x: a new input, a chunk of a shared one, or a value that there is."""
+    """Something that broadcasts to x: a new input, a chunk of a shared one, or a value that there
+    is.
+    """
     shape = d.shape(x)
     shared = [n for n in d.inputs if _broadcasts(d.shape(n), shape) and d.dtype_of(n)]
     if shared and d.maybe(0.3):
@@ -214,7 +223,9 @@ def _broadcasts(shape: tuple[int, ...], to: tuple[int, ...]) -> bool:
 
 
 def weight_of(d: Draft, size: int, dtype: str, around: float = 1.0) -> str:
-    """A vector of that many elements; now and then one that is used already, or one of rows of 1."""
+    """A vector of that many elements; now and then one that is used already, or one of rows
+    of 1.
+    """
     used = [n for n in d.inputs if d.shape(n) == (size,) and d.dtype_of(n) == dtype]
     if used and d.maybe(0.4):
         return d.one(*used)
@@ -225,4 +236,6 @@ def weight_of(d: Draft, size: int, dtype: str, around: float = 1.0) -> str:
 def other_of(d: Draft, x: str) -> str:
     """Another value of x's shape: one there is, or a new input."""
     same = [n for n in d.floats() if d.shape(n) == d.shape(x) and n != x]
-    return d.one(*same[-4:]) if same and d.maybe(0.5) else d.tensor(d.shape(x), d.dtype_of(x) or "f32")
+    return (
+        d.one(*same[-4:]) if same and d.maybe(0.5) else d.tensor(d.shape(x), d.dtype_of(x) or "f32")
+    )

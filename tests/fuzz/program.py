@@ -1,4 +1,6 @@
-"""A program as source text: inputs, statements, outputs. It runs in its own dtypes or in float64."""
+"""A program as source text: inputs, statements, outputs. It runs in its own dtypes or in
+float64.
+"""
 
 from __future__ import annotations
 
@@ -56,8 +58,9 @@ def names_in(expression: str) -> frozenset[str]:
 class Program:
     """inputs: expressions by name, drawn in their order under `torch.manual_seed(seed)`.
 
-    kinds: what the program holds ("rms_norm", "cond", ...). mode: "graph" runs our pass over one traced graph,
-    "compile" and "dynamic" go through torch.compile, "grad" with a backward pass as well.
+    kinds: what the program holds ("rms_norm", "cond", ...). mode: "graph" runs our pass over one
+    traced graph, "compile" and "dynamic" go through torch.compile, "grad" with a backward pass as
+    well.
     """
 
     seed: int
@@ -95,7 +98,8 @@ class Program:
         args = "".join(f"{name}, " for name, _ in self.inputs)
         fake = FAKED.format(target=target) if target != "cpu" else ""
         return SCRIPT.format(
-            reason=reason.splitlines()[0][:150], fake=fake, source=self.source, seed=self.seed, inputs=inputs,
+            reason=reason.splitlines()[0][:150], fake=fake, source=self.source, seed=self.seed,
+            inputs=inputs,
             args=args, options=dict(options), dynamic=self.mode == "dynamic",
         )  # fmt: skip
 
@@ -103,7 +107,8 @@ class Program:
 FAKED = """
 from rocm_passes.target import Target
 VENDOR = "amd" if "{target}".startswith("gfx") else "nvidia"
-Target.of_inputs = staticmethod(lambda _: Target(VENDOR, "{target}", "faked", torch.__version__, "3.7.1"))"""
+FAKE = Target(VENDOR, "{target}", "faked", torch.__version__, "3.7.1")
+Target.of_inputs = staticmethod(lambda _: FAKE)"""
 
 SCRIPT = '''"""{reason}"""
 import sys, torch, torch.nn.functional as F, rocm_passes

@@ -1,4 +1,6 @@
-"""Rotary embeddings as people write them: pairs and halves, real, complex and by matrices, q beside k, behind norms."""
+"""Rotary embeddings as people write them: pairs and halves, real, complex and by matrices, q beside
+k, behind norms.
+"""
 
 from __future__ import annotations
 
@@ -10,12 +12,16 @@ LAYOUTS = ("bshd", "bshd", "bhsd")
 
 
 def rotation(d: Draft, x: str) -> str:
-    """One rotation of x [B, S, H, D] or [B, H, S, D], or of its first channels or some of its tokens."""
+    """One rotation of x [B, S, H, D] or [B, H, S, D], or of its first channels or some of its
+    tokens.
+    """
     return rotated(d, x, d.one(*LAYOUTS), d.one(*SPELLINGS))
 
 
 def q_and_k(d: Draft, q: str) -> str:
-    """q and k by the same tables, each perhaps normed before, perhaps in another layout of memory."""
+    """q and k by the same tables, each perhaps normed before, perhaps in another layout of
+    memory.
+    """
     k = norms.other_of(d, q)
     if d.maybe(0.25):
         k = d.say(f"{k}.transpose(1, 2).contiguous().transpose(1, 2)")
@@ -31,15 +37,21 @@ def q_and_k(d: Draft, q: str) -> str:
     if d.maybe(0.4):
         text = d.tensor([*d.shape(both[0])], d.dtype_of(both[0]) or "f32")
         dim = layout.index("s")
-        return d.say(f"torch.cat([{text}, {both[0]}], {dim}) * torch.cat([{text}, {both[1]}], {dim})")
+        return d.say(
+            f"torch.cat([{text}, {both[0]}], {dim}) * torch.cat([{text}, {both[1]}], {dim})"
+        )
     return (
-        d.say(f"{both[0]} @ {both[1]}.transpose(-1, -2)") if d.maybe(0.4) else d.say(f"{both[0]} - {both[1]}")
+        d.say(f"{both[0]} @ {both[1]}.transpose(-1, -2)")
+        if d.maybe(0.4)
+        else d.say(f"{both[0]} - {both[1]}")
     )
 
 
 def between(d: Draft, x: str) -> str:
     """Dims that change places between the norm and the rotation."""
-    return d.say(d.one(f"{x}.transpose(1, 2)", f"{x}.transpose(-1, -2)", f"{x}.flip(-1)", f"{x} * 1.5"))
+    return d.say(
+        d.one(f"{x}.transpose(1, 2)", f"{x}.transpose(-1, -2)", f"{x}.flip(-1)", f"{x} * 1.5")
+    )
 
 
 def rotated(d: Draft, x: str, layout: str, spelling: object) -> str:
@@ -145,7 +157,9 @@ def halved(d: Draft, x: str, tables: Tables | None, layout: str = "bshd") -> str
         split = d.say(f"{wide}.unflatten(-1, (2, -1))")
         turned = d.say(f"torch.cat([-{split}.unbind(-2)[1], {split}[..., 0, :]], -1)")
     return _back(
-        d, x, d.say(d.one(f"{wide} * {cos} + {turned} * {sin}", f"{turned} * {sin} + {cos} * {wide}"))
+        d,
+        x,
+        d.say(d.one(f"{wide} * {cos} + {turned} * {sin}", f"{turned} * {sin} + {cos} * {wide}")),
     )
 
 
@@ -162,7 +176,10 @@ def turned_pairs(d: Draft, x: str, tables: Tables | None, layout: str = "bshd") 
 def written(d: Draft, x: str, tables: Tables | None, layout: str = "bshd") -> str:
     """Wan: slices of an empty tensor are assigned."""
     cos, sin = (tables or Tables(d, x, layout)).narrow()
-    a, b = d.say(f"{x}.unflatten(-1, (-1, 2)).unbind(-1)[0]"), d.say(f"{x}.unflatten(-1, (-1, 2))[..., 1]")
+    a, b = (
+        d.say(f"{x}.unflatten(-1, (-1, 2)).unbind(-1)[0]"),
+        d.say(f"{x}.unflatten(-1, (-1, 2))[..., 1]"),
+    )
     out = d.say(f"torch.zeros_like({x})")
     d.say(f"{out}[..., 0::2].copy_({a} * {cos} - {b} * {sin})", "in place")
     d.say(f"{out}[..., 1::2].copy_({a} * {sin} + {b} * {cos})", "in place")
@@ -184,16 +201,22 @@ def by_matrices(d: Draft, x: str, tables: Tables | None, layout: str = "bshd") -
         pairs = d.say(f"{wide}.reshape(*{wide}.shape[:-1], -1, 1, 2)")
         return _back(d, x, d.say(f"({m} * {pairs}).sum(-1).reshape({wide}.shape)"))
     pairs = d.say(f"{wide}.reshape(*{wide}.shape[:-1], -1, 1, 2)")
-    made = d.say(f"({m}[..., 0] * {pairs}[..., 0] + {m}[..., 1] * {pairs}[..., 1]).reshape({wide}.shape)")
+    made = d.say(
+        f"({m}[..., 0] * {pairs}[..., 0] + {m}[..., 1] * {pairs}[..., 1]).reshape({wide}.shape)"
+    )
     return _back(d, x, made)
 
 
 def _second(d: Draft, a: str, b: str, cos: str, sin: str) -> str:
     if d.maybe(0.06):  # Near misses: no rotation, another sign, a cast inside.
         return d.one(
-            f"{b} * {cos} - {a} * {sin}", f"{b} * {sin} + {a} * {cos}", f"{b} * {cos} + ({a} * {sin}).to(i32)"
+            f"{b} * {cos} - {a} * {sin}",
+            f"{b} * {sin} + {a} * {cos}",
+            f"{b} * {cos} + ({a} * {sin}).to(i32)",
         )
-    return d.one(f"{b} * {cos} + {a} * {sin}", f"{a} * {sin} + {b} * {cos}", f"{a} * {sin} + {cos} * {b}")
+    return d.one(
+        f"{b} * {cos} + {a} * {sin}", f"{a} * {sin} + {b} * {cos}", f"{a} * {sin} + {cos} * {b}"
+    )
 
 
 def _perhaps_cast(d: Draft, x: str, cos: str, sin: str) -> tuple[str, str]:
@@ -208,8 +231,20 @@ def _wide(d: Draft, x: str) -> str:
 
 def _back(d: Draft, x: str, made: str) -> str:
     return (
-        d.say(f"{made}.to({d.dtype_of(x)})") if d.dtype_of(made) != d.dtype_of(x) and d.maybe(0.8) else made
+        d.say(f"{made}.to({d.dtype_of(x)})")
+        if d.dtype_of(made) != d.dtype_of(x) and d.maybe(0.8)
+        else made
     )
 
 
-SPELLINGS = (stacked, stacked, halved, halved, turned_pairs, written, by_complex, by_complex, by_matrices)
+SPELLINGS = (
+    stacked,
+    stacked,
+    halved,
+    halved,
+    turned_pairs,
+    written,
+    by_complex,
+    by_complex,
+    by_matrices,
+)

@@ -1,4 +1,6 @@
-"""The smallest program that still fails in the same way: outputs, statements and inputs are taken away."""
+"""The smallest program that still fails in the same way: outputs, statements and inputs are taken
+away.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def _smaller(program: Program) -> Iterator[Program]:
     for s in reversed(program.statements):
         value = values.get(s.target)
         if s.kind == "in place" or value is None:
-            yield tidied(replace(program, statements=tuple(t for t in program.statements if t is not s)))
+            yield tidied(
+                replace(program, statements=tuple(t for t in program.statements if t is not s))
+            )
             continue
         for name in sorted(s.reads):
             other = values.get(name)
@@ -100,7 +104,9 @@ def _as_input(program: Program, s: Statement, value: Tensor) -> Program:
     """The value of `s` is drawn instead of computed."""
     dtype = DTYPES.get(value.dtype)
     name = f"x{1 + max((int(n[1:]) for n, _ in program.inputs), default=0)}"
-    expression = f"torch.randn({', '.join(map(str, value.shape))})" if value.dim() else "torch.randn(())"
+    expression = (
+        f"torch.randn({', '.join(map(str, value.shape))})" if value.dim() else "torch.randn(())"
+    )
     expression += f".to({dtype})" if dtype not in (None, "f32") else ""
     made = _renamed(program, s, name)
     return replace(made, inputs=(*made.inputs, (name, expression))) if dtype else program

@@ -1,4 +1,6 @@
-"""The fixed part of the random programs: seeds that run in every suite, and that the checks can fail."""
+"""The fixed part of the random programs: seeds that run in every suite, and that the checks can
+fail.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ from tests.fuzz.shrink import shrink
 from tests.suites import everything
 
 PROGRAMS, AT_ONCE = 225, 25
-#: Faults that are known and not mended: each must go on failing, until whoever mends it takes it off the list.
+#: Faults that are known and not mended: each must go on failing, until whoever mends it takes it
+#: off the list.
 KNOWN: dict[int, str] = {
     149: "a norm over a dim of size 0: dividing by its size ends the search for norms",
     214: "control flow: two outputs that shared memory share it no more",

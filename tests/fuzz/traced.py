@@ -1,7 +1,9 @@
-"""One trace of a function to the graph that our pass is given, and runs of that graph rewritten in several ways.
+"""One trace of a function to the graph that our pass is given, and runs of that graph rewritten in
+several ways.
 
-Inductor's way to a post-grad graph, without Dynamo: AOTAutograd with our decomposition table, the pass over complex
-numbers, views as reshapes. It is made once a program; each setting rewrites a copy.
+Inductor's way to a post-grad graph, without Dynamo: AOTAutograd with our decomposition table, the
+pass over complex numbers, views as reshapes. It is made once a program; each setting rewrites a
+copy.
 """
 
 from __future__ import annotations
@@ -70,13 +72,16 @@ class Traced:
     def rewrite(self, options: Options, target: Target, visible: bool = True) -> Ledger:
         """Rewrite a copy of the graph; calls run it from now on.
 
-        visible: the outputs are a user's, whose strides Inductor sees to; else a control flow's body.
+        visible: the outputs are a user's, whose strides Inductor sees to; else a control flow's
+        body.
         """
         assert self._original is not None
         ledgers: list[Ledger] = []
         gm = copied(self._original)
         if visible:
-            gm.graph.output_node().meta["user_visible_output_idxs"] = list(range(len(outputs(gm.graph))))
+            gm.graph.output_node().meta["user_visible_output_idxs"] = list(
+                range(len(outputs(gm.graph)))
+            )
         with _disable_current_modes():
             GraphPass(options, target, ledgers.append)(gm.graph)
         gm.graph.lint()
@@ -90,7 +95,9 @@ class Traced:
         self.rewrite(Options(select="off"), target_named("cpu"))
 
     def leave_whole(self) -> None:
-        """Calls run the graph as it was traced: LayerNorm, GroupNorm and SiLU are ATen's own operators."""
+        """Calls run the graph as it was traced: LayerNorm, GroupNorm and SiLU are ATen's own
+        operators.
+        """
         self._now = self._original
 
     def __call__(self, *inputs: Tensor) -> Any:
@@ -100,7 +107,8 @@ class Traced:
 class AsInductorLays(fx.Interpreter):
     """Runs a graph node by node. Who reads by strides finds those that the graph's values promise.
 
-    Inductor's lowerings of these readers see to it. For one that reads a view of memory with gaps nothing is done.
+    Inductor's lowerings of these readers see to it. For one that reads a view of memory with gaps
+    nothing is done.
     """
 
     def run_node(self, n: fx.Node) -> Any:

@@ -1,4 +1,6 @@
-"""Images and videos: GroupNorm, channel norms, convolutions with pads, frames in front, slices, upsampling."""
+"""Images and videos: GroupNorm, channel norms, convolutions with pads, frames in front, slices,
+upsampling.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from tests.fuzz.draft import Draft, Unfit
 
 
 def group_norm(d: Draft, x: str) -> str:
-    """GroupNorm, perhaps with SiLU, SpatialNorm's multiplier and addend, behind a convolution's bias."""
+    """GroupNorm, perhaps with SiLU, SpatialNorm's multiplier and addend, behind a convolution's
+    bias.
+    """
     channels, dtype = d.shape(x)[1], d.dtype_of(x)
     if len(d.shape(x)) < 3 or math.prod(d.shape(x)[2:]) < 2:
         raise Unfit("no space")
@@ -40,12 +44,16 @@ def channel_norm(d: Draft, x: str) -> str:
     elif form < 4:
         square = d.one(f"{wide}.pow(2)", f"{wide} ** 2", f"{wide} * {wide}")
         dim = d.one(1, 1, 1, 1, 2)
-        y = d.say(f"{wide} / torch.sqrt(({square}).mean({dim}, keepdim=True) + {d.one(*norms.EPSILONS)})")
+        y = d.say(
+            f"{wide} / torch.sqrt(({square}).mean({dim}, keepdim=True) + {d.one(*norms.EPSILONS)})"
+        )
     else:
         moved = d.say(f"{wide}.movedim(1, -1)")
         y = d.say(f"{norms.rms_norm(d, moved)}.movedim(-1, 1)")
     if d.maybe(0.6):
-        gamma = d.tensor([channels, *[1] * (rank - 2)], d.one(dtype, dtype, "f32"), scale=0.5, add=1.0)
+        gamma = d.tensor(
+            [channels, *[1] * (rank - 2)], d.one(dtype, dtype, "f32"), scale=0.5, add=1.0
+        )
         y = d.say(d.one(f"{y} * {gamma}", f"{gamma} * {y}"))
     if d.maybe(0.25):
         y = d.say(f"{y} + {d.tensor([channels, *[1] * (rank - 2)], dtype)}")
@@ -54,14 +62,18 @@ def channel_norm(d: Draft, x: str) -> str:
 
 def activated(d: Draft, y: str) -> str:
     return (
-        d.say(f"{d.one('F.silu({0})', 'F.silu({0})', '{0} * torch.sigmoid({0})', 'F.relu({0})').format(y)}")
+        d.say(
+            d.one("F.silu({0})", "F.silu({0})", "{0} * torch.sigmoid({0})", "F.relu({0})").format(y)
+        )
         if (d.maybe(0.6))
         else y
     )
 
 
 def plane(d: Draft, y: str) -> str:
-    """A multiplier or addend of a norm's result: of full size, upsampled from a smaller one, or a channel's."""
+    """A multiplier or addend of a norm's result: of full size, upsampled from a smaller one, or a
+    channel's.
+    """
     n, c, *space = d.shape(y)
     form = d.random.randrange(4)
     if form == 0:
@@ -92,7 +104,8 @@ def convolution(d: Draft, x: str) -> str:
     stride = [d.one(1, 1, 1, 2) for _ in range(rank)]
     dilation = d.one(1, 1, 1, 1, 2)
     return d.say(
-        f"F.conv{rank}d({x}, {weight}, {bias}, stride={stride}, padding={own}, dilation={dilation}, groups={groups})"
+        f"F.conv{rank}d({x}, {weight}, {bias}, stride={stride}, padding={own}, "
+        f"dilation={dilation}, groups={groups})"
     )
 
 
@@ -102,7 +115,11 @@ def padded(d: Draft, x: str, kernel: list[int]) -> tuple[str, list[int]]:
     own = [d.one(0, k // 2) for k in kernel]
     if d.maybe(0.45):
         return x, own
-    sides = [side for k in reversed(kernel) for side in d.one((0, 0), (k // 2, k // 2), (0, 1), (k - 1, 0))]
+    sides = [
+        side
+        for k in reversed(kernel)
+        for side in d.one((0, 0), (k // 2, k // 2), (0, 1), (k - 1, 0))
+    ]
     mode = d.one("constant", "constant", "replicate", "reflect")
     if not any(sides):
         return x, own
@@ -149,7 +166,10 @@ def upsampled(d: Draft, x: str) -> str:
         text = "".join(f".repeat_interleave({f}, {i + 2})" for i, f in enumerate(factors) if f > 1)
         y = d.say(f"{x}{text or '.clone()'}")
     elif form == 2 and rank == 3:
-        y = d.say(f"F.interpolate({x}.movedim(2, 1).flatten(0, 1), scale_factor=2.0, mode='nearest-exact')")
+        y = d.say(
+            f"F.interpolate({x}.movedim(2, 1).flatten(0, 1), scale_factor=2.0, "
+            "mode='nearest-exact')"
+        )
         y = d.say(f"{y}.unflatten(0, ({d.shape(x)[0]}, {d.shape(x)[2]})).movedim(1, 2)")
     elif form == 3:
         size = tuple(s * f for s, f in zip(d.shape(x)[2:], factors, strict=True))

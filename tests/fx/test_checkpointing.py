@@ -1,4 +1,6 @@
-"""Activation checkpointing: kept operators are decomposed before the partitioner, with all that it reads of a node."""
+"""Activation checkpointing: kept operators are decomposed before the partitioner, with all that it
+reads of a node.
+"""
 
 from __future__ import annotations
 
@@ -117,7 +119,9 @@ def training_step(
 @pytest.mark.parametrize("norm", NORMS)
 def test_as_much_is_saved_as_by_plain_inductor(norm: str, selective: bool) -> None:
     block = Block(NORMS[norm]())
-    ours = training_step(block, functools.partial(rocm_diffusion, options={"select": "always"}), selective)
+    ours = training_step(
+        block, functools.partial(rocm_diffusion, options={"select": "always"}), selective
+    )
     plain = training_step(block, PLAIN, selective)
     assert ours[0] == plain[0]
     assert ours[1] == plain[1]

@@ -53,13 +53,17 @@ def test_table_pickles_as_its_recipe() -> None:
 
 
 def test_table_follows_the_options_of_the_compile() -> None:
-    """Inductor leaves random operators to ATen under fallback_random, so that the numbers are eager's."""
+    """Inductor leaves random operators to ATen under fallback_random, so that the numbers are
+    eager's.
+    """
     table = keep.table_preserving(KEPT)
     with inductor_config.patch(fallback_random=True):
         fallback = keep.table_preserving(KEPT)
         assert set(pickle.loads(pickle.dumps(fallback))) == set(fallback)
     assert set(table) != set(fallback)
-    assert pickle.dumps(table) != pickle.dumps(fallback), "one would be taken from the cache for the other"
+    assert pickle.dumps(table) != pickle.dumps(fallback), (
+        "one would be taken from the cache for the other"
+    )
     with pytest.raises(pickle.UnpicklingError, match="other options"):
         pickle.loads(pickle.dumps(fallback))
 
@@ -76,7 +80,10 @@ def test_random_numbers_are_eagers_under_fallback_random(select: str, among_opti
     expected = random(x)
     options: dict[str, Any] = {"select": select}
     options |= {"fallback_random": True} if among_options else {}
-    with without_codegen(), inductor_config.patch({} if among_options else {"fallback_random": True}):
+    with (
+        without_codegen(),
+        inductor_config.patch({} if among_options else {"fallback_random": True}),
+    ):
         torch.manual_seed(7)
         seen = rewrite(random, x, options=options)
     for ours, theirs in zip(seen.result, expected, strict=True):

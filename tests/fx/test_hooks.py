@@ -1,4 +1,6 @@
-"""A user's own passes beside ours, in every form that Inductor takes, on both hooks that this package uses."""
+"""A user's own passes beside ours, in every form that Inductor takes, on both hooks that this
+package uses.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,12 @@ from tests.without_codegen import without_codegen
 HOOKS = ("post_grad_custom_pre_pass", "joint_custom_pre_pass")
 
 aware = pytest.mark.skipif(
-    not hasattr(custom_graph_pass, "CustomInferenceAwareGraphPass"), reason="this torch has no such passes"
+    not hasattr(custom_graph_pass, "CustomInferenceAwareGraphPass"),
+    reason="this torch has no such passes",
 )
 several = pytest.mark.skipif(
-    not hasattr(custom_graph_pass, "get_custom_graph_passes"), reason="this torch takes one pass per hook"
+    not hasattr(custom_graph_pass, "get_custom_graph_passes"),
+    reason="this torch takes one pass per hook",
 )
 
 
@@ -78,7 +82,9 @@ SEVERAL: dict[str, Callable[[list[Any]], Any]] = {
 
 def both_ran(hook: str, theirs: Any, **config: Any) -> None:
     with without_codegen(), inductor_config.patch(config):
-        rewritten = rewrite(norm, torch.randn(3, 16), options={} if theirs is None else {hook: theirs})
+        rewritten = rewrite(
+            norm, torch.randn(3, 16), options={} if theirs is None else {hook: theirs}
+        )
     assert rewritten.only().outcome == "rewritten"
 
 
@@ -121,7 +127,10 @@ def test_an_inference_aware_pass_is_told_of_inference() -> None:
 @several
 def test_an_inference_aware_pass_among_others() -> None:
     seen: list[Any] = []
-    both_ran("post_grad_custom_pre_pass", [Pass(seen), aware_pass(seen), functools.partial(function, seen)])
+    both_ran(
+        "post_grad_custom_pre_pass",
+        [Pass(seen), aware_pass(seen), functools.partial(function, seen)],
+    )
     assert seen == [None, True, None]
 
 
@@ -164,7 +173,9 @@ def test_options_win_over_the_global_config() -> None:
         assert after_the_users({}, hook, ours) is not ours
 
 
-@pytest.mark.parametrize(("theirs", "hits"), [(Pass([], "k"), 1), (functools.partial(function, []), 0)])
+@pytest.mark.parametrize(
+    ("theirs", "hits"), [(Pass([], "k"), 1), (functools.partial(function, []), 0)]
+)
 def test_compiled_code_is_cached_where_the_users_pass_has_a_key(theirs: Any, hits: int) -> None:
     from torch._dynamo.utils import counters
 

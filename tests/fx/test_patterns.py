@@ -78,9 +78,9 @@ def test_other_casts_are_values(dtype: torch.dtype) -> None:
     found = (X * rounded(rsqrt(Y))).match(node)
     assert (found is not None) == (dtype is torch.bfloat16)
     if found is not None:
-        assert any(m.target is torch.ops.prims.convert_element_type.default for m in found.nodes) or any(
-            m.target is aten._to_copy.default for m in found.nodes
-        )
+        assert any(
+            m.target is torch.ops.prims.convert_element_type.default for m in found.nodes
+        ) or any(m.target is aten._to_copy.default for m in found.nodes)
 
 
 def test_a_scaled_sum_is_no_sum() -> None:
@@ -101,7 +101,10 @@ def test_further_arguments_are_free_and_operands_are_not() -> None:
     node = result_of(lambda a: a.mean(-1, keepdim=True), F32)
     assert mean(X).match(node) is not None
     assert add(rsqrt(X)).match(result_of(lambda a, b: b + a.rsqrt(), F32, F32)) is not None
-    assert call(aten.add.Tensor)(rsqrt(X)).match(result_of(lambda a, b: b + a.rsqrt(), F32, F32)) is None
+    assert (
+        call(aten.add.Tensor)(rsqrt(X)).match(result_of(lambda a, b: b + a.rsqrt(), F32, F32))
+        is None
+    )
 
 
 def test_what_is_looked_through_can_be_chosen() -> None:
@@ -135,7 +138,11 @@ def test_the_trace_says_how_far_a_match_came() -> None:
     assert trace.node is b
     assert trace.bound["x"] is a and "eps" not in trace.bound.values
     assert a.name in trace.reason and b.name in trace.reason
-    assert {m.target for m in trace.bound.nodes} >= {aten.mul.Tensor, aten.rsqrt.default, aten.mean.dim}
+    assert {m.target for m in trace.bound.nodes} >= {
+        aten.mul.Tensor,
+        aten.rsqrt.default,
+        aten.mean.dim,
+    }
 
 
 def test_a_failed_condition_says_its_reason() -> None:

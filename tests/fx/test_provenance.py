@@ -1,4 +1,6 @@
-"""Where a site comes from: the module's path in the user's model, and a file that means something elsewhere."""
+"""Where a site comes from: the module's path in the user's model, and a file that means something
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -98,8 +100,19 @@ def test_without_a_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_what_torch_copies_is_carried_as_a_copy() -> None:
-    marks = {"recompute": 1, "ac_graph_id": 2, "partitioner_tag": "is_forward", "custom": {"stream": 1}}
-    own = node(**marks, val=torch.ones(1), tensor_meta=None, eager_input_vals=((), {}), unbacked_bindings={})
+    marks = {
+        "recompute": 1,
+        "ac_graph_id": 2,
+        "partitioner_tag": "is_forward",
+        "custom": {"stream": 1},
+    }
+    own = node(
+        **marks,
+        val=torch.ones(1),
+        tensor_meta=None,
+        eager_input_vals=((), {}),
+        unbacked_bindings={},
+    )
     found = provenance.copied(own)
     assert found == marks
     assert found["custom"] is not own.meta["custom"]

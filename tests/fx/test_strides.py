@@ -1,4 +1,6 @@
-"""Readers of strides, and outputs of control flow, find the strides that they were promised before a rewrite."""
+"""Readers of strides, and outputs of control flow, find the strides that they were promised before
+a rewrite.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def normed(x: Tensor, w: Tensor) -> Tensor:
 
 
 def test_a_reader_behind_what_was_not_promised_anew() -> None:
-    """The norm is rewritten before the convolution, whose result then lies channels-last, and so does the norm's."""
+    """The norm is rewritten before the convolution, whose result then lies channels-last, and so
+    does the norm's.
+    """
 
     def f(x: Tensor, w: Tensor) -> Tensor:
         return torch.as_strided(normed(x, w), (100, 2), (2, 1), 0) + 1
@@ -70,7 +74,9 @@ def test_an_output_of_a_body_that_is_returned_twice_stays_one_tensor() -> None:
     with torch.no_grad(), references_run():
         traced = Traced(f, (VIDEO, KERNEL))
         traced.trace()
-        traced.rewrite(Options(select="always", layout="channels_last"), target_named("cpu"), visible=False)
+        traced.rewrite(
+            Options(select="always", layout="channels_last"), target_named("cpu"), visible=False
+        )
         one, other = traced(VIDEO, KERNEL)
     assert one.data_ptr() == other.data_ptr()
     assert one.stride() == f(VIDEO, KERNEL)[0].stride()

@@ -104,6 +104,8 @@ def test_a_rewrite_without_torchs_own(monkeypatch: pytest.MonkeyPatch) -> None:
         torch._dynamo.mark_dynamic(table, 0)
     seen = run(p1, *given.args)
     assert [e.outcome for e in seen.sites] == ["rewritten"]
-    leaves = [a for n in seen.after[0].nodes for a in torch.utils._pytree.tree_leaves((n.args, n.kwargs))]
+    leaves = [
+        a for n in seen.after[0].nodes for a in torch.utils._pytree.tree_leaves((n.args, n.kwargs))
+    ]
     assert not [a for a in leaves if isinstance(a, torch.SymInt)]
     assert_no_worse(seen.result, given.original, given.exact)

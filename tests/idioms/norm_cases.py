@@ -1,4 +1,6 @@
-"""What the tests of the norm idioms share: drawn tensors, float64 twins, and one call through the backend."""
+"""What the tests of the norm idioms share: drawn tensors, float64 twins, and one call through the
+backend.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The spellings of an RMSNorm as torch, diffusers and transformers write them, and the norm in float64.
+"""The spellings of an RMSNorm as torch, diffusers and transformers write them, and the norm in
+float64.
 
 Each takes x [..., D] and a weight [D]; those of `BIASED` a bias [D] as well.
 """
@@ -87,7 +88,9 @@ def exact(spelling: Callable[[Tensor, Tensor], Tensor], x: Tensor, w: Tensor) ->
 
 
 def biased(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-    """diffusers' RMSNorm with bias=True: in bf16, it rounds before the weight, before the bias and behind it."""
+    """diffusers' RMSNorm with bias=True: in bf16, it rounds before the weight, before the bias and
+    behind it.
+    """
     return diffusers(x, w) + b
 
 
@@ -120,7 +123,12 @@ BIASED = {
 Biased = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
-def with_tables(dtype: torch.dtype, table_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def with_tables(
+    dtype: torch.dtype, table_dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """x, weight, bias"""
-    x, tables = draw(2, 7, D, dtype=dtype), (draw(D, dtype=table_dtype or dtype, seed=i) for i in (1, 2))
+    x, tables = (
+        draw(2, 7, D, dtype=dtype),
+        (draw(D, dtype=table_dtype or dtype, seed=i) for i in (1, 2)),
+    )
     return x, *tables  # type: ignore[return-value]

@@ -1,4 +1,6 @@
-"""The post-grad graph of a function, traced without Dynamo and Inductor, and our pass over it: in 50 ms."""
+"""The post-grad graph of a function, traced without Dynamo and Inductor, and our pass over it: in
+50 ms.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""The spellings of a rotation as diffusers and transformers write them, and the rotation in float64.
+"""The spellings of a rotation as diffusers and transformers write them, and the rotation in
+float64.
 
-Each takes x [B, S, H, D] (or in its own layout) and its own form of table, made from angles [S, D/2].
+Each takes x [B, S, H, D] (or in its own layout) and its own form of table, made from angles [S,
+D/2].
 """
 
 from __future__ import annotations
@@ -103,7 +105,11 @@ def p6(x: Tensor, matrices: Tensor) -> Tensor:
 def p7(x: Tensor, matrices: Tensor) -> Tensor:
     """HiDream, the original FLUX: columns of 2x2 matrices."""
     pairs = x.float().reshape(*x.shape[:-1], -1, 1, 2)
-    return (matrices[..., 0] * pairs[..., 0] + matrices[..., 1] * pairs[..., 1]).reshape(*x.shape).type_as(x)
+    return (
+        (matrices[..., 0] * pairs[..., 0] + matrices[..., 1] * pairs[..., 1])
+        .reshape(*x.shape)
+        .type_as(x)
+    )
 
 
 def p8(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -145,7 +151,9 @@ def last_tokens(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Spelling:
-    """rotate: the function. tables: its tables from angles [S, D/2], x's shape [B, S, H, D] and dtype."""
+    """rotate: the function. tables: its tables from angles [S, D/2], x's shape [B, S, H, D] and
+    dtype.
+    """
 
     rotate: Callable[..., Tensor]
     tables: Callable[[Tensor, tuple[int, ...], torch.dtype], tuple[Tensor, ...]]
@@ -230,7 +238,9 @@ DOUBLE = (Spelling(p3, unit_double, fp64=True), Spelling(p3_double, unit_double,
 
 @dataclass(frozen=True)
 class Example:
-    """What a spelling is called with, and what it gives: exact in float64, original in eager torch."""
+    """What a spelling is called with, and what it gives: exact in float64, original in
+    eager torch.
+    """
 
     args: tuple[Tensor, ...]
     original: Tensor
@@ -238,7 +248,13 @@ class Example:
 
 
 def example(
-    spelling: Spelling, batch: int, tokens: int, heads: int, channels: int, dtype: torch.dtype, seed: int = 0
+    spelling: Spelling,
+    batch: int,
+    tokens: int,
+    heads: int,
+    channels: int,
+    dtype: torch.dtype,
+    seed: int = 0,
 ) -> Example:
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(batch, tokens, heads, channels, generator=generator).to(dtype)
@@ -248,18 +264,28 @@ def example(
     args = (x.flatten(2) if spelling.flat else x, *tables)
     exact = rotated(x, angles, tables, spelling)
     return Example(
-        args, spelling.rotate(*(a.clone() for a in args)), exact.flatten(2) if spelling.flat else exact
+        args,
+        spelling.rotate(*(a.clone() for a in args)),
+        exact.flatten(2) if spelling.flat else exact,
     )
 
 
 def rotated(x: Tensor, angles: Tensor, tables: tuple[Tensor, ...], spelling: Spelling) -> Tensor:
     """In float64, from the very entries that the spelling's tables hold."""
     cos, sin = _entries(angles, tables)
-    out, width, tokens = x.double().clone(), spelling.width(x.shape[-1]), spelling.tokens(x.shape[1])
+    out, width, tokens = (
+        x.double().clone(),
+        spelling.width(x.shape[-1]),
+        spelling.tokens(x.shape[1]),
+    )
     part = out[:, tokens, :, :width].clone()
     a, b = (part[..., 0::2], part[..., 1::2]) if spelling.interleaved else part.chunk(2, dim=-1)
     turned = (a * cos - b * sin, b * cos + a * sin)
-    joined = torch.stack(turned, dim=-1).flatten(-2) if spelling.interleaved else torch.cat(turned, dim=-1)
+    joined = (
+        torch.stack(turned, dim=-1).flatten(-2)
+        if spelling.interleaved
+        else torch.cat(turned, dim=-1)
+    )
     out[:, tokens, :, :width] = joined
     return out
 

@@ -1,4 +1,6 @@
-"""RMSNorms with a bias inside the chains: the bias goes with the norm, or the norm stands alone with it."""
+"""RMSNorms with a bias inside the chains: the bias goes with the norm, or the norm stands alone
+with it.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def diffusers(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 def gemma(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     f = wide(x)
-    return (f * torch.rsqrt(f.pow(2).mean(-1, keepdim=True) + 1e-6) * (1.0 + wide(w))).to(x.dtype) + b
+    return (f * torch.rsqrt(f.pow(2).mean(-1, keepdim=True) + 1e-6) * (1.0 + wide(w))).to(
+        x.dtype
+    ) + b
 
 
 def once_rounded(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
@@ -71,7 +75,9 @@ def residual(x: Tensor, y: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor
 def taken(seen: Rewritten, idiom: str) -> Rewritten:
     """One site, with the norm and its bias: nothing is added in the graph any more."""
     site = seen.only()
-    assert (site.idiom, site.outcome, dict(site.covers)) == (idiom, "rewritten", {"rms_norm": 1}), str(site)
+    assert (site.idiom, site.outcome, dict(site.covers)) == (idiom, "rewritten", {"rms_norm": 1}), (
+        str(site)
+    )
     assert torch.ops.aten.add.Tensor not in seen.targets()
     return seen
 
@@ -146,7 +152,10 @@ def test_a_float32_bias_gives_float32() -> None:
     x, y = stream()
     w, b = affine()
     seen = taken(rewrite(residual, x, y, w, b.float()), "residual_norm")
-    assert (seen.only().parameters["rounds_before_bias"], seen.only().parameters["out_dtype"]) == (BF16, F32)
+    assert (seen.only().parameters["rounds_before_bias"], seen.only().parameters["out_dtype"]) == (
+        BF16,
+        F32,
+    )
     assert torch.equal(seen.result[0], residual(x, y, w, b.float())[0])
 
 
@@ -196,5 +205,7 @@ def test_its_one_rounding_is_noted_and_strict_refuses_it(monkeypatch: pytest.Mon
     strict = rewrite(residual, *args, options={**options, "rewrite_numerics": "strict"})
     assert not [e for e in strict.sites if e.idiom in CHAINS]
     assert any("rewrite_numerics='strict'" in c for e in strict.sites for c in e.considered)
-    wider = rewrite(residual, *stream(F32), *affine(F32), options={**options, "rewrite_numerics": "strict"})
+    wider = rewrite(
+        residual, *stream(F32), *affine(F32), options={**options, "rewrite_numerics": "strict"}
+    )
     assert (wider.only().idiom, wider.only().lowering) == ("residual_norm", "triton")

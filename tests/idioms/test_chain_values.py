@@ -1,4 +1,6 @@
-"""What a chain may not take: tables computed from its own values, casts that change values; and strict numerics."""
+"""What a chain may not take: tables computed from its own values, casts that change values; and
+strict numerics.
+"""
 
 from __future__ import annotations
 
@@ -136,7 +138,9 @@ LOW: dict[str, tuple[str, Callable[..., Any]]] = {
 
 @pytest.mark.parametrize("to", [torch.float8_e4m3fn, torch.int8, torch.float64])
 @pytest.mark.parametrize("name", LOW)
-def test_a_site_ends_before_a_cast_to_what_its_kernel_does_not_write(name: str, to: torch.dtype) -> None:
+def test_a_site_ends_before_a_cast_to_what_its_kernel_does_not_write(
+    name: str, to: torch.dtype
+) -> None:
     idiom, fn = LOW[name]
     x, w = draw(4, S, D, dtype=BF16), draw(D, dtype=BF16, seed=1)
     seen = rewrite(fn, x, w, to)
@@ -152,7 +156,9 @@ STRICT: dict[str, Callable[..., Any]] = {
     "LayerNorm in 16 bits, widened": lambda x, y, z: layer(x).float(),
     "RMSNorm in 16 bits": lambda x, y, z: rms(x, z[0, 0]),
     "RMSNorm in 16 bits, widened": lambda x, y, z: rms(x).float(),
-    "squares in 16 bits": lambda x, y, z: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True, dtype=F32) + 1e-6),
+    "squares in 16 bits": lambda x, y, z: (
+        x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True, dtype=F32) + 1e-6)
+    ),
     "mean in 16 bits": lambda x, y, z: (
         x * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True, dtype=x.dtype) + 1e-6)
     ),
@@ -162,9 +168,9 @@ STRICT: dict[str, Callable[..., Any]] = {
     "weight first": lambda x, y, z: (
         (z[0, 0].float() * x.float()) * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-6)
     ),
-    "LayerNorm by hand": lambda x, y, z: (lambda d: d * torch.rsqrt(d.pow(2).mean(-1, keepdim=True) + 1e-6))(
-        x.float() - x.float().mean(-1, keepdim=True)
-    ),
+    "LayerNorm by hand": lambda x, y, z: (
+        lambda d: d * torch.rsqrt(d.pow(2).mean(-1, keepdim=True) + 1e-6)
+    )(x.float() - x.float().mean(-1, keepdim=True)),
     "modulation in 16 bits": lambda x, y, z: layer(x) * (1 + z) + z,
     "gate in 16 bits": lambda x, y, z: (lambda h: (layer(h), h))(x + z * y),
     "branch's norm in 16 bits": lambda x, y, z: x + rms(y),

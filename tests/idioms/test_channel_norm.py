@@ -1,4 +1,6 @@
-"""Channel norms of the VAEs: both forms, 4-D and 5-D, with and without gamma and SiLU; near misses left alone."""
+"""Channel norms of the VAEs: both forms, 4-D and 5-D, with and without gamma and SiLU; near misses
+left alone.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def test_parameters_of_wan() -> None:
     assert (found["gamma"], found["bias"], found["x_dtype"]) == (BF16, None, BF16)
 
 
-@pytest.mark.parametrize(("rank", "layout"), [(4, torch.channels_last), (5, torch.channels_last_3d)])
+@pytest.mark.parametrize(
+    ("rank", "layout"), [(4, torch.channels_last), (5, torch.channels_last_3d)]
+)
 def test_channels_last_stays(rank: int, layout: torch.memory_format) -> None:
     x = draw(2, C, *[3] * (rank - 2)).to(memory_format=layout)
     seen = check(wan, x, gamma_of(x))
@@ -91,7 +95,9 @@ def test_under_dynamic_shapes() -> None:
 
 
 class Wan(nn.Module):
-    """As diffusers has it: scale and bias are the module's own numbers, tensors under dynamic=True."""
+    """As diffusers has it: scale and bias are the module's own numbers, tensors under
+    dynamic=True.
+    """
 
     def __init__(self, scale: float, bias: float) -> None:
         super().__init__()
@@ -162,7 +168,9 @@ def test_a_symbolic_channel_count_has_its_entry(form: object, dtype: torch.dtype
 @pytest.mark.parametrize("dynamic", [True, False])
 def test_a_length_that_is_rounded(dynamic: bool, dtype: torch.dtype) -> None:
     """F.normalize of 16-bit numbers: torch computes the length in fp32, and rounds it."""
-    seen = check(lambda x: F.silu(F.normalize(x, dim=1)), draw(2, C, 3, 5, dtype=dtype), dynamic=dynamic)
+    seen = check(
+        lambda x: F.silu(F.normalize(x, dim=1)), draw(2, C, 3, 5, dtype=dtype), dynamic=dynamic
+    )
     assert outcomes(seen) == [("channel_norm", "rewritten")]
     assert seen.only().parameters["silu"] is True
 
@@ -184,7 +192,11 @@ def test_strict_numerics_refuse_a_length_that_is_rounded() -> None:
 def refused(fn: object, *args: Tensor, dynamic: bool | None = None) -> str:
     seen = rewrite(fn, *args, dynamic=dynamic)  # type: ignore[arg-type]
     site = seen.only()
-    assert (site.idiom, site.outcome, dict(site.covers)) == ("channel_norm", "refused", {"channel_norm": 1})
+    assert (site.idiom, site.outcome, dict(site.covers)) == (
+        "channel_norm",
+        "refused",
+        {"channel_norm": 1},
+    )
     return site.reason
 
 

@@ -1,4 +1,6 @@
-"""Conv3d in a compiled graph: what is absorbed, what each form becomes, what is refused, and the numbers."""
+"""Conv3d in a compiled graph: what is absorbed, what each form becomes, what is refused, and the
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,10 @@ def test_an_image_becomes_one_conv2d_without_a_padded_copy() -> None:
     r = check(causal, video(1))
     entry = conv3d(r)
     assert entry.lowering == "conv2d"
-    assert entry.reason == "one of 3 temporal taps sees frames that are not zero; the others are dropped"
+    assert (
+        entry.reason
+        == "one of 3 temporal taps sees frames that are not zero; the others are dropped"
+    )
     assert aten.constant_pad_nd.default not in r.targets()
     assert [len(n.args[1].meta["val"].shape) for n in r.after[0].find_nodes(
         op="call_function", target=aten.convolution.default)] == [4]  # fmt: skip
@@ -83,7 +88,9 @@ def test_a_cached_chunk(cached: int, lowering: str, layout: str) -> None:
 @pytest.mark.parametrize("cached", [0, 1, 2])
 @pytest.mark.parametrize("layout", ["as_is", "channels_last"])
 def test_the_kernel_reads_a_cached_chunk_without_copies(cached: int, layout: str) -> None:
-    """Compiled, in Triton's interpreter where there is no GPU: no cat and no padding stand in the graph."""
+    """Compiled, in Triton's interpreter where there is no GPU: no cat and no padding stand in the
+    graph.
+    """
 
     def halves(x: Tensor, cache: Tensor | None = None) -> Tensor:
         pads = [1, 1, 1, 1, 2 - cached, 0]
@@ -97,7 +104,9 @@ def test_the_kernel_reads_a_cached_chunk_without_copies(cached: int, layout: str
     if triton_is_interpreted():
         targets = r.targets()
         assert targets.count(IMPLICIT_GEMM_CONV.overload) == 1
-        assert not {aten.cat.default, aten.constant_pad_nd.default, aten.convolution.default} & {*targets}
+        assert not {aten.cat.default, aten.constant_pad_nd.default, aten.convolution.default} & {
+            *targets
+        }
     eager = halves(*inputs)
     if layout == "as_is":
         assert r.result.stride() == eager.stride()
@@ -116,7 +125,9 @@ def test_repeated_frames_are_pieces() -> None:
     """CogVideoX and LTX: the first frame stands before itself."""
 
     def fn(x: Tensor) -> Tensor:
-        return F.conv3d(torch.cat([x[:, :, :1], x[:, :, :1], x], 2), WEIGHT, BIAS, padding=(0, 1, 1))
+        return F.conv3d(
+            torch.cat([x[:, :, :1], x[:, :, :1], x], 2), WEIGHT, BIAS, padding=(0, 1, 1)
+        )
 
     entry = conv3d(check(fn, video(4), lowering={"conv3d": "taps"}))
     assert entry.parameters["pieces"] == 3
@@ -124,10 +135,17 @@ def test_repeated_frames_are_pieces() -> None:
 
 @pytest.mark.parametrize(
     ("pads", "value"),
-    [([1, 0, 0, 0, 0, 0], 0.0), ([1, 1, 0, 1, 0, 0], 0.0), ([1, 1, 1, 1, 0, 0], 1.0), ([-1, -1, 0, 0], 0.0)],
+    [
+        ([1, 0, 0, 0, 0, 0], 0.0),
+        ([1, 1, 0, 1, 0, 0], 0.0),
+        ([1, 1, 1, 1, 0, 0], 1.0),
+        ([-1, -1, 0, 0], 0.0),
+    ],
     ids=["one side", "one side of H", "ones", "a crop"],
 )
-def test_padding_that_is_none_of_a_convolution_s_is_left_in_place(pads: list[int], value: float) -> None:
+def test_padding_that_is_none_of_a_convolution_s_is_left_in_place(
+    pads: list[int], value: float
+) -> None:
     def fn(x: Tensor) -> Tensor:
         return F.conv3d(F.pad(x, pads, value=value), WEIGHT, BIAS)
 
@@ -170,8 +188,16 @@ def test_batches_larger_than_one() -> None:
 @pytest.mark.parametrize(
     ("name", "words", "bits"),
     [
-        ("bf16", "convolved in bfloat16 (conv_dtype): an error of about 0.28% of the result's rms", 8),
-        ("fp16", "convolved in float16, scaled into its range (conv_dtype): an error of about 0.03%", 11),
+        (
+            "bf16",
+            "convolved in bfloat16 (conv_dtype): an error of about 0.28% of the result's rms",
+            8,
+        ),
+        (
+            "fp16",
+            "convolved in float16, scaled into its range (conv_dtype): an error of about 0.03%",
+            11,
+        ),
     ],
 )
 def test_conv_dtype_is_used_and_said(name: str, words: str, bits: int) -> None:
@@ -193,7 +219,9 @@ def test_fp16_takes_what_float16_cannot_hold() -> None:
 def test_conv_dtype_is_refused_by_strict_numerics(
     name: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of the environment, say; both among the options of a call are an error (tests/test_options.py)."""
+    """Of the environment, say; both among the options of a call are an error
+    (tests/test_options.py).
+    """
     monkeypatch.setenv("ROCM_PASSES_CONV_DTYPE", name)
     r = rewrite(causal, video(3), options={"rewrite_numerics": "strict"})
     assert conv3d(r).outcome == "refused"
@@ -214,7 +242,9 @@ def test_a_symbolic_number_of_frames_takes_what_needs_no_number() -> None:
     torch._dynamo.mark_dynamic(x, 2)
     r = rewrite(causal, x, options={"select": "always", "conv_frames_bucket": 4})
     assert "extra_frames" not in conv3d(r).parameters
-    assert any(isinstance(n.meta.get("val"), torch.SymInt) for n in r.after[0].find_nodes(op="placeholder"))
+    assert any(
+        isinstance(n.meta.get("val"), torch.SymInt) for n in r.after[0].find_nodes(op="placeholder")
+    )
     assert conv3d(r).lowering == "direct"
     torch.testing.assert_close(r.result, causal(video(3)))
 
@@ -278,10 +308,15 @@ def test_each_call_knows_the_largest_of_its_graph() -> None:
 
 @pytest.mark.parametrize("lowering", ["direct", "taps", "unfold"])
 def test_frames_are_rounded_up_where_asked(lowering: str) -> None:
-    r = check(causal, video(3), video(2, seed=1), lowering={"conv3d": lowering}, conv_frames_bucket=4)
+    r = check(
+        causal, video(3), video(2, seed=1), lowering={"conv3d": lowering}, conv_frames_bucket=4
+    )
     assert conv3d(r).parameters["extra_frames"] == 1
     assert r.result.shape[2] == 3
-    assert "extra_frames" not in conv3d(check(causal, video(4), video(2), conv_frames_bucket=4)).parameters
+    assert (
+        "extra_frames"
+        not in conv3d(check(causal, video(4), video(2), conv_frames_bucket=4)).parameters
+    )
     assert "extra_frames" not in conv3d(check(causal, video(3), video(2))).parameters
 
 
@@ -333,7 +368,13 @@ def test_small_calls_are_not_timed() -> None:
 
 def test_many_bytes_are_timed_though_they_are_few_operations() -> None:
     wide = call(
-        (2,), channels=4, out=16, kernel=(1, 1, 1), padding=(0, 0), size=(256, 256), dtype=torch.float32
+        (2,),
+        channels=4,
+        out=16,
+        kernel=(1, 1, 1),
+        padding=(0, 0),
+        size=(256, 256),
+        dtype=torch.float32,
     )
     assert wide.flops() < 1e8
     assert wide.tensors_mib() == 10

@@ -1,4 +1,6 @@
-"""GroupNorm with SiLU or SpatialNorm3D's tail: found in 3-D to 5-D, in any layout; near misses left alone."""
+"""GroupNorm with SiLU or SpatialNorm3D's tail: found in 3-D to 5-D, in any layout; near misses left
+alone.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +35,14 @@ def test_with_silu(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     assert outcomes(seen) == [("group_norm", "rewritten")]
     site = seen.only()
     assert (site.parameters["groups"], site.parameters["silu"]) == (4, True)
-    assert not {torch.ops.aten.var_mean.correction, torch.ops.aten.exp.default} & set(seen.targets())
+    assert not {torch.ops.aten.var_mean.correction, torch.ops.aten.exp.default} & set(
+        seen.targets()
+    )
 
 
-@pytest.mark.parametrize(("rank", "layout"), [(4, torch.channels_last), (5, torch.channels_last_3d)])
+@pytest.mark.parametrize(
+    ("rank", "layout"), [(4, torch.channels_last), (5, torch.channels_last_3d)]
+)
 def test_channels_last_stays(rank: int, layout: torch.memory_format) -> None:
     x, w, b = drawn(2, C, *[3] * (rank - 2))
     x = x.to(memory_format=layout)
@@ -52,7 +58,9 @@ def test_alone() -> None:
 
 
 def test_without_weights_and_one_group() -> None:
-    assert outcomes(check(lambda x: F.group_norm(x, 1), draw(2, C, 4, 4))) == [("group_norm", "rewritten")]
+    assert outcomes(check(lambda x: F.group_norm(x, 1), draw(2, C, 4, 4))) == [
+        ("group_norm", "rewritten")
+    ]
 
 
 def test_spatial_norm() -> None:
@@ -96,7 +104,11 @@ def test_large_mean() -> None:
 def refused(fn: object, *args: Tensor) -> str:
     seen = rewrite(fn, *args)  # type: ignore[arg-type]
     site = seen.only()
-    assert (site.idiom, site.outcome, dict(site.covers)) == ("group_norm", "refused", {"group_norm": 1})
+    assert (site.idiom, site.outcome, dict(site.covers)) == (
+        "group_norm",
+        "refused",
+        {"group_norm": 1},
+    )
     torch.testing.assert_close(seen.result, fn(*args))  # type: ignore[operator]
     return site.reason
 

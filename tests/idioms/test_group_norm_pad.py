@@ -1,4 +1,6 @@
-"""GroupNorm whose result is padded for a convolution: one site of both, or each by itself with the reason."""
+"""GroupNorm whose result is padded for a convolution: one site of both, or each by itself with the
+reason.
+"""
 
 from __future__ import annotations
 
@@ -43,12 +45,17 @@ def drawn(dtype: torch.dtype = F32) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("dtype", [BF16, F16, F32])
 @pytest.mark.parametrize("layout", ["as_is", "channels_last"])
 def test_with_silu(layout: str, dtype: torch.dtype) -> None:
-    # The convolution's sums are the eager ones only where it runs in the same layout: two units for it.
+    # The convolution's sums are the eager ones only where it runs in the same layout: two units for
+    # it.
     seen = check(resnet, *drawn(dtype), options={**PADS, "layout": layout}, units=2.0)
     assert outcomes(seen) == [("group_norm_pad", "rewritten")]
     assert dict(seen.only().covers) == {"group_norm": 1, "pad": 1}
     (node,) = [n for g in seen.after for n in g.find_nodes(op="call_function", target=OURS)]
-    assert node.args[6] is True and node.args[9:12] == (CAUSAL, "replicate", layout == "channels_last")
+    assert node.args[6] is True and node.args[9:12] == (
+        CAUSAL,
+        "replicate",
+        layout == "channels_last",
+    )
     assert not {aten._unsafe_index.Tensor, aten.native_group_norm.default} & set(seen.targets())
 
 
@@ -127,7 +134,10 @@ def test_a_pad_by_nothing() -> None:
     def padded(x: Tensor, kernel: Tensor) -> Tensor:
         return F.conv3d(F.pad(F.group_norm(x, 4), [0] * 6, mode="replicate"), kernel)
 
-    assert apart(padded, drawn()[0], drawn()[3]) == [("group_norm", "rewritten"), ("pad", "rewritten")]
+    assert apart(padded, drawn()[0], drawn()[3]) == [
+        ("group_norm", "rewritten"),
+        ("pad", "rewritten"),
+    ]
 
 
 def test_symbolic_sizes() -> None:
@@ -167,7 +177,9 @@ def verdict(shape: tuple[int, ...], last: bool) -> tuple[bool, str]:
 
 
 def ruled(x: torch.Tensor, target: Target, last: bool) -> Verdict:
-    call = op.GroupNormPad(x, None, 32, None, None, 1e-6, True, False, x.dtype, CAUSAL, "replicate", last)
+    call = op.GroupNormPad(
+        x, None, 32, None, None, 1e-6, True, False, x.dtype, CAUSAL, "replicate", last
+    )
     return policy.verdict("group_norm_pad", "triton", call, target)
 
 
@@ -188,6 +200,11 @@ def test_hunyuan_videos_decoder() -> None:
     args, kwargs = zoo.inputs(model)
     seen = rewrite(zoo.function(model), *args, options=PADS, **kwargs)
     assert outcomes(seen).count(("group_norm_pad", "rewritten")) == 2 * 10 + 1
-    assert {k: v for k, v in covered(seen).items() if v} == {"group_norm": 2 * 10 + 2, "pad": 2 * 10 + 2 + 3}
+    assert {k: v for k, v in covered(seen).items() if v} == {
+        "group_norm": 2 * 10 + 2,
+        "pad": 2 * 10 + 2 + 3,
+    }
     with torch.no_grad():
-        torch.testing.assert_close(seen.result, zoo.function(model)(*args, **kwargs), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            seen.result, zoo.function(model)(*args, **kwargs), rtol=1e-4, atol=1e-4
+        )

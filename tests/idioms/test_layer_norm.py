@@ -1,4 +1,6 @@
-"""LayerNorm alone: every spelling found and computed within the accuracy bar; every near miss left alone."""
+"""LayerNorm alone: every spelling found and computed within the accuracy bar; every near miss left
+alone.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ def test_in_the_dtype_of_x(dtype: torch.dtype, affine: bool) -> None:
 
 
 def test_fp32_layer_norm_of_a_bf16_stream() -> None:
-    """diffusers' FP32LayerNorm: widened before, narrowed after; the operator reads x and the weights as they are."""
+    """diffusers' FP32LayerNorm: widened before, narrowed after; the operator reads x and the
+    weights as they are.
+    """
 
     def norm(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return F.layer_norm(wide(x), (D,), wide(w), wide(b), 1e-6).type_as(x)
@@ -58,7 +62,9 @@ def test_the_weights_own_cast_is_not_narrowed() -> None:
     """A weight rounded on its way in is read rounded."""
 
     def norm(x: Tensor, w: Tensor) -> Tensor:
-        return F.layer_norm(x, (D,), (w * 1.001).to(x.dtype) if x.dtype is BF16 else w * 1.001, None, 1e-6)
+        return F.layer_norm(
+            x, (D,), (w * 1.001).to(x.dtype) if x.dtype is BF16 else w * 1.001, None, 1e-6
+        )
 
     x, w = draw(5, D, dtype=BF16), draw(D, dtype=F32, seed=1)
     seen = rewrite(norm, x, w)
@@ -69,7 +75,11 @@ def test_the_weights_own_cast_is_not_narrowed() -> None:
 def refused(fn: object, *args: Tensor) -> str:
     seen = rewrite(fn, *args)  # type: ignore[arg-type]
     site = seen.only()
-    assert (site.idiom, site.outcome, dict(site.covers)) == ("layer_norm", "refused", {"layer_norm": 1})
+    assert (site.idiom, site.outcome, dict(site.covers)) == (
+        "layer_norm",
+        "refused",
+        {"layer_norm": 1},
+    )
     torch.testing.assert_close(seen.result, fn(*args))  # type: ignore[operator]
     return site.reason
 

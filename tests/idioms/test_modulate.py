@@ -1,4 +1,6 @@
-"""Norm and modulation without a residual: every order, shape and dtype of the factor; what is none is left alone."""
+"""Norm and modulation without a residual: every order, shape and dtype of the factor; what is none
+is left alone.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tests.idioms.norm_cases import BF16, F16, F32, check, covered, draw, outcomes, use_reference, wide
+from tests.idioms.norm_cases import (
+    BF16,
+    F16,
+    F32,
+    check,
+    covered,
+    draw,
+    outcomes,
+    use_reference,
+    wide,
+)
 from tests.rewriting import rewrite
 
 B, S, D = 2, 7, 48
@@ -36,7 +48,10 @@ TAKEN = [("norm_modulate", "rewritten")]
 @pytest.mark.parametrize("dtype", [BF16, F16, F32])
 def test_scale_and_shift(dtype: torch.dtype) -> None:
     seen = check(
-        lambda x, s, b: layer(x) * (1 + s) + b, rows(dtype), table(1, dtype=dtype), table(2, dtype=dtype)
+        lambda x, s, b: layer(x) * (1 + s) + b,
+        rows(dtype),
+        table(1, dtype=dtype),
+        table(2, dtype=dtype),
     )
     assert outcomes(seen) == TAKEN
     assert (seen.only().parameters["modulations"], seen.only().parameters["shift"]) == (1, True)
@@ -49,7 +64,9 @@ def test_tables_of_any_shape(shape: tuple[int, ...]) -> None:
 
 
 def test_one_sample_of_an_rms_norm() -> None:
-    """With a batch of one the factor has the shape of a weight; the shift still belongs to the site."""
+    """With a batch of one the factor has the shape of a weight; the shift still belongs to the
+    site.
+    """
 
     def block(x: Tensor, s: Tensor, b: Tensor) -> Tensor:
         n = (x * torch.rsqrt(wide(x).pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
@@ -130,7 +147,9 @@ def test_a_broadcast_of_the_norm_is_no_modulation() -> None:
     assert outcomes(seen) == [("layer_norm", "rewritten")]
 
 
-def test_rounding_differences_are_noted_and_strict_refuses_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rounding_differences_are_noted_and_strict_refuses_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr("rocm_passes.target.triton_is_interpreted", lambda: True)
 
     def block(x: Tensor, s: Tensor) -> Tensor:

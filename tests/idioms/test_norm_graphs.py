@@ -66,7 +66,11 @@ def text(graph: fx.Graph) -> str:
 
 @pytest.mark.parametrize("name", CASES)
 def test_before_and_after(name: str) -> None:
-    args = draw(2, 5, D, dtype=BF16), draw(2, 5, D, dtype=BF16, seed=1), draw(2, 1, D, dtype=BF16, seed=2)
+    args = (
+        draw(2, 5, D, dtype=BF16),
+        draw(2, 5, D, dtype=BF16, seed=1),
+        draw(2, 1, D, dtype=BF16, seed=2),
+    )
     seen = rewrite(CASES[name], *args)
     assert [(e.idiom, e.outcome) for e in seen.sites] == [(name, "rewritten")]
     (before,), (after,) = seen.before, seen.after
@@ -87,6 +91,8 @@ def test_all_idioms_of_the_family_read_a_graph_once(monkeypatch: pytest.MonkeyPa
         return original(self, graph, reader)
 
     monkeypatch.setattr(Context, "read_once", counting)
-    rewrite(CASES["residual_norm_modulate"], draw(2, 5, D), draw(2, 5, D, seed=1), draw(2, 1, D, seed=2))
+    rewrite(
+        CASES["residual_norm_modulate"], draw(2, 5, D), draw(2, 5, D, seed=1), draw(2, 1, D, seed=2)
+    )
     assert len(read) == 1
     assert Context(Options())._read == {}

@@ -1,4 +1,6 @@
-"""Norms as people write them: each is rewritten, each keeps its own way of guarding the root, or says why not."""
+"""Norms as people write them: each is rewritten, each keeps its own way of guarding the root, or
+says why not.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ RMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "abs ** 2": lambda x, w: x * torch.rsqrt((x.abs() ** 2).mean(-1, keepdim=True) + E) * w,
     "(w * rstd) * x": lambda x, w: (w * torch.rsqrt(ms(x) + E)) * x,
     "(w * x) / rms": lambda x, w: (w * x) / torch.sqrt(ms(x) + E),
-    "einsum": lambda x, w: x * torch.rsqrt(torch.einsum("...d,...d->...", x, x)[..., None] / D + E) * w,
+    "einsum": lambda x, w: (
+        x * torch.rsqrt(torch.einsum("...d,...d->...", x, x)[..., None] / D + E) * w
+    ),
 }
 #: The root is not guarded by an eps that is added to the mean.
 GUARDED: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
@@ -68,14 +72,15 @@ GUARDED: dict[str, tuple[str, Callable[[Tensor, Tensor], Tensor]]] = {
 }
 LAYER: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
     "by var": lambda x, w, b: (
-        (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True, unbiased=False) + E) * w + b
+        (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True, unbiased=False) + E) * w
+        + b
     ),
-    "by hand": lambda x, w, b: (lambda d: d * torch.rsqrt(d.pow(2).mean(-1, keepdim=True) + E) * w + b)(
-        x - x.mean(-1, keepdim=True)
-    ),
-    "no keepdim": lambda x, w, b: (lambda d: d * torch.rsqrt(d.pow(2).mean(-1) + E)[..., None] * w + b)(
-        x - x.mean(-1, keepdim=True)
-    ),
+    "by hand": lambda x, w, b: (
+        lambda d: d * torch.rsqrt(d.pow(2).mean(-1, keepdim=True) + E) * w + b
+    )(x - x.mean(-1, keepdim=True)),
+    "no keepdim": lambda x, w, b: (
+        lambda d: d * torch.rsqrt(d.pow(2).mean(-1) + E)[..., None] * w + b
+    )(x - x.mean(-1, keepdim=True)),
 }
 
 
@@ -144,8 +149,16 @@ def test_a_centred_value_used_elsewhere_is_the_input_of_an_rms_norm() -> None:
 
 
 NEAR: dict[str, tuple[str, str, Callable[[Tensor], Tensor]]] = {
-    "dims": ("rms_norm", "dims", lambda x: x * torch.rsqrt(x.pow(2).mean((1, 2), keepdim=True) + E)),
-    "dims, by sqrt": ("rms_norm", "dims", lambda x: x / torch.sqrt(x.pow(2).mean(1, keepdim=True) + E)),
+    "dims": (
+        "rms_norm",
+        "dims",
+        lambda x: x * torch.rsqrt(x.pow(2).mean((1, 2), keepdim=True) + E),
+    ),
+    "dims, by sqrt": (
+        "rms_norm",
+        "dims",
+        lambda x: x / torch.sqrt(x.pow(2).mean(1, keepdim=True) + E),
+    ),
     "another input": (
         "rms_norm",
         "own input",

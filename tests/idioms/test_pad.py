@@ -1,4 +1,6 @@
-"""Pads in front of convolutions: every mode, behind upsampling, in any layout; the copies are exact, or left alone."""
+"""Pads in front of convolutions: every mode, behind upsampling, in any layout; the copies are
+exact, or left alone.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def site(seen: Rewritten) -> Entry:
 
 
 def check(fn: Callable[..., Any], *args: Any, options: Any = None, **given_too: Any) -> Rewritten:
-    """Rewritten; the result is eager's. Only pads: a convolution rewritten would round elsewhere."""
+    """Rewritten; the result is eager's. Only pads: a convolution rewritten would round
+    elsewhere.
+    """
     seen = rewrite(fn, *args, options={"idioms": "pad", **(options or {})}, **given_too)
     assert site(seen).outcome == "rewritten", site(seen).reason
     torch.testing.assert_close(seen.result, fn(*args))
@@ -98,7 +102,9 @@ def test_zeros_on_one_side_of_a_video() -> None:
 
 
 @pytest.mark.parametrize(
-    ("padding", "value"), [([1, 1, 2, 2], 0.0), ([0, 1, 0, 1], 0.5)], ids=["alike on both sides", "not zeros"]
+    ("padding", "value"),
+    [([1, 1, 2, 2], 0.0), ([0, 1, 0, 1], 0.5)],
+    ids=["alike on both sides", "not zeros"],
 )
 def test_other_constants_are_no_site(padding: list[int], value: float) -> None:
     seen = rewrite(lambda x: F.conv2d(F.pad(x, padding, value=value), KERNEL2), draw(2, C, 4, 5))
@@ -162,19 +168,27 @@ def hunyuan(x: Tensor, factors: tuple[int, int, int] = (2, 2, 2)) -> Tensor:
     first, rest = x.split((1, x.size(2) - 1), dim=2)
     scale = tuple(float(f) for f in factors)
     first = F.interpolate(first.squeeze(2), scale_factor=scale[1:], mode="nearest").unsqueeze(2)
-    return torch.cat((first, F.interpolate(rest.contiguous(), scale_factor=scale, mode="nearest")), dim=2)
+    return torch.cat(
+        (first, F.interpolate(rest.contiguous(), scale_factor=scale, mode="nearest")), dim=2
+    )
 
 
 @pytest.mark.parametrize("dtype", [BF16, F32])
 @pytest.mark.parametrize("factors", [(2, 2, 2), (1, 2, 2)])
 def test_behind_causal_upsampling(factors: tuple[int, int, int], dtype: torch.dtype) -> None:
-    seen = check(lambda x: causal(hunyuan(torch.relu(x), factors)), draw(2, C, 3, 4, 5, dtype=dtype))
+    seen = check(
+        lambda x: causal(hunyuan(torch.relu(x), factors)), draw(2, C, 3, 4, 5, dtype=dtype)
+    )
     assert node_of(seen).args[3:5] == (list(factors), factors[0] - 1)
-    assert not {aten._unsafe_index.Tensor, aten.cat.default, aten.clone.default} & set(seen.targets())
+    assert not {aten._unsafe_index.Tensor, aten.cat.default, aten.clone.default} & set(
+        seen.targets()
+    )
 
 
 def test_behind_causal_upsampling_spelled_otherwise() -> None:
-    """Cut by slices, to given sizes, by "nearest-exact": the same elements stand in the same places."""
+    """Cut by slices, to given sizes, by "nearest-exact": the same elements stand in the same
+    places.
+    """
 
     def sliced(x: Tensor) -> Tensor:
         x = torch.relu(x)
@@ -190,7 +204,9 @@ def test_behind_causal_upsampling_spelled_otherwise() -> None:
 def test_behind_upsampling_of_an_image() -> None:
     def upsampled(x: Tensor) -> Tensor:
         return image(
-            F.interpolate(torch.relu(x), scale_factor=2.0, mode="nearest"), [1, 1, 1, 1], "replicate"
+            F.interpolate(torch.relu(x), scale_factor=2.0, mode="nearest"),
+            [1, 1, 1, 1],
+            "replicate",
         )
 
     for dtype in (BF16, F32):
@@ -237,7 +253,9 @@ def test_a_part_of_an_upsampled_tensor() -> None:
 def test_upsampled_frames_in_another_order() -> None:
     def swapped(x: Tensor) -> Tensor:
         first, rest = x.split((1, 2), dim=2)
-        enlarged = [F.interpolate(p.contiguous(), scale_factor=(1.0, 2.0, 2.0)) for p in (rest, first)]
+        enlarged = [
+            F.interpolate(p.contiguous(), scale_factor=(1.0, 2.0, 2.0)) for p in (rest, first)
+        ]
         return torch.cat(enlarged, 2)
 
     plain(swapped)
@@ -282,11 +300,15 @@ def refused(fn: Callable[..., Any], *args: Tensor) -> str:
 
 
 def test_refuses_a_pad_that_no_convolution_reads() -> None:
-    assert "no convolution" in refused(lambda x: F.pad(x, CAUSAL, mode="replicate") + 1, draw(1, C, 3, 4, 5))
+    assert "no convolution" in refused(
+        lambda x: F.pad(x, CAUSAL, mode="replicate") + 1, draw(1, C, 3, 4, 5)
+    )
 
 
 def test_refuses_negative_padding() -> None:
-    reason = refused(lambda x: F.conv2d(F.pad(x, [1, 1, -1, 1], mode="replicate"), KERNEL2), draw(1, C, 4, 5))
+    reason = refused(
+        lambda x: F.conv2d(F.pad(x, [1, 1, -1, 1], mode="replicate"), KERNEL2), draw(1, C, 4, 5)
+    )
     assert "negative" in reason
 
 
@@ -323,13 +345,18 @@ def verdict(shape: tuple[int, ...], last: bool, repeat: int = 2) -> tuple[bool, 
 def test_the_rule() -> None:
     large, small = (1, 128, 17, 256, 256), (1, 128, 3, 16, 16)
     assert verdict(large, True)[0] and "measured on an H200" in verdict(large, True)[1]
-    assert not verdict(large, True, repeat=1)[0] and "without upsampling" in verdict(large, True, repeat=1)[1]
+    assert (
+        not verdict(large, True, repeat=1)[0]
+        and "without upsampling" in verdict(large, True, repeat=1)[1]
+    )
     assert not verdict(large, False)[0] and "contiguous" in verdict(large, False)[1]
     assert not verdict(small, True)[0] and "required >= 4,194,304" in verdict(small, True)[1]
 
 
 def test_hunyuan_videos_decoder() -> None:
-    """Every padding of the real class, its three upsamplers inside; the result is the decomposed one's."""
+    """Every padding of the real class, its three upsamplers inside; the result is the decomposed
+    one's.
+    """
     zoo = case("vae_hunyuan_video")
     model = zoo.build(torch.float32)
     args, kwargs = zoo.inputs(model)

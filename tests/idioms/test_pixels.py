@@ -1,4 +1,6 @@
-"""What only moves pixels is read off the graph, and replayed, exactly; what does more ends the reading."""
+"""What only moves pixels is read off the graph, and replayed, exactly; what does more ends the
+reading.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def replayed(moved: Moved, gm: fx.GraphModule, x: Tensor) -> Tensor:
 CASES: dict[str, Function] = {
     "gather": lambda x, at: x[:, :, :, at],
     "gathers in turn": lambda x, at: x[:, :, at][:, :, :, at],
-    "slices, steps": lambda x, at: torch.cat([x[:, :, :, ::2][:, :, at], x[:, :, :, 1::2][:, :, at]], 3),
+    "slices, steps": lambda x, at: torch.cat(
+        [x[:, :, :, ::2][:, :, at], x[:, :, :, 1::2][:, :, at]], 3
+    ),
     "cat in time": lambda x, at: torch.cat([x[:, :, :1][:, :, :, at], x[:, :, 1:][:, :, :, at]], 2),
     "cat in width": lambda x, at: torch.cat([x[..., at], x[..., :1]], -1),
     "casts": lambda x, at: torch.cat([x.float()[:, :, at].to(F16), x.to(F16)], 2).float(),
@@ -89,7 +93,9 @@ def test_of_a_slice_alone_only_the_slice_is_read() -> None:
     ],
     ids=["widened and back", "widened", "lossy", "integers"],
 )
-def test_casts_that_change_nothing_are_left_out(fn: Function, casts: tuple[torch.dtype, ...]) -> None:
+def test_casts_that_change_nothing_are_left_out(
+    fn: Function, casts: tuple[torch.dtype, ...]
+) -> None:
     moved, _ = read(fn, draw(1, 3, 3, 4, 5, dtype=BF16))
     assert moved.pieces[0].casts == casts
 

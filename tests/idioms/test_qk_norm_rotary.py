@@ -1,4 +1,6 @@
-"""q,k norm and rotation as one operator: spellings, streams side by side, and what is left alone."""
+"""q,k norm and rotation as one operator: spellings, streams side by side, and what is left
+alone.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ from tests.without_codegen import without_codegen
 
 pytestmark = pytest.mark.pairwise
 
-# float16 and not bfloat16: Triton's interpreter truncates to bfloat16, where the compiled kernels round.
+# float16 and not bfloat16: Triton's interpreter truncates to bfloat16, where the compiled kernels
+# round.
 F16, F32 = torch.float16, torch.float32
 HEADS, SIZE = 3, 16
 Norm = Callable[[Tensor, Tensor], Tensor]
@@ -40,7 +43,9 @@ Norm = Callable[[Tensor, Tensor], Tensor]
 
 @pytest.fixture(autouse=True)
 def no_kernel_fails(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """A kernel that fails falls back to plain torch and logs it: no test of a kernel may pass that way."""
+    """A kernel that fails falls back to plain torch and logs it: no test of a kernel may pass that
+    way.
+    """
     yield
     assert not [r for r in caplog.get_records("call") if r.levelno >= logging.ERROR]
 
@@ -72,7 +77,9 @@ def angles(tokens: int, seed: int = 9) -> Tensor:
     return torch.rand(tokens, SIZE // 2, generator=torch.Generator().manual_seed(seed)) * 6.28
 
 
-def exact(x: Tensor, weight: Tensor, theta: Tensor, interleaved: bool = True, across: bool = False) -> Tensor:
+def exact(
+    x: Tensor, weight: Tensor, theta: Tensor, interleaved: bool = True, across: bool = False
+) -> Tensor:
     """Norm and rotation of x [B, S, H, D] in float64."""
     wide = (x.flatten(2) if across else x).double()
     y = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6) * weight.double()
@@ -105,7 +112,9 @@ def test_per_head(spelling: Spelling, norm: Norm, dtype: torch.dtype) -> None:
     theta = angles(7)
     tables = spelling.tables(theta, tuple(q.shape), dtype)
 
-    def attention(q: Tensor, k: Tensor, wq: Tensor, wk: Tensor, *tables: Tensor) -> tuple[Tensor, Tensor]:
+    def attention(
+        q: Tensor, k: Tensor, wq: Tensor, wk: Tensor, *tables: Tensor
+    ) -> tuple[Tensor, Tensor]:
         return spelling.rotate(norm(q, wq), *tables), spelling.rotate(norm(k, wk), *tables)
 
     seen = run(attention, q, k, wq, wk, *tables)
@@ -121,7 +130,11 @@ def test_per_head(spelling: Spelling, norm: Norm, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("spelling", OVER_ALL, ids=lambda s: s.name)
 def test_over_all_heads(spelling: Spelling, norm: Norm) -> None:
     """Wan's norm runs over all heads before they are split; LTX-2's rotation splits them itself."""
-    x, weight, theta = draw(2, 7, HEADS * SIZE, dtype=F16), weight_of(HEADS * SIZE, F16, 2), angles(7)
+    x, weight, theta = (
+        draw(2, 7, HEADS * SIZE, dtype=F16),
+        weight_of(HEADS * SIZE, F16, 2),
+        angles(7),
+    )
     tables = spelling.tables(theta, (2, 7, HEADS, SIZE), F16)
 
     def attention(x: Tensor, weight: Tensor, *tables: Tensor) -> Tensor:
@@ -150,7 +163,8 @@ def check_streams(
     assert torch.ops.aten.cat.default not in seen.targets()
     for i, (ours, before) in enumerate(zip(seen.result, original, strict=True)):
         parts = [
-            exact(given[2 * i + j], given[4 + 2 * i + j], t) for j, t in enumerate((theta[:3], theta[3:]))
+            exact(given[2 * i + j], given[4 + 2 * i + j], t)
+            for j, t in enumerate((theta[:3], theta[3:]))
         ]
         assert_no_worse(ours, before, torch.cat(parts, dim=1))
 
@@ -175,7 +189,12 @@ def test_joined_behind_the_rotation() -> None:
 
     def attention(*given: Tensor) -> tuple[Tensor, Tensor]:
         tq, q, tk, k, wtq, wq, wtk, wk, text, image = given
-        rotated = p3(r2(tq, wtq), text), p3(r2(q, wq), image), p3(r2(tk, wtk), text), p3(r2(k, wk), image)
+        rotated = (
+            p3(r2(tq, wtq), text),
+            p3(r2(q, wq), image),
+            p3(r2(tk, wtk), text),
+            p3(r2(k, wk), image),
+        )
         return torch.cat(rotated[:2], dim=1), torch.cat(rotated[2:], dim=1)
 
     args = (*given, *unit(theta[:3]), *unit(theta[3:]))
@@ -218,7 +237,9 @@ def test_a_norm_used_elsewhere_too_is_left_alone() -> None:
 
     seen = run(attention, q, weight, *doubled(theta))
     assert [(e.idiom, e.outcome) for e in seen.sites] == [("rotary", "rewritten")]
-    assert_no_worse(seen.result[0], attention(q, weight, *doubled(theta))[0], exact(q, weight, theta))
+    assert_no_worse(
+        seen.result[0], attention(q, weight, *doubled(theta))[0], exact(q, weight, theta)
+    )
 
 
 def test_weights_as_one_plus_w_are_left_to_the_rotation_alone() -> None:
@@ -232,4 +253,6 @@ def test_weights_as_one_plus_w_are_left_to_the_rotation_alone() -> None:
 
     seen = run(attention, q, weight, *doubled(theta))
     assert [e.idiom for e in seen.sites] == ["rotary"]
-    assert_no_worse(seen.result, attention(q, weight, *doubled(theta)), exact(q, 1 + weight.double(), theta))
+    assert_no_worse(
+        seen.result, attention(q, weight, *doubled(theta)), exact(q, 1 + weight.double(), theta)
+    )

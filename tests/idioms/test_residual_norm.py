@@ -1,4 +1,6 @@
-"""Residual, norm and modulation as one site: every form of every part, the largest first, and what is left alone."""
+"""Residual, norm and modulation as one site: every form of every part, the largest first, and what
+is left alone.
+"""
 
 from __future__ import annotations
 
@@ -111,7 +113,9 @@ def test_both_gate_orders_and_the_commuted_factor(first: bool) -> None:
 def test_z_image() -> None:
     """A norm on the branch, one after the sum, and a scale without a shift."""
 
-    def block(x: Tensor, y: Tensor, g: Tensor, w: Tensor, v: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+    def block(
+        x: Tensor, y: Tensor, g: Tensor, w: Tensor, v: Tensor, s: Tensor
+    ) -> tuple[Tensor, Tensor]:
         x = x + g.tanh() * rms(y, w, 1e-5)
         return rms(x, v, 1e-5) * (1.0 + s), x
 
@@ -237,7 +241,9 @@ def test_the_norms_weight_is_no_gate() -> None:
 
 def gemma(x: Tensor, weight: Tensor) -> Tensor:
     f = wide(x)
-    return (f * torch.rsqrt(f.pow(2).mean(-1, keepdim=True) + 1e-6) * (1.0 + wide(weight))).type_as(x)
+    return (f * torch.rsqrt(f.pow(2).mean(-1, keepdim=True) + 1e-6) * (1.0 + wide(weight))).type_as(
+        x
+    )
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16, F32])
@@ -383,7 +389,11 @@ def test_off_reports_the_parts_and_what_was_considered() -> None:
 
     seen = rewrite(block, *stream(), *tables("scale"), options={"select": "off"})
     site = seen.only()
-    assert (site.idiom, site.outcome, dict(site.covers)) == ("layer_norm", "kept", {"layer_norm": 1})
+    assert (site.idiom, site.outcome, dict(site.covers)) == (
+        "layer_norm",
+        "kept",
+        {"layer_norm": 1},
+    )
     assert [c.split(":")[0] for c in site.considered] == [
         "residual_norm_modulate",
         "residual_norm",

@@ -1,4 +1,6 @@
-"""RMSNorm: every spelling found and computed within the accuracy bar, and where the norm begins and ends."""
+"""RMSNorm: every spelling found and computed within the accuracy bar, and where the norm begins and
+ends.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,11 @@ def test_every_spelling(spelling: Callable[[Tensor, Tensor], Tensor], dtype: tor
     x, w = draw(2, 7, D, dtype=dtype), draw(D, dtype=dtype, seed=1)
     seen = rewrite(spelling, x, w)
     site = seen.only()
-    assert (site.idiom, site.outcome, dict(site.covers)) == ("rms_norm", "rewritten", {"rms_norm": 1})
+    assert (site.idiom, site.outcome, dict(site.covers)) == (
+        "rms_norm",
+        "rewritten",
+        {"rms_norm": 1},
+    )
     assert torch.ops.aten.rsqrt.default not in seen.targets()
     assert site.parameters["eps"] == pytest.approx(1e-5 if spelling is mochi else 1e-6)
     assert_no_worse(seen.result, spelling(x, w), exact(spelling, x, w))
@@ -157,7 +163,8 @@ def test_a_narrowing_cast_is_not_looked_through() -> None:
         return torch_norm((x * 1.001).to(BF16), w)
 
     x, w = draw(64, D, dtype=F32), draw(D, dtype=BF16, seed=1)
-    # Inductor's own patterns can drop the rounding from the graph before it comes to us (torch 2.11 does).
+    # Inductor's own patterns can drop the rounding from the graph before it comes to us (torch 2.11
+    # does).
     seen = rewrite(rounded, x, w, options={"pattern_matcher": False})
     assert seen.only().parameters["x_dtype"] == BF16
     assert_no_worse(seen.result, rounded(x, w), exact(torch_norm, (x * 1.001).to(BF16), w))

@@ -1,4 +1,6 @@
-"""RMSNorm with a bias, alone: every spelling, the lowerings that add it or refuse it, and what is no bias."""
+"""RMSNorm with a bias, alone: every spelling, the lowerings that add it or refuse it, and what is
+no bias.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,11 @@ def test_every_spelling_with_a_bias(spelling: Biased, dtype: torch.dtype) -> Non
     x, w, b = with_tables(dtype)
     seen = rewrite(spelling, x, w, b)
     site = seen.only()
-    assert (site.idiom, site.outcome, dict(site.covers)) == ("rms_norm", "rewritten", {"rms_norm": 1})
+    assert (site.idiom, site.outcome, dict(site.covers)) == (
+        "rms_norm",
+        "rewritten",
+        {"rms_norm": 1},
+    )
     assert torch.ops.aten.add.Tensor not in seen.targets()
     assert site.parameters["bias"] is dtype
     assert site.parameters["weight"] is (None if spelling is bias_without_weight else dtype)
@@ -62,14 +68,18 @@ def test_rounding_before_the_bias_is_reproduced() -> None:
 @pytest.mark.parametrize("weighted", [True, False])
 @pytest.mark.parametrize("offset", [0.0, 1.0])
 @pytest.mark.parametrize("rounds", [True, False])
-def test_the_kernel_adds_the_bias(dtype: torch.dtype, weighted: bool, offset: float, rounds: bool) -> None:
+def test_the_kernel_adds_the_bias(
+    dtype: torch.dtype, weighted: bool, offset: float, rounds: bool
+) -> None:
     kernel = op.RMS_NORM.lowering("triton")
     assert kernel is not None and kernel.run is not None
     x, w, b = with_tables(dtype)
     round_to = dtype if rounds else None
     weight = w if weighted else None
     call = op.RmsNorm(x, weight, b.view(1, 1, D), None, 1e-6, offset, round_to, round_to, dtype)
-    wide = op.RmsNorm(**{k: v.double() if isinstance(v, Tensor) else v for k, v in call.arguments().items()})
+    wide = op.RmsNorm(
+        **{k: v.double() if isinstance(v, Tensor) else v for k, v in call.arguments().items()}
+    )
     exact = replace(wide, round_to=None, round_product=None, out_dtype=torch.float64)
     ours = run_where_kernels_run(kernel, call)
     assert ours.is_contiguous()

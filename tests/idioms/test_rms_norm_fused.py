@@ -1,4 +1,6 @@
-"""RMSNorm as the graphs of GPU builds have it: `aten._fused_rms_norm`, which a CPU build decomposes while tracing."""
+"""RMSNorm as the graphs of GPU builds have it: `aten._fused_rms_norm`, which a CPU build decomposes
+while tracing.
+"""
 
 from __future__ import annotations
 

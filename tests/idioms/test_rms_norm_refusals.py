@@ -54,11 +54,15 @@ def test_refuses_an_inverse_rms_of_something_else() -> None:
     def other(x: Tensor, y: Tensor) -> Tensor:
         return y * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
 
-    assert "norm's own input" in near_miss(other, draw(5, D, dtype=F32), draw(5, D, dtype=F32, seed=1))
+    assert "norm's own input" in near_miss(
+        other, draw(5, D, dtype=F32), draw(5, D, dtype=F32, seed=1)
+    )
 
 
 def test_refuses_float64() -> None:
-    assert "float64" in near_miss(torch_norm, draw(5, D, dtype=torch.float64), draw(D, dtype=torch.float64))
+    assert "float64" in near_miss(
+        torch_norm, draw(5, D, dtype=torch.float64), draw(D, dtype=torch.float64)
+    )
 
 
 def test_refuses_an_inner_value_used_outside() -> None:

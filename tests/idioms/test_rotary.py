@@ -1,4 +1,6 @@
-"""Rotations: every spelling found, computed within the accuracy bar, and without complex numbers."""
+"""Rotations: every spelling found, computed within the accuracy bar, and without complex
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ OURS = torch.ops.rocm_passes
 
 @pytest.fixture(autouse=True)
 def no_kernel_fails(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """A kernel that fails falls back to plain torch and logs it: no test of a kernel may pass that way."""
+    """A kernel that fails falls back to plain torch and logs it: no test of a kernel may pass that
+    way.
+    """
     yield
     assert not [r for r in caplog.get_records("call") if r.levelno >= logging.ERROR]
 
@@ -31,7 +35,9 @@ def complex_nodes(seen: Rewritten) -> list[str]:
         str(n)
         for g in seen.after
         for n in g.nodes
-        if n.op == "call_function" and isinstance(n.meta.get("val"), Tensor) and n.meta["val"].is_complex()
+        if n.op == "call_function"
+        and isinstance(n.meta.get("val"), Tensor)
+        and n.meta["val"].is_complex()
     ]
 
 
@@ -49,7 +55,11 @@ def test_every_spelling(spelling: Spelling, dtype: torch.dtype) -> None:
     # A complex table has a lowering of its own before the reference.
     real = ON_CPU == "reference" and any(t.is_complex() for t in given.args)
     lowering = "real" if real else ON_CPU
-    assert (entry.outcome, entry.lowering, dict(entry.covers)) == ("rewritten", lowering, {"rotary": 1})
+    assert (entry.outcome, entry.lowering, dict(entry.covers)) == (
+        "rewritten",
+        lowering,
+        {"rotary": 1},
+    )
     assert entry.parameters["pairs"] == ("interleaved" if spelling.interleaved else "half-split")
     assert (OURS.rotary.default in seen.targets()) is not real
     assert not complex_nodes(seen)

@@ -1,4 +1,6 @@
-"""Casts inside a rotation that change values, and the arithmetic that strict numerics leaves to the graph."""
+"""Casts inside a rotation that change values, and the arithmetic that strict numerics leaves to the
+graph.
+"""
 
 from __future__ import annotations
 
@@ -64,7 +66,9 @@ def test_the_cast_that_ends_both_lanes_is_recorded() -> None:
 
     def fn(q: Tensor, c: Tensor, s: Tensor) -> Tensor:
         a, b = q[..., 0::2].float(), q[..., 1::2].float()
-        return torch.stack([(a * c - b * s).to(q.dtype), (b * c + a * s).to(q.dtype)], -1).flatten(-2)
+        return torch.stack([(a * c - b * s).to(q.dtype), (b * c + a * s).to(q.dtype)], -1).flatten(
+            -2
+        )
 
     args = (draw(2, 5, 3, 8).to(BF16), draw(1, 5, 1, 4, seed=1), draw(1, 5, 1, 4, seed=2))
     seen = passed(fn, *args, options={"rewrite_numerics": "strict"})
@@ -128,7 +132,12 @@ def test_k_of_another_result_dtype_is_a_call_of_its_own() -> None:
         q, k = (t * torch.rsqrt(t.pow(2).mean(-1, keepdim=True) + 1e-6) * w for t in (q, k))
         return halves(q, c, s).to(BF16), halves(k, c, s)
 
-    args = (draw(2, 5, 3, 8), draw(2, 5, 3, 8, seed=4), *(draw(5, 1, 4, seed=i) for i in (1, 2)), draw(8))
+    args = (
+        draw(2, 5, 3, 8),
+        draw(2, 5, 3, 8, seed=4),
+        *(draw(5, 1, 4, seed=i) for i in (1, 2)),
+        draw(8),
+    )
     seen = passed(fn, *args)
     assert "refused" not in [o for _, o in seen.outcomes()]
     for got, wanted in zip(seen.result, fn(*args), strict=True):
@@ -138,7 +147,9 @@ def test_k_of_another_result_dtype_is_a_call_of_its_own() -> None:
 
 @pytest.mark.parametrize("dtype", [BF16, F16, F32], ids=str)
 @pytest.mark.parametrize("spelling", (*SPELLINGS, *DOUBLE), ids=lambda s: f"{s.name}{s.fp64}")
-def test_strict_gives_the_bits_of_the_graph_or_refuses(spelling: Spelling, dtype: torch.dtype) -> None:
+def test_strict_gives_the_bits_of_the_graph_or_refuses(
+    spelling: Spelling, dtype: torch.dtype
+) -> None:
     case = example(spelling, 2, 7, 3, 16, dtype)
     seen = passed(spelling.rotate, *case.args, options={"rewrite_numerics": "strict"})
     assert torch.equal(seen.result[0], seen.before[0])
@@ -150,7 +161,8 @@ def test_strict_gives_the_bits_of_the_graph_or_refuses(spelling: Spelling, dtype
         name = str(dtype)
         assert (
             entry.reason
-            == f"rewrite_numerics='strict': the graph computes it in {name}, and an operator in float32"
+            == f"rewrite_numerics='strict': the graph computes it in {name}, and an operator in "
+            "float32"
         )
 
 
@@ -161,6 +173,7 @@ def test_strict_refuses_what_rounds_twice() -> None:
 
     args = (draw(2, 5, 3, 8), draw(1, 5, 1, 4, seed=1), draw(1, 5, 1, 4, seed=2))
     assert (
-        "rounds its result twice" in passed(fn, *args, options={"rewrite_numerics": "strict"}).sites[0].reason
+        "rounds its result twice"
+        in passed(fn, *args, options={"rewrite_numerics": "strict"}).sites[0].reason
     )
     assert passed(fn, *args).outcomes() == [("rotary", "rewritten")]

@@ -1,4 +1,6 @@
-"""Dims of equal size: which element of the result comes from which element of x is read off, not guessed."""
+"""Dims of equal size: which element of the result comes from which element of x is read off, not
+guessed.
+"""
 
 from __future__ import annotations
 
@@ -82,7 +84,9 @@ def test_heads_and_channels_change_places_behind_the_norm() -> None:
 
 
 def test_moves_that_keep_a_head_whole_are_no_obstacle() -> None:
-    """Heads split off in two steps, joined again and moved in front: the norm is still over all of them."""
+    """Heads split off in two steps, joined again and moved in front: the norm is still over all of
+    them.
+    """
 
     def fn(q: Tensor, c: Tensor, s: Tensor, w: Tensor) -> Tensor:
         y = rms(q, w).unflatten(-1, (2, 2, 4)).flatten(2, 3).permute(0, 2, 1, 3)
@@ -162,7 +166,9 @@ def test_parts_of_other_lengths_are_not_one_pair() -> None:
 
 
 def test_a_part_that_comes_back_transposed() -> None:
-    """Tokens and heads change places between the rotation of a part and the cat that takes it back."""
+    """Tokens and heads change places between the rotation of a part and the cat that takes
+    it back.
+    """
 
     def fn(q: Tensor, c: Tensor, s: Tensor) -> Tensor:
         return torch.cat([q[:, :2], halves(q[:, 2:], c, s).transpose(1, 2)], 1)
@@ -192,9 +198,13 @@ Move = Callable[[Tensor], Tensor]
 
 @st.composite
 def moves(data: st.DrawFn) -> list[Move]:
-    """Up to four moves of a tensor of four dims of size N, or three, and back to four dims of size N."""
+    """Up to four moves of a tensor of four dims of size N, or three, and back to four dims of size
+    N.
+    """
     made: list[Move] = []
-    for kind in data(st.lists(st.sampled_from(["transpose", "flip", "roll", "fold", "again"]), max_size=4)):
+    for kind in data(
+        st.lists(st.sampled_from(["transpose", "flip", "roll", "fold", "again"]), max_size=4)
+    ):
         a, b = data(st.permutations(range(4)))[:2]
         if kind == "transpose":
             made.append(lambda t, a=a, b=b: t.transpose(a, b))  # type: ignore[misc]

@@ -33,7 +33,11 @@ def test_q_and_k_in_one_call(spelling: Spelling) -> None:
 
     seen = run(both, q.args[0], k_x, *q.args[1:])
     entry = seen.only()
-    assert (entry.idiom, entry.outcome, dict(entry.covers)) == ("rotary_pair", "rewritten", {"rotary": 2})
+    assert (entry.idiom, entry.outcome, dict(entry.covers)) == (
+        "rotary_pair",
+        "rewritten",
+        {"rotary": 2},
+    )
     assert OURS.rotary_pair.default in seen.targets()
     assert_no_worse(seen.result[0], q.original, q.exact)
     original = spelling.rotate(k_x.clone(), *q.args[1:])
@@ -120,7 +124,9 @@ LOOKALIKES = (
 
 @pytest.mark.parametrize("lookalike", LOOKALIKES, ids=lambda f: f.__name__)
 def test_what_merely_looks_like_a_rotation(lookalike: Callable[..., Tensor]) -> None:
-    args = tuple(torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(i)) for i in range(3))
+    args = tuple(
+        torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(i)) for i in range(3)
+    )
     seen = run(lookalike, *args)
     assert seen.sites == []
     assert torch.allclose(seen.result, lookalike(*args), rtol=1e-5, atol=1e-5)
@@ -144,7 +150,9 @@ def test_in_place_spellings_leave_no_copy() -> None:
     given = example(next(s for s in SPELLINGS if s.name == "p2"), 1, 5, 2, 16, F16)
     aten = torch.ops.aten
     seen = run(p2, *given.args)
-    assert not {aten.slice_scatter.default, aten.copy.default, aten.empty.memory_format} & set(seen.targets())
+    assert not {aten.slice_scatter.default, aten.copy.default, aten.empty.memory_format} & set(
+        seen.targets()
+    )
 
 
 def test_an_empty_tensor() -> None:

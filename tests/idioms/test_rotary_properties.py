@@ -1,4 +1,6 @@
-"""Any spelling, layout, dtype and size: within the accuracy bar of float64, through the whole pass."""
+"""Any spelling, layout, dtype and size: within the accuracy bar of float64, through the
+whole pass.
+"""
 
 from __future__ import annotations
 

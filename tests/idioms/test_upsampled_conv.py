@@ -1,4 +1,6 @@
-"""1x1 and 1x1x1 convolutions of nearest-upsampled tensors: computed on the small tensor, exactly, or left alone."""
+"""1x1 and 1x1x1 convolutions of nearest-upsampled tensors: computed on the small tensor, exactly,
+or left alone.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,9 @@ def rewritten(fn: Callable[..., Any], *args: Tensor, **options: Any) -> Rewritte
 
 
 def products(r: Rewritten) -> list[int]:
-    """The rows of each matrix product in the rewritten graph: the pixels that it is computed for."""
+    """The rows of each matrix product in the rewritten graph: the pixels that it is
+    computed for.
+    """
     found = []
     for node in r.after[0].nodes:
         if node.target is aten.addmm.default:
@@ -66,7 +70,8 @@ def products(r: Rewritten) -> list[int]:
 
 @pytest.mark.parametrize("dtype", [F32, BF16, F16])
 @pytest.mark.parametrize(
-    ("fn", "shape"), [(video, (2, C, 2, 3, 5)), (first_and_rest, (2, C, 3, 3, 5)), (image, (2, C, 3, 5))]
+    ("fn", "shape"),
+    [(video, (2, C, 2, 3, 5)), (first_and_rest, (2, C, 3, 3, 5)), (image, (2, C, 3, 5))],
 )
 def test_computed_once_for_each_pixel_of_the_source(
     fn: Callable[..., Tensor], shape: tuple[int, ...], dtype: torch.dtype
@@ -152,7 +157,10 @@ def test_a_narrowing_cast_stays_before_the_convolution() -> None:
     assert site(r).outcome == "rewritten"
     # One product of bfloat16 values, and one rounding of its result.
     exact = fn(x.to(BF16).double(), w.double(), b.double())
-    assert torch.equal(r.result, exact.to(BF16)) or (r.result - exact).abs().max() <= exact.abs().max() / 128
+    assert (
+        torch.equal(r.result, exact.to(BF16))
+        or (r.result - exact).abs().max() <= exact.abs().max() / 128
+    )
 
 
 def test_a_cast_to_a_wider_dtype_and_back_is_left_out() -> None:
@@ -206,7 +214,10 @@ def test_refuses_padding() -> None:
     def fn(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         return F.conv3d(F.interpolate(x, size=(4, 6, 10)), w, b, padding=(0, 1, 1))
 
-    assert refused(fn, draw(1, C, 2, 3, 5), *weights(3)) == "upsampled_conv: its padding is convolved, too"
+    assert (
+        refused(fn, draw(1, C, 2, 3, 5), *weights(3))
+        == "upsampled_conv: its padding is convolved, too"
+    )
 
 
 def test_refuses_a_stride() -> None:
@@ -236,7 +247,11 @@ def no_site(fn: Callable[..., Any], *args: Tensor) -> None:
 
 
 def test_no_site_where_nothing_is_gathered() -> None:
-    no_site(lambda x, w, b: F.conv3d(torch.cat([x[:, :, :1], x], 2), w, b), draw(1, C, 2, 3, 5), *weights(3))
+    no_site(
+        lambda x, w, b: F.conv3d(torch.cat([x[:, :, :1], x], 2), w, b),
+        draw(1, C, 2, 3, 5),
+        *weights(3),
+    )
 
 
 def test_no_site_where_pixels_are_mixed() -> None:
@@ -248,7 +263,11 @@ def test_no_site_where_pixels_are_mixed() -> None:
 
 def test_no_site_where_the_kernel_sees_several_pixels() -> None:
     w = draw(OUT, C, 1, 3, 3)
-    no_site(lambda x, b: F.conv3d(F.interpolate(x, size=(4, 6, 10)), w, b), draw(1, C, 2, 3, 5), draw(OUT))
+    no_site(
+        lambda x, b: F.conv3d(F.interpolate(x, size=(4, 6, 10)), w, b),
+        draw(1, C, 2, 3, 5),
+        draw(OUT),
+    )
 
 
 def test_no_site_where_samples_or_channels_are_gathered() -> None:
@@ -304,7 +323,9 @@ def test_gradients_are_those_of_the_original() -> None:
     odd=st.booleans(),
     split=st.booleans(),
 )
-def test_shapes_and_scales(small: tuple[int, ...], times: tuple[int, ...], odd: bool, split: bool) -> None:
+def test_shapes_and_scales(
+    small: tuple[int, ...], times: tuple[int, ...], odd: bool, split: bool
+) -> None:
     size = [s * k + (odd and k > 1) for s, k in zip(small, times, strict=True)]
 
     def fn(x: Tensor, w: Tensor, b: Tensor) -> Tensor:

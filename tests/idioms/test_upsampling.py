@@ -1,4 +1,6 @@
-"""Upsampling is read off what is gathered, whatever its spelling; what is none of it is left as it is."""
+"""Upsampling is read off what is gathered, whatever its spelling; what is none of it is left as it
+is.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,17 @@ def read(fn: Callable[[Tensor], Tensor], *shape: int) -> upsampling.Upsampled:
     [
         (lambda x: x[:, :, twice(3)[:, None], twice(4)], (1, 2, 3, 4), (2, 2)),
         (lambda x: x[:, :, :, twice(3)], (1, 2, 5, 3, 4), (1, 2, 1)),
-        (lambda x: torch.cat([x[:, :, :1], x[:, :, 1:][:, :, twice(2)]], 2), (1, 2, 3, 4, 4), (2, 1, 1)),
+        (
+            lambda x: torch.cat([x[:, :, :1], x[:, :, 1:][:, :, twice(2)]], 2),
+            (1, 2, 3, 4, 4),
+            (2, 1, 1),
+        ),
     ],
     ids=["rows and columns", "rows", "every frame but the first"],
 )
-def test_repeats(fn: Callable[[Tensor], Tensor], shape: tuple[int, ...], repeats: tuple[int, ...]) -> None:
+def test_repeats(
+    fn: Callable[[Tensor], Tensor], shape: tuple[int, ...], repeats: tuple[int, ...]
+) -> None:
     found = read(fn, *shape)
     assert found.source.op == "placeholder"
     assert (found.repeats, found.skipped) == (repeats, int(shape[2] == 3 and len(shape) == 5))

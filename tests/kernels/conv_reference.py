@@ -32,8 +32,12 @@ def reference(
     for dim, repeat in enumerate(space, start=3):
         seen = seen.repeat_interleave(repeat, dim)
     (t0, t1), (h0, h1), (w0, w1) = conv.padding
-    seen = F.pad(seen, (w0, w1, h0, h1, 0, 0), "replicate" if conv.space == "replicate" else "constant")
-    seen = F.pad(seen, (0, 0, 0, 0, t0, t1), "replicate" if conv.time == "replicate" else "constant")
+    seen = F.pad(
+        seen, (w0, w1, h0, h1, 0, 0), "replicate" if conv.space == "replicate" else "constant"
+    )
+    seen = F.pad(
+        seen, (0, 0, 0, 0, t0, t1), "replicate" if conv.time == "replicate" else "constant"
+    )
     y = F.conv3d(
         seen,
         weight.double(),
@@ -68,4 +72,6 @@ def check(y: Tensor, exact: Tensor) -> None:
     assert y.is_contiguous(memory_format=torch.channels_last_3d)
     bound = UNIT[y.dtype] * exact.abs() + 2.0**-18
     error = (y.double() - exact).abs()
-    assert bool((error <= bound).all()), f"an error of {(error / bound).max().item():.3g} times the bound"
+    assert bool((error <= bound).all()), (
+        f"an error of {(error / bound).max().item():.3g} times the bound"
+    )

@@ -1,4 +1,6 @@
-"""The accuracy bar of the norm kernels: a float64 reference, and errors in units in the last place."""
+"""The accuracy bar of the norm kernels: a float64 reference, and errors in units in the
+last place.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ from torch import Tensor
 def assert_accurate(
     got: Tensor, exact: Tensor, original: Tensor, units: float = 1.0, terms: float = 0.0
 ) -> None:
-    """`got` errs against `exact` (float64) by at most the original's largest error and `units` in the last
-    place.
+    """`got` errs against `exact` (float64) by at most the original's largest error and `units` in
+    the last place.
 
     terms: the size of terms that may cancel; a unit in the last place of them is allowed, too.
     NaN and infinities must stand where `exact` has them.
@@ -18,7 +20,9 @@ def assert_accurate(
     assert got.shape == exact.shape
     assert got.dtype == original.dtype
     finite = exact.isfinite()
-    torch.testing.assert_close(got.double()[~finite], exact[~finite], equal_nan=True, rtol=0.0, atol=0.0)
+    torch.testing.assert_close(
+        got.double()[~finite], exact[~finite], equal_nan=True, rtol=0.0, atol=0.0
+    )
     if not bool(finite.any()):
         return
     info = torch.finfo(got.dtype)

@@ -1,4 +1,6 @@
-"""The rotation and the norm in plain torch, in any precision: what the rotary kernels are held to."""
+"""The rotation and the norm in plain torch, in any precision: what the rotary kernels are
+held to.
+"""
 
 import torch
 from torch import Tensor
@@ -14,7 +16,9 @@ def join_pairs(first: Tensor, second: Tensor, interleaved: bool) -> Tensor:
     return torch.cat([first, second], dim=-1)
 
 
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, width: int, wide: torch.dtype) -> Tensor:
+def rotate(
+    x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, width: int, wide: torch.dtype
+) -> Tensor:
     """x [B, S, H, D] with its first `width` channels rotated, computed and returned in `wide`."""
     x, cos, sin = x.to(wide), cos.to(wide), sin.to(wide)
     first, second = split_pairs(x[..., :width], interleaved)
@@ -31,9 +35,10 @@ def assert_is_the_formula(
 ) -> None:
     """`got` is the rotation of x computed in float32 and rounded once to got's dtype: bit for bit.
 
-    On a GPU the compiler makes a fused multiply-add of a * b - c * d, which leaves out the rounding of one of
-    the products. Allowed there: that product's half unit, the unit by which the result may then round
-    otherwise, and one of got's dtype where that is narrower. What is not rotated is a copy there, too.
+    On a GPU the compiler makes a fused multiply-add of a * b - c * d, which leaves out the rounding
+    of one of the products. Allowed there: that product's half unit, the unit by which the result
+    may then round otherwise, and one of got's dtype where that is narrower. What is not rotated is
+    a copy there, too.
     """
     expected = rotate(x, cos, sin, interleaved, width, torch.float32).to(got.dtype)
     assert (got.dtype, got.shape) == (expected.dtype, expected.shape)
@@ -41,15 +46,20 @@ def assert_is_the_formula(
         assert torch.equal(got, expected)
         return
     x, cos, sin = x.double().abs(), cos.double().abs(), sin.double().abs()
-    products = torch.maximum(*(rotate(x, cos, s, interleaved, width, torch.float64) for s in (sin, -sin)))
+    products = torch.maximum(
+        *(rotate(x, cos, s, interleaved, width, torch.float64) for s in (sin, -sin))
+    )
     allowed = 1.5 * torch.finfo(torch.float32).eps * products
     if got.dtype != torch.float32:
         allowed += (
-            torch.finfo(got.dtype).eps * expected.double().abs() + torch.finfo(got.dtype).smallest_normal
+            torch.finfo(got.dtype).eps * expected.double().abs()
+            + torch.finfo(got.dtype).smallest_normal
         )
     allowed[..., width:] = 0.0
     excess = (got.double() - expected.double()).abs() - allowed
-    assert bool((excess <= 0).all()), f"off by {excess.max():.3g} more than fused multiply-adds explain"
+    assert bool((excess <= 0).all()), (
+        f"off by {excess.max():.3g} more than fused multiply-adds explain"
+    )
 
 
 def rms_norm(
@@ -75,7 +85,9 @@ def rms_norm(
 def tables(
     batch: int, tokens: int, heads: int, width: int, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor]:
-    """Unrelated cos and sin values [batch, tokens, heads, width]: no two of a pair agree by accident."""
+    """Unrelated cos and sin values [batch, tokens, heads, width]: no two of a pair agree by
+    accident.
+    """
     return tuple(torch.randn(batch, tokens, heads, width).to(dtype) for _ in range(2))  # type: ignore[return-value]
 
 

@@ -28,16 +28,20 @@ def inputs(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor, 
 
 
 def check(out: Tensor, x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> None:
-    """No worse than the original up to one unit, and up to the cancellation that numerics_note tells of.
+    """No worse than the original up to one unit, and up to the cancellation that numerics_note
+    tells of.
 
-    E[x²] - E[x]² has a relative error of some float32 epsilons times E[x²] / Var[x], whatever the dtype of x.
+    E[x²] - E[x]² has a relative error of some float32 epsilons times E[x²] / Var[x], whatever the
+    dtype of x.
     """
     wide = x.double()
     exact = torch.group_norm(wide, groups, weight.double(), bias.double(), EPS)
     original = torch.group_norm(x, groups, weight, bias, EPS)
     grouped = wide.reshape(x.shape[0], groups, -1)
     condition = (grouped.square().mean(-1) / (grouped.var(-1, correction=0) + EPS)).max()
-    amplified = 8 * torch.finfo(torch.float32).eps * condition * (1 + exact.abs().max() + bias.abs().max())
+    amplified = (
+        8 * torch.finfo(torch.float32).eps * condition * (1 + exact.abs().max() + bias.abs().max())
+    )
     allowed = (original.double() - exact).abs().max() + ulp(exact, x.dtype) + amplified
     assert out.dtype == x.dtype and out.shape == x.shape
     excess = ((out.double() - exact).abs() / allowed).max().item()
@@ -46,7 +50,9 @@ def check(out: Tensor, x: Tensor, groups: int, weight: Tensor, bias: Tensor) -> 
 
 @pytest.mark.parametrize("version", ["0.1.12", "0.1.18", "0.1.20"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("shape", [(2, 8, 5, 7), (1, 32, 3, 4, 6), (3, 4), (2, 6, 9), (1, 8, 256, 256)])
+@pytest.mark.parametrize(
+    "shape", [(2, 8, 5, 7), (1, 32, 3, 4, 6), (3, 4), (2, 6, 9), (1, 8, 256, 256)]
+)
 def test_group_norm(shape: tuple[int, ...], dtype: torch.dtype, version: str) -> None:
     x, weight, bias = inputs(shape, dtype)
     with installed(version):
@@ -58,7 +64,10 @@ def test_group_norm(shape: tuple[int, ...], dtype: torch.dtype, version: str) ->
 @pytest.mark.parametrize("shape", [(0, 8, 4), (2, 8, 0)])
 def test_empty(shape: tuple[int, ...]) -> None:
     with installed():
-        assert adapter.group_norm(torch.empty(shape), 2, torch.ones(8), torch.ones(8), EPS).shape == shape
+        assert (
+            adapter.group_norm(torch.empty(shape), 2, torch.ones(8), torch.ones(8), EPS).shape
+            == shape
+        )
 
 
 X, W = torch.ones(2, 8, 4, 4).half(), torch.ones(8).half()
@@ -100,10 +109,14 @@ def test_a_missing_weight_or_bias_is_refused() -> None:
 
 def test_a_vector_is_refused() -> None:
     with installed():
-        assert "samples and channels" in (adapter.refusal(torch.ones(8), 2, torch.ones(8), W, EPS) or "")
+        assert "samples and channels" in (
+            adapter.refusal(torch.ones(8), 2, torch.ones(8), W, EPS) or ""
+        )
 
 
-@pytest.mark.parametrize("x", [X.to(memory_format=torch.channels_last), X.transpose(2, 3)[:, :, 1:]])
+@pytest.mark.parametrize(
+    "x", [X.to(memory_format=torch.channels_last), X.transpose(2, 3)[:, :, 1:]]
+)
 def test_other_memory_formats_are_refused(x: Tensor) -> None:
     with installed():
         assert "memory format" in (adapter.refusal(x, 2, W, W, EPS) or "")

@@ -79,7 +79,9 @@ def test_an_unknown_signature_is_not_called() -> None:
     with installed():
         (folder,) = __import__("aiter").__path__
         with open(f"{folder}/ops/rope.py", "w") as file:
-            file.write("def rope_cached_fwd(output, input, cos, sin):\n    raise NotImplementedError\n")
+            file.write(
+                "def rope_cached_fwd(output, input, cos, sin):\n    raise NotImplementedError\n"
+            )
         installation.reset()
         assert "rope_cached_fwd" not in installation.find().features
 
@@ -102,7 +104,9 @@ def test_the_answer_is_remembered_until_reset() -> None:
         (None, (0, 1, 17), False),
     ],
 )
-def test_versions_compare_by_number(version: str | None, wanted: tuple[int, ...], expected: bool) -> None:
+def test_versions_compare_by_number(
+    version: str | None, wanted: tuple[int, ...], expected: bool
+) -> None:
     assert installation.Installation("usable", version, "").at_least(*wanted) is expected
 
 
@@ -154,7 +158,11 @@ def test_sparse_tensors_are_refused() -> None:
 
 
 def test_nothing_runs_under_a_fake_tensor_mode() -> None:
-    with installed(), FakeTensorMode(), pytest.raises(contract.AiterContractError, match="FakeTensorMode"):
+    with (
+        installed(),
+        FakeTensorMode(),
+        pytest.raises(contract.AiterContractError, match="FakeTensorMode"),
+    ):
         group_norm.group_norm(torch.ones(1, 4, 8), 2, torch.ones(4), torch.ones(4), 1e-5)
 
 

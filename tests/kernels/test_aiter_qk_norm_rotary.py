@@ -24,7 +24,9 @@ def tables(tokens: int, entries: int) -> tuple[Tensor, Tensor]:
 
 def graph(x: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     """diffusers' RMSNorm, then the rotation in float32."""
-    normed = (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + EPS)).to(x.dtype) * weight
+    normed = (x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + EPS)).to(
+        x.dtype
+    ) * weight
     return turned(normed.float(), cos, sin, interleaved).to(x.dtype)
 
 
@@ -97,7 +99,8 @@ def test_empty() -> None:
 Q, W = torch.ones(2, 8, 4, 64).half(), torch.ones(64).half()
 WIDE_COS, WIDE_SIN = tables(8, 64)
 
-# What is changed about the call, and what the reason says; in each of them aiter itself comes to harm.
+# What is changed about the call, and what the reason says; in each of them aiter itself comes to
+# harm.
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "dtype": (call(q=Q.float(), k=Q.float(), wq=W.float(), wk=W.float()), "q is float32"),
     "k dtype": (call(k=Q.bfloat16()), "k is bfloat16 and q is float16"),
@@ -105,7 +108,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "wk dtype": (call(wk=W.float()), "wk is float32 and q is float16"),
     "k tokens": (call(k=Q[:, :4].contiguous()), "aiter goes by q's for both"),
     "k batch": (call(k=Q[:1]), "aiter goes by q's for both"),
-    "head size": (call(q=torch.ones(2, 8, 4, 96).half(), k=torch.ones(2, 8, 4, 96).half()), "head size 96"),
+    "head size": (
+        call(q=torch.ones(2, 8, 4, 96).half(), k=torch.ones(2, 8, 4, 96).half()),
+        "head size 96",
+    ),
     "full-width weight": (call(wq=torch.ones(256).half()), "wq has shape [256]"),
     "weight strided": (call(wk=torch.ones(128).half()[::2]), "wk has stride 2"),
     "q strided": (call(q=torch.ones(2, 4, 8, 64).half().transpose(1, 2)), "q has strides"),
@@ -113,7 +119,10 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "offset": (call(q=torch.ones(4097).half()[1:].view(2, 8, 4, 64)), "q begins at element 1"),
     "weight offset": (call(wq=torch.ones(65).half()[1:]), "wq begins at element 1"),
     "table width": (call(cos=WIDE_COS, sin=WIDE_SIN), "64 entries per token"),
-    "short table": (call(cos=tables(7, 32)[0], sin=tables(7, 32)[1]), "cos has 7 rows for 8 tokens"),
+    "short table": (
+        call(cos=tables(7, 32)[0], sin=tables(7, 32)[1]),
+        "cos has 7 rows for 8 tokens",
+    ),
     "no heads": (call(k=Q[:, :, :0].contiguous()), "at least one of each"),
     "batch": (
         call(q=Q[:1, :1, :1].expand(65536, 1, 1, 64), k=Q[:1, :1, :1].expand(65536, 1, 1, 64)),
@@ -161,7 +170,20 @@ def test_a_low_precision_table_harms_the_double() -> None:
         table = adapter.prepare_table(a["cos"], a["sin"]).half()
         with pytest.raises(ContractViolation, match="cos_sin"):
             fused_qk_norm_rope_1way(
-                a["q"], a["k"], W, W, table, 2, 8, 4, 2, 64, True, EPS, a["q"].clone(), a["k"].clone()
+                a["q"],
+                a["k"],
+                W,
+                W,
+                table,
+                2,
+                8,
+                4,
+                2,
+                64,
+                True,
+                EPS,
+                a["q"].clone(),
+                a["k"].clone(),
             )
 
 
@@ -189,13 +211,17 @@ def test_two_gibibytes_are_refused() -> None:
 
     q = torch.empty(64, 2**14, 16, 64, device="meta").half()
     on_meta = {name: call()[name].to("meta") for name in ("wq", "wk")}
-    cos, sin = (t.expand(1, 2**14, 1, 32).to("meta") for t in (call()["cos"][:, :1], call()["sin"][:, :1]))
+    cos, sin = (
+        t.expand(1, 2**14, 1, 32).to("meta") for t in (call()["cos"][:, :1], call()["sin"][:, :1])
+    )
     with installed(), mock.patch.object(contract, "DEVICE_TYPES", frozenset({"meta"})):
         assert "2.00 GiB" in (adapter.refusal(**call(q=q, k=q, cos=cos, sin=sin, **on_meta)) or "")
         assert adapter.refusal(**call(q=q[:63], k=q[:63], cos=cos, sin=sin, **on_meta)) is None
 
 
-@pytest.mark.parametrize(("version", "text"), [("0.1.12", "no fused_qk_norm"), ("0.1.15", "out of bounds")])
+@pytest.mark.parametrize(
+    ("version", "text"), [("0.1.12", "no fused_qk_norm"), ("0.1.15", "out of bounds")]
+)
 def test_old_versions_are_refused(version: str, text: str) -> None:
     with installed(version):
         assert text in (adapter.refusal(**call()) or "")
@@ -243,9 +269,14 @@ def test_either_a_reason_or_the_right_answer(
     cos, sin = tables(tokens, head_size // 2 * entries)
     arguments = {"q": q, "k": k, "wq": wq, "wk": wk, "cos": cos, "sin": sin, "eps": EPS}
     with installed(version):
-        if adapter.refusal(**arguments, interleaved=interleaved, round_before_weight=mode) is not None:
+        if (
+            adapter.refusal(**arguments, interleaved=interleaved, round_before_weight=mode)
+            is not None
+        ):
             return
-        outputs = adapter.qk_norm_rotary(**arguments, interleaved=interleaved, round_before_weight=mode)
+        outputs = adapter.qk_norm_rotary(
+            **arguments, interleaved=interleaved, round_before_weight=mode
+        )
     for out, x, weight in zip(outputs, (q, k), (wq, wk), strict=True):
         assert out.shape == x.shape
         if out.numel():

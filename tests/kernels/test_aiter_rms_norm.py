@@ -18,7 +18,9 @@ EPS = 1e-6
 HALVES = (torch.float16, torch.bfloat16)
 
 
-def graph(x: Tensor, weight: Tensor, round_before_weight: bool, dtype: torch.dtype = torch.float32) -> Tensor:
+def graph(
+    x: Tensor, weight: Tensor, round_before_weight: bool, dtype: torch.dtype = torch.float32
+) -> Tensor:
     """What the graph computes: in float32 as the original does, in float64 for the exact answer."""
     norm = x.to(dtype) * torch.rsqrt(x.to(dtype).square().mean(-1, keepdim=True) + EPS)
     if dtype == torch.float64:
@@ -37,8 +39,12 @@ def inputs(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("arch", ["gfx942", "gfx950"])
 @pytest.mark.parametrize("dtype", [*HALVES, torch.float32])
 @pytest.mark.parametrize("round_before_weight", [False, True])
-@pytest.mark.parametrize("shape", [(5, 128), (2, 3, 4, 64), (1, 2560), (3, 8194), (3, 10000), (2, 8200)])
-def test_rms_norm(shape: tuple[int, ...], round_before_weight: bool, dtype: torch.dtype, arch: str) -> None:
+@pytest.mark.parametrize(
+    "shape", [(5, 128), (2, 3, 4, 64), (1, 2560), (3, 8194), (3, 10000), (2, 8200)]
+)
+def test_rms_norm(
+    shape: tuple[int, ...], round_before_weight: bool, dtype: torch.dtype, arch: str
+) -> None:
     x, weight = inputs(shape, dtype)
     with installed(arch=arch):
         out = adapter.rms_norm(x, weight, EPS, round_before_weight=round_before_weight)
@@ -69,7 +75,9 @@ def test_without_truncation_it_is_bit_equal(dtype: torch.dtype, round_before_wei
     ids=["row-strided", "transposed", "permuted", "every other", "expanded", "offset"],
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_strides(shape: tuple[int, ...], stride: tuple[int, ...], offset: int, dtype: torch.dtype) -> None:
+def test_strides(
+    shape: tuple[int, ...], stride: tuple[int, ...], offset: int, dtype: torch.dtype
+) -> None:
     x = torch.randn(4096).to(dtype).as_strided(shape, stride, offset)
     weight = torch.randn(64).to(dtype)
     with installed(arch="gfx950"):
@@ -105,7 +113,9 @@ def test_add_rms_norm(
     x, weight = inputs(shape, dtype)
     residual = torch.randn(shape).to(dtype)
     with installed(arch=arch):
-        out, total = adapter.add_rms_norm(x, residual, weight, EPS, round_before_weight=round_before_weight)
+        out, total = adapter.add_rms_norm(
+            x, residual, weight, EPS, round_before_weight=round_before_weight
+        )
     assert_no_worse(total, x + residual, x.double() + residual.double())
     assert arch == "gfx942" or torch.equal(total, x + residual)
     exact = graph(x.double() + residual.double(), weight, round_before_weight, torch.float64)
@@ -134,7 +144,8 @@ def test_empty(shape: tuple[int, ...]) -> None:
 
 X, W = torch.ones(4, 64).half(), torch.ones(64).half()
 
-# x, weight, round_before_weight, version, what the reason says; in each of them aiter itself comes to harm.
+# x, weight, round_before_weight, version, what the reason says; in each of them aiter itself comes
+# to harm.
 REFUSED = {
     "dtype": (X.double(), W.double(), False, "0.1.20", "x is float64"),
     "integers": (X.short(), W.short(), False, "0.1.20", "x is int16"),
@@ -144,8 +155,20 @@ REFUSED = {
     "weight strided": (X, torch.ones(128).half()[::2], False, "0.1.20", "stride 2"),
     "weight offset": (X, torch.ones(65).half()[1:], False, "0.1.20", "weight begins at element 1"),
     "weight 2-D": (X, W[None], False, "0.1.20", "shape [1, 64]"),
-    "odd": (torch.ones(2, 769).half(), torch.ones(769).half(), False, "0.1.20", "hidden size 769 is odd"),
-    "wide": (torch.ones(2, 8194).half(), torch.ones(8194).half(), False, "0.1.17", "8194 is over 8192"),
+    "odd": (
+        torch.ones(2, 769).half(),
+        torch.ones(769).half(),
+        False,
+        "0.1.20",
+        "hidden size 769 is odd",
+    ),
+    "wide": (
+        torch.ones(2, 8194).half(),
+        torch.ones(8194).half(),
+        False,
+        "0.1.17",
+        "8194 is over 8192",
+    ),
     "float32, old": (X.float(), W.float(), False, "0.1.17", "x is float32"),
     "hidden 0": (torch.ones(2, 0).half(), torch.ones(0).half(), False, "0.1.20", "hidden size 0"),
 }
@@ -169,7 +192,8 @@ def test_the_double_comes_to_harm(case: str) -> None:
     with installed(version):
         from aiter.ops.rmsnorm import rmsnorm2d_fwd, rmsnorm2d_fwd_with_add
 
-        # float64 goes to the kernel that checks in Python, and so raises an AssertionError of its own.
+        # float64 goes to the kernel that checks in Python, and so raises an AssertionError of its
+        # own.
         harm = AssertionError if case == "dtype" else ContractViolation
         with pytest.raises(harm):
             rmsnorm2d_fwd(x, weight, EPS, use_model_sensitive_rmsnorm=int(mode))
@@ -212,7 +236,9 @@ def test_a_residual_of_another_dtype_is_refused() -> None:
         from aiter.ops.rmsnorm import rmsnorm2d_fwd_with_add
 
         with pytest.raises(ContractViolation):
-            rmsnorm2d_fwd_with_add(torch.empty_like(X), X, X.bfloat16(), torch.empty_like(X), W, EPS)
+            rmsnorm2d_fwd_with_add(
+                torch.empty_like(X), X, X.bfloat16(), torch.empty_like(X), W, EPS
+            )
 
 
 @pytest.mark.parametrize("round_before_weight", [False, True])
@@ -270,7 +296,12 @@ def test_permuted_input_fails_aiters_own_check() -> None:
     ("dtype", "mode", "arch", "said"),
     [
         (torch.bfloat16, False, "gfx942", {"truncates", "ffast-math", "denormals"}),
-        (torch.bfloat16, True, "gfx1100", {"truncates", "after the weight only", "ffast-math", "denormals"}),
+        (
+            torch.bfloat16,
+            True,
+            "gfx1100",
+            {"truncates", "after the weight only", "ffast-math", "denormals"},
+        ),
         (torch.bfloat16, True, "gfx950", {"denormals"}),
         (torch.bfloat16, False, "gfx950", {"ffast-math", "denormals"}),
         (torch.float16, False, "gfx942", {"ffast-math"}),
@@ -279,7 +310,10 @@ def test_permuted_input_fails_aiters_own_check() -> None:
     ],
 )
 def test_numerics_note(dtype: torch.dtype, mode: bool, arch: str, said: set[str]) -> None:
-    note = adapter.numerics_note(torch.ones(2, 64, dtype=dtype), round_before_weight=mode, arch=arch) or ""
+    note = (
+        adapter.numerics_note(torch.ones(2, 64, dtype=dtype), round_before_weight=mode, arch=arch)
+        or ""
+    )
     words = ("truncates", "after the weight only", "ffast-math", "denormals")
     assert {word for word in words if word in note} == said
     assert (note == "") == (not said)
@@ -292,7 +326,9 @@ def test_numerics_note_of_the_unrounded_sum() -> None:
     )
     assert adapter.add_numerics_note(half, round_before_weight=True, arch="gfx950") is None
     wide = torch.ones(2, 10000).half()
-    assert "only a part" in (adapter.add_numerics_note(wide, round_before_weight=False, arch="gfx950") or "")
+    assert "only a part" in (
+        adapter.add_numerics_note(wide, round_before_weight=False, arch="gfx950") or ""
+    )
 
 
 def test_truncating_twice_would_miss_the_bar() -> None:
@@ -320,7 +356,9 @@ def test_truncation_is_real() -> None:
 @given(
     lead=st.lists(st.sampled_from([1, 2, 3, 3, 0]), max_size=3),
     hidden=st.sampled_from([2, 6, 8, 64, 130, 8192, 8200, 129, 8193, 1, 0]),
-    dtype=st.sampled_from([torch.float16, torch.bfloat16, torch.float32] * 3 + [torch.float64, torch.int16]),
+    dtype=st.sampled_from(
+        [torch.float16, torch.bfloat16, torch.float32] * 3 + [torch.float64, torch.int16]
+    ),
     weight_dtype=st.sampled_from([None] * 6 + [torch.float32]),
     step=st.sampled_from([1, 1, 2]),
     flipped=st.booleans(),

@@ -21,9 +21,16 @@ def tables(tokens: int, entries: int, dtype: torch.dtype = torch.float32) -> tup
 
 
 def graph(
-    x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, rotated: int, dtype: torch.dtype = torch.float32
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    interleaved: bool,
+    rotated: int,
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """What the graph computes, channel by channel: in float32 as it does, or in float64, exactly."""
+    """What the graph computes, channel by channel: in float32 as it does, or in float64,
+    exactly.
+    """
     out = x.to(dtype, copy=True)
     half = rotated // 2
     for pair in range(half):
@@ -35,7 +42,9 @@ def graph(
     return out if dtype == torch.float64 else out.to(x.dtype)
 
 
-def check(out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, rotated: int) -> None:
+def check(
+    out: Tensor, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, rotated: int
+) -> None:
     original = graph(x, cos, sin, interleaved, rotated)
     assert_no_worse(out, original, graph(x, cos, sin, interleaved, rotated, torch.float64))
     assert out.is_contiguous()
@@ -69,7 +78,13 @@ def test_rotary(
         torch.randn(1, 7, 1, 64).expand(2, 7, 3, 64),
         torch.randn(1, 7, 1, 64).as_strided((1, 7, 1, 64), (3, 64, 5, 1)),
     ],
-    ids=["heads first", "slice of qkv", "half of the channels", "expanded", "odd strides of size 1"],
+    ids=[
+        "heads first",
+        "slice of qkv",
+        "half of the channels",
+        "expanded",
+        "odd strides of size 1",
+    ],
 )
 def test_strides(x: Tensor) -> None:
     cos, sin = tables(7, 32)
@@ -126,10 +141,22 @@ REFUSED: dict[str, tuple[Tensor, Tensor, Tensor, int | None, str]] = {
         None,
         "differs between 2 samples",
     ),
-    "table per head": (X, COS.repeat(1, 1, 3, 1), SIN.repeat(1, 1, 3, 1), None, "differs between 3 heads"),
+    "table per head": (
+        X,
+        COS.repeat(1, 1, 3, 1),
+        SIN.repeat(1, 1, 3, 1),
+        None,
+        "differs between 3 heads",
+    ),
     "short table": (X, COS[:, :7], SIN[:, :7], None, "cos has 7 rows for 8 tokens"),
     "long table": (X, *tables(9, 32), None, "cos has 9 rows for 8 tokens"),
-    "short sine": (X, COS, SIN[..., :16], None, "cos has shape [1, 8, 1, 32] and sin [1, 8, 1, 16]"),
+    "short sine": (
+        X,
+        COS,
+        SIN[..., :16],
+        None,
+        "cos has shape [1, 8, 1, 32] and sin [1, 8, 1, 16]",
+    ),
     "table width": (X, *tables(8, 24), None, "24 entries per token: 32 or 64"),
     "odd rotation": (X, *tables(8, 31), 31, "31 of 64 channels"),
     "no rotation": (X, *tables(8, 0), 0, "0 of 64 channels"),
@@ -138,7 +165,13 @@ REFUSED: dict[str, tuple[Tensor, Tensor, Tensor, int | None, str]] = {
     "last stride": (torch.ones(2, 8, 3, 128).half()[..., ::2], COS, SIN, None, "last stride 2"),
     "offset": (torch.ones(2, 8, 3, 68).half()[..., 2:66], COS, SIN, None, "from element 2"),
     "stride": (ODD[..., :64], COS, SIN, None, "multiples of 4"),
-    "2 GiB": (torch.ones(64).half().as_strided((2**20, 8, 2, 64), (0, 0, 0, 1)), COS, SIN, None, "2.00 GiB"),
+    "2 GiB": (
+        torch.ones(64).half().as_strided((2**20, 8, 2, 64), (0, 0, 0, 1)),
+        COS,
+        SIN,
+        None,
+        "2.00 GiB",
+    ),
 }
 
 
@@ -156,7 +189,8 @@ def test_refused(case: str) -> None:
             adapter.rotary_pair(x, x, cos, sin, interleaved=True, rotated=rotated)
 
 
-# What aiter itself is given, and comes to harm by: x [S, B, H, D], cos, sin, style, one entry per pair.
+# What aiter itself is given, and comes to harm by: x [S, B, H, D], cos, sin, style, one entry per
+# pair.
 S = torch.ones(8, 2, 3, 64).half()
 C = torch.ones(8, 1, 1, 32)
 HARMFUL: dict[str, tuple[Tensor, Tensor, Tensor, int, bool]] = {
@@ -215,7 +249,12 @@ def test_unlike_pairs_are_refused_and_harm_the_double(k: Tensor, text: str) -> N
 
         with pytest.raises(ContractViolation):
             rope_cached_2c_fwd(
-                X.transpose(0, 1), k.transpose(0, 1), *adapter.prepare_tables(COS, SIN), 1, True, False
+                X.transpose(0, 1),
+                k.transpose(0, 1),
+                *adapter.prepare_tables(COS, SIN),
+                1,
+                True,
+                False,
             )
 
 

@@ -49,7 +49,9 @@ def test_none(compiled: list[dict[str, Any]], figure: str) -> None:
 def test_matrix_instructions(compiled: list[dict[str, Any]]) -> None:
     """MFMA or WMMA wherever the architecture has them for the dtype."""
     without = [named(r) for r in compiled if not r["matrix_instructions"]]
-    assert without == [named(r) for r in compiled if r["arch"] in RDNA and r["shape"].endswith("fp32")]
+    assert without == [
+        named(r) for r in compiled if r["arch"] in RDNA and r["shape"].endswith("fp32")
+    ]
 
 
 def test_wide_loads(compiled: list[dict[str, Any]]) -> None:

@@ -25,8 +25,16 @@ LAUNCHED = {
     "rotation": ["rotary_heads_kernel"],
     "norm and rotation": ["rotary_heads_kernel"],
     "channel norm": ["channel_norm_kernel"],
-    "group norm": ["group_norm_partials_kernel", "group_norm_combine_kernel", "group_norm_apply_kernel"],
-    "turned": ["group_norm_partials_kernel", "group_norm_combine_kernel", "group_norm_apply_kernel"],
+    "group norm": [
+        "group_norm_partials_kernel",
+        "group_norm_combine_kernel",
+        "group_norm_apply_kernel",
+    ],
+    "turned": [
+        "group_norm_partials_kernel",
+        "group_norm_combine_kernel",
+        "group_norm_apply_kernel",
+    ],
     "joined": [
         "channel_norm_kernel",
         "copy_frames_kernel",
@@ -48,7 +56,9 @@ OPAQUE = ("by a library", "by python")
 
 @pytest.fixture(scope="module")
 def answers() -> Any:
-    """In a process of its own: here the kernels are interpreted, and there torch believes in a GPU."""
+    """In a process of its own: here the kernels are interpreted, and there torch believes
+    in a GPU.
+    """
     return inductor_for_amd.answers_of("tests.inductor_for_amd", *LAUNCHED, *OPAQUE)
 
 
@@ -56,9 +66,9 @@ def answers() -> Any:
 def test_launches_stand_in_the_generated_code(answers: Any, case: str) -> None:
     call = answers[case]["call"]
     assert "torch.ops.rocm_passes" not in call
-    assert [re.sub(r"_\d+$", "", name) for name in re.findall(r"(\w+_kernel_\d+)\.run\(", call)] == LAUNCHED[
-        case
-    ]
+    assert [
+        re.sub(r"_\d+$", "", name) for name in re.findall(r"(\w+_kernel_\d+)\.run\(", call)
+    ] == LAUNCHED[case]
 
 
 @pytest.mark.parametrize("case", LAUNCHED)
@@ -78,7 +88,9 @@ def test_neighbours_are_not_copied_for_the_launch(answers: Any) -> None:
 
 def test_a_launch_like_an_earlier_one_has_the_same_arguments(answers: Any) -> None:
     """But for its tensors."""
-    first, second = re.findall(r"fused_norm_kernel_\d+\.run\((.*?), stream", answers["twice"]["call"])
+    first, second = re.findall(
+        r"fused_norm_kernel_\d+\.run\((.*?), stream", answers["twice"]["call"]
+    )
 
     def numbers(arguments: str) -> list[str]:
         return ["tensor" if not a.isdigit() else a for a in arguments.split(", ")]
@@ -88,7 +100,9 @@ def test_a_launch_like_an_earlier_one_has_the_same_arguments(answers: Any) -> No
 
 
 def test_what_turns_a_result_is_tiled(answers: Any) -> None:
-    """Inductor sees the layout in which our kernel wrote: its copy goes over channels and over pixels."""
+    """Inductor sees the layout in which our kernel wrote: its copy goes over channels and over
+    pixels.
+    """
     (sizes,) = re.findall(
         r"triton_poi_fused_\d+\.run\(buf\d+, buf\d+, (.*?), stream", answers["turned"]["call"]
     )
@@ -96,7 +110,9 @@ def test_what_turns_a_result_is_tiled(answers: Any) -> None:
 
 
 def test_a_result_behind_other_frames_is_written_where_it_belongs(answers: Any) -> None:
-    """One allocation for each whole video (and the statistics'), channels-last; and none for the norm alone."""
+    """One allocation for each whole video (and the statistics'), channels-last; and none for the
+    norm alone.
+    """
     allocated = re.findall(
         r"empty_strided_cuda\(\((.*?)\), \((.*?)\), torch.bfloat16", answers["joined"]["call"]
     )
@@ -111,7 +127,9 @@ def test_a_padded_tensor_is_written_once_in_the_layout_that_was_asked_for(answer
 
 
 @pytest.mark.parametrize("case", OPAQUE)
-def test_a_librarys_lowering_stays_one_call_and_so_does_launch_python(answers: Any, case: str) -> None:
+def test_a_librarys_lowering_stays_one_call_and_so_does_launch_python(
+    answers: Any, case: str
+) -> None:
     assert "torch.ops.rocm_passes.rms_norm.default" in answers[case]["call"]
     assert answers[case]["kernels"] == {}
 

@@ -1,4 +1,6 @@
-"""The kernels compiled for AMD's architectures: no spills, no scratch, no fp64, 16-byte accesses."""
+"""The kernels compiled for AMD's architectures: no spills, no scratch, no fp64, 16-byte
+accesses.
+"""
 
 from __future__ import annotations
 
@@ -125,9 +127,19 @@ def test_refuses_to_run_interpreted(
 
 @pytest.mark.exhaustive
 def test_integers_that_are_one_compile() -> None:
-    """A launch makes a constexpr of an integer that is 1: what only values can do fails to compile then."""
+    """A launch makes a constexpr of an integer that is 1: what only values can do fails to compile
+    then.
+    """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "rocm_passes.bench.isa", "--ones", "--json", "--arch", "gfx942"]
+    command = [
+        sys.executable,
+        "-m",
+        "rocm_passes.bench.isa",
+        "--ones",
+        "--json",
+        "--arch",
+        "gfx942",
+    ]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     compiled = {json.loads(line)["kernel"] for line in done.stdout.splitlines()}

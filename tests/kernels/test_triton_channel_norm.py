@@ -26,7 +26,11 @@ FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 pytestmark = [pytest.mark.pairwise, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 # Orders of the dims of [N, C, T, H, W] in memory, slowest first.
-ORDERS = {"contiguous": (0, 1, 2, 3, 4), "channels-last": (0, 2, 3, 4, 1), "frames outside": (0, 2, 1, 3, 4)}
+ORDERS = {
+    "contiguous": (0, 1, 2, 3, 4),
+    "channels-last": (0, 2, 3, 4, 1),
+    "frames outside": (0, 2, 1, 3, 4),
+}
 
 
 def video(shape: tuple[int, ...], order: str, dtype: torch.dtype = FP32, seed: int = 0) -> Tensor:
@@ -53,7 +57,8 @@ def test_wans_norm_and_silu(channels: int, dtype: torch.dtype, order: str) -> No
     gamma = video((1, channels, 1, 1, 1), "contiguous", dtype, seed=1)[0]
     got = channel_norm(x, gamma, scale=channels**0.5, silu=True, round_before_weight=True)
     assert got.stride() == x.stride()
-    # On a GPU the squares are summed in another order, which moves 1 / length, and all of its pixel, by a unit.
+    # On a GPU the squares are summed in another order, which moves 1 / length, and all of its
+    # pixel, by a unit.
     units = 2.0 if torch.cuda.is_available() and dtype == FP32 else 1.0
     assert_accurate(got, wan(x.double(), gamma.double()), wan(x, gamma), units)
 
@@ -81,7 +86,9 @@ def test_the_widest_vaes() -> None:
         x = video((1, channels, 1, 2, 3), "contiguous")
         got = channel_norm(x, scale=channels**0.5)
         assert_accurate(
-            got, F.normalize(x.double(), dim=1) * channels**0.5, F.normalize(x, dim=1) * channels**0.5
+            got,
+            F.normalize(x.double(), dim=1) * channels**0.5,
+            F.normalize(x, dim=1) * channels**0.5,
         )
 
 
@@ -163,7 +170,11 @@ def test_silu_of_large_values_is_exact_in_fp32() -> None:
 @settings(max_examples=examples(20), deadline=None, derandomize=True)
 @given(
     shape=st.tuples(
-        st.integers(1, 2), st.integers(1, 70), st.integers(1, 3), st.integers(1, 6), st.integers(1, 6)
+        st.integers(1, 2),
+        st.integers(1, 70),
+        st.integers(1, 3),
+        st.integers(1, 6),
+        st.integers(1, 6),
     ),
     order=st.sampled_from(sorted(ORDERS)),
     form=st.sampled_from(["l2", "mean"]),
@@ -173,7 +184,9 @@ def test_any_shape(shape: tuple[int, ...], order: str, form: str, dtype: torch.d
     x = video(shape, order, dtype)
 
     def original(x: Tensor) -> Tensor:
-        return ltx2(x, 1e-6) if form == "mean" else F.normalize(wide(x), dim=1, eps=1e-6).to(x.dtype)
+        return (
+            ltx2(x, 1e-6) if form == "mean" else F.normalize(wide(x), dim=1, eps=1e-6).to(x.dtype)
+        )
 
     got = channel_norm(x, form=form, eps=1e-6)  # type: ignore[arg-type]
     assert got.stride() == torch.empty_like(x).stride()

@@ -319,7 +319,9 @@ ARCHITECTURES = ("sm_90", "sm_86", "gfx942", "gfx950", "gfx1100", "gfx1201", "")
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 @pytest.mark.parametrize("itemsize", [2, 4])
 def test_every_problem_has_a_tile(arch: str, itemsize: int) -> None:
-    for pixels, channels, out in itertools.product((1, 6240, 2**24), (1, 3, 96, 1024), (1, 3, 96, 384, 8192)):
+    for pixels, channels, out in itertools.product(
+        (1, 6240, 2**24), (1, 3, 96, 1024), (1, 3, 96, 384, 8192)
+    ):
         tile = choose_tile(arch, itemsize, pixels, channels, out)
         assert tile.columns + tile.more_columns >= min(out, 16)
 

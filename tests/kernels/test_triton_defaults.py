@@ -1,4 +1,6 @@
-"""Triton 3.6 takes a default argument of a helper for a plain Python value: a string fails to compile on a GPU."""
+"""Triton 3.6 takes a default argument of a helper for a plain Python value: a string fails to
+compile on a GPU.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ import rocm_passes
 KERNELS = Path(rocm_passes.__file__).parent / "kernels" / "triton"
 
 
-@pytest.mark.parametrize("file", sorted(KERNELS.rglob("*.py")), ids=lambda f: str(f.relative_to(KERNELS)))
+@pytest.mark.parametrize(
+    "file", sorted(KERNELS.rglob("*.py")), ids=lambda f: str(f.relative_to(KERNELS))
+)
 def test_device_code_has_no_text_among_its_defaults(file: Path) -> None:
     for node in ast.walk(ast.parse(file.read_text())):
         if not isinstance(node, ast.FunctionDef):

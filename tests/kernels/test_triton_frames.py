@@ -1,4 +1,6 @@
-"""Frames copied between layouts, bit for bit; and the norms' kernels that write into a part of a video."""
+"""Frames copied between layouts, bit for bit; and the norms' kernels that write into a part of a
+video.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def test_any_shape(
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_frames_apart_and_frames_repeated(layout: str) -> None:
-    """Frames of [T, C, H, W] as one video, every second frame of one, and one frame for all of them."""
+    """Frames of [T, C, H, W] as one video, every second frame of one, and one frame for all of
+    them.
+    """
     x = video((1, 6, 4, 3, 5), "contiguous", BF16)
     of_frames = x[0].permute(1, 0, 2, 3).contiguous().permute(1, 0, 2, 3)[None]
     for each in (of_frames, x[:, :, ::2], x[:, :, :1].expand(1, 6, 4, 3, 5)):
@@ -110,7 +114,9 @@ NORMS: dict[str, Callable[..., Tensor]] = {
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", [FP32, BF16])
-def test_norms_write_where_they_are_told(dtype: torch.dtype, layout: str, order: str, norm: str) -> None:
+def test_norms_write_where_they_are_told(
+    dtype: torch.dtype, layout: str, order: str, norm: str
+) -> None:
     """What the kernel returns by itself; two samples, so that there is a gap between them."""
     x = video((2, 6, 3, 4, 5), order, dtype)
     whole = joined(x, 2, layout)
@@ -123,7 +129,9 @@ def test_norms_write_where_they_are_told(dtype: torch.dtype, layout: str, order:
 @pytest.mark.parametrize("norm", NORMS)
 def test_norms_refuse_other_places(norm: str) -> None:
     x = torch.ones(1, 6, 2, 4, 4)
-    with pytest.raises(ValueError, match=r"out has shape \(1, 6, 3, 4, 4\) and x \(1, 6, 2, 4, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"out has shape \(1, 6, 3, 4, 4\) and x \(1, 6, 2, 4, 4\)"
+    ):
         NORMS[norm](x, out=torch.ones(1, 6, 3, 4, 4))
     with pytest.raises(ValueError, match="at equal distances"):
         NORMS[norm](x, out=torch.ones(1, 6, 2, 4, 6)[..., :4])
@@ -131,20 +139,25 @@ def test_norms_refuse_other_places(norm: str) -> None:
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("module", ["channel_norm_kernel", "group_norm_launch"])
-def test_64_bit_offsets_into_a_video(monkeypatch: pytest.MonkeyPatch, module: str, norm: str) -> None:
+def test_64_bit_offsets_into_a_video(
+    monkeypatch: pytest.MonkeyPatch, module: str, norm: str
+) -> None:
     monkeypatch.setattr(f"rocm_passes.kernels.triton.norms.{module}.INT32_MAX", 10)
     test_norms_write_where_they_are_told(BF16, "channels-last", "channels-last", norm)
 
 
 def arguments(operator: Operator, x: Tensor, **given: object) -> list[object]:
     every = {
-        "x": x, "groups": 2, "form": "l2", "eps": 1e-6, "scale": 2.0, "silu": True, "rounds_between": False,
+        "x": x, "groups": 2, "form": "l2", "eps": 1e-6, "scale": 2.0, "silu": True,
+        "rounds_between": False,
         "out_dtype": x.dtype, "repeat_first": 0,
     } | given  # fmt: skip
     return [every.get(name) for name in operator.parameters]
 
 
-@pytest.mark.parametrize("operator", [channel_op.CHANNEL_NORM, group_op.GROUP_NORM], ids=lambda o: o.name)
+@pytest.mark.parametrize(
+    "operator", [channel_op.CHANNEL_NORM, group_op.GROUP_NORM], ids=lambda o: o.name
+)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("frames", ["front", "repeat_first"])
 def test_operators_put_frames_in_front(frames: str, order: str, operator: Operator) -> None:
@@ -153,7 +166,9 @@ def test_operators_put_frames_in_front(frames: str, order: str, operator: Operat
     front = video((1, 6, 2, 4, 5), "contiguous", seed=1)
     given: dict[str, object] = {"front": front} if frames == "front" else {"repeat_first": 2}
     alone = where_kernels_run(operator.overload)(*arguments(operator, x), "triton")
-    expected = torch.cat([front if frames == "front" else alone[:, :, :1].expand(1, 6, 2, 4, 5), alone], 2)
+    expected = torch.cat(
+        [front if frames == "front" else alone[:, :, :1].expand(1, 6, 2, 4, 5), alone], 2
+    )
     by_kernel = where_kernels_run(operator.overload)(*arguments(operator, x, **given), "triton")
     by_reference = operator.overload(*arguments(operator, x, **given), "reference")
     on_meta = {k: v.to("meta") if isinstance(v, Tensor) else v for k, v in given.items()}

@@ -28,7 +28,9 @@ def test_a_batch_of_more_than_an_axis_takes() -> None:
 @pytest.mark.parametrize("per_sample", [False, True])
 @pytest.mark.parametrize("tokens", [1, 7, 19])
 def test_samples_and_tokens_on_one_axis(tokens: int, per_sample: bool) -> None:
-    """Each program finds its own sample and tokens, q's and k's, where tokens fill no whole number of tiles."""
+    """Each program finds its own sample and tokens, q's and k's, where tokens fill no whole number
+    of tiles.
+    """
     torch.manual_seed(0)
     q, k = torch.randn(5, tokens, 3, 16), torch.randn(5, tokens, 2, 16)
     cos, sin = tables(5 if per_sample else 1, tokens, 1, 8)
@@ -58,7 +60,9 @@ def test_a_launch_checks_its_grid(monkeypatch: pytest.MonkeyPatch) -> None:
         rotary(torch.randn(4, 1, 1, 4), *tables(1, 1, 1, 2), interleaved=True)
 
 
-def test_tables_whose_channels_lie_beyond_32_bits_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tables_whose_channels_lie_beyond_32_bits_are_copied(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(rotary_tiles, "INT32_MAX", 10)
     cos, sin = (torch.randn(1, 8, 1, 5).transpose(1, 3) for _ in range(2))
     x = torch.randn(2, 5, 3, 16)

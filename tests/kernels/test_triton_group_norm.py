@@ -24,7 +24,9 @@ FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 pytestmark = [pytest.mark.pairwise, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
 
 
-def original(x: Tensor, groups: int, w: Tensor | None, b: Tensor | None, silu: bool = False) -> Tensor:
+def original(
+    x: Tensor, groups: int, w: Tensor | None, b: Tensor | None, silu: bool = False
+) -> Tensor:
     # On a contiguous copy: eager's channels-last GroupNorm on the CPU loses a large mean's variance
     # altogether.
     y = F.group_norm(x.contiguous(), groups, w, b, 1e-6)
@@ -69,9 +71,9 @@ def test_mean_1000_and_deviation_1(dtype: torch.dtype, order: str) -> None:
 def test_a_first_tile_unlike_the_rest() -> None:
     """The sums are shifted by the first tile's mean: here it is no measure of the others.
 
-    The bar is wider than elsewhere, by design: with a share f of the pixels in the odd tile, the variance is
-    at least f of the mean square about the shift, so that the subtraction costs at most 1/f (here 16)
-    roundings.
+    The bar is wider than elsewhere, by design: with a share f of the pixels in the odd tile, the
+    variance is at least f of the mean square about the shift, so that the subtraction costs at most
+    1/f (here 16) roundings.
     """
     x = video((1, 2, 1, 1, 256), "contiguous") + 1000
     x[..., :16] = 0
@@ -108,7 +110,9 @@ def test_spatial_norm_multiplies_and_adds(order: str, shape: tuple[int, ...]) ->
 
     got = group_norm(x, 3, w, b, 1e-6, silu=True, multiplier=y, addend=add)
     assert got.stride() == x.stride()
-    assert_accurate(got, spatial(*(t.double() for t in (x, w, b, y, add))), spatial(x, w, b, y, add))
+    assert_accurate(
+        got, spatial(*(t.double() for t in (x, w, b, y, add))), spatial(x, w, b, y, add)
+    )
 
 
 @pytest.mark.parametrize("shape", [(2, 8), (2, 8, 9), (2, 8, 3, 7)])
@@ -221,7 +225,9 @@ def test_refuses_an_output_dtype_that_it_cannot_store() -> None:
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
-@pytest.mark.parametrize(("channels", "pixels"), [(128, 2**20), (512, 16384), (320, 64), (7, 1), (2048, 9)])
+@pytest.mark.parametrize(
+    ("channels", "pixels"), [(128, 2**20), (512, 16384), (320, 64), (7, 1), (2048, 9)]
+)
 def test_tiles_are_powers_of_two(channels: int, pixels: int, channels_last: bool) -> None:
     tile = choose_tile(1, channels, pixels, channels_last)
     assert tile.channels & (tile.channels - 1) == 0 and tile.pixels & (tile.pixels - 1) == 0
@@ -237,7 +243,9 @@ def test_x_bias(dtype: torch.dtype, layout: torch.memory_format) -> None:
     bias = torch.randn(20, generator=generator).to(dtype) * 3
     y = group_norm(x, 4, eps=1e-6, x_bias=bias, silu=True)
     shifted = x.double() + bias.double()[:, None, None]
-    exact = torch.nn.functional.silu(torch.nn.functional.group_norm(shifted.contiguous(), 4, eps=1e-6))
+    exact = torch.nn.functional.silu(
+        torch.nn.functional.group_norm(shifted.contiguous(), 4, eps=1e-6)
+    )
     # Triton's interpreter truncates to bfloat16: a whole unit in the last place.
     rtol = {torch.float32: 2e-6, torch.bfloat16: 2**-7}[dtype]
     torch.testing.assert_close(y.double(), exact, rtol=rtol, atol=rtol)

@@ -1,4 +1,6 @@
-"""GroupNorm whose multiplier and addend are read by index instead of upsampled to x's size, against float64."""
+"""GroupNorm whose multiplier and addend are read by index instead of upsampled to x's size, against
+float64.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,9 @@ SMALL, LARGE = (2, 2, 3), (3, 4, 7)
 
 
 def nearest(small: tuple[int, ...], large: tuple[int, ...]) -> Tensor:
-    """For each pixel of `large`, the number of the one that nearest upsampling takes from `small`."""
+    """For each pixel of `large`, the number of the one that nearest upsampling takes from
+    `small`.
+    """
     numbers = torch.arange(math.prod(small), dtype=FP32).reshape(1, 1, *small)
     return F.interpolate(numbers, size=large)[0, 0].to(torch.int32)
 
@@ -40,9 +44,13 @@ def original(x: Tensor, y: Tensor, add: Tensor, index: Tensor) -> Tensor:
 
 
 def check(x: Tensor, y: Tensor, add: Tensor, index: Tensor, **options: Any) -> None:
-    got = group_norm(x, 2, eps=1e-6, silu=True, multiplier=y, addend=add, pixel_index=index, **options)
+    got = group_norm(
+        x, 2, eps=1e-6, silu=True, multiplier=y, addend=add, pixel_index=index, **options
+    )
     assert got.stride() == x.stride()
-    assert_accurate(got, original(x.double(), y.double(), add.double(), index), original(x, y, add, index))
+    assert_accurate(
+        got, original(x.double(), y.double(), add.double(), index), original(x, y, add, index)
+    )
 
 
 def drawn(order: str, lies: str, dtype: torch.dtype = FP32) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,7 +85,9 @@ def test_64_bit_offsets(order: str, monkeypatch: pytest.MonkeyPatch) -> None:
     check(*drawn(order, "channels-last"), nearest(SMALL, LARGE))
 
 
-def test_offsets_are_wide_for_a_large_multiplier_of_a_small_x(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_offsets_are_wide_for_a_large_multiplier_of_a_small_x(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     wide = []
     original_launch = module.launch  # type: ignore[attr-defined]
 
@@ -104,7 +114,9 @@ def test_rows_and_columns_in_another_order_in_memory() -> None:
 
 def test_an_index_that_is_a_view() -> None:
     index = nearest(SMALL, LARGE)
-    check(*drawn("channels-last", "channels-last"), index.transpose(1, 2).contiguous().transpose(1, 2))
+    check(
+        *drawn("channels-last", "channels-last"), index.transpose(1, 2).contiguous().transpose(1, 2)
+    )
 
 
 def test_multiplier_and_addend_in_unlike_strides() -> None:
@@ -119,8 +131,12 @@ def test_multiplier_and_addend_in_unlike_strides() -> None:
 def test_multiplier_and_addend_of_other_dtypes() -> None:
     x, y, add = drawn("channels-last", "channels-last", BF16)
     index = nearest(SMALL, LARGE)
-    got = group_norm(x, 2, eps=1e-6, multiplier=y.double(), addend=add.float(), pixel_index=index, silu=True)
-    assert_accurate(got, original(x.double(), y.double(), add.double(), index), original(x, y, add, index))
+    got = group_norm(
+        x, 2, eps=1e-6, multiplier=y.double(), addend=add.float(), pixel_index=index, silu=True
+    )
+    assert_accurate(
+        got, original(x.double(), y.double(), add.double(), index), original(x, y, add, index)
+    )
 
 
 def test_one_alone() -> None:
@@ -157,12 +173,18 @@ def test_any_shape(
     index = nearest(small, large)
     got = group_norm(x, 2, eps=1e-6, multiplier=y, addend=add, pixel_index=index)
     # The same arithmetic as on tensors that are written out.
-    assert torch.equal(got, group_norm(x, 2, eps=1e-6, multiplier=taken(y, index), addend=taken(add, index)))
+    assert torch.equal(
+        got, group_norm(x, 2, eps=1e-6, multiplier=taken(y, index), addend=taken(add, index))
+    )
 
 
 def by_index(**changes: Any) -> Tensor:
     x, y, add = drawn("channels-last", "channels-last")
-    arguments: dict[str, Any] = {"multiplier": y, "addend": add, "pixel_index": nearest(SMALL, LARGE)}
+    arguments: dict[str, Any] = {
+        "multiplier": y,
+        "addend": add,
+        "pixel_index": nearest(SMALL, LARGE),
+    }
     return group_norm(x, 2, **(arguments | changes))
 
 

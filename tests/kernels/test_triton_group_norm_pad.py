@@ -1,4 +1,6 @@
-"""GroupNorm and SiLU into a padded tensor: the numbers of `group_norm`, each where F.pad puts it."""
+"""GroupNorm and SiLU into a padded tensor: the numbers of `group_norm`, each where F.pad
+puts it.
+"""
 
 from __future__ import annotations
 
@@ -40,17 +42,21 @@ def check(
     few: bool = False,
     **given_too: object,
 ) -> Tensor:
-    """As accurate as the norm has to be, and, by the same interpreter, the same bits as the norm's kernel.
+    """As accurate as the norm has to be, and, by the same interpreter, the same bits as the norm's
+    kernel.
 
-    few: there may be only some dozens of elements, and the original's largest error among them small by luck. A
-    value is rounded five times on its way (deviation, rstd, weight, bias, SiLU): 2.9 came out 3 units off beside the
-    original's 1.3, and -0.006, where weight and bias cancel, 0.6 units of the bias beside 0.5.
+    few: there may be only some dozens of elements, and the original's largest error among them
+    small by luck. A value is rounded five times on its way (deviation, rstd, weight, bias, SiLU):
+    2.9 came out 3 units off beside the original's 1.3, and -0.006, where weight and bias cancel,
+    0.6 units of the bias beside 0.5.
     """
     w, b = affine(x.shape[1], x.dtype)
     units, terms = (4.0, b.abs().max().item()) if few else (1.0, 0.0)
     got = group_norm_pad(x, groups, w, b, 1e-6, padding, mode, silu=silu, **given_too)  # type: ignore[arg-type]
     exact = padded(original(x.double(), groups, w.double(), b.double(), silu), padding, mode)
-    assert_accurate(got, exact, padded(original(x, groups, w, b, silu), padding, mode), units, terms)
+    assert_accurate(
+        got, exact, padded(original(x, groups, w, b, silu), padding, mode), units, terms
+    )
     if not torch.cuda.is_available():
         assert torch.equal(got, padded(group_norm(x, groups, w, b, 1e-6, silu=silu), padding, mode))
     return got
@@ -115,11 +121,21 @@ def test_every_tile_covers_everything(order: str, last: bool) -> None:
     last=st.booleans(),
 )
 @example(
-    shape=(1, 2, 1, 1, 2), padding=[0] * 6, order="channels-last", dtype=FP32, mode="reflect", last=False
+    shape=(1, 2, 1, 1, 2),
+    padding=[0] * 6,
+    order="channels-last",
+    dtype=FP32,
+    mode="reflect",
+    last=False,
 )
 @settings(max_examples=examples(30), deadline=None)
 def test_any_padding(
-    shape: tuple[int, ...], padding: list[int], order: str, dtype: torch.dtype, mode: str, last: bool
+    shape: tuple[int, ...],
+    padding: list[int],
+    order: str,
+    dtype: torch.dtype,
+    mode: str,
+    last: bool,
 ) -> None:
     n, c, *spatial = shape
     x = video((n, 4 * c, *spatial), order, dtype)

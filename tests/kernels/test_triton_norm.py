@@ -12,7 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rocm_passes.kernels.triton.norms.norm import fused_norm
-from rocm_passes.kernels.triton.norms.norm_plan import MAX_RESIDENT_WIDTH, MAX_WIDTH, NormTile, choose_tile
+from rocm_passes.kernels.triton.norms.norm_plan import (
+    MAX_RESIDENT_WIDTH,
+    MAX_WIDTH,
+    NormTile,
+    choose_tile,
+)
 from rocm_passes.kernels.triton.rows import RowBlocks, collapse
 from tests.kernels.norm_reference import assert_accurate, wide
 from tests.suites import examples
@@ -53,7 +58,9 @@ def doubles(*tensors: Tensor) -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("width", [1, 2, 7, 64, 128, 129, 1000, 1536, 3072, 5121, MAX_RESIDENT_WIDTH + 3])
+@pytest.mark.parametrize(
+    "width", [1, 2, 7, 64, 128, 129, 1000, 1536, 3072, 5121, MAX_RESIDENT_WIDTH + 3]
+)
 def test_rms_norm_at_every_kind_of_width(width: int, dtype: torch.dtype) -> None:
     x, w = normal(2, 3, width, dtype=dtype), normal(width, dtype=dtype, seed=1)
     got = rms_norm(x, w, 1e-6)
@@ -79,17 +86,23 @@ def test_layer_norm_with_weight_and_bias(width: int, dtype: torch.dtype) -> None
 def test_layer_norm_of_a_large_mean(width: int) -> None:
     x = normal(2, width) + 1000
     (got,), _ = fused_norm(x, kind="layer", eps=1e-6)
-    assert_accurate(got, F.layer_norm(x.double(), (width,), eps=1e-6), F.layer_norm(x, (width,), eps=1e-6))
+    assert_accurate(
+        got, F.layer_norm(x.double(), (width,), eps=1e-6), F.layer_norm(x, (width,), eps=1e-6)
+    )
 
 
 @pytest.mark.parametrize("tile", [None, NormTile(chunk=16, rows=4, resident=False, num_warps=4)])
 @pytest.mark.parametrize("table_shape", [(40,), (1, 1, 40), (2, 1, 40), (2, 9, 40), (2, 9, 1), ()])
-def test_wan_chain_with_tables_of_every_shape(table_shape: tuple[int, ...], tile: NormTile | None) -> None:
+def test_wan_chain_with_tables_of_every_shape(
+    table_shape: tuple[int, ...], tile: NormTile | None
+) -> None:
     """fp32 arithmetic throughout, the sum rounded to bf16 before the norm reads it."""
     x, y = normal(2, 9, 40, dtype=BF16), normal(2, 9, 40, dtype=BF16, seed=1)
     gate, scale, shift = (normal(*table_shape, seed=k) for k in (2, 3, 4))
 
-    def original(x: Tensor, y: Tensor, g: Tensor, scale: Tensor, shift: Tensor) -> tuple[Tensor, Tensor]:
+    def original(
+        x: Tensor, y: Tensor, g: Tensor, scale: Tensor, shift: Tensor
+    ) -> tuple[Tensor, Tensor]:
         s = (wide(x) + y * g).to(x.dtype)
         n = F.layer_norm(wide(s), (40,), None, None, 1e-6)
         return (n * (1 + scale) + shift).to(x.dtype), s
@@ -98,7 +111,10 @@ def test_wan_chain_with_tables_of_every_shape(table_shape: tuple[int, ...], tile
         x, kind="layer", eps=1e-6, branch=y, gate=gate, modulations=[(scale, shift)],
         sum_dtype=BF16, round_sum=True, tile=tile,
     )  # fmt: skip
-    exact, original_ = original(*doubles(x, y, gate, scale, shift)), original(x, y, gate, scale, shift)
+    exact, original_ = (
+        original(*doubles(x, y, gate, scale, shift)),
+        original(x, y, gate, scale, shift),
+    )
     assert total is not None
     assert_accurate(total, exact[1], original_[1])
     assert_accurate(got, exact[0], original_[0])
@@ -134,7 +150,9 @@ def test_gemmas_weight_on_the_branch(width: int, dtype: torch.dtype) -> None:
     gate, wa = normal(1, 1, width, dtype=dtype, seed=2), normal(width, dtype=dtype, seed=3)
     w, b = normal(width, dtype=dtype, seed=4), normal(width, dtype=dtype, seed=5)
 
-    def original(x: Tensor, a: Tensor, g: Tensor, wa: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    def original(
+        x: Tensor, a: Tensor, g: Tensor, wa: Tensor, w: Tensor, b: Tensor
+    ) -> tuple[Tensor, Tensor]:
         s = x + g * (rms(wide(a), None, 1e-5) * (1 + wide(wa))).to(x.dtype)
         return rms(s, w, 1e-5) + b, s
 
@@ -151,7 +169,9 @@ def test_gemmas_weight_on_the_branch(width: int, dtype: torch.dtype) -> None:
 def test_one_norm_feeds_two_modulations() -> None:
     x = normal(2, 5, 33, dtype=BF16)
     tables = [normal(2, 1, 33, dtype=BF16, seed=k) for k in range(1, 4)]
-    outs, _ = fused_norm(x, kind="rms", eps=1e-6, modulations=[(tables[0], tables[1]), (None, tables[2])])
+    outs, _ = fused_norm(
+        x, kind="rms", eps=1e-6, modulations=[(tables[0], tables[1]), (None, tables[2])]
+    )
 
     def original(x: Tensor, s: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
         n = rms(x, None, 1e-6)
@@ -189,7 +209,11 @@ def test_kind_none_gives_the_sum_alone() -> None:
 
 
 def test_gate_inside_the_branch_norm_of_mochi() -> None:
-    x, y, g = normal(2, 3, 10, dtype=BF16), normal(2, 3, 10, dtype=BF16, seed=1), normal(2, 1, 10, seed=2)
+    x, y, g = (
+        normal(2, 3, 10, dtype=BF16),
+        normal(2, 3, 10, dtype=BF16, seed=1),
+        normal(2, 1, 10, seed=2),
+    )
 
     def original(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
         return x + (rms(wide(y), None, 1e-6) * g.tanh()).to(x.dtype)
@@ -205,7 +229,9 @@ def test_weight_offset_is_gemmas_one_plus_w() -> None:
     def original(x: Tensor, w: Tensor) -> Tensor:
         return (rms(wide(x), None, 1e-6) * (1 + wide(w))).to(x.dtype)
 
-    assert_accurate(rms_norm(x, w, 1e-6, weight_offset=1.0), original(*doubles(x, w)), original(x, w))
+    assert_accurate(
+        rms_norm(x, w, 1e-6, weight_offset=1.0), original(*doubles(x, w)), original(x, w)
+    )
 
 
 def test_round_before_weight_rounds_twice() -> None:
@@ -213,8 +239,8 @@ def test_round_before_weight_rounds_twice() -> None:
     x, w = normal(8, 50, dtype=FP16), normal(50, seed=1)
     got = rms_norm(x, w, 1e-6, round_before_weight=True, out_dtype=FP32)
     twice = rms(x.float(), None, 1e-6).to(FP16).float() * w
-    # Bit-equality would need the same fp32 order of summation: values at a rounding boundary may go either
-    # way.
+    # Bit-equality would need the same fp32 order of summation: values at a rounding boundary may go
+    # either way.
     assert (got == twice).float().mean() > 0.98
     assert not torch.equal(got, rms_norm(x, w, 1e-6, out_dtype=FP32))
 
@@ -273,7 +299,9 @@ def test_operands_of_five_unlike_dims_are_copied() -> None:
     x = normal(2, 3, 2, 3, 4, 8)[:, :, :, :, ::2]
     scale = normal(2, 1, 2, 1, 2, 8, seed=1)
     (got,), _ = fused_norm(x, kind="rms", eps=1e-6, modulations=[(scale, None)])
-    assert_accurate(got, rms(x.double(), None, 1e-6) * (1 + scale.double()), rms(x, None, 1e-6) * (1 + scale))
+    assert_accurate(
+        got, rms(x.double(), None, 1e-6) * (1 + scale.double()), rms(x, None, 1e-6) * (1 + scale)
+    )
 
 
 def test_branch_broadcasts_over_leading_dims() -> None:
@@ -412,8 +440,12 @@ def test_collapse_drops_dims_of_one_and_gives_up_beyond_three() -> None:
 def test_row_blocks_do_not_cross_groups() -> None:
     index = collapse((3, 10), [(100, 1), (1, 0)])
     assert index is not None
-    assert RowBlocks.over(index, 4, grouped=True) == RowBlocks(inner=10, blocks_per_group=3, blocks=9)
-    assert RowBlocks.over(index, 4, grouped=False) == RowBlocks(inner=30, blocks_per_group=8, blocks=8)
+    assert RowBlocks.over(index, 4, grouped=True) == RowBlocks(
+        inner=10, blocks_per_group=3, blocks=9
+    )
+    assert RowBlocks.over(index, 4, grouped=False) == RowBlocks(
+        inner=30, blocks_per_group=8, blocks=8
+    )
 
 
 @pytest.mark.parametrize("width", [1, 64, 1536, 3072, 3840, 5120, 6144, 8192, 13824, MAX_WIDTH])

@@ -1,4 +1,6 @@
-"""Programs that take several blocks of rows, one after the other: what each row gives does not depend on it."""
+"""Programs that take several blocks of rows, one after the other: what each row gives does not
+depend on it.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
 def test_a_loop_over_rows_gives_what_single_blocks_give(
     tokens: int, rows: int, kind: norm.NormKind, per_token: bool
 ) -> None:
-    """Two samples: a program's rows end where a sample ends, and tables by row are read at rows that are there."""
+    """Two samples: a program's rows end where a sample ends, and tables by row are read at rows
+    that are there.
+    """
     x, branch = normal(2, tokens, 200, seed=1), normal(2, tokens, 200, seed=2)
     tables = [normal(2, tokens if per_token else 1, 200, seed=seed) for seed in (3, 4, 5)]
     gate, scale, shift = tables
@@ -34,7 +38,8 @@ def test_a_loop_over_rows_gives_what_single_blocks_give(
 
     def run(loop: int) -> list[torch.Tensor]:
         outs, total = fused_norm(
-            x, kind=kind, eps=1e-5, branch=branch, gate=gate, branch_weight=branch_weight, branch_eps=1e-6,
+            x, kind=kind, eps=1e-5, branch=branch, gate=gate, branch_weight=branch_weight,
+            branch_eps=1e-6,
             weight=weight, modulations=[(scale, shift), (shift, None)], sum_dtype=x.dtype,
             tile=NormTile(chunk=64, rows=rows, resident=True, num_warps=4, loop=loop),
         )  # fmt: skip
@@ -43,7 +48,9 @@ def test_a_loop_over_rows_gives_what_single_blocks_give(
 
     once = run(1)
     normed = (
-        branch.double() * (branch.double().square().mean(-1, keepdim=True) + 1e-6).rsqrt() * branch_weight
+        branch.double()
+        * (branch.double().square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+        * branch_weight
     )
     torch.testing.assert_close(once[-1].double(), x + gate * normed, rtol=1e-5, atol=1e-5)
     for loop in (2, 3, 8):
@@ -84,7 +91,8 @@ def test_the_loop_is_for_a_norm_behind_a_norm(
 ) -> None:
     meta = (torch.Size((4608, 3840)), (3840, 1), torch.bfloat16)
     plan = plan_launch(
-        (meta, meta, *[None] * 8), kind, 1e-6, branch_eps, 0.0, 0.0, False, 0, 1.0, None, torch.bfloat16, False,
+        (meta, meta, *[None] * 8), kind, 1e-6, branch_eps, 0.0, 0.0, False, 0, 1.0, None,
+        torch.bfloat16, False,
         "add", None,
     )  # fmt: skip
     assert plan.constexprs["LOOP"] == loop

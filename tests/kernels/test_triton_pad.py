@@ -25,11 +25,15 @@ pytestmark = [pytest.mark.pairwise, pytest.mark.filterwarnings("ignore::RuntimeW
 
 def bits(x: Tensor) -> Tensor:
     """x's bit patterns: NaNs and signed zeros compare by them."""
-    return x.contiguous().view({1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.itemsize])
+    return x.contiguous().view(
+        {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[x.itemsize]
+    )
 
 
 def padded(x: Tensor, padding: list[int], mode: str = "replicate") -> Tensor:
-    """F.pad of x's bit patterns: it takes floats of 8 bytes, which hold any integer of 4, and half of one of 8."""
+    """F.pad of x's bit patterns: it takes floats of 8 bytes, which hold any integer of 4, and half
+    of one of 8.
+    """
     whole = bits(x).long()
     halves = (whole & 0xFFFFFFFF, whole >> 32)
     low, high = (F.pad(half.double(), padding, mode=MODES[mode]).long() for half in halves)
@@ -71,7 +75,18 @@ def test_images(mode: str, last: bool) -> None:
 @pytest.mark.parametrize(
     "dtype",
     [
-        *(FP64, FP32, FP16, BF16, torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool),
+        *(
+            FP64,
+            FP32,
+            FP16,
+            BF16,
+            torch.int8,
+            torch.uint8,
+            torch.int16,
+            torch.int32,
+            torch.int64,
+            torch.bool,
+        ),
         *(torch.float8_e4m3fn, torch.float8_e5m2, torch.complex64),
     ],
     ids=str,
@@ -80,7 +95,9 @@ def test_images(mode: str, last: bool) -> None:
 def test_every_bit_of_every_dtype_of_1_to_8_bytes(dtype: torch.dtype, mode: str) -> None:
     draw = torch.Generator().manual_seed(0)
     itemsize = torch.empty(0, dtype=dtype).itemsize
-    raw = torch.randint(0, 2 if dtype is torch.bool else 256, (1, 3, 2, 4, 5 * itemsize), generator=draw)
+    raw = torch.randint(
+        0, 2 if dtype is torch.bool else 256, (1, 3, 2, 4, 5 * itemsize), generator=draw
+    )
     x = raw.to(torch.uint8).view(dtype)
     got = pad(x, [1, 1, 1, 1, 1, 0], mode)
     # Random bytes contain NaNs of every kind in the smaller dtypes.
@@ -112,7 +129,9 @@ def causally_upsampled(x: Tensor, factors: tuple[int, int, int]) -> Tensor:
     first = F.interpolate(first.squeeze(2), scale_factor=factors[1:], mode="nearest").unsqueeze(2)
     if not others.shape[2]:
         return first
-    return torch.cat([first, F.interpolate(others.contiguous(), scale_factor=factors, mode="nearest")], 2)
+    return torch.cat(
+        [first, F.interpolate(others.contiguous(), scale_factor=factors, mode="nearest")], 2
+    )
 
 
 @pytest.mark.parametrize("order", ORDERS)
@@ -194,7 +213,9 @@ def test_zeros_round_nothing() -> None:
 
 
 def test_64_bit_offsets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beyond 2^31 elements, which no test can afford: the same kernel with its wide offsets, on few."""
+    """Beyond 2^31 elements, which no test can afford: the same kernel with its wide offsets, on
+    few.
+    """
     monkeypatch.setattr("rocm_passes.kernels.triton.convolution.pad_launch.INT32_MAX", 10)
     x = video((2, 20, 3, 4, 5), "channels-last", BF16)
     assert_same(pad(x, CAUSAL, "replicate"), x, CAUSAL)

@@ -33,7 +33,8 @@ def seeded() -> None:
 )
 def test_is_the_formula_in_float32(
     layout: str, interleaved: bool, per_channel: bool, per_head: bool, per_batch: bool,
-    channels: int, heads: int, rotated: float, dtype: torch.dtype, table_dtype: torch.dtype, conjugate: bool,
+    channels: int, heads: int, rotated: float, dtype: torch.dtype, table_dtype: torch.dtype,
+    conjugate: bool,
 ) -> None:  # fmt: skip
     batch, tokens = 2, 3
     width = max(2, int(channels * rotated) // 2 * 2)
@@ -45,7 +46,9 @@ def test_is_the_formula_in_float32(
         width if per_channel else width // 2,
         table_dtype,
     )
-    out = rotary(x, cos, sin, interleaved=interleaved, rotary_dim=width, conjugate=conjugate, out_dtype=FP32)
+    out = rotary(
+        x, cos, sin, interleaved=interleaved, rotary_dim=width, conjugate=conjugate, out_dtype=FP32
+    )
     assert out.dtype == FP32
     assert_is_the_formula(out, x, cos, -sin if conjugate else sin, interleaved, width)
 
@@ -64,8 +67,12 @@ def test_rounds_once_on_store(interleaved: bool, dtype: torch.dtype) -> None:
         assert_is_the_formula(out, x, cos, sin, interleaved, 24)
 
 
-def test_the_allowance_for_a_gpu_is_for_one_fused_multiply_add(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What leaves out one product's rounding passes; one more unit, or a copy that is changed, does not."""
+def test_the_allowance_for_a_gpu_is_for_one_fused_multiply_add(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What leaves out one product's rounding passes; one more unit, or a copy that is changed, does
+    not.
+    """
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     x = torch.randn(1, 64, 3, 20)
     cos, sin = tables(1, 64, 1, 8)
@@ -102,7 +109,8 @@ def test_strided_and_complex_table_views(step: int) -> None:
     parts = torch.view_as_real(freqs)[None, :, None]
     rotated = torch.view_as_complex(x.unflatten(-1, (-1, 2))) * freqs[:, None]
     torch.testing.assert_close(
-        rotary(x, parts[..., 0], parts[..., 1], interleaved=True), torch.view_as_real(rotated).flatten(3)
+        rotary(x, parts[..., 0], parts[..., 1], interleaved=True),
+        torch.view_as_real(rotated).flatten(3),
     )
 
 
@@ -146,12 +154,17 @@ def test_channels_past_the_rotary_width_are_copied_whatever_they_hold(interleave
 def test_an_odd_head_size_is_fine_if_the_rotary_width_is_even() -> None:
     x = torch.randn(1, 2, 3, 7)
     cos, sin = tables(1, 2, 1, 2)
-    assert_is_the_formula(rotary(x, cos, sin, interleaved=False, rotary_dim=4), x, cos, sin, False, 4)
+    assert_is_the_formula(
+        rotary(x, cos, sin, interleaved=False, rotary_dim=4), x, cos, sin, False, 4
+    )
 
 
 @pytest.mark.parametrize("interleaved", [True, False])
 def test_pair_with_grouped_queries_and_unlike_layouts(interleaved: bool) -> None:
-    q, k = laid_out(torch.randn(2, 3, 6, 16), "head-major"), laid_out(torch.randn(2, 3, 2, 16), "fused qkv")
+    q, k = (
+        laid_out(torch.randn(2, 3, 6, 16), "head-major"),
+        laid_out(torch.randn(2, 3, 2, 16), "fused qkv"),
+    )
     cos, sin = tables(2, 3, 1, 16)
     out_q, out_k = rotary_pair(q, k, cos, sin, interleaved=interleaved)
     assert_is_the_formula(out_q, q, cos, sin, interleaved, 16)
@@ -162,7 +175,9 @@ def test_writes_into_slices_of_a_joint_buffer_and_nowhere_else() -> None:
     q, k = torch.randn(1, 3, 2, 8), torch.randn(1, 3, 2, 8)
     cos, sin = tables(1, 3, 1, 4)
     joint_q, joint_k = torch.full((1, 5, 2, 8), 9.0), torch.full((1, 5, 2, 8), 9.0)
-    result = rotary_pair(q, k, cos, sin, interleaved=True, out_q=joint_q[:, 2:], out_k=joint_k[:, :3])
+    result = rotary_pair(
+        q, k, cos, sin, interleaved=True, out_q=joint_q[:, 2:], out_k=joint_k[:, :3]
+    )
     assert result[0].data_ptr() == joint_q[:, 2:].data_ptr()
     assert_is_the_formula(joint_q[:, 2:], q, cos, sin, True, 8)
     assert_is_the_formula(joint_k[:, :3], k, cos, sin, True, 8)
@@ -207,7 +222,8 @@ X = torch.zeros(2, 3, 4, 8)
     ],
 )
 def test_refuses(
-    x: torch.Tensor, table_shape: tuple[int, ...], table_dtype: torch.dtype, options: dict[str, object],
+    x: torch.Tensor, table_shape: tuple[int, ...], table_dtype: torch.dtype, options: dict[str,
+    object],
     error: type[Exception], message: str,
 ) -> None:  # fmt: skip
     table = torch.zeros(table_shape, dtype=table_dtype)

@@ -1,4 +1,6 @@
-"""Parts computed one after another: the operator alone, and in Inductor's code for an AMD GPU, without one."""
+"""Parts computed one after another: the operator alone, and in Inductor's code for an AMD GPU,
+without one.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,11 @@ METAS = [((4096, 256), torch.bfloat16), ((4096, 256), torch.bfloat16), ((256, 25
 
 def main() -> None:
     with amd.device():
-        print(json.dumps({name: amd.call_of(amd.code_for(case, *METAS)) for name, case in CASES.items()}))
+        print(
+            json.dumps(
+                {name: amd.call_of(amd.code_for(case, *METAS)) for name, case in CASES.items()}
+            )
+        )
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +71,8 @@ def test_parts_are_written_in_their_places(calls: Any) -> None:
     """The whole is allocated once, and both kernels write to views of it."""
     (whole,) = re.findall(r"(\w+) = empty_strided_cuda\(\(8192, 256\)", calls["computed"])
     views = re.findall(
-        rf"(\w+) = reinterpret_tensor\({whole}, \(4096, 256\), \(256, 1\), (\d+)\)", calls["computed"]
+        rf"(\w+) = reinterpret_tensor\({whole}, \(4096, 256\), \(256, 1\), (\d+)\)",
+        calls["computed"],
     )
     assert [int(offset) for _, offset in views] == [0, 4096 * 256]
     for view, _ in views:

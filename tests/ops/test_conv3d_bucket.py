@@ -1,4 +1,6 @@
-"""Frames rounded up to a multiple: exact in every lowering, one size and one key for neighbouring lengths."""
+"""Frames rounded up to a multiple: exact in every lowering, one size and one key for neighbouring
+lengths.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ def test_every_lowering_is_exact(c: Conv3d, bucket: int) -> None:
 
 
 def test_a_tile_that_only_the_excess_makes_may_see_no_frame() -> None:
-    """Of nine frames the last, a tile of its own, sees the zeros behind: with seven it shares a tile."""
+    """Of nine frames the last, a tile of its own, sees the zeros behind: with seven it shares a
+    tile.
+    """
     c = call((6,), kernel=(2, 1, 1), padding=(0, 0), zeros=(0, 2))
     assert BY_NAME["taps_tiled"].refuses(c, CPU) is None
     assert BY_NAME["taps_tiled"].refuses(bucketed(3, c), CPU) == (

@@ -1,4 +1,6 @@
-"""The kernels that a channels-last conv3d's 2-D convolutions get in Inductor's code, for a GPU that is not here."""
+"""The kernels that a channels-last conv3d's 2-D convolutions get in Inductor's code, for a GPU that
+is not here.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ def written(name: str) -> Callable[[Tensor, Tensor], Any]:
 
     def function(x: Tensor, weight: Tensor) -> Any:
         ones, zeros = (1, 1, 1), (CALLS[name][1], 0)
-        call = Conv3d((x * 2,), weight, None, zeros, ones, (1, 1), ones, groups=1, channels_last=True)
+        call = Conv3d(
+            (x * 2,), weight, None, zeros, ones, (1, 1), ones, groups=1, channels_last=True
+        )
         return write(Eager(), call)
 
     return function
@@ -39,14 +43,20 @@ def written(name: str) -> Callable[[Tensor, Tensor], Any]:
 def main() -> None:
     # Asking for a layout copies, which a fake tensor of a device that is not there cannot.
     with amd.device(), mock.patch.object(torch.Tensor, "copy_", lambda self, *_: self):
-        metas = {name: ((1, C, frames, 20, 24), torch.bfloat16) for name, (frames, _) in CALLS.items()}
-        codes = {name: amd.call_of(amd.code_for(written(name), metas[name], WEIGHT)) for name in CALLS}
+        metas = {
+            name: ((1, C, frames, 20, 24), torch.bfloat16) for name, (frames, _) in CALLS.items()
+        }
+        codes = {
+            name: amd.call_of(amd.code_for(written(name), metas[name], WEIGHT)) for name in CALLS
+        }
     print(json.dumps(codes))
 
 
 @pytest.fixture(scope="module")
 def codes() -> Any:
-    """The generated code of each lowering; in a process of its own, where torch believes in a GPU."""
+    """The generated code of each lowering; in a process of its own, where torch believes in
+    a GPU.
+    """
     return amd.answers_of("tests.ops.test_conv3d_code")
 
 
@@ -68,7 +78,10 @@ def test_kernels_are_dense_and_written_once(
     given = re.findall(rf"extern_kernels\.convolution\({operand}, {operand}, stride", code)
     assert len(given) == count
     for _, weight in given:
-        assert f"{kernel}, {dense}" in weight or f"{weight} = empty_strided_cuda({kernel}, {dense}" in code
+        assert (
+            f"{kernel}, {dense}" in weight
+            or f"{weight} = empty_strided_cuda({kernel}, {dense}" in code
+        )
     assert code.count(".run(weight_1,") == 1
 
 

@@ -19,7 +19,13 @@ CASES = {
     "cached": {"frames": (2, 4)},
     "tiles": {"frames": (2, 9), "channels_last": True},
     "zero frames": {"frames": (1,), "zeros": (2, 0)},
-    "patches": {"frames": (4,), "kernel": (1, 2, 2), "stride": (1, 2, 2), "padding": (0, 0), "size": (6, 8)},
+    "patches": {
+        "frames": (4,),
+        "kernel": (1, 2, 2),
+        "stride": (1, 2, 2),
+        "padding": (0, 0),
+        "size": (6, 8),
+    },
     "groups": {"frames": (3,), "channels": 32, "out": 32, "groups": 4},
 }
 
@@ -44,13 +50,16 @@ def exact(c: Conv3d) -> torch.Tensor:
 def error(got: torch.Tensor, c: Conv3d) -> float:
     """Root mean square, over that of the result without its bias."""
     reference, unbiased = exact(c), exact(replace(c, bias=None))
-    return float((got.double() - reference).square().mean().sqrt() / unbiased.square().mean().sqrt())
+    return float(
+        (got.double() - reference).square().mean().sqrt() / unbiased.square().mean().sqrt()
+    )
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
     ("x", "weight", "bias"),
-    [(1, 1, 1), (1e6, 1, 1e6), (1e-7, 1, 1e-7), (1, 1e5, 1e5), (1e-6, 1e-6, 1e-12), (1e9, 1e-9, 100), (1e-3, 1, 1e6)],
+    [(1, 1, 1), (1e6, 1, 1e6), (1e-7, 1, 1e-7), (1, 1e5, 1e5), (1e-6, 1e-6, 1e-12), (1e9, 1e-9,
+    100), (1e-3, 1, 1e6)],
 )  # fmt: skip
 def test_every_lowering_keeps_float16_s_digits_at_any_magnitude(
     case: str, x: float, weight: float, bias: float
@@ -68,7 +77,11 @@ def test_every_lowering_keeps_float16_s_digits_at_any_magnitude(
 def test_the_convolutions_do_run_in_float16() -> None:
     for low in LOWERINGS:
         c = in_float16(
-            "patches" if low.name == "matmul" else "zero frames" if low.name == "conv2d" else "tiles"
+            "patches"
+            if low.name == "matmul"
+            else "zero frames"
+            if low.name == "conv2d"
+            else "tiles"
         )
         seen: list[torch.dtype] = []
 
@@ -94,7 +107,8 @@ def test_what_is_not_finite_stays_where_it_was(name: str, value: float) -> None:
     assert torch.equal(got.isfinite(), reference.isfinite())
     assert torch.equal(got.isnan(), reference.isnan())
     kept = reference.isfinite()
-    # Eight times the error's own rms: of some ten thousand elements the largest have the largest errors.
+    # Eight times the error's own rms: of some ten thousand elements the largest have the largest
+    # errors.
     noise = 8 * COMPUTE_ERRORS[torch.float16] * float(reference[kept].std())
     torch.testing.assert_close(got[kept], reference[kept], rtol=0, atol=noise)
 
@@ -124,7 +138,9 @@ def test_no_sum_of_products_can_leave_the_range(x: float, weight: float) -> None
 
 
 @pytest.mark.parametrize(("compute", "share"), [(torch.float16, 0.9), (torch.bfloat16, 0.9)])
-def test_the_error_that_the_ledger_says_is_the_one_that_is_made(compute: torch.dtype, share: float) -> None:
+def test_the_error_that_the_ledger_says_is_the_one_that_is_made(
+    compute: torch.dtype, share: float
+) -> None:
     c = call((2, 4), channels=64, out=48, size=(16, 16), compute=compute, dtype=torch.float32)
     for name in ("direct", "taps", "unfold"):
         low = BY_NAME[name]

@@ -1,4 +1,6 @@
-"""Every lowering of conv3d is exact algebra: float64 against torch's conv3d on the padded, joined input."""
+"""Every lowering of conv3d is exact algebra: float64 against torch's conv3d on the padded, joined
+input.
+"""
 
 from __future__ import annotations
 
@@ -135,7 +137,8 @@ def test_every_lowering_is_exact(c: Conv3d) -> None:
 
 @settings(max_examples=examples(300), deadline=None)
 @given(
-    frames=st.integers(1, 6), front=st.integers(0, 4), back=st.integers(0, 4), kernel=st.integers(1, 4),
+    frames=st.integers(1, 6), front=st.integers(0, 4), back=st.integers(0, 4),
+    kernel=st.integers(1, 4),
     stride=st.integers(1, 3), dilation=st.integers(1, 3),
 )  # fmt: skip
 def test_taps_are_those_that_see_a_frame(**sizes: int) -> None:
@@ -156,7 +159,8 @@ def test_taps_are_those_that_see_a_frame(**sizes: int) -> None:
 
 @settings(max_examples=examples(300), deadline=None)
 @given(
-    frames=st.integers(1, 12), front=st.integers(0, 4), back=st.integers(0, 4), kernel=st.integers(1, 4),
+    frames=st.integers(1, 12), front=st.integers(0, 4), back=st.integers(0, 4),
+    kernel=st.integers(1, 4),
     stride=st.integers(1, 3), dilation=st.integers(1, 3),
 )  # fmt: skip
 def test_tiles_of_taps_read_what_the_taps_read(**sizes: int) -> None:
@@ -166,7 +170,9 @@ def test_tiles_of_taps_read_what_the_taps_read(**sizes: int) -> None:
     def reads(taps: Any, first: int) -> set[tuple[int, int, int]]:
         """Tap, output, frame read for it."""
         return {
-            (t.index, first + t.first + i, t.start + i * axis.stride) for t in taps for i in range(t.count)
+            (t.index, first + t.first + i, t.start + i * axis.stride)
+            for t in taps
+            for i in range(t.count)
         }
 
     found: set[tuple[int, int, int]] = set()
@@ -180,7 +186,8 @@ def test_tiles_of_taps_read_what_the_taps_read(**sizes: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("out", "tiles"), [(1, [1]), (2, [1, 1]), (3, [1] * 3), (4, [1] * 4), (5, [4, 1]), (9, [4, 4, 1])]
+    ("out", "tiles"),
+    [(1, [1]), (2, [1, 1]), (3, [1] * 3), (4, [1] * 4), (5, [4, 1]), (9, [4, 4, 1])],
 )
 def test_of_a_few_frames_each_is_a_tile_of_taps(out: int, tiles: list[int]) -> None:
     axis = TimeAxis(frames=out, front=2, back=0, kernel=3, stride=1, dilation=1)
@@ -209,7 +216,9 @@ def test_a_tile_is_computed_before_the_next_is_convolved(channels_last: bool) ->
 
 @pytest.mark.parametrize("frames", [1, 2, 3, 7])
 def test_chunks_with_a_cache_equal_the_whole(frames: int) -> None:
-    """A causal convolution over frames at once, and frame by frame with the last two frames cached."""
+    """A causal convolution over frames at once, and frame by frame with the last two frames
+    cached.
+    """
     whole = call((frames,), zeros=(2, 0))
     expected = plain(whole)
     x = whole.x[0]
@@ -217,7 +226,9 @@ def test_chunks_with_a_cache_equal_the_whole(frames: int) -> None:
         got = []
         for t in range(frames):
             pieces = [x[:, :, max(0, t - 2) : t], x[:, :, t : t + 1]]
-            chunk = replace(whole, x=tuple(p for p in pieces if p.shape[2]), zeros=(max(0, 2 - t), 0))
+            chunk = replace(
+                whole, x=tuple(p for p in pieces if p.shape[2]), zeros=(max(0, 2 - t), 0)
+            )
             got.append(BY_NAME[name].write(Eager(), chunk))
         torch.testing.assert_close(torch.cat(got, 2), expected, rtol=1e-12, atol=1e-12)
 
@@ -227,7 +238,9 @@ def test_an_image_through_a_video_kernel_is_one_conv2d() -> None:
     assert image.live_taps() == 1
     assert BY_NAME["conv2d"].refuses(image, CPU) is None
     counted = _Counting()
-    torch.testing.assert_close(BY_NAME["conv2d"].write(counted, image), plain(image), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(
+        BY_NAME["conv2d"].write(counted, image), plain(image), rtol=1e-12, atol=1e-12
+    )
     assert counted.convolutions == [4]
 
 
@@ -262,12 +275,24 @@ REFUSALS = [
     ("conv2d", call((1,), zeros=(2, 1)), "2 temporal taps see frames that are not zero"),
     ("conv2d", call((1,), zeros=(2, 0), kernel=(1, 3, 3)), "some output frames see zeros alone"),
     ("taps", call((3,), kernel=(1, 3, 3)), "kT=1: there is one tap"),
-    ("taps", call((1,), zeros=(0, 4), stride=(4, 1, 1), kernel=(1, 3, 3)), "kT=1: there is one tap"),
+    (
+        "taps",
+        call((1,), zeros=(0, 4), stride=(4, 1, 1), kernel=(1, 3, 3)),
+        "kT=1: there is one tap",
+    ),
     ("taps_tiled", call((3,), kernel=(1, 3, 3)), "kT=1: there is one tap"),
     ("taps_tiled", call((3,)), "1 output frame is one tile"),
-    ("taps_tiled", call((1,), zeros=(4, 0)), "no temporal tap of some tile sees a frame that is not zero"),
+    (
+        "taps_tiled",
+        call((1,), zeros=(4, 0)),
+        "no temporal tap of some tile sees a frame that is not zero",
+    ),
     ("unfold", call((3,), kernel=(1, 3, 3)), "kT=1: there is one tap, so nothing to unfold"),
-    ("matmul", call((3,)), "the kernel is not as large as the stride: inputs are read more than once"),
+    (
+        "matmul",
+        call((3,)),
+        "the kernel is not as large as the stride: inputs are read more than once",
+    ),
     ("matmul", call((3,), kernel=(1, 1, 1), groups=2, out=4, padding=(0, 0)), "groups=2"),
     ("matmul", call((3,), kernel=(1, 1, 1)), "it has padding"),
     (
@@ -279,7 +304,9 @@ REFUSALS = [
 ]
 
 
-@pytest.mark.parametrize(("name", "c", "reason"), REFUSALS, ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(
+    ("name", "c", "reason"), REFUSALS, ids=lambda v: v if isinstance(v, str) else ""
+)
 def test_refusals_say_why(name: str, c: Conv3d, reason: str) -> None:
     assert BY_NAME[name].refuses(c, CPU) == reason
 
@@ -313,8 +340,16 @@ def large(frames: int) -> Conv3d:
         (NVIDIA, call((6,), channels=96, out=96, channels_last=True, dtype=BF16), "triton"),
         (NVIDIA, call((6,), channels=96, out=96, dtype=BF16), "direct"),
         (AMPERE, call((6,), channels=96, out=96, channels_last=True, dtype=BF16), "direct"),
-        (NVIDIA, call((6,), channels=128, out=128, channels_last=True, dtype=torch.bfloat16), "direct"),
-        (NVIDIA, call((6,), channels=128, out=128, channels_last=True, dtype=torch.float32), "taps"),
+        (
+            NVIDIA,
+            call((6,), channels=128, out=128, channels_last=True, dtype=torch.bfloat16),
+            "direct",
+        ),
+        (
+            NVIDIA,
+            call((6,), channels=128, out=128, channels_last=True, dtype=torch.float32),
+            "taps",
+        ),
         (NVIDIA, call((6,), channels=96, out=3, channels_last=True, dtype=torch.float32), "direct"),
     ],
 )
@@ -337,10 +372,16 @@ def test_tiles_are_never_taken_by_rule(target: Target, name: str, call_of: str) 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_taps_rounded_to_16_bits_are_for_fast_numerics(name: str, dtype: torch.dtype) -> None:
     c, low = call((6,), dtype=dtype), BY_NAME[name]
-    why = f"each tap's sum is rounded to {str(dtype).removeprefix('torch.')} before the taps are added"
+    why = (
+        f"each tap's sum is rounded to {str(dtype).removeprefix('torch.')} before the taps are "
+        "added"
+    )
     for numerics in ("default", "strict"):
         verdict = asked(low, c, AMD, Options(rewrite_numerics=numerics))
-        assert (verdict.verdict, verdict.reason) == ("refused", f"rewrite_numerics='fast' is needed: {why}")
+        assert (verdict.verdict, verdict.reason) == (
+            "refused",
+            f"rewrite_numerics='fast' is needed: {why}",
+        )
     assert asked(low, c, AMD, Options(rewrite_numerics="fast")).verdict == "able"
     in_it = call((6,), dtype=torch.float32, compute=dtype)
     assert why in asked(low, in_it, AMD, Options()).reason
@@ -365,7 +406,9 @@ def still_scene(dtype: torch.dtype) -> Conv3d:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_scene_that_hardly_moves(dtype: torch.dtype) -> None:
-    """Lowerings that are taken by default are as exact as conv3d; those for fast numerics are not."""
+    """Lowerings that are taken by default are as exact as conv3d; those for fast numerics
+    are not.
+    """
     c = still_scene(dtype)
     exact = plain(with_tensors(torch.Tensor.double, c))
 
@@ -374,7 +417,8 @@ def test_a_scene_that_hardly_moves(dtype: torch.dtype) -> None:
 
     found = {}
     for low in LOWERINGS:
-        # The interpreter truncates to bf16 (tests/kernels/test_triton_conv.py measures the kernel in that dtype).
+        # The interpreter truncates to bf16 (tests/kernels/test_triton_conv.py measures the kernel
+        # in that dtype).
         if low.refuses(c, AMD) is None and not (low.name == "triton" and dtype is BF16):
             found[low.name] = error(low.write(Eager(), c)) / error(plain(c))
     inexact = {name for name in found if BY_NAME[name].inexact(c, AMD) is not None}
@@ -403,7 +447,9 @@ class _Counting(Eager):
 
 
 def test_the_usual_memory_bound() -> None:
-    """Half a gigabyte, or three quarters of input and result: 6 + 4 frames of Wan's last block in 720p."""
+    """Half a gigabyte, or three quarters of input and result: 6 + 4 frames of Wan's last block in
+    720p.
+    """
     small = call((2, 4))
     assert usual_memory_mib(small) == 512
     with torch.device("meta"):

@@ -81,7 +81,9 @@ def test_at_most_two_tensors_are_read(frames: tuple[int, ...], extra: int) -> No
     copies = [t for t in noted.targets if t is torch.ops.aten.cat.default]
     assert len(copies) == (1 if len(frames) > 2 else 0)
     read = [made.x.shape[2]] if made.front is None else [made.front.shape[2], made.x.shape[2]]
-    assert read == {(1, 1, 4): [2, 4], (3, 1, 1): [3, 2], (1, 4, 1): [1, 5]}.get(frames, list(frames))
+    assert read == {(1, 1, 4): [2, 4], (3, 1, 1): [3, 2], (1, 4, 1): [1, 5]}.get(
+        frames, list(frames)
+    )
     assert torch.ops.aten.constant_pad_nd.default not in noted.targets
 
 
@@ -202,7 +204,9 @@ def test_reference_and_fake(front: int | None) -> None:
     made = operands(front)
     y, promised = reference(made), fake(made)
     pieces = (made.x,) if made.front is None else (made.front, made.x)
-    c = replace(call((3,), dtype=torch.float32), x=pieces, zeros=(1, 0), stride=(1, 2, 1), padding=(1, 0))
+    c = replace(
+        call((3,), dtype=torch.float32), x=pieces, zeros=(1, 0), stride=(1, 2, 1), padding=(1, 0)
+    )
     torch.testing.assert_close(y, plain(c))
     assert (y.shape, y.stride(), y.dtype) == (promised.shape, promised.stride(), promised.dtype)
     kernel = OVERLOAD(*made.arguments().values(), "triton")

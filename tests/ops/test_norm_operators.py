@@ -1,4 +1,6 @@
-"""The norm operators: kernels through them against float64, fakes that tell the truth, refusals and rules."""
+"""The norm operators: kernels through them against float64, fakes that tell the truth, refusals and
+rules.
+"""
 
 from __future__ import annotations
 
@@ -95,10 +97,20 @@ def test_the_chain_against_float64(
     g, s, b = (draw(2, tokens, width, dtype=dtype, seed=i) * 0.3 for i in (2, 3, 4))
     gate = g if gated else None
     call = chain(
-        x, branch=y, gate=gate, kind=kind, eps=eps, scale0=s, shift0=b, keep_sum=True, sum_dtype=dtype
+        x,
+        branch=y,
+        gate=gate,
+        kind=kind,
+        eps=eps,
+        scale0=s,
+        shift0=b,
+        keep_sum=True,
+        sum_dtype=dtype,
     )
 
-    def block(x: Tensor, y: Tensor, g: Tensor, s: Tensor, b: Tensor, sum_dtype: torch.dtype) -> list[Tensor]:
+    def block(
+        x: Tensor, y: Tensor, g: Tensor, s: Tensor, b: Tensor, sum_dtype: torch.dtype
+    ) -> list[Tensor]:
         total = (x + (g * y if gated else y)).to(sum_dtype)
         if kind == "layer":
             n = F.layer_norm(total, (width,), eps=eps)
@@ -113,7 +125,8 @@ def test_the_chain_against_float64(
     for ours, theirs, exact, fake in zip(found, eager, true, faked, strict=True):
         assert (ours.shape, ours.stride(), ours.dtype) == (fake.shape, fake.stride(), fake.dtype)
         if rows:
-            # The norm reads the rounded sum, whose own rounding the exact one lacks; the interpreter truncates.
+            # The norm reads the rounded sum, whose own rounding the exact one lacks; the
+            # interpreter truncates.
             assert_no_worse(ours, theirs, exact, units=4.0)
 
 
@@ -123,7 +136,8 @@ def test_the_branchs_one_plus_weight_against_float64(dtype: torch.dtype, kind: s
     x, y, g = (draw(2, 5, 48, dtype=dtype, seed=i) for i in range(3))
     w, v, b = (draw(48, dtype=dtype, seed=i) for i in (3, 4, 5))
     call = chain(
-        x, branch=y, gate=g, branch_norm=True, branch_weight=w, branch_weight_offset=1.0, branch_eps=1e-6,
+        x, branch=y, gate=g, branch_norm=True, branch_weight=w, branch_weight_offset=1.0,
+        branch_eps=1e-6,
         keep_sum=True, kind=kind,
     )  # fmt: skip
     changes: dict[str, Any] = {"weight": v.view(1, 1, 48), "bias": b.view(1, 1, 48)}
@@ -168,7 +182,9 @@ def test_what_the_chains_kernel_rounds_once_is_noted() -> None:
     kernel = fused_norm.FUSED_NORM.lowering("triton")
     assert kernel is not None
     notes = {
-        (between, product): kernel.note(chain(draw(2, 8), round_product=product, rounds_between=between), CPU)
+        (between, product): kernel.note(
+            chain(draw(2, 8), round_product=product, rounds_between=between), CPU
+        )
         or ""
         for between in (False, True)
         for product in (None, BF16)
@@ -176,7 +192,9 @@ def test_what_the_chains_kernel_rounds_once_is_noted() -> None:
     assert notes[False, None] == ""
     assert notes[False, BF16].startswith("weight and bias are computed in fp32")
     assert notes[True, None].startswith("gate, norm and modulation are computed in fp32")
-    assert notes[True, BF16].startswith("gate, norm and modulation, weight and bias are computed in fp32")
+    assert notes[True, BF16].startswith(
+        "gate, norm and modulation, weight and bias are computed in fp32"
+    )
 
 
 @QUICK
@@ -197,10 +215,14 @@ def test_vae_norms_against_float64(
     gamma = draw(channels, dtype=dtype, seed=2)
     if form == "group":
         operator: Operator[Any] = group_norm.GROUP_NORM
-        call: Call = group_norm.GroupNorm(x, x_bias, 4, gamma, None, 1e-6, True, None, None, False, dtype)
+        call: Call = group_norm.GroupNorm(
+            x, x_bias, 4, gamma, None, 1e-6, True, None, None, False, dtype
+        )
     else:
         operator = channel_norm.CHANNEL_NORM
-        call = channel_norm.ChannelNorm(x, x_bias, gamma, None, form, 1e-6, 2.0, True, None, False, dtype)
+        call = channel_norm.ChannelNorm(
+            x, x_bias, gamma, None, form, 1e-6, 2.0, True, None, False, dtype
+        )
     ours = triton(operator, call)
     rounded = operator.reference(call)
     assert isinstance(rounded, Tensor)
@@ -227,7 +249,9 @@ def test_chain_refuses_rows_that_are_too_wide() -> None:
 
 
 def test_chain_refuses_another_rounding() -> None:
-    assert "rounds to torch.float16" in refuses(fused_norm.FUSED_NORM, chain(draw(2, 8), round_to=F16))
+    assert "rounds to torch.float16" in refuses(
+        fused_norm.FUSED_NORM, chain(draw(2, 8), round_to=F16)
+    )
 
 
 @pytest.mark.parametrize("name", ["eps_tensor", "branch_eps_tensor"])
@@ -262,7 +286,9 @@ def plain_layer(x: Tensor) -> layer_norm.LayerNorm:
 
 
 def channel(x: Tensor, **changes: Any) -> channel_norm.ChannelNorm:
-    call = channel_norm.ChannelNorm(x, None, None, None, "l2", 1e-6, 2.0, False, None, False, x.dtype)
+    call = channel_norm.ChannelNorm(
+        x, None, None, None, "l2", 1e-6, 2.0, False, None, False, x.dtype
+    )
     return replace(call, **changes)
 
 
@@ -303,11 +329,18 @@ def test_rule_of_the_chain(changes: dict[str, Any], shape: tuple[int, ...], expe
     ("shape", "joins", "expected", "reason"),
     [
         ((1, 96, 4, 480, 832), True, True, "written where it is read"),
-        ((1, 96, 4, 480, 832), False, False, "in whole decodes Inductor's fused code was no slower"),
+        (
+            (1, 96, 4, 480, 832),
+            False,
+            False,
+            "in whole decodes Inductor's fused code was no slower",
+        ),
         ((1, 96, 1, 60, 104), True, False, "required >= 4,194,304"),
     ],
 )
-def test_rule_of_the_channel_norm(shape: tuple[int, ...], joins: bool, expected: bool, reason: str) -> None:
+def test_rule_of_the_channel_norm(
+    shape: tuple[int, ...], joins: bool, expected: bool, reason: str
+) -> None:
     verdict = pays(channel_norm.CHANNEL_NORM, H200, channel(on_meta(*shape), joins=joins))
     assert verdict[0] is expected
     assert reason in verdict[1]
@@ -316,14 +349,18 @@ def test_rule_of_the_channel_norm(shape: tuple[int, ...], joins: bool, expected:
 
 def test_rules_say_where_they_come_from() -> None:
     x = on_meta(32760, 5120)
-    assert "not measured on this machine" in pays(fused_norm.FUSED_NORM, MI300, chain(x, branch=x))[1]
+    assert (
+        "not measured on this machine" in pays(fused_norm.FUSED_NORM, MI300, chain(x, branch=x))[1]
+    )
     assert "measured on an H200" in pays(fused_norm.FUSED_NORM, H200, chain(x, branch=x))[1]
     assert pays(fused_norm.FUSED_NORM, CPU, chain(x, branch=x))[0] is False
     assert pays(layer_norm.LAYER_NORM, CPU, plain_layer(x))[0] is False
 
 
 @pytest.mark.parametrize(
-    ("shape", "expected"), [((4608, 3072), True), ((512, 3072), False), ((236544, 64), False)], ids=str
+    ("shape", "expected"),
+    [((4608, 3072), True), ((512, 3072), False), ((236544, 64), False)],
+    ids=str,
 )
 def test_rule_of_the_plain_layer_norm(shape: tuple[int, ...], expected: bool) -> None:
     assert pays(layer_norm.LAYER_NORM, H200, plain_layer(on_meta(*shape)))[0] is expected
@@ -339,7 +376,9 @@ def test_rule_of_the_plain_layer_norm(shape: tuple[int, ...], expected: bool) ->
         (channel_norm.CHANNEL_NORM, (1, 96, 4, 480, 832), False, False),
     ],
 )
-def test_rule_of_the_vae_norms(operator: Any, shape: tuple[int, ...], last: bool, expected: bool) -> None:
+def test_rule_of_the_vae_norms(
+    operator: Any, shape: tuple[int, ...], last: bool, expected: bool
+) -> None:
     x = on_meta(*shape)
     x = x.to(memory_format=torch.channels_last) if last else x
     call = channel(x) if operator is channel_norm.CHANNEL_NORM else group(x)

@@ -1,4 +1,6 @@
-"""aiter's norms chosen by the pass and run by the operators, against a double that raises where aiter would abort."""
+"""aiter's norms chosen by the pass and run by the operators, against a double that raises where
+aiter would abort.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def group(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
 
 @pytest.fixture(autouse=True)
 def on_mi300(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CPU tensors, a target of gfx942, and the operators running their lowering rather than plain torch."""
+    """CPU tensors, a target of gfx942, and the operators running their lowering rather than plain
+    torch.
+    """
     monkeypatch.setattr("rocm_passes.backend.Target.of_inputs", staticmethod(lambda _: MI300))
     monkeypatch.setattr("rocm_passes.ops.operator.triton_is_interpreted", lambda: True)
 
@@ -73,7 +77,8 @@ def test_chosen_and_right(
     assert "the aiter kernel failed" not in caplog.text
     exact = listed(fn(*(a.double() for a in args)))
     for ours, true in zip(listed(seen.result), exact, strict=True):
-        # gfx942 truncates bf16 where torch rounds: one unit for one rounding, two for the sum and its norm.
+        # gfx942 truncates bf16 where torch rounds: one unit for one rounding, two for the sum and
+        # its norm.
         torch.testing.assert_close(ours.double(), true, rtol=2 * torch.finfo(dtype).eps, atol=2e-2)
 
 
@@ -84,12 +89,16 @@ def test_what_differs_is_noted_and_strict_refuses_it() -> None:
     assert launching.startswith("an operator call launches it")
     seen = through_aiter(add_rms, *args, rewrite_numerics="strict")
     assert "aiter" not in [e.lowering for e in seen.sites]
-    assert any("rewrite_numerics='strict'" in c for e in seen.sites for c in (*e.considered, e.reason))
+    assert any(
+        "rewrite_numerics='strict'" in c for e in seen.sites for c in (*e.considered, e.reason)
+    )
 
 
 def chain_reasons(fn: Callable[..., Any], *args: Tensor) -> str:
     seen = through_aiter(fn, *args)
-    assert "aiter" not in [e.lowering for e in seen.sites if e.idiom not in ("rms_norm", "layer_norm")]
+    assert "aiter" not in [
+        e.lowering for e in seen.sites if e.idiom not in ("rms_norm", "layer_norm")
+    ]
     return " | ".join(c for e in seen.sites for c in (*e.considered, e.reason))
 
 
@@ -152,11 +161,16 @@ def test_refuses_a_bias_behind_the_sum() -> None:
 def test_refuses_a_norm_of_the_branch_with_a_gemma_weight() -> None:
     def fn(x: Tensor, y: Tensor, w: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         f = wide(y)
-        normed = (f * torch.rsqrt(f.pow(2).mean(-1, keepdim=True) + 1e-6) * (1.0 + wide(w))).type_as(y)
+        normed = (
+            f * torch.rsqrt(f.pow(2).mean(-1, keepdim=True) + 1e-6) * (1.0 + wide(w))
+        ).type_as(y)
         return add_rms(x, normed, v)
 
     reasons = chain_reasons(fn, *rows(), draw(D, dtype=BF16), draw(D, dtype=BF16, seed=3))
-    assert "residual_norm: aiter: aiter adds the residual as it is: no gate, no norm of the branch" in reasons
+    assert (
+        "residual_norm: aiter: aiter adds the residual as it is: no gate, no norm of the branch"
+        in reasons
+    )
 
 
 def test_refuses_a_sum_of_another_dtype() -> None:

@@ -1,4 +1,6 @@
-"""One signature per operator: the schema, the torch operator and a node's call all come from the dataclass."""
+"""One signature per operator: the schema, the torch operator and a node's call all come from the
+dataclass.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,8 @@ MANY = Operator("test_many", Many, many, many, results=(1, 2))
 
 def test_the_schema_is_the_dataclass_s() -> None:
     assert schema(Many, 1, "lowering", "reference") == (
-        "(Tensor x, Tensor[] weights, Tensor? bias, SymInt[] sizes, float eps, str kind, bool flag, "
+        "(Tensor x, Tensor[] weights, Tensor? bias, SymInt[] sizes, float eps, str kind, bool "
+        "flag, "
         'ScalarType? dtype, Tensor? front=None, SymInt count=0, str lowering="reference") -> Tensor'
     )
     assert schema(Many, 2, "lowering", "reference").endswith("-> (Tensor, Tensor)")
@@ -58,7 +61,8 @@ def test_the_schema_is_the_dataclass_s() -> None:
 
 def given(x: Any, **changes: Any) -> Many:
     arguments: dict[str, Any] = {
-        "x": x, "weights": [x], "bias": None, "sizes": [1, 2], "eps": 3.0, "kind": "a", "flag": False, "dtype": None,
+        "x": x, "weights": [x], "bias": None, "sizes": [1, 2], "eps": 3.0, "kind": "a",
+        "flag": False, "dtype": None,
     }  # fmt: skip
     return Many(**arguments | changes)
 
@@ -109,10 +113,19 @@ def test_a_node_s_call_is_read_changed_and_written(flag: bool) -> None:
     results = MANY.write(Builder(graph, mode, x), given(x, flag=flag), "reference")
     assert isinstance(results, list) is flag
     node = next(n for n in graph.nodes if n.target is MANY.overloads[2 if flag else 1])
-    assert (MANY.call_of(node).x, MANY.call_of(node).bias, MANY.lowering_of(node)) == (x, None, "reference")
+    assert (MANY.call_of(node).x, MANY.call_of(node).bias, MANY.lowering_of(node)) == (
+        x,
+        None,
+        "reference",
+    )
     MANY.update(node, bias=bias, count=2)
     changed = MANY.call_of(node)
-    assert (changed.bias, changed.count, changed.eps, MANY.lowering_of(node)) == (bias, 2, 3.0, "reference")
+    assert (changed.bias, changed.count, changed.eps, MANY.lowering_of(node)) == (
+        bias,
+        2,
+        3.0,
+        "reference",
+    )
     assert set(node.all_input_nodes) == {x, bias} == set(changed.nodes())
     assert changed.values().x is x.meta["val"]
 

@@ -1,4 +1,6 @@
-"""The rotary operators through aiter's double: what fits its contract is taken, what doesn't is refused with why."""
+"""The rotary operators through aiter's double: what fits its contract is taken, what doesn't is
+refused with why.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,12 @@ BY_NAME = {s.name: s for s in SPELLINGS}
 
 
 @pytest.fixture(autouse=True)
-def aiter_on_amd(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> Iterator[None]:
-    """An MI300 with aiter; a kernel that fails would only log and fall back, so nothing may be logged."""
+def aiter_on_amd(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> Iterator[None]:
+    """An MI300 with aiter; a kernel that fails would only log and fall back, so nothing may be
+    logged.
+    """
     amd = Target("amd", "gfx942", "MI300X", torch.__version__, "3.6", interpreted=True)
     monkeypatch.setattr("rocm_passes.backend.Target.of_inputs", staticmethod(lambda _: amd))
     with installed():
@@ -36,7 +42,9 @@ def run(fn: object, *args: Tensor, **lowering: str) -> Rewritten:
         return rewrite(fn, *args, options={"idioms": idioms, "lowering": lowering})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("name", ["p1", "p1_head_major", "p2", "helios", "p3", "p4", "p7", "first_channels"])
+@pytest.mark.parametrize(
+    "name", ["p1", "p1_head_major", "p2", "helios", "p3", "p4", "p7", "first_channels"]
+)
 def test_one_tensor(name: str) -> None:
     spelling = BY_NAME[name]
     given = example(spelling, 2, 8, 4, 64, F16)
@@ -46,7 +54,10 @@ def test_one_tensor(name: str) -> None:
 
 
 def test_q_and_k() -> None:
-    q, k = example(BY_NAME["p3"], 2, 8, 4, 64, F16), example(BY_NAME["p3"], 2, 8, 4, 64, F16, seed=1)
+    q, k = (
+        example(BY_NAME["p3"], 2, 8, 4, 64, F16),
+        example(BY_NAME["p3"], 2, 8, 4, 64, F16, seed=1),
+    )
 
     def both(q: Tensor, k: Tensor, freqs: Tensor) -> tuple[Tensor, Tensor]:
         return p3(q, freqs), p3(k, freqs)
@@ -81,7 +92,9 @@ REFUSED: tuple[tuple[Spelling, str], ...] = (
 )
 
 
-@pytest.mark.parametrize(("spelling", "reason"), REFUSED, ids=lambda v: getattr(v, "name", "reason"))
+@pytest.mark.parametrize(
+    ("spelling", "reason"), REFUSED, ids=lambda v: getattr(v, "name", "reason")
+)
 def test_refusals(spelling: Spelling, reason: str) -> None:
     given = example(spelling, 2, 8, 4, 64, F16)
     entry = run(spelling.rotate, *given.args, rotary="aiter").only()

@@ -61,7 +61,9 @@ def test_size_decides_and_more_of_it_where_the_host_calls(
     assert "costs the host more" in triton[2].reason
 
 
-def rotation(operator: str, lowering: str, target: Target, shape: tuple[int, ...], kind: Recipe) -> Verdict:
+def rotation(
+    operator: str, lowering: str, target: Target, shape: tuple[int, ...], kind: Recipe
+) -> Verdict:
     x = on_meta(shape)
     one, pair = SpelledRotary(x, [], kind), SpelledRotaryPair(x, x, [], kind, kind)
     return verdict(operator, lowering, one if operator == "rotary" else pair, target)

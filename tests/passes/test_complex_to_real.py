@@ -1,4 +1,6 @@
-"""Complex tables in real numbers: every rule bit for bit, what is left alone, and what a compiled graph returns."""
+"""Complex tables in real numbers: every rule bit for bit, what is left alone, and what a compiled
+graph returns.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def table(dtype: torch.dtype = C64) -> Tensor:
 
 
 def traced(fn: Callable[..., Any], *args: Tensor) -> fx.GraphModule:
-    """Its functional graph with Inductor's decompositions; tensors that it closes over are attributes."""
+    """Its functional graph with Inductor's decompositions; tensors that it closes over are
+    attributes.
+    """
     trace = make_fx(
         torch.func.functionalize(fn),
         decomposition_table=select_decomp_table(),
@@ -43,7 +47,9 @@ def complex_calls(graph: fx.Graph) -> list[Any]:
     return [
         node.target
         for node in graph.nodes
-        if node.op == "call_function" and isinstance(v := node.meta.get("val"), Tensor) and v.is_complex()
+        if node.op == "call_function"
+        and isinstance(v := node.meta.get("val"), Tensor)
+        and v.is_complex()
     ]
 
 
@@ -94,7 +100,9 @@ TABLES: dict[str, Callable[[Tensor], Any]] = {
     "wider": lambda z: z[INDEX].to(C128),
     "narrower": lambda z: z[INDEX].to(C64),
     "number": lambda z: torch.cat([z, torch.full((3, 1), 2.0 - 3.0j, dtype=z.dtype)], dim=-1),
-    "parts": lambda z: torch.complex(torch.view_as_real(z)[..., 1], torch.view_as_real(z)[..., 0])[INDEX],
+    "parts": lambda z: torch.complex(torch.view_as_real(z)[..., 1], torch.view_as_real(z)[..., 0])[
+        INDEX
+    ],
 }
 
 
@@ -164,7 +172,9 @@ def test_rows_that_several_layers_take_are_taken_once() -> None:
 LEFT: dict[str, Callable[[Tensor], Any]] = {
     "a product of tables": lambda z: (z * z)[INDEX],
     "a pad of ones": lambda z: torch.nn.functional.pad(z, (1, 0), value=1.0),
-    "reals among complex numbers": lambda z: torch.zeros_like(z).copy_(torch.view_as_real(z)[..., 0]),
+    "reals among complex numbers": lambda z: torch.zeros_like(z).copy_(
+        torch.view_as_real(z)[..., 0]
+    ),
     "a result of other strides": lambda z: z[INDEX].t().contiguous().t(),
     "an element of a tuple that no rule knows": lambda z: torch.linalg.svd(z)[0],
     "a real cast to complex": lambda z: torch.view_as_real(z)[..., 0].to(z.dtype),
@@ -211,7 +221,9 @@ def tables_and_more(z: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def complains(options: dict[str, Any], grad: bool = False) -> bool:
-    """Does Inductor warn of a graph that returns complex tables? What it returns is right in any case."""
+    """Does Inductor warn of a graph that returns complex tables? What it returns is right in any
+    case.
+    """
     lowering._warn_complex_not_supported.cache_clear()
     z, x = table(), torch.randn(6, 6, requires_grad=grad)
     with warnings.catch_warnings(record=True) as found:
@@ -219,7 +231,11 @@ def complains(options: dict[str, Any], grad: bool = False) -> bool:
         seen = rewrite(tables_and_more, z, x, options=options, grad=grad)
     lowering._warn_complex_not_supported.cache_clear()
     for ours, expected in zip(seen.result, tables_and_more(z, x), strict=True):
-        assert (ours.dtype, ours.shape, ours.stride()) == (expected.dtype, expected.shape, expected.stride())
+        assert (ours.dtype, ours.shape, ours.stride()) == (
+            expected.dtype,
+            expected.shape,
+            expected.stride(),
+        )
         torch.testing.assert_close(ours, expected)
     return any("complex operators" in str(w.message) for w in found)
 
@@ -229,7 +245,9 @@ def test_a_compiled_graph_that_returns_complex_tables_is_silent(select: str) -> 
     assert not complains({"select": select})
 
 
-@pytest.mark.parametrize("options", [{"select": "off"}, {"fuel": 0}, {"idioms": "rms_norm"}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"select": "off"}, {"fuel": 0}, {"idioms": "rms_norm"}], ids=str
+)
 def test_nothing_is_prepared_where_no_rotation_may_be_rewritten(options: dict[str, Any]) -> None:
     assert complains(options)
 
@@ -242,9 +260,13 @@ def test_symbolic_sizes_install_no_guard() -> None:
         return torch.cat([z[1:], z[:1]]), z.repeat(2, 1)
 
     seen = rewrite(fn, z)
-    assert {n.target for n in seen.after[0].output_node().all_input_nodes} == {aten.view_as_complex.default}
+    assert {n.target for n in seen.after[0].output_node().all_input_nodes} == {
+        aten.view_as_complex.default
+    }
     sizes = [
-        s for n in seen.after[0].find_nodes(op="placeholder") for s in getattr(n.meta["val"], "shape", ())
+        s
+        for n in seen.after[0].find_nodes(op="placeholder")
+        for s in getattr(n.meta["val"], "shape", ())
     ]
     assert any(isinstance(s, torch.SymInt) for s in sizes)
     for ours, expected in zip(seen.result, fn(z), strict=True):

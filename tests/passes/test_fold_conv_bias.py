@@ -21,13 +21,17 @@ C = 8
 
 def channel(c: Tensor, lowering: str = "triton") -> Tensor:
     op = torch.ops.rocm_passes.channel_norm
-    made: Tensor = op(c, None, None, None, "l2", 1e-12, 1.0, True, None, False, c.dtype, lowering=lowering)
+    made: Tensor = op(
+        c, None, None, None, "l2", 1e-12, 1.0, True, None, False, c.dtype, lowering=lowering
+    )
     return made
 
 
 def group(c: Tensor, lowering: str = "triton") -> Tensor:
     op = torch.ops.rocm_passes.group_norm
-    made: Tensor = op(c, None, 4, None, None, 1e-6, True, None, None, False, c.dtype, lowering=lowering)
+    made: Tensor = op(
+        c, None, 4, None, None, 1e-6, True, None, None, False, c.dtype, lowering=lowering
+    )
     return made
 
 
@@ -61,7 +65,9 @@ def test_moved(norm: Callable[..., Tensor]) -> None:
 
     count, gm = absorbed(fn)
     assert count == 1
-    (convolution,) = gm.graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default)
+    (convolution,) = gm.graph.find_nodes(
+        op="call_function", target=torch.ops.aten.convolution.default
+    )
     assert convolution.args[2] is None
     args = inputs()
     torch.testing.assert_close(gm(*args), fn(*args), rtol=1e-5, atol=1e-5)
@@ -100,19 +106,25 @@ def test_the_position_of_the_bias_is_the_schema_s() -> None:
 
 def test_moved_through_the_views_that_make_frames_a_video() -> None:
     def fn(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        frames = torch.ops.aten.convolution.default(x, w, b, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+        frames = torch.ops.aten.convolution.default(
+            x, w, b, [1, 1], [0, 0], [1, 1], False, [0, 0], 1
+        )
         return channel(frames.unsqueeze(0).permute(0, 2, 1, 3, 4))
 
     count, gm = absorbed(fn)
     assert count == 1
-    (convolution,) = gm.graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default)
+    (convolution,) = gm.graph.find_nodes(
+        op="call_function", target=torch.ops.aten.convolution.default
+    )
     assert convolution.args[2] is None
     torch.testing.assert_close(gm(*inputs()), fn(*inputs()))
 
 
 def test_another_permutation_is_no_video() -> None:
     def fn(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
-        frames = torch.ops.aten.convolution.default(x, w, b, [1, 1], [0, 0], [1, 1], False, [0, 0], 1)
+        frames = torch.ops.aten.convolution.default(
+            x, w, b, [1, 1], [0, 0], [1, 1], False, [0, 0], 1
+        )
         return channel(frames.unsqueeze(0).permute(0, 1, 2, 3, 4))
 
     assert absorbed(fn)[0] == 0

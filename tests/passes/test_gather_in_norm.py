@@ -1,4 +1,6 @@
-"""Upsampled multipliers and addends of GroupNorm: read by index where one index serves both, else left alone."""
+"""Upsampled multipliers and addends of GroupNorm: read by index where one index serves both, else
+left alone.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from tests.rewriting import Rewritten
 pytestmark = [
     pytest.mark.pairwise,
     pytest.mark.skipif(
-        not triton_is_interpreted(), reason="a CPU graph has Triton's kernels in its interpreter only"
+        not triton_is_interpreted(),
+        reason="a CPU graph has Triton's kernels in its interpreter only",
     ),
 ]
 
@@ -34,23 +37,33 @@ def whole(z: Tensor, size: tuple[int, ...] = SIZE, **how: Any) -> Tensor:
 
 def first_and_rest(z: Tensor) -> Tensor:
     """CogVideoX: the first frame is upsampled in space only."""
-    return torch.cat([whole(z[:, :, :1], (1, *SIZE[1:])), whole(z[:, :, 1:], (SIZE[0] - 1, *SIZE[1:]))], 2)
+    return torch.cat(
+        [whole(z[:, :, :1], (1, *SIZE[1:])), whole(z[:, :, 1:], (SIZE[0] - 1, *SIZE[1:]))], 2
+    )
 
 
-def spatial_norm(x: Tensor, z: Tensor, wy: Tensor, wb: Tensor, y_up: Any = whole, b_up: Any = None) -> Tensor:
-    """CogVideoX's SpatialNorm3D, then SiLU; the same upsampled tensor for both convolutions where b_up is None."""
+def spatial_norm(
+    x: Tensor, z: Tensor, wy: Tensor, wb: Tensor, y_up: Any = whole, b_up: Any = None
+) -> Tensor:
+    """CogVideoX's SpatialNorm3D, then SiLU; the same upsampled tensor for both convolutions where
+    b_up is None.
+    """
     up = y_up(z)
     y = F.conv3d(up, wy, wy[:, 0, 0, 0, 0])
     b = F.conv3d(up if b_up is None else b_up(z), wb, wb[:, 0, 0, 0, 0])
     return F.silu(F.group_norm(x, 2, eps=1e-6) * y + b)
 
 
-def arguments(dtype: torch.dtype = F32, small: tuple[int, ...] = (3, 3, 5), n: int = 1) -> tuple[Tensor, ...]:
+def arguments(
+    dtype: torch.dtype = F32, small: tuple[int, ...] = (3, 3, 5), n: int = 1
+) -> tuple[Tensor, ...]:
     w = [draw(C, ZQ, 1, 1, 1, dtype=dtype, seed=s) for s in (2, 3)]
     return draw(n, C, *SIZE, dtype=dtype), draw(n, ZQ, *small, dtype=dtype, seed=1), *w
 
 
-def run(fn: Callable[..., Any], *args: Tensor, lowering: str = "triton", **options: Any) -> Rewritten:
+def run(
+    fn: Callable[..., Any], *args: Tensor, lowering: str = "triton", **options: Any
+) -> Rewritten:
     """Within the accuracy bar; Triton's interpreter truncates to bfloat16."""
     chosen = {"select": "auto", "lowering": {"group_norm": lowering}, **options}
     return check(fn, *args, options=chosen, units=2.0)
@@ -78,7 +91,12 @@ def test_read_by_index(up: Any, layout: str, dtype: torch.dtype, n: int) -> None
     index = given["pixel_index"].meta["val"]
     assert (tuple(index.shape), index.dtype) == (SIZE, torch.int32)
     # What was upsampled to the norm's size is gone.
-    sizes = [tuple(v.shape) for g in r.after for m in g.nodes if isinstance(v := m.meta.get("val"), Tensor)]
+    sizes = [
+        tuple(v.shape)
+        for g in r.after
+        for m in g.nodes
+        if isinstance(v := m.meta.get("val"), Tensor)
+    ]
     assert sizes.count((n, C, *SIZE)) <= 3
     assert (n, ZQ, *SIZE) not in sizes
 
@@ -91,13 +109,19 @@ def test_the_ledger_says_from_how_many_pixels() -> None:
 
 def test_upsampled_without_a_convolution() -> None:
     def fn(x: Tensor, y: Tensor, b: Tensor) -> Tensor:
-        return F.silu(F.group_norm(x, 2, eps=1e-6) * torch.cat([y, y], 4) + b[:, :, [0, 1, 1, 2, 2]])
+        return F.silu(
+            F.group_norm(x, 2, eps=1e-6) * torch.cat([y, y], 4) + b[:, :, [0, 1, 1, 2, 2]]
+        )
 
     def gathered(x: Tensor, y: Tensor, b: Tensor) -> Tensor:
         at = torch.tensor([0, 1, 1, 2, 2])
         return F.silu(F.group_norm(x, 2, eps=1e-6) * y[:, :, at] + b[:, :, at])
 
-    args = (draw(1, C, 5, 6, 10), draw(1, C, 2, 6, 10, seed=1)[:, :, [0, 1, 1]], draw(1, C, 3, 6, 10, seed=2))
+    args = (
+        draw(1, C, 5, 6, 10),
+        draw(1, C, 2, 6, 10, seed=1)[:, :, [0, 1, 1]],
+        draw(1, C, 3, 6, 10, seed=2),
+    )
     # 5 frames of 3 are fewer than two copies; 5 of 2 are not.
     assert norm_of(run(gathered, *args))["pixel_index"] is None
     at = torch.tensor([0, 1, 1, 0, 0])
@@ -112,7 +136,9 @@ def test_upsampled_without_a_convolution() -> None:
 def written_out(r: Rewritten) -> None:
     given = norm_of(r)
     assert given["pixel_index"] is None
-    assert all(tuple(given[name].meta["val"].shape)[2:] == SIZE for name in ("multiplier", "addend"))
+    assert all(
+        tuple(given[name].meta["val"].shape)[2:] == SIZE for name in ("multiplier", "addend")
+    )
     assert "source_pixels" not in entry(r).parameters
 
 
@@ -172,7 +198,9 @@ def test_the_index_is_that_of_nearest_upsampling() -> None:
     """Evaluated: for each place, the number of the pixel that F.interpolate takes there."""
     r = run(lambda *a: spatial_norm(*a, first_and_rest), *arguments())
     numbers = torch.arange(45.0).reshape(1, 1, 3, 3, 5)
-    assert torch.equal(evaluated(norm_of(r)["pixel_index"]).double(), first_and_rest(numbers)[0, 0].double())
+    assert torch.equal(
+        evaluated(norm_of(r)["pixel_index"]).double(), first_and_rest(numbers)[0, 0].double()
+    )
 
 
 def evaluated(node: fx.Node) -> Tensor:

@@ -1,4 +1,6 @@
-"""One layout for all that read a tensor: requests for channels-last are shared, and followed by who did not ask."""
+"""One layout for all that read a tensor: requests for channels-last are shared, and followed by who
+did not ask.
+"""
 
 from __future__ import annotations
 
@@ -97,13 +99,26 @@ def test_other_layouts_are_kept_apart() -> None:
 
 
 def test_a_norm_reads_what_was_copied_for_it_where_the_others_read_it() -> None:
-    """ATen's GroupNorm has a channels-last tensor copied on a GPU; a shortcut convolution beside it has it as it is."""
+    """ATen's GroupNorm has a channels-last tensor copied on a GPU; a shortcut convolution beside it
+    has it as it is.
+    """
 
     def function(x: Tensor) -> tuple[Tensor, ...]:
         y = x.sin()
         copy = torch.ops.aten.clone.default(y, memory_format=torch.contiguous_format)
         normed = group_norm.GROUP_NORM.overload(
-            copy, None, 3, None, None, 1e-6, False, None, None, False, torch.float64, lowering="reference"
+            copy,
+            None,
+            3,
+            None,
+            None,
+            1e-6,
+            False,
+            None,
+            None,
+            False,
+            torch.float64,
+            lowering="reference",
         )
         return normed.exp(), last(y).cos()
 

@@ -17,13 +17,17 @@ CACHE, X, WEIGHT = (1, 3, 2, 4, 4), (1, 3, 5, 4, 4), (6, 3, 3, 1, 1)
 
 
 def convolve(v: Tensor, w: Tensor) -> Tensor:
-    return aten.convolution.default(v, w, None, [1, 1, 1], [0, 0, 0], [1, 1, 1], False, [0, 0, 0], 1)
+    return aten.convolution.default(
+        v, w, None, [1, 1, 1], [0, 0, 0], [1, 1, 1], False, [0, 0, 0], 1
+    )
 
 
 def traced(function: Callable[..., tuple[Tensor, ...]]) -> tuple[fx.GraphModule, FakeTensorMode]:
     mode = FakeTensorMode()
     with mode:
-        graph = make_fx(function)(*(torch.empty(s, dtype=torch.float64) for s in (CACHE, X, WEIGHT)))
+        graph = make_fx(function)(
+            *(torch.empty(s, dtype=torch.float64) for s in (CACHE, X, WEIGHT))
+        )
     return graph, mode
 
 

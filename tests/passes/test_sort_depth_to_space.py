@@ -25,7 +25,12 @@ def upsampled(y: Tensor, *, factors: tuple[int, int, int] = (2, 2, 2)) -> Tensor
     """As LTX-Video's upsampler has it."""
     n, _, t, h, w = y.shape
     y = y.reshape(n, -1, *factors, t, h, w)
-    return y.permute(0, 1, 5, 2, 6, 3, 7, 4).flatten(6, 7).flatten(4, 5).flatten(2, 3)[:, :, factors[0] - 1 :]
+    return (
+        y.permute(0, 1, 5, 2, 6, 3, 7, 4)
+        .flatten(6, 7)
+        .flatten(4, 5)
+        .flatten(2, 3)[:, :, factors[0] - 1 :]
+    )
 
 
 def ltx(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
@@ -61,9 +66,16 @@ def run(
 
 @pytest.mark.parametrize(
     ("function", "shapes", "pixels"),
-    [(ltx, VIDEO, 8), (without_bias, VIDEO, 8), (in_space_alone, VIDEO, 4), (pixel_shuffle, IMAGE, 4)],
+    [
+        (ltx, VIDEO, 8),
+        (without_bias, VIDEO, 8),
+        (in_space_alone, VIDEO, 4),
+        (pixel_shuffle, IMAGE, 4),
+    ],
 )
-def test_sorted(function: Callable[..., Any], shapes: tuple[tuple[int, ...], ...], pixels: int) -> None:
+def test_sorted(
+    function: Callable[..., Any], shapes: tuple[tuple[int, ...], ...], pixels: int
+) -> None:
     done, graph = run(function, shapes)
     assert done == 1
     (convolution,) = graph.find_nodes(op="call_function", target=torch.ops.aten.convolution.default)
@@ -98,7 +110,11 @@ def no_permutation(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
 
 
 def channels_elsewhere(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
-    return F.conv3d(x, w, bias, padding=1).reshape(2, C, 2, 2, 2, 4, 5, 6).permute(0, 2, 1, 3, 4, 5, 6, 7)
+    return (
+        F.conv3d(x, w, bias, padding=1)
+        .reshape(2, C, 2, 2, 2, 4, 5, 6)
+        .permute(0, 2, 1, 3, 4, 5, 6, 7)
+    )
 
 
 def no_split(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
@@ -115,7 +131,15 @@ def transposed(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     "function",
-    [read_twice, split_read_twice, no_permutation, channels_elsewhere, no_split, grouped, transposed],
+    [
+        read_twice,
+        split_read_twice,
+        no_permutation,
+        channels_elsewhere,
+        no_split,
+        grouped,
+        transposed,
+    ],
 )
 def test_left_alone(function: Callable[..., Any]) -> None:
     assert run(function, VIDEO)[0] == 0

@@ -30,9 +30,13 @@ def joined(*pieces: Tensor) -> Tensor:
 
 
 def joined_channels_behind(*pieces: Tensor) -> Tensor:
-    """As conv3d's lowerings spell it where the video is channels-last: small pieces are laid out first."""
+    """As conv3d's lowerings spell it where the video is channels-last: small pieces are laid out
+    first.
+    """
     *small, last = pieces
-    laid_out = [inductor_prims.force_stride_order(p, [p.shape[2] * 36, 1, 36, 12, 4]) for p in small]
+    laid_out = [
+        inductor_prims.force_stride_order(p, [p.shape[2] * 36, 1, 36, 12, 4]) for p in small
+    ]
     return aten.cat.default([p.permute(CHANNELS_BEHIND) for p in (*laid_out, last)], 1).permute(
         CHANNELS_FIRST
     )
@@ -42,8 +46,9 @@ SPELLINGS = (joined, joined_channels_behind)
 
 
 def run(function: Callable[..., Any]) -> tuple[dict[fx.Node, int], list[str], fx.Graph]:
-    """What was absorbed and why others were not; the results stay what they were, to the bit (the operators'
-    references run)."""
+    """What was absorbed and why others were not; the results stay what they were, to the bit (the
+    operators' references run).
+    """
     inputs = [torch.randn(s, dtype=torch.float64) for s in (FRONT, X)]
     mode = FakeTensorMode()
     with mode:
@@ -171,7 +176,9 @@ def test_symbolic_frames_are_left_alone() -> None:
 
 
 def test_one_video_of_two_that_it_ends() -> None:
-    """The other, with more in front than the kernel can write, copies as it did; nothing is left to say."""
+    """The other, with more in front than the kernel can write, copies as it did; nothing is left to
+    say.
+    """
 
     def function(front: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         y = channel(x)
@@ -210,7 +217,9 @@ def behind_its_own(front: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         (behind, False),
     ],
 )
-def test_the_rule_counts_on_no_more_than_the_pass_does(function: Callable[..., Any], expected: bool) -> None:
+def test_the_rule_counts_on_no_more_than_the_pass_does(
+    function: Callable[..., Any], expected: bool
+) -> None:
     """Zeros become the convolution's own; of two videos the norm could be written into neither."""
     with FakeTensorMode():
         gm = make_fx(function)(*(torch.empty(s, dtype=torch.float64) for s in (FRONT, X)))
@@ -221,7 +230,22 @@ def test_the_rule_counts_on_no_more_than_the_pass_does(function: Callable[..., A
 def test_behind_frames_already() -> None:
     def function(front: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         op = torch.ops.rocm_passes.channel_norm
-        y = op(x, None, None, None, "l2", 1e-12, 2.0, True, None, False, x.dtype, front, 0, lowering="triton")
+        y = op(
+            x,
+            None,
+            None,
+            None,
+            "l2",
+            1e-12,
+            2.0,
+            True,
+            None,
+            False,
+            x.dtype,
+            front,
+            0,
+            lowering="triton",
+        )
         return (joined(front, y).sin(),)
 
     found, left, _ = run(function)
@@ -230,7 +254,9 @@ def test_behind_frames_already() -> None:
 
 def ledger_of(function: Callable[..., Any], *args: Tensor, **options: Any) -> Entry:
     """The norm's entry, once the model function was compiled with the kernel (here interpreted)."""
-    (entry,) = [e for e in rewrite(function, *args, options=options).sites if e.idiom == "channel_norm"]
+    (entry,) = [
+        e for e in rewrite(function, *args, options=options).sites if e.idiom == "channel_norm"
+    ]
     return entry
 
 
@@ -250,11 +276,14 @@ def test_the_ledger_says_why_not() -> None:
         y = F.normalize(x, dim=1) * 2.0
         return F.conv3d(torch.cat([front, y], 2), w), torch.cat([front * 2, y], 2)
 
-    entry = ledger_of(function, *video(), idioms="channel_norm", lowering={"channel_norm": "triton"})
+    entry = ledger_of(
+        function, *video(), idioms="channel_norm", lowering={"channel_norm": "triton"}
+    )
     assert entry.outcome == "rewritten"
     assert "front_frames" not in entry.parameters
     assert entry.notes == (
-        "not written behind the frames in front of it: it goes into 2 videos, and can be written into one",
+        "not written behind the frames in front of it: it goes into 2 videos, and can be written "
+        "into one",
     )
 
 
@@ -274,6 +303,8 @@ def test_the_ledger_says_that_the_joined_video_is_gone() -> None:
 
 
 def test_the_ledger_has_nothing_to_add_where_it_is() -> None:
-    entry = ledger_of(convolved, *video(), idioms="channel_norm", lowering={"channel_norm": "triton"})
+    entry = ledger_of(
+        convolved, *video(), idioms="channel_norm", lowering={"channel_norm": "triton"}
+    )
     assert entry.parameters["front_frames"] == 2
     assert entry.notes == ()

@@ -204,7 +204,9 @@ def normed_rotation(q: list[Tensor]) -> SpelledQkNormRotary:
 
 
 def recipe(complex_table: bool, scattered: bool) -> Recipe:
-    return Recipe(None, "bsh", 1, True, 128, (), None, BF16, (), (), False, complex_table, scattered)
+    return Recipe(
+        None, "bsh", 1, True, 128, (), None, BF16, (), (), False, complex_table, scattered
+    )
 
 
 def streams() -> Iterator[list[Tensor]]:

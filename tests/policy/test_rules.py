@@ -134,7 +134,11 @@ def _placeholders(operator: str) -> set[str]:
 def test_reasons_say_where_a_rule_comes_from() -> None:
     rule = Rule("op", "low", "any", {}, True, "it is fast", Evidence("H200"), "command")
     published = replace(rule, evidence=Evidence(published="someone"))
-    said = [decide([each], "op", "low", {}, t).reason for each in (rule, published) for t in (H200, MI300)]
+    said = [
+        decide([each], "op", "low", {}, t).reason
+        for each in (rule, published)
+        for t in (H200, MI300)
+    ]
     assert said == [
         "it is fast (measured on an H200)",
         "it is fast (rule from an H200, not measured on this machine)",
@@ -184,7 +188,9 @@ def test_an_unmet_test_is_said_with_the_call_s_own_number() -> None:
 
 
 def test_the_nearest_rule_is_of_the_call_s_own_kind() -> None:
-    """A chain with a norm of the branch has too few rows; that it is no LayerNorm is not the point."""
+    """A chain with a norm of the branch has too few rows; that it is no LayerNorm is not
+    the point.
+    """
     size = {"rows": 1024, "columns": 3840, "elements": 1024 * 3840}
     call = {**size, "kind": "rms", "branch_norm": True, "chained": True}
     reason = decide(RULES, "fused_norm", "triton", call, H200).reason

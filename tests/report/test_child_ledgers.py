@@ -15,7 +15,9 @@ def as_child(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(child_ledgers.VARIABLE, f"{os.getpid() + 1}:{folder}")
 
 
-def test_a_child_s_ledgers_are_read_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_child_s_ledgers_are_read_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     as_child(tmp_path, monkeypatch)
     publish(Ledger("graph0"))
     monkeypatch.setenv("RANK", "3")
@@ -31,7 +33,9 @@ def test_the_process_that_collects_hands_over_nothing(tmp_path: Path) -> None:
     assert child_ledgers.VARIABLE not in os.environ
 
 
-def test_a_line_that_was_cut_off_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_that_was_cut_off_is_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     as_child(tmp_path, monkeypatch)
     publish(Ledger("graph0"))
     with open(tmp_path / f"{os.getpid()}.jsonl", "a") as file:

@@ -79,7 +79,9 @@ def test_without_the_variable_and_without_tracing_no_text_is_made(
 ) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setattr(torch_logging.trace_log, "handlers", [])
-    monkeypatch.setattr("rocm_passes.report.dump.readable", lambda _: pytest.fail("a text was made"))
+    monkeypatch.setattr(
+        "rocm_passes.report.dump.readable", lambda _: pytest.fail("a text was made")
+    )
     dump = Dump("graph0")
     dump.step("before", graph)
     dump.ledger(Ledger("graph0"))
@@ -99,7 +101,10 @@ def test_steps_are_artifacts_of_the_structured_trace(
 
 
 def test_a_folder_that_cannot_be_made_costs_a_warning_once(
-    graph: fx.Graph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    graph: fx.Graph,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv(VARIABLE, str(tmp_path / "file"))

@@ -17,7 +17,8 @@ def f(x, w):
 g = torch.compile(f, backend="rocm_diffusion", options={"select": sys.argv[1]})
 with torch.no_grad():
     g(torch.randn(int(sys.argv[2]), 16), torch.randn(16))
-print(json.dumps([[l.from_cache, [(e.idiom, e.outcome, e.reason) for e in l.entries]] for l in rocm_passes.history()]))
+entries = lambda ledger: [(e.idiom, e.outcome, e.reason) for e in ledger.entries]
+print(json.dumps([[ledger.from_cache, entries(ledger)] for ledger in rocm_passes.history()]))
 """
 
 

@@ -85,14 +85,20 @@ def test_table_groups_like_sites(ledgers: list[Ledger]) -> None:
 def test_larger_fusions_with_the_same_answer_are_named_together() -> None:
     same = LEFT + summary(SAID)
     graph = Ledger("graph0")
-    graph.add(entry(considered=(f"add_norm: {same}", f"norm_scale: {same}", "norm_rotary: fuel is used up")))
+    graph.add(
+        entry(
+            considered=(f"add_norm: {same}", f"norm_scale: {same}", "norm_rotary: fuel is used up")
+        )
+    )
     said = [line.strip() for line in report.table([graph], width=100).splitlines()]
     assert "also looked at: add_norm, norm_scale: the same" in said
     assert "also looked at: norm_rotary: fuel is used up" in said
 
 
 def test_table_counts_elementary_idioms(ledgers: list[Ledger]) -> None:
-    assert report.table(ledgers, width=100).endswith("in all: rms_norm 5 (rewritten 2, kept 2, refused 1)")
+    assert report.table(ledgers, width=100).endswith(
+        "in all: rms_norm 5 (rewritten 2, kept 2, refused 1)"
+    )
 
 
 def test_table_keeps_to_its_width(ledgers: list[Ledger]) -> None:
@@ -107,7 +113,8 @@ def test_table_of_nothing() -> None:
     graphs = [Ledger(f"graph{i}", looked_for=("rms_norm", "conv3d")) for i in range(2)]
     assert report.table(graphs) == report.every_site(graphs)
     assert report.table(graphs) == (
-        "no candidate sites: 2 graphs compiled, and none computes a known idiom (looked for: rms_norm, conv3d)"
+        "no candidate sites: 2 graphs compiled, and none computes a known idiom (looked for: "
+        "rms_norm, conv3d)"
     )
     assert "1 graph compiled" in report.table(graphs[:1])
 
@@ -118,7 +125,9 @@ def test_every_site_has_a_line(ledgers: list[Ledger]) -> None:
     assert re.split(r"\s{2,}", lines[1])[:6] == [
         *("graph0", "rms_norm", "kept", "blocks.0.norm", "models/wan.py:95", "bfloat16[2, 16]"),
     ]
-    assert lines[4].split("  ")[0] == "graph1" and "  -  " in lines[4], "a place that is not known is a dash"
+    assert lines[4].split("  ")[0] == "graph1" and "  -  " in lines[4], (
+        "a place that is not known is a dash"
+    )
 
 
 class Page(HTMLParser):
@@ -138,7 +147,9 @@ class Page(HTMLParser):
         found = dict(attrs)
         if tag == "tr" and "data-idiom" in found:
             self.rows.append(found)
-        self.links += [v or "" for k, v in attrs if k in ("src", "href", "srcset", "action", "data")]
+        self.links += [
+            v or "" for k, v in attrs if k in ("src", "href", "srcset", "action", "data")
+        ]
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
@@ -171,7 +182,9 @@ def test_page_loads_nothing(ledgers: list[Ledger]) -> None:
 def test_page_filters_by_model_where_sites_have_one(ledgers: list[Ledger]) -> None:
     document = ledger.to_dict(ledgers)
     document["sites"] = [{"model": f"Model{i % 2}", **s} for i, s in enumerate(document["sites"])]
-    text = report_html.page({**document, "models": [{"model": "Model0", "graph_breaks": 0}]}, "title")
+    text = report_html.page(
+        {**document, "models": [{"model": "Model0", "graph_breaks": 0}]}, "title"
+    )
     assert [r["data-model"] for r in Page(text).rows] == ["Model0", "Model1"] * 2
     assert re.findall(r'<select data-key="(\w+)"', text) == ["model", "idiom", "outcome"]
     assert "graph breaks" in text

@@ -20,7 +20,7 @@ from rocm_passes.ops.conv3d import CONV3D
 from rocm_passes.ops.fused_norm import FUSED_NORM
 from rocm_passes.ops.group_norm import GROUP_NORM
 from rocm_passes.ops.operator import Operator
-from rocm_passes.ops.qk_norm_rotary import OPERATOR as QK_NORM_ROTARY
+from rocm_passes.ops.qk_norm_rotary import QK_NORM_ROTARY
 from rocm_passes.ops.rms_norm import RMS_NORM
 from rocm_passes.options import Options
 from rocm_passes.report.ledger import Entry, Ledger
@@ -45,7 +45,12 @@ def graph_of(name: str) -> fx.Graph:
     args, kwargs = zoo.inputs(model)
     options = {"select": "off"}
     seen = rewrite(
-        zoo.function(model), *args, options=options, fullgraph=zoo.one_graph, codegen=False, **kwargs
+        zoo.function(model),
+        *args,
+        options=options,
+        fullgraph=zoo.one_graph,
+        codegen=False,
+        **kwargs,
     )
     return max(seen.before, key=lambda graph: len(graph.nodes))
 
@@ -55,7 +60,9 @@ def verified(graph: fx.Graph, **options: Any) -> tuple[Ledger, fx.Graph]:
     graph = _copy(graph)
     fx.GraphModule(torch.nn.Module(), graph)
     ledgers: list[Ledger] = []
-    GraphPass(Options(**{"select": "always", "verify": "drawn", **options}), CPU, ledgers.append)(graph)
+    GraphPass(Options(**{"select": "always", "verify": "drawn", **options}), CPU, ledgers.append)(
+        graph
+    )
     graph.lint()
     return ledgers[0], graph
 
@@ -91,8 +98,18 @@ def flipped_taps(reference: Reference, call: Call) -> Any:
 
 
 FAULTS: dict[str, tuple[str, Operator[Any], Wrong, str]] = {
-    "eps off": ("z_image", RMS_NORM, changed(eps=lambda c: 16 * c.eps), "its error against float64 is"),
-    "weight dropped": ("z_image", RMS_NORM, changed(weight=lambda c: None), "its error against float64 is"),
+    "eps off": (
+        "z_image",
+        RMS_NORM,
+        changed(eps=lambda c: 16 * c.eps),
+        "its error against float64 is",
+    ),
+    "weight dropped": (
+        "z_image",
+        RMS_NORM,
+        changed(weight=lambda c: None),
+        "its error against float64 is",
+    ),
     "gate twice": (
         "z_image",
         FUSED_NORM,
@@ -105,10 +122,20 @@ FAULTS: dict[str, tuple[str, Operator[Any], Wrong, str]] = {
         changed(conjugate=lambda c: not c.conjugate),
         "its error against float64 is",
     ),
-    "wrong dtype": ("z_image", RMS_NORM, made(Tensor.bfloat16), "its dtype is torch.bfloat16, the graph has"),
+    "wrong dtype": (
+        "z_image",
+        RMS_NORM,
+        made(Tensor.bfloat16),
+        "its dtype is torch.bfloat16, the graph has",
+    ),
     "wrong strides": ("z_image", RMS_NORM, made(dense_the_other_way), "its strides are"),
     "aliasing": ("z_image", RMS_NORM, in_place, "it writes into its input"),
-    "silu dropped": ("vae_image", GROUP_NORM, changed(silu=lambda c: False), "its error against float64 is"),
+    "silu dropped": (
+        "vae_image",
+        GROUP_NORM,
+        changed(silu=lambda c: False),
+        "its error against float64 is",
+    ),
     "wrong group count": (
         "vae_image",
         GROUP_NORM,
@@ -154,7 +181,9 @@ def test_a_wrong_operator_is_found_on_a_real_model_and_put_back(
 def test_a_wrong_order_of_taps_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(lowering: Any) -> Any:
         def write(b: Any, call: Any) -> Any:
-            return lowering.write(b, replace(call, weight=b(torch.ops.aten.flip.default, call.weight, [2])))
+            return lowering.write(
+                b, replace(call, weight=b(torch.ops.aten.flip.default, call.weight, [2]))
+            )
 
         return replace(lowering, write=write)
 

@@ -13,7 +13,16 @@ from torch import Tensor
 
 from rocm_passes.report.ledger import Entry
 from rocm_passes.rewrite import program, reproducer, verify
-from rocm_passes.rewrite.program import Input, Program, Ref, Result, Step, Unverifiable, reduced, run
+from rocm_passes.rewrite.program import (
+    Input,
+    Program,
+    Ref,
+    Result,
+    Step,
+    Unverifiable,
+    reduced,
+    run,
+)
 from tests.rewriting import rewrite
 
 aten = torch.ops.aten
@@ -36,7 +45,9 @@ def test_a_large_site_is_verified_with_fewer_rows(monkeypatch: pytest.MonkeyPatc
     assert found.startswith("size 1000 reduced to ") and 2 <= int(found.split()[-1]) < 100
 
 
-def test_a_large_site_without_such_a_size_is_skipped_and_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_large_site_without_such_a_size_is_skipped_and_stays(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(verify, "LIMIT_BYTES", {"cpu": 2**8})
     entry = only(norm, torch.randn(4, 16))
     assert (entry.outcome, entry.verification["status"]) == ("rewritten", "skipped")
@@ -110,8 +121,14 @@ def test_equal_bits_are_the_exact_contract_and_others_the_close_one() -> None:
     ("steps", "says"),
     [
         ((Step("z", aten.clone.default, (Ref("x"),), {}),), "its error against float64 is"),
-        ((Step("z", aten.mul.Tensor, (Ref("x"), math.inf), {}),), "it is not finite where the original is"),
-        ((Step("z", aten.sum.dim_IntList, (Ref("x"), [1]), {}),), "its shape is [4], the original's [4, 6]"),
+        (
+            (Step("z", aten.mul.Tensor, (Ref("x"), math.inf), {}),),
+            "it is not finite where the original is",
+        ),
+        (
+            (Step("z", aten.sum.dim_IntList, (Ref("x"), [1]), {}),),
+            "its shape is [4], the original's [4, 6]",
+        ),
         ((Step("z", aten.mul_.Tensor, (Ref("x"), 2), {}),), "it writes into its input x"),
         ((Step("z", aten.mm.default, (Ref("x"), Ref("x")), {}),), "it raised RuntimeError"),
     ],
@@ -154,7 +171,9 @@ def test_a_reproducer_is_refused_with_a_reason() -> None:
         reproducer.text(small(replacement=strange), "title")
 
 
-def test_a_reproducer_of_a_right_replacement_exits_with_0(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_reproducer_of_a_right_replacement_exits_with_0(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     source = reproducer.text(small(), "y = x + x")
     with pytest.raises(SystemExit) as ended:
         exec(compile(source, "reproducer", "exec"), {})

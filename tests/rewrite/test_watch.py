@@ -1,4 +1,6 @@
-"""The first calls, watched: `verify="live"` and `check_finite`, on the values that a site really gets."""
+"""The first calls, watched: `verify="live"` and `check_finite`, on the values that a site really
+gets.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def norm(x: Tensor) -> Tensor:
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Compiles `norm` without generating code; its RMSNorm is wrong where an element is larger than 100."""
+    """Compiles `norm` without generating code; its RMSNorm is wrong where an element is larger than
+    100.
+    """
     monkeypatch.setattr(watch, "compile_fx_inner", _post_grad_only)
     right = RMS_NORM.reference
 

@@ -1,4 +1,6 @@
-"""Noting calls ahead of a compile: the passes run, nothing is measured or compiled, and the result is right."""
+"""Noting calls ahead of a compile: the passes run, nothing is measured or compiled, and the result
+is right.
+"""
 
 from __future__ import annotations
 
@@ -50,13 +52,17 @@ INPUTS = (torch.randn(1, 4, 3, 6, 7), torch.randn(1, 4, 2, 6, 7))
 
 
 @pytest.mark.parametrize("grad", [False, True])
-def test_the_passes_run_and_the_result_is_eager_s(monkeypatch: pytest.MonkeyPatch, grad: bool) -> None:
+def test_the_passes_run_and_the_result_is_eager_s(
+    monkeypatch: pytest.MonkeyPatch, grad: bool
+) -> None:
     module, noting = compiled(monkeypatch)
     before = len(rocm_passes.history())
     with (
         ahead.noting() as noted,
         torch.set_grad_enabled(grad),
-        mock.patch("torch._inductor.compile_fx._InProcessFxCompile.codegen_and_compile") as inductor,
+        mock.patch(
+            "torch._inductor.compile_fx._InProcessFxCompile.codegen_and_compile"
+        ) as inductor,
     ):
         result = noting(*INPUTS)
     inductor.assert_not_called()
@@ -133,7 +139,9 @@ def test_afterwards_it_is_compiled_as_ever(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_calls_survive_the_way_to_another_process() -> None:
-    first = call((2, 4), zeros=(1, 0), dtype=torch.float32, compute=torch.bfloat16, channels_last=True)
+    first = call(
+        (2, 4), zeros=(1, 0), dtype=torch.float32, compute=torch.bfloat16, channels_last=True
+    )
     second = call((6,), dtype=torch.bfloat16)
     texts = []
     for each in (first, second, second):
@@ -169,7 +177,9 @@ def test_nobody_noting_nothing_noted() -> None:
     assert not ahead.note(c.key(), ABLE, c)
 
 
-def test_what_was_noted_is_measured_afterwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_was_noted_is_measured_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tuning, "BUDGET", tuning.Budget())
     options = Options(choices=str(tmp_path / "c.json"))
     c = call((2, 4), zeros=(1, 0), dtype=torch.float32)

@@ -116,7 +116,9 @@ def test_a_spent_budget_searches_nothing_new(tmp_path: Path, user_setting: bool)
     ],
     ids=["not asked for", "no convolution", "no GPU"],
 )
-def test_elsewhere_the_compiled_graph_is_left_as_it_is(shapes: Any, target: Target, options: Options) -> None:
+def test_elsewhere_the_compiled_graph_is_left_as_it_is(
+    shapes: Any, target: Target, options: Options
+) -> None:
     assert searching.searching(flag, shapes, target, options) is flag
 
 

@@ -31,7 +31,9 @@ def failing(error: Exception) -> Lowering[Conv3d]:
 
 
 def test_lowerings_are_measured_from_fake_tensors() -> None:
-    """Inside a compile there are only fake tensors; and the user's random numbers stay as they are."""
+    """Inside a compile there are only fake tensors; and the user's random numbers stay as
+    they are.
+    """
     torch.manual_seed(3)
     before = torch.get_rng_state()
     with FakeTensorMode() as mode:
@@ -49,7 +51,9 @@ def test_a_call_on_the_meta_device_is_measured_on_a_real_one() -> None:
 
 
 def test_what_is_fused_is_counted_in_bytes() -> None:
-    """Taps: three convolutions are timed; their outputs are read once, the result is written once."""
+    """Taps: three convolutions are timed; their outputs are read once, the result is
+    written once.
+    """
     c = call((3,), zeros=(0, 0), channels=4, out=4, size=(8, 8), dtype=torch.bfloat16)
     taps = next(low for low in LOWERINGS if low.name == "taps")
     meter = measuring.Meter()
@@ -73,7 +77,9 @@ def test_extra_memory_is_what_is_held_beside_the_result() -> None:
 
 
 def test_tiles_hold_one_tile_s_taps_beside_the_result() -> None:
-    """Four output frames of two megabytes: taps hold three times four less the result, tiles three times two."""
+    """Four output frames of two megabytes: taps hold three times four less the result, tiles three
+    times two.
+    """
     c = call((6,), channels=4, out=4, size=(512, 512), dtype=torch.float16)
     mib, moved = {}, {}
     for name in ("taps", "taps_tiled"):
@@ -83,12 +89,15 @@ def test_tiles_hold_one_tile_s_taps_beside_the_result() -> None:
         mib[name] = meter.finish(low.write(meter, replace(c, bias=None)))
         moved[name] = meter.moved
     assert mib == {"taps": 2 * 8, "taps_tiled": 3 * 2}
-    # The outputs are read, the result is written; of tiles, half a residual addition's passes are counted, too.
+    # The outputs are read, the result is written; of tiles, half a residual addition's passes are
+    # counted, too.
     assert moved == {"taps": (3 + 1) * 8 * 2**20, "taps_tiled": (3 + 1 + 1) * 8 * 2**20}
 
 
 def test_a_tile_of_one_tap_alone_is_read_and_written() -> None:
-    """In float32 without a bias there is nothing to add or round: the output is copied to its place."""
+    """In float32 without a bias there is nothing to add or round: the output is copied to its
+    place.
+    """
     c = call((2,), zeros=(0, 2), channels=4, out=4, size=(512, 512), dtype=torch.float32)
     meter = measuring.Meter()
     low = next(low for low in LOWERINGS if low.name == "taps_tiled")
@@ -96,7 +105,8 @@ def test_a_tile_of_one_tap_alone_is_read_and_written() -> None:
     mib = meter.finish(low.write(meter, replace(c, bias=None)))
     assert len(meter.work) == 2 + 1
     assert mib == 2 * 4
-    # Of four megabytes each: three outputs read, two frames written, and half an addition's passes over them.
+    # Of four megabytes each: three outputs read, two frames written, and half an addition's passes
+    # over them.
     assert meter.moved == (3 + 2 + 2) * 4 * 2**20
 
 
@@ -115,7 +125,9 @@ def test_the_kernel_reads_a_channels_last_graph_without_copies() -> None:
 
 
 def test_copies_into_channels_last_are_counted() -> None:
-    """In a contiguous graph: both pieces and the weight are copied, and the result is copied back."""
+    """In a contiguous graph: both pieces and the weight are copied, and the result is
+    copied back.
+    """
     c = call((2, 4), channels=16, out=16, size=(128, 256), dtype=torch.float16)
     c, meter = replace(c, bias=None), measuring.Meter(counts_layouts=True)
     with mock.patch.object(measuring, "_launches", _one_result):
@@ -154,7 +166,9 @@ def test_a_conv2d_is_measured() -> None:
 
 
 def test_a_lowering_that_raises_is_one_less() -> None:
-    found = measuring.measure([failing(RuntimeError("miopenStatusUnknownError\nmore")), ABLE[0]], SMALL)
+    found = measuring.measure(
+        [failing(RuntimeError("miopenStatusUnknownError\nmore")), ABLE[0]], SMALL
+    )
     assert found.skipped == {"failing": "RuntimeError: miopenStatusUnknownError"}
     assert set(found.ms) == {ABLE[0].name}
 

@@ -15,7 +15,9 @@ from rocm_passes.tuning import rounds
 
 
 class Gpu:
-    """Simulated bursts: a clock that falls by a fifth over the first quarter of a second, 1 % scatter, outliers."""
+    """Simulated bursts: a clock that falls by a fifth over the first quarter of a second, 1 %
+    scatter, outliers.
+    """
 
     def __init__(self, seed: int) -> None:
         self.now = 0.0
@@ -47,7 +49,9 @@ def test_three_per_cent_are_told_apart() -> None:
 
 
 def test_one_after_the_other_would_not_tell_them_apart() -> None:
-    """The simulation has teeth: the same medians, without turns, mistake the drift for a difference."""
+    """The simulation has teeth: the same medians, without turns, mistake the drift for a
+    difference.
+    """
     wrong = 0
     for seed in range(100):
         gpu = Gpu(seed)

@@ -1,4 +1,6 @@
-"""The file of measured choices: readable, merged, shared between writers, never broken by half a write."""
+"""The file of measured choices: readable, merged, shared between writers, never broken by half a
+write.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ ONE = Measured({"direct": 3.0, "taps": 1.9}, {"direct": 0, "taps": 300})
 
 def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "choices.json"
-    Store(path).add("gfx942", "conv3d a", Measured({"taps": 1.5}, {"taps": 2}, {"direct": "out of memory"}))
+    Store(path).add(
+        "gfx942", "conv3d a", Measured({"taps": 1.5}, {"taps": 2}, {"direct": "out of memory"})
+    )
     assert Store(path).find("gfx942", "conv3d a") == Measured(
         {"taps": 1.5}, {"taps": 2}, {"direct": "out of memory"}
     )

@@ -44,7 +44,9 @@ class Clock:
         self.ms = ms
         self.asked: list[str] = []
 
-    def __call__(self, lowerings: Sequence[Lowering[Any]], given: Conv3d, watch: measuring.Watch) -> Measured:
+    def __call__(
+        self, lowerings: Sequence[Lowering[Any]], given: Conv3d, watch: measuring.Watch
+    ) -> Measured:
         found = Measured({}, {}, {})
         for lowering in lowerings:
             self.asked.append(lowering.name)
@@ -55,7 +57,9 @@ class Clock:
             else:
                 mib = 10 if lowering.name == "direct" else 100
                 found = Measured(
-                    {**found.ms, lowering.name: answer}, {**found.mib, lowering.name: mib}, found.skipped
+                    {**found.ms, lowering.name: answer},
+                    {**found.mib, lowering.name: mib},
+                    found.skipped,
                 )
             if not watch(lowering.name, self.seconds):
                 break
@@ -139,20 +143,27 @@ def test_a_lowering_that_fails_is_left_out_and_remembered(tmp_path: Path) -> Non
     assert pick(clock, tmp_path / "c.json")[0] == "direct"
     kept = Store(tmp_path / "c.json").find(tuning.machine(MI300), KEY)
     assert kept is not None
-    assert kept.skipped == {"taps": "RuntimeError: miopenStatusUnknownError", "unfold": "out of memory"}
+    assert kept.skipped == {
+        "taps": "RuntimeError: miopenStatusUnknownError",
+        "unfold": "out of memory",
+    }
     assert pick(again := Clock(), tmp_path / "c.json")[0] == "direct"
     assert again.asked == []
 
 
 def test_a_call_known_in_part_is_measured_whole(tmp_path: Path) -> None:
     """Times of two occasions are not compared."""
-    store(str(tmp_path / "c.json")).add(tuning.machine(MI300), KEY, Measured({"taps": 2.0}, {"taps": 100}))
+    store(str(tmp_path / "c.json")).add(
+        tuning.machine(MI300), KEY, Measured({"taps": 2.0}, {"taps": 100})
+    )
     clock = Clock(taps=2.0, direct=3.0, unfold=2.5)
     assert pick(clock, tmp_path / "c.json")[0] == "taps"
     assert clock.asked == ["taps", "direct", "unfold"]
 
 
-def test_a_call_that_eats_the_budget_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_call_that_eats_the_budget_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     pick(Clock(0.05, taps=2.0, direct=3.0, unfold=2.5), tmp_path / "c.json", tune_seconds=0.1)
     assert "it won't be repeated" in caplog.text
 
@@ -169,8 +180,8 @@ def test_the_machine_names_what_a_measurement_depends_on() -> None:
 def test_a_call_s_key_tells_calls_apart() -> None:
     one = call((2, 4), zeros=(1, 0), dtype=torch.bfloat16, channels_last=True)
     assert (
-        one.key()
-        == "conv3d bfloat16 x 1x4x2x5x6 + 1x4x4x5x6 w 5x4x3x3x3 pad 1x1 zero frames 1x0 channels-last"
+        one.key() == "conv3d bfloat16 x 1x4x2x5x6 + 1x4x4x5x6 w 5x4x3x3x3 pad 1x1 zero frames 1x0 "
+        "channels-last"
     )
     different = [
         call((6,)),
@@ -188,7 +199,9 @@ def test_a_call_s_key_tells_calls_apart() -> None:
 
 
 def test_flops_are_those_of_the_formula() -> None:
-    assert call((3,), zeros=(2, 0), channels=4, out=5, size=(5, 6)).flops() == 2 * 3 * 5 * 6 * (5 * 4 * 27)
+    assert call((3,), zeros=(2, 0), channels=4, out=5, size=(5, 6)).flops() == 2 * 3 * 5 * 6 * (
+        5 * 4 * 27
+    )
 
 
 def test_measured_holds_nothing_unknown() -> None:
@@ -208,7 +221,10 @@ def test_the_kernel_is_taken_where_it_measures_faster(
     monkeypatch.setattr(measuring, "measure", clock)
     monkeypatch.setattr(bounds, "WORTH_MEASURING", replace(bounds.WORTH_MEASURING, value=0))
     c = call((2, 4), dtype=torch.bfloat16)
-    options, target = Options(choices=str(tmp_path / "c.json")), Target("amd", arch, arch, "2.11", "3.6")
+    options, target = (
+        Options(choices=str(tmp_path / "c.json")),
+        Target("amd", arch, arch, "2.11", "3.6"),
+    )
     able = [low for low in LOWERINGS if asked(low, c, target, options).verdict == "able"]
     found = conv3d.measured(able, c, target, options)
     assert {low.name for low in able} == set(clock.asked) == CANDIDATES
@@ -230,7 +246,9 @@ def test_a_store_without_the_kernel_is_used_where_nothing_can_be_measured(tmp_pa
     """It was written before there was a Triton lowering."""
     c = call((2, 4), dtype=torch.bfloat16)
     able = [low for low in LOWERINGS if low.name in CANDIDATES]
-    old = Measured({"direct": 3.0, "unfold": 2.0, "taps": 1.0}, {"direct": 0, "unfold": 9, "taps": 9})
+    old = Measured(
+        {"direct": 3.0, "unfold": 2.0, "taps": 1.0}, {"direct": 0, "unfold": 9, "taps": 9}
+    )
     store(str(tmp_path / "c.json")).add(tuning.machine(MI300), c.key(), old)
     options = Options(choices=str(tmp_path / "c.json"), tune_seconds=0)
     found = tuning.pick(c.key(), able, c, MI300, options)

@@ -11,7 +11,17 @@ from .text_encoders import TEXT_ENCODERS
 from .vaes import VAES
 from .video_denoisers import VIDEO_DENOISERS
 
-__all__ = ["DEMO", "Case", "Draw", "case", "cases", "count_idioms", "in_float64", "main_dtype", "tensors_in"]
+__all__ = [
+    "DEMO",
+    "Case",
+    "Draw",
+    "case",
+    "cases",
+    "count_idioms",
+    "in_float64",
+    "main_dtype",
+    "tensors_in",
+]
 
 DEMO = ("wan", "z_image", "qwen_image", "flux", "vae_wan")
 """The five of the main job: four denoisers, and the Wan VAE decoding three latent frames."""
@@ -20,7 +30,9 @@ DEMO = ("wan", "z_image", "qwen_image", "flux", "vae_wan")
 def cases() -> tuple[Case, ...]:
     """Every case: first the five of DEMO, then the other denoisers, VAEs and text encoders."""
     everything = MAIN_DENOISERS + IMAGE_DENOISERS + VIDEO_DENOISERS + VAES + TEXT_ENCODERS
-    return tuple(sorted(everything, key=lambda c: DEMO.index(c.name) if c.name in DEMO else len(DEMO)))
+    return tuple(
+        sorted(everything, key=lambda c: DEMO.index(c.name) if c.name in DEMO else len(DEMO))
+    )
 
 
 def case(name: str) -> Case:

@@ -1,4 +1,6 @@
-"""A zoo case: one real model class from a tiny config, with random weights, and the inputs to run it on."""
+"""A zoo case: one real model class from a tiny config, with random weights, and the inputs to run
+it on.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,11 @@ class Case:
     """How to make, feed and judge one model.
 
     `source` is "package:Class"; `feed` turns a Draw into the keyword arguments of `entry`.
-    `expected` counts the elementary idioms of one eager call, derived by hand from the config (None: not
-    derived); `dead` counts those among them whose result nothing uses: AOTAutograd removes them, so that no
-    compiled graph has them.
-    `one_graph` says whether torch.compile(fullgraph=True) works; `breaks` says why not.
-    `warm_up` asks for one eager call before compiling (a cache that Dynamo cannot fill).
+    `expected` counts the elementary idioms of one eager call, derived by hand from the config
+    (None: not derived); `dead` counts those among them whose result nothing uses: AOTAutograd
+    removes them, so that no compiled graph has them. `one_graph` says whether
+    torch.compile(fullgraph=True) works; `breaks` says why not. `warm_up` asks for one eager call
+    before compiling (a cache that Dynamo cannot fill).
     """
 
     name: str
@@ -47,8 +49,8 @@ class Case:
     def build(self, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> nn.Module:
         """The model in eval mode, loaded in `dtype` as production loads it.
 
-        It is saved in float32 and read back by from_pretrained, so that modules which their class keeps in
-        float32, and buffers computed on construction, have the dtypes that users get.
+        It is saved in float32 and read back by from_pretrained, so that modules which their class
+        keeps in float32, and buffers computed on construction, have the dtypes that users get.
         """
         library, _, class_name = self.source.partition(":")
         cls = getattr(importlib.import_module(library), class_name)
@@ -62,8 +64,9 @@ class Case:
         return loaded.eval()
 
     def inputs(self, model: nn.Module, seed: int = 1) -> Inputs:
-        """Arguments for `entry`: floating tensors in the dtype of most of the model's parameters, all on the
-        device of its first."""
+        """Arguments for `entry`: floating tensors in the dtype of most of the model's parameters,
+        all on the device of its first.
+        """
         device = next(model.parameters()).device
         kwargs = self.feed(Draw(seed, main_dtype(model)))
         return (), tree_map_only(torch.Tensor, lambda tensor: tensor.to(device), kwargs)

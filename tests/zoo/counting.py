@@ -1,7 +1,9 @@
-"""Counting the elementary idioms of a model in one eager call, knowing nothing of graphs or of this package.
+"""Counting the elementary idioms of a model in one eager call, knowing nothing of graphs or of this
+package.
 
-Three sources that do not overlap: functional calls seen by a TorchFunctionMode (torch.nn modules end there
-too), hooks on modules that write their norm out by hand, and a profiler that sees rotary functions called.
+Three sources that do not overlap: functional calls seen by a TorchFunctionMode (torch.nn modules
+end there too), hooks on modules that write their norm out by hand, and a profiler that sees rotary
+functions called.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ FUNCTIONS: dict[Callable[..., Any], str] = {
     F.conv3d: "conv3d",
 }
 
-# Modules that spell their norm out in elementary operations; functional calls inside them do not count again.
+# Modules that spell their norm out in elementary operations; functional calls inside them do not
+# count again.
 HAND_WRITTEN = (
     (re.compile(r"PerChannelRMSNorm"), "channel_norm"),
     (re.compile(r"\w*RMSNorm|U?MT5LayerNorm|T5LayerNorm"), "rms_norm"),
@@ -54,9 +57,10 @@ LIBRARIES = ("diffusers.", "transformers.")
 def count_idioms(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], entry: str = "forward"
 ) -> Counter[str]:
-    """Run `entry` of the model once, without gradients, and count conv3d, rms_norm, layer_norm, group_norm,
-    channel_norm (a norm over the channel dimension of an image or video), pad (of an image or video, by values that
-    it has) and rotary (tensors rotated)."""
+    """Run `entry` of the model once, without gradients, and count conv3d, rms_norm, layer_norm,
+    group_norm, channel_norm (a norm over the channel dimension of an image or video), pad (of an
+    image or video, by values that it has) and rotary (tensors rotated).
+    """
     counts: Counter[str] = Counter()
     mode = _FunctionCounter(counts)
     function = model if entry == "forward" else getattr(model, entry)
@@ -66,7 +70,9 @@ def count_idioms(
 
 
 class _FunctionCounter(TorchFunctionMode):
-    """Counts functional calls. The mode is off while one is handled, so nothing inside it counts twice."""
+    """Counts functional calls. The mode is off while one is handled, so nothing inside it counts
+    twice.
+    """
 
     def __init__(self, counts: Counter[str]) -> None:
         super().__init__()
@@ -74,7 +80,11 @@ class _FunctionCounter(TorchFunctionMode):
         self.inside_norm = 0
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if not self.inside_norm:
@@ -91,13 +101,17 @@ def _over_channels(input: torch.Tensor, p: float = 2.0, dim: int = 1, *_: Any, *
     return p == 2.0 and dim == 1 and input.ndim >= 4
 
 
-def _by_copies(input: torch.Tensor, pad: Sequence[int], mode: str = "constant", *_: Any, **__: Any) -> bool:
+def _by_copies(
+    input: torch.Tensor, pad: Sequence[int], mode: str = "constant", *_: Any, **__: Any
+) -> bool:
     """Of an image or a video, by values that it has."""
     return mode in ("replicate", "reflect") and len(pad) >= 4
 
 
 @contextmanager
-def _hand_written_norms(model: nn.Module, counts: Counter[str], mode: _FunctionCounter) -> Iterator[None]:
+def _hand_written_norms(
+    model: nn.Module, counts: Counter[str], mode: _FunctionCounter
+) -> Iterator[None]:
     def enter(idiom: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: Any) -> None:
             if not mode.inside_norm:

@@ -31,8 +31,8 @@ WAN = Case(
         encoder_hidden_states=draw.normal(1, 12, 32),
         return_dict=False,
     ),
-    # RMSNorm on q and k of self- and of cross-attention, LayerNorm 1-3, rotation of self-attention's q and k;
-    # once more the output LayerNorm and the patch embedding.
+    # RMSNorm on q and k of self- and of cross-attention, LayerNorm 1-3, rotation of
+    # self-attention's q and k; once more the output LayerNorm and the patch embedding.
     expected={
         "conv3d": 1,
         "rms_norm": 4 * WAN_LAYERS,
@@ -64,8 +64,8 @@ Z_IMAGE = Case(
         cap_feats=[draw.normal(12, 32)],
         return_dict=False,
     ),
-    # Four hidden norms, q and k norms, two rotations per block; noise and context refiners are such blocks.
-    # Once more the caption norm and the final LayerNorm.
+    # Four hidden norms, q and k norms, two rotations per block; noise and context refiners are such
+    # blocks. Once more the caption norm and the final LayerNorm.
     expected={
         "rms_norm": 6 * (Z_IMAGE_LAYERS + 2 * Z_IMAGE_REFINERS) + 1,
         "layer_norm": 1,
@@ -98,7 +98,11 @@ QWEN_IMAGE = Case(
     ),
     # Two streams, each with q and k norms, two LayerNorms, q and k rotations.
     # Once more the text norm and the output norm.
-    expected={"rms_norm": 4 * QWEN_LAYERS + 1, "layer_norm": 4 * QWEN_LAYERS + 1, "rotary": 4 * QWEN_LAYERS},
+    expected={
+        "rms_norm": 4 * QWEN_LAYERS + 1,
+        "layer_norm": 4 * QWEN_LAYERS + 1,
+        "rotary": 4 * QWEN_LAYERS,
+    },
     # The text stream ends with the last block: its second LayerNorm feeds nothing.
     dead={"layer_norm": 1},
 )
@@ -119,8 +123,8 @@ FLUX = Case(
         axes_dims_rope=(4, 6, 6),
         guidance_embeds=True,
     ),
-    # A guidance of 4 is exact in bfloat16 even after the model's factor of 1000, as 3.5 is not: rounding the
-    # conditioning would hide every other error.
+    # A guidance of 4 is exact in bfloat16 even after the model's factor of 1000, as 3.5 is not:
+    # rounding the conditioning would hide every other error.
     feed=lambda draw: dict(
         hidden_states=draw.normal(1, 30, 16),
         encoder_hidden_states=draw.normal(1, 7, 32),
@@ -131,8 +135,9 @@ FLUX = Case(
         txt_ids=torch.zeros(7, 3),
         return_dict=False,
     ),
-    # Double: q and k norms and two LayerNorms for each stream; single: q and k norms and one LayerNorm. The
-    # streams are joined before the rotation, so each block rotates q and k once. Once more the output norm.
+    # Double: q and k norms and two LayerNorms for each stream; single: q and k norms and one
+    # LayerNorm. The streams are joined before the rotation, so each block rotates q and k once.
+    # Once more the output norm.
     expected={
         "rms_norm": 4 * FLUX_DOUBLE + 2 * FLUX_SINGLE,
         "layer_norm": 4 * FLUX_DOUBLE + FLUX_SINGLE + 1,

@@ -31,7 +31,8 @@ FLUX2 = Case(
         txt_ids=torch.zeros(7, 4),
         return_dict=False,
     ),
-    # As FLUX.1: double 4 RMSNorm, 4 LayerNorm, 2 rotations; single 2, 1 and 2. Once more the output norm.
+    # As FLUX.1: double 4 RMSNorm, 4 LayerNorm, 2 rotations; single 2, 1 and 2. Once more the output
+    # norm.
     expected={"rms_norm": 4 + 2 * 2, "layer_norm": 4 + 2 + 1, "rotary": 2 + 2 * 2},
 )
 
@@ -90,7 +91,8 @@ HIDREAM = Case(
         pooled_embeds=draw.normal(1, 64),
         return_dict=False,
     ),
-    # Double 4 LayerNorm and 4 RMSNorm, single 2 and 2, each rotating q and k. Once more the output norm.
+    # Double 4 LayerNorm and 4 RMSNorm, single 2 and 2, each rotating q and k. Once more the output
+    # norm.
     expected={"rms_norm": 4 + 2, "layer_norm": 4 + 2 + 1, "rotary": 2 + 2},
     one_graph=False,
     breaks="the mixture of experts counts its tokens with bincount",
@@ -120,8 +122,8 @@ LUMINA2 = Case(
         encoder_attention_mask=torch.ones(1, 16, dtype=torch.bool),
         return_dict=False,
     ),
-    # Four hidden norms, q and k norms, two rotations, in refiners (noise, caption) too. Once more the caption
-    # norm and the output LayerNorm.
+    # Four hidden norms, q and k norms, two rotations, in refiners (noise, caption) too. Once more
+    # the caption norm and the output LayerNorm.
     expected={"rms_norm": 6 * (2 + 2) + 1, "layer_norm": 1, "rotary": 2 * (2 + 2)},
     one_graph=False,
     breaks="caption lengths are read off the mask with tolist",
@@ -152,8 +154,9 @@ SD35 = Case(
         timestep=timestep(),
         return_dict=False,
     ),
-    # Two LayerNorms and q and k norms for each stream; the dual block's second attention has its own q and k
-    # norms but shares a LayerNorm; the last block's text has one LayerNorm only. Once more the output norm.
+    # Two LayerNorms and q and k norms for each stream; the dual block's second attention has its
+    # own q and k norms but shares a LayerNorm; the last block's text has one LayerNorm only. Once
+    # more the output norm.
     expected={"rms_norm": 4 * 3 + 2, "layer_norm": 4 * 3 - 1 + 1},
 )
 
@@ -179,7 +182,8 @@ SANA = Case(
         timestep=timestep(),
         return_dict=False,
     ),
-    # Two LayerNorms; q and k norms of self- and of cross-attention. Once more caption norm and output norm.
+    # Two LayerNorms; q and k norms of self- and of cross-attention. Once more caption norm and
+    # output norm.
     expected={"rms_norm": 4 * 2 + 1, "layer_norm": 2 * 2 + 1},
 )
 
@@ -205,7 +209,8 @@ AURAFLOW = Case(
         timestep=torch.tensor([0.5]).to(draw.dtype),
         return_dict=False,
     ),
-    # Double: 4 hidden LayerNorms, q and k LayerNorms for both streams; single: 2 and 2. No output norm.
+    # Double: 4 hidden LayerNorms, q and k LayerNorms for both streams; single: 2 and 2. No output
+    # norm.
     expected={"layer_norm": 8 + 4},
 )
 

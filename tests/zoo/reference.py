@@ -24,21 +24,28 @@ class _InFloat64(TorchFunctionMode):
     """Gives float64 wherever the code asks for a narrower floating dtype."""
 
     def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func in NARROWING:
             return args[0].double()
-        args, kwargs = tree_map_only(torch.dtype, lambda dtype: WIDER.get(dtype, dtype), (args, kwargs or {}))
+        args, kwargs = tree_map_only(
+            torch.dtype, lambda dtype: WIDER.get(dtype, dtype), (args, kwargs or {})
+        )
         return func(*args, **kwargs)
 
 
 def in_float64(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], entry: str = "forward"
 ) -> Any:
-    """Call `entry` of a copy of the model with the same weights, buffers and inputs, all computed in float64.
+    """Call `entry` of a copy of the model with the same weights, buffers and inputs, all computed
+    in float64.
 
-    Weights, buffers and inputs keep the values that their own dtype gave them; constants that the code makes
-    afresh (rotary tables made on the fly, timestep embeddings) are made in float64.
+    Weights, buffers and inputs keep the values that their own dtype gave them; constants that the
+    code makes afresh (rotary tables made on the fly, timestep embeddings) are made in float64.
     """
     wide = copy.deepcopy(model).double()
     args, kwargs = tree_map_only(torch.Tensor, _widen, (tuple(args), dict(kwargs)))

@@ -22,7 +22,9 @@ DECODER = dict(
 )
 
 
-def _encoder(name: str, source: str, config: dict[str, Any], expected: dict[str, int], **inputs: Any) -> Case:
+def _encoder(
+    name: str, source: str, config: dict[str, Any], expected: dict[str, int], **inputs: Any
+) -> Case:
     return Case(
         name=name,
         source=f"transformers:{source}",

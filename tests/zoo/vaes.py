@@ -21,14 +21,17 @@ WAN = Case(
     ),
     feed=lambda draw: dict(z=draw.normal(1, 4, 3, 4, 5), return_dict=False),
     entry="decode",
-    # Per latent frame: 2 resnets in the middle and 2 in each of 4 blocks, each with two norms and two
-    # convolutions; the attention's and the output's norm; convolutions in and out; 2 shortcuts where an
-    # upsampler had halved the channels. Two temporal upsamplers skip the first frame. Once: post_quant_conv.
+    # Per latent frame: 2 resnets in the middle and 2 in each of 4 blocks, each with two norms and
+    # two convolutions; the attention's and the output's norm; convolutions in and out; 2 shortcuts
+    # where an upsampler had halved the channels. Two temporal upsamplers skip the first frame.
+    # Once: post_quant_conv.
     expected={"conv3d": 1 + 3 * (2 * 10 + 2 + 2) + 2 * 2, "channel_norm": 3 * (2 * 10 + 2)},
 )
 
 
-def _decoder(name: str, source: str, config: dict[str, Any], latent: tuple[int, ...], **about: Any) -> Case:
+def _decoder(
+    name: str, source: str, config: dict[str, Any], latent: tuple[int, ...], **about: Any
+) -> Case:
     """A VAE decoding a latent [B, C, H, W] or [B, C, T, H, W]."""
     return Case(
         name=name,
@@ -58,7 +61,8 @@ WAN22 = _decoder(
         latents_std=[1.0] * 4,
     ),
     (1, 4, 3, 4, 5),
-    # As Wan 2.1, but a single shortcut: upsamplers keep the channels, and only the last block halves them.
+    # As Wan 2.1, but a single shortcut: upsamplers keep the channels, and only the last block
+    # halves them.
     expected={"conv3d": 1 + 3 * (2 * 10 + 2 + 1) + 2 * 2, "channel_norm": 3 * (2 * 10 + 2)},
 )
 
@@ -91,7 +95,8 @@ IMAGE = _decoder(
         up_block_types=("UpDecoderBlock2D",) * 2,
     ),
     (1, 4, 6, 8),
-    # Resnets: 2 in the middle, 2 in each of 2 blocks, with two norms each; attention's and output's norm.
+    # Resnets: 2 in the middle, 2 in each of 2 blocks, with two norms each; attention's and output's
+    # norm.
     expected={"group_norm": 2 * 6 + 2},
 )
 
@@ -108,8 +113,8 @@ HUNYUAN_VIDEO = _decoder(
     ),
     (1, 4, 3, 4, 5),
     # Resnets: 2 in the middle, 2 in each of 4 blocks, with two norms and two convolutions each;
-    # attention's and output's norm; convolutions in, out, post_quant and of 3 upsamplers, all of them causal but
-    # post_quant: a pad each.
+    # attention's and output's norm; convolutions in, out, post_quant and of 3 upsamplers, all of
+    # them causal but post_quant: a pad each.
     expected={"conv3d": 2 * 10 + 3 + 3, "group_norm": 2 * 10 + 2, "pad": 2 * 10 + 2 + 3},
 )
 
@@ -124,7 +129,8 @@ HUNYUAN_VIDEO15 = _decoder(
         temporal_compression_ratio=4,
     ),
     (1, 8, 2, 4, 4),
-    # As HunyuanVideo, without post_quant; the attention's q, k, v and output are convolutions, and not causal.
+    # As HunyuanVideo, without post_quant; the attention's q, k, v and output are convolutions, and
+    # not causal.
     expected={"conv3d": 2 * 10 + 2 + 3 + 4, "channel_norm": 2 * 10 + 2, "pad": 2 * 10 + 2 + 3},
     one_graph=False,
     breaks="add_temporal_upsample is a numpy bool",
@@ -142,8 +148,8 @@ COGVIDEOX = _decoder(
         up_block_types=("CogVideoXUpBlock3D",) * 4,
     ),
     (1, 4, 4, 4, 4),
-    # Two batches of frames, each through 10 resnets of two norms and two convolutions, the output's norm, and
-    # convolutions in and out. Each norm is modulated by two convolutions.
+    # Two batches of frames, each through 10 resnets of two norms and two convolutions, the output's
+    # norm, and convolutions in and out. Each norm is modulated by two convolutions.
     expected={"conv3d": 2 * (2 * 10 + 2 * (2 * 10 + 1) + 2), "group_norm": 2 * (2 * 10 + 1)},
 )
 
@@ -164,7 +170,8 @@ LTX = _decoder(
     "AutoencoderKLLTXVideo",
     LTX_CONFIG,
     (1, 8, 3, 4, 4),
-    # Five resnets of two norms and two convolutions; output's norm; convolutions in, out and of 2 upsamplers.
+    # Five resnets of two norms and two convolutions; output's norm; convolutions in, out and of 2
+    # upsamplers.
     expected={"conv3d": 2 * 5 + 2 + 2, "rms_norm": 2 * 5 + 1},
 )
 
@@ -180,8 +187,8 @@ LTX2 = _decoder(
         patch_size=1,
     ),
     (1, 8, 2, 4, 4),
-    # Four resnets of two norms and two convolutions; output's norm; convolutions in, out and of 3 upsamplers, each
-    # reflecting its padding.
+    # Four resnets of two norms and two convolutions; output's norm; convolutions in, out and of 3
+    # upsamplers, each reflecting its padding.
     expected={"conv3d": 2 * 4 + 2 + 3, "channel_norm": 2 * 4 + 1, "pad": 2 * 4 + 2 + 3},
 )
 
@@ -254,8 +261,8 @@ TEMPORAL_DECODER = Case(
     ),
     feed=lambda draw: dict(z=draw.normal(3, 4, 6, 8), num_frames=3, return_dict=False),
     entry="decode",
-    # Five resnets, each spatial (two norms) and temporal (two norms, two convolutions); the output's norm and
-    # its temporal convolution.
+    # Five resnets, each spatial (two norms) and temporal (two norms, two convolutions); the
+    # output's norm and its temporal convolution.
     expected={"conv3d": 2 * 5 + 1, "group_norm": 4 * 5 + 1},
 )
 

@@ -15,7 +15,8 @@ from .denoisers import WAN, WAN_LAYERS
 WAN_TI2V = replace(
     WAN,
     name="wan_ti2v",
-    # A timestep for each of 3 x 4 x 5 tokens: scale, shift and gate are per token, as in Wan 2.2 TI2V-5B.
+    # A timestep for each of 3 x 4 x 5 tokens: scale, shift and gate are per token, as in Wan 2.2
+    # TI2V-5B.
     feed=lambda draw: WAN.feed(draw) | dict(timestep=torch.arange(3 * 4 * 5)[None]),
 )
 
@@ -31,7 +32,8 @@ WAN_I2V = replace(
             encoder_hidden_states_image=draw.normal(1, 5, 20),
         )
     ),
-    # Besides text-to-video: a norm of the image's keys per block; once more two norms of the image embedding.
+    # Besides text-to-video: a norm of the image's keys per block; once more two norms of the image
+    # embedding.
     expected={
         "conv3d": 1,
         "rms_norm": 5 * WAN_LAYERS,
@@ -67,8 +69,8 @@ HUNYUAN_VIDEO = Case(
         guidance=torch.tensor([3.5]).to(draw.dtype),
         return_dict=False,
     ),
-    # Double 4 RMSNorm, 4 LayerNorm, rotations of the video's q and k; single 2, 1 and 2; token refiner 2
-    # LayerNorm. Once more the output norm and the patch embedding.
+    # Double 4 RMSNorm, 4 LayerNorm, rotations of the video's q and k; single 2, 1 and 2; token
+    # refiner 2 LayerNorm. Once more the output norm and the patch embedding.
     expected={"conv3d": 1, "rms_norm": 4 + 2, "layer_norm": 4 + 1 + 2 + 1, "rotary": 2 + 2},
 )
 
@@ -136,8 +138,8 @@ def _ltx2(name: str, rope_type: str) -> Case:
             fps=25.0,
             return_dict=False,
         ),
-        # Eight hidden norms, q and k norms of six attentions, of which four rotate q and k. Once more the two
-        # output LayerNorms.
+        # Eight hidden norms, q and k norms of six attentions, of which four rotate q and k. Once
+        # more the two output LayerNorms.
         expected={"rms_norm": 8 + 12, "layer_norm": 2, "rotary": 8},
     )
 
@@ -195,8 +197,8 @@ MOCHI = Case(
         encoder_attention_mask=torch.ones(1, 16, dtype=torch.bool),
         return_dict=False,
     ),
-    # Four hidden norms, q and k norms for each stream; the last block's text has one hidden norm only.
-    # Once more the output LayerNorm.
+    # Four hidden norms, q and k norms for each stream; the last block's text has one hidden norm
+    # only. Once more the output LayerNorm.
     expected={"rms_norm": 12 * 2 - 3, "layer_norm": 1, "rotary": 2 * 2},
 )
 
@@ -253,8 +255,8 @@ KANDINSKY5 = Case(
         text_rope_pos=torch.arange(9),
         return_dict=False,
     ),
-    # Visual: 3 LayerNorms, q and k norms of self- and cross-attention; text: 2 and 2; each rotates q and k
-    # once. Once more the norms of both text embeddings and the output.
+    # Visual: 3 LayerNorms, q and k norms of self- and cross-attention; text: 2 and 2; each rotates
+    # q and k once. Once more the norms of both text embeddings and the output.
     expected={"rms_norm": 4 * 2 + 2, "layer_norm": 3 * 2 + 2 + 3, "rotary": 2 * 2 + 2},
 )
 
@@ -283,7 +285,9 @@ SKYREELS_V2 = Case(
 
 
 def _rotary_tables(tokens: int, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines [tokens, channels] in float32, each angle twice, as the pipeline makes them."""
+    """Cosines and sines [tokens, channels] in float32, each angle twice, as the pipeline makes
+    them.
+    """
     frequencies = 100.0 ** -(torch.arange(0, channels, 2) / channels)
     angles = torch.outer(torch.arange(tokens), frequencies).repeat_interleave(2, dim=1)
     return angles.cos(), angles.sin()

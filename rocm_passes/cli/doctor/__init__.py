@@ -1,4 +1,6 @@
-"""`rocm-passes doctor`: what this machine is, what will be used on it, and what is wrong with it."""
+"""`rocm-passes doctor`: what this machine is, what will be used on it, and what is wrong
+with it.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,19 @@ from rocm_passes.cli.doctor import collect, diagnosis, text
 
 
 @click.command(short_help="say what this machine is, and what is wrong with it")
-@click.option("--lowerings", is_flag=True, help="Also list every lowering, and why some cannot run here.")
-@click.option("--report", is_flag=True, help="Print everything as Markdown, to paste into an issue.")
+@click.option(
+    "--lowerings", is_flag=True, help="Also list every lowering, and why some cannot run here."
+)
+@click.option(
+    "--report", is_flag=True, help="Print everything as Markdown, to paste into an issue."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.pass_context
 def doctor(context: click.Context, lowerings: bool, report: bool, as_json: bool) -> None:
     """Say what this machine is, what the backend will use on it, and what is wrong with it.
 
-    Exit code: 0 where the backend will work, 1 where it will work with warnings, 2 where it will not work.
+    Exit code: 0 where the backend will work, 1 where it will work with warnings, 2 where it will
+    not work.
     """
     machine = collect.this_machine()
     findings = diagnosis.diagnose(machine)
@@ -29,7 +36,9 @@ def doctor(context: click.Context, lowerings: bool, report: bool, as_json: bool)
     else:
         if lowerings:
             _print_lowerings(text.lowering_rows(machine))
-        click.echo(text.summary(machine, findings, max(60, shutil.get_terminal_size((100, 24)).columns)))
+        click.echo(
+            text.summary(machine, findings, max(60, shutil.get_terminal_size((100, 24)).columns))
+        )
     context.exit(diagnosis.exit_code(findings))
 
 

@@ -1,4 +1,6 @@
-"""Reads the facts of this machine. No step may raise: a broken installation is what the doctor is for."""
+"""Reads the facts of this machine. No step may raise: a broken installation is what the doctor is
+for.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,13 @@ VARIABLES = (
     *("AITER_TRITON_ONLY", "AITER_AOT_IMPORT"),
 )
 _OUR_PREFIX = "ROCM_PASSES_"
-_TRITON_DISTRIBUTIONS = ("triton", "pytorch-triton-rocm", "triton-rocm", "pytorch-triton", "triton-windows")
+_TRITON_DISTRIBUTIONS = (
+    "triton",
+    "pytorch-triton-rocm",
+    "triton-rocm",
+    "pytorch-triton",
+    "triton-windows",
+)
 _KFD_NODES = Path("/sys/class/kfd/kfd/topology/nodes")
 
 T = TypeVar("T")
@@ -70,10 +78,14 @@ def variables(environment: Mapping[str, str]) -> dict[str, str]:
 
 
 def kernel_archs(nodes: Path = _KFD_NODES) -> tuple[str, ...]:
-    """Architectures of the AMD GPUs that the kernel driver lists: "gfx942" for gfx_target_version 90402."""
+    """Architectures of the AMD GPUs that the kernel driver lists: "gfx942" for gfx_target_version
+    90402.
+    """
     found = []
     for properties in sorted(nodes.glob("*/properties"), key=lambda p: int(p.parent.name)):
-        fields = dict(line.split(maxsplit=1) for line in properties.read_text().splitlines() if " " in line)
+        fields = dict(
+            line.split(maxsplit=1) for line in properties.read_text().splitlines() if " " in line
+        )
         number = int(fields.get("gfx_target_version", 0))
         if number:
             found.append(f"gfx{number // 10000}{number // 100 % 100:x}{number % 100:x}")
@@ -158,7 +170,9 @@ def _with_torch(machine: Machine) -> Machine:
         aiter=_quietly(_aiter, Aiter()),
     )
     option_error = _option_error()
-    return replace(machine, option_error=option_error, lowerings=_quietly(lambda: lowerings(machine), ()))
+    return replace(
+        machine, option_error=option_error, lowerings=_quietly(lambda: lowerings(machine), ())
+    )
 
 
 def _gpus(torch: Any) -> tuple[tuple[Gpu, ...], str | None]:
@@ -171,7 +185,9 @@ def _gpus(torch: Any) -> tuple[tuple[Gpu, ...], str | None]:
 
 
 def _gpu(properties: Any, amd: bool) -> Gpu:
-    arch = properties.gcnArchName.split(":")[0] if amd else f"sm_{properties.major}{properties.minor}"
+    arch = (
+        properties.gcnArchName.split(":")[0] if amd else f"sm_{properties.major}{properties.minor}"
+    )
     return Gpu(
         vendor="amd" if amd else "nvidia",
         arch=arch,

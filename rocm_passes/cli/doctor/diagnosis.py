@@ -1,7 +1,8 @@
-"""The doctor's judgement: from a Machine to findings. Pure functions: a test describes a machine as data.
+"""The doctor's judgement: from a Machine to findings. Pure functions: a test describes a machine as
+data.
 
-A finding is an error (the backend will not work), a warning (it will work, but not well or not as meant) or a
-note. Each says what was found and what to do about it.
+A finding is an error (the backend will not work), a warning (it will work, but not well or not as
+meant) or a note. Each says what was found and what to do about it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from rocm_passes.cli.doctor.machine import Gpu, Machine
 
 BACKEND = "rocm_diffusion"
 OLDEST_PYTHON = (3, 11)
-#: As Target's AMD_ARCHITECTURES, which cannot be imported where torch is missing; a test compares them.
+#: As Target's AMD_ARCHITECTURES, which cannot be imported where torch is missing; a test compares
+#: them.
 CHECKED_ARCHITECTURES = ("gfx942", "gfx950", "gfx1100", "gfx1201")
 #: compile_pipeline and the recognised models stand on these; as in pyproject.toml's extra `models`.
 OLDEST_LIBRARIES = {"diffusers": (0, 36), "transformers": (4, 57)}
@@ -28,7 +30,9 @@ EXIT_CODES: dict[Severity, int] = {"note": 0, "warning": 1, "error": 2}
 
 @dataclass(frozen=True)
 class Finding:
-    """name: a stable word for scripts. says: what was found. fix: what to do. source: where it is reported."""
+    """name: a stable word for scripts. says: what was found. fix: what to do. source: where it is
+    reported.
+    """
 
     severity: Severity
     name: str
@@ -89,14 +93,18 @@ def _python(machine: Machine) -> Iterator[Finding]:
     if machine.python < OLDEST_PYTHON:
         version = ".".join(map(str, machine.python))
         oldest = ".".join(map(str, OLDEST_PYTHON))
-        yield Finding("error", "python-old", f"Python {version} is too old", f"use Python {oldest} or newer")
+        yield Finding(
+            "error", "python-old", f"Python {version} is too old", f"use Python {oldest} or newer"
+        )
 
 
 def _torch(machine: Machine) -> Iterator[Finding]:
     problem = torch_version.problem(machine.torch.version)
     if problem is not None:
         says, _, fix = problem.partition(": ")
-        yield Finding("error", "torch-missing" if machine.torch.version is None else "torch-old", says, fix)
+        yield Finding(
+            "error", "torch-missing" if machine.torch.version is None else "torch-old", says, fix
+        )
     elif machine.torch.error is not None:
         says = f"torch {machine.torch.version} fails to import ({machine.torch.error})"
         yield Finding("error", "torch-broken", says, "reinstall it for the ROCm of this machine")
@@ -105,7 +113,9 @@ def _torch(machine: Machine) -> Iterator[Finding]:
 def _backend(machine: Machine) -> Iterator[Finding]:
     if not machine.registered:
         says = f"backend {BACKEND!r} is not registered, so torch.compile cannot find it by name"
-        yield Finding("error", "backend-unregistered", says, "install the package (pip install -e .)")
+        yield Finding(
+            "error", "backend-unregistered", says, "install the package (pip install -e .)"
+        )
     if machine.option_error is not None:
         yield Finding("error", "option", machine.option_error)
 
@@ -121,10 +131,14 @@ def _gpu_visible(machine: Machine) -> Iterator[Finding]:
         archs = ", ".join(machine.kernel_archs) or "an AMD GPU"
         build = f"CUDA {machine.cuda}" if machine.cuda else "CPUs only"
         says = f"this machine has {archs}, and torch {machine.torch.version} is built for {build}"
-        yield Finding("error", "torch-not-rocm", says, f"install torch for ROCm, {torch_version.INSTALL}")
+        yield Finding(
+            "error", "torch-not-rocm", says, f"install torch for ROCm, {torch_version.INSTALL}"
+        )
     elif machine.cuda is not None:
         says = f"torch is built for CUDA {machine.cuda} and sees no GPU: graphs run on the CPU"
-        yield Finding("warning", "no-visible-cuda-gpu", says, "check CUDA_VISIBLE_DEVICES and the driver")
+        yield Finding(
+            "warning", "no-visible-cuda-gpu", says, "check CUDA_VISIBLE_DEVICES and the driver"
+        )
 
 
 def _why_invisible(machine: Machine) -> str:
@@ -133,14 +147,18 @@ def _why_invisible(machine: Machine) -> str:
         return f"unset {' and '.join(hiding)}"
     if not any(n.path == "/dev/kfd" for n in machine.present_nodes):
         return (
-            "/dev/kfd is absent: load the amdgpu driver, or start the container with --device=/dev/kfd "
+            "/dev/kfd is absent: load the amdgpu driver, or start the container with "
+            "--device=/dev/kfd "
             "--device=/dev/dri --group-add video --group-add render"
         )
     if machine.denied_nodes:
-        groups = ",".join(sorted({n.group for n in machine.denied_nodes if n.group})) or "render,video"
+        groups = (
+            ",".join(sorted({n.group for n in machine.denied_nodes if n.group})) or "render,video"
+        )
         paths = ", ".join(n.path for n in machine.denied_nodes)
         return (
-            f"{paths} cannot be opened by this user (groups {', '.join(machine.groups) or 'none'}): "
+            f"{paths} cannot be opened by this user (groups "
+            f"{', '.join(machine.groups) or 'none'}): "
             f"sudo usermod -aG {groups} $USER, then log in anew; in a container --group-add"
         )
     if not any("/renderD" in n.path for n in machine.present_nodes):
@@ -149,20 +167,25 @@ def _why_invisible(machine: Machine) -> str:
         return f"the runtime says {machine.gpu_error}"
     archs = ", ".join(machine.kernel_archs)
     return (
-        f"the driver lists {archs or 'no GPU'}: check `rocminfo`, `dmesg`, and that the driver is new enough "
+        f"the driver lists {archs or 'no GPU'}: check `rocminfo`, `dmesg`, and that the driver is "
+        "new enough "
         f"for ROCm {machine.hip}"
     )
 
 
 def _hiding_variables(machine: Machine) -> list[str]:
-    """Variables that leave no device visible: empty, or beginning with an index that does not exist."""
+    """Variables that leave no device visible: empty, or beginning with an index that does not
+    exist.
+    """
     names = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
     count = len(machine.kernel_archs)
     hiding = []
     for name in names:
         value = machine.variables.get(name)
         first = value.split(",")[0].strip() if value is not None else None
-        if first is not None and (first in ("", "-1") or (first.isdigit() and 0 < count <= int(first))):
+        if first is not None and (
+            first in ("", "-1") or (first.isdigit() and 0 < count <= int(first))
+        ):
             hiding.append(name)
     return hiding
 
@@ -202,22 +225,32 @@ def _devices(machine: Machine) -> Iterator[Finding]:
             yield Finding("warning", "integrated-first", says, fix)
     if len({g.arch for g in machine.gpus}) > 1:
         archs = ", ".join(g.arch for g in machine.gpus)
-        says = f"GPUs of several architectures are visible ({archs}); choices are kept for each of them"
+        says = (
+            f"GPUs of several architectures are visible ({archs}); choices are kept for each of "
+            "them"
+        )
         yield Finding("note", "several-architectures", says)
     if machine.hip is not None and "ROCR_VISIBLE_DEVICES" in machine.variables:
         hip = next(
-            (n for n in ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES") if n in machine.variables), None
+            (n for n in ("HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES") if n in machine.variables),
+            None,
         )
         if hip is not None:
             says = (
-                f"ROCR_VISIBLE_DEVICES and {hip} are both set: the second counts within what the first left"
+                f"ROCR_VISIBLE_DEVICES and {hip} are both set: the second counts within what "
+                "the first left"
             )
             yield Finding("warning", "two-device-variables", says, "set one of them")
     hip_devices = machine.variables.get("HIP_VISIBLE_DEVICES")
     cuda_devices = machine.variables.get("CUDA_VISIBLE_DEVICES")
-    if machine.hip is not None and None not in (hip_devices, cuda_devices) and hip_devices != cuda_devices:
+    if (
+        machine.hip is not None
+        and None not in (hip_devices, cuda_devices)
+        and hip_devices != cuda_devices
+    ):
         says = (
-            f"HIP_VISIBLE_DEVICES={hip_devices} and CUDA_VISIBLE_DEVICES={cuda_devices} contradict each other"
+            f"HIP_VISIBLE_DEVICES={hip_devices} and CUDA_VISIBLE_DEVICES={cuda_devices} "
+            "contradict each other"
         )
         yield Finding("warning", "contradicting-device-variables", says, "set one of them")
 
@@ -248,20 +281,30 @@ def _override(machine: Machine) -> Iterator[Finding]:
     for arch in dict.fromkeys(machine.kernel_archs):
         if arch == overridden:
             yield Finding(
-                "note", "gfx-override-needless", f"HSA_OVERRIDE_GFX_VERSION={value} is what {arch} is"
+                "note",
+                "gfx-override-needless",
+                f"HSA_OVERRIDE_GFX_VERSION={value} is what {arch} is",
             )
         elif _generation(arch) != _generation(overridden):
-            says = f"HSA_OVERRIDE_GFX_VERSION={value} runs the code of {overridden} on {arch}, another generation"
+            says = (
+                f"HSA_OVERRIDE_GFX_VERSION={value} runs the code of {overridden} on {arch}, "
+                "another generation"
+            )
             yield Finding("warning", "gfx-override-generation", says, "unset it")
         else:
             says = (
-                f"HSA_OVERRIDE_GFX_VERSION={value} runs the code of {overridden} on {arch}: kernels and measured "
+                f"HSA_OVERRIDE_GFX_VERSION={value} runs the code of {overridden} on {arch}: "
+                "kernels and measured "
                 f"choices are those of {overridden}"
             )
-            yield Finding("warning", "gfx-override", says, f"unset it if your torch has code for {arch}")
+            yield Finding(
+                "warning", "gfx-override", says, f"unset it if your torch has code for {arch}"
+            )
     if not machine.kernel_archs:
         says = f"HSA_OVERRIDE_GFX_VERSION={value} makes every GPU look like {overridden}"
-        yield Finding("warning", "gfx-override", says, "unset it if your torch has code for your GPU")
+        yield Finding(
+            "warning", "gfx-override", says, "unset it if your torch has code for your GPU"
+        )
 
 
 def override_arch(value: str) -> str | None:
@@ -281,7 +324,10 @@ def _generation(arch: str) -> str:
 def _miopen(machine: Machine) -> Iterator[Finding]:
     miopen = machine.miopen
     if miopen is not None and not miopen.writable:
-        says = f"MIOpen cannot write {miopen.database} or {miopen.cache}: it searches anew in every process"
+        says = (
+            f"MIOpen cannot write {miopen.database} or {miopen.cache}: it searches anew in "
+            "every process"
+        )
         fix = "set MIOPEN_USER_DB_PATH and MIOPEN_CUSTOM_CACHE_DIR to folders that you may write"
         yield Finding("warning", "miopen-unwritable", says, fix, "jamiepine/voicebox#865")
 

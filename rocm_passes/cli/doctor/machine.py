@@ -1,4 +1,6 @@
-"""What the doctor knows of a machine, as plain data. collect.py fills it in; diagnosis.py only reads it."""
+"""What the doctor knows of a machine, as plain data. collect.py fills it in; diagnosis.py only
+reads it.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ Access = Literal["usable", "denied", "absent"]
 
 @dataclass(frozen=True)
 class Library:
-    """A Python library. version is None where it is absent. error says why its import fails, if it does."""
+    """A Python library. version is None where it is absent. error says why its import fails, if it
+    does.
+    """
 
     version: str | None = None
     error: str | None = None
@@ -24,7 +28,9 @@ class Library:
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU that torch sees. arch: "gfx942" or "sm_90", as Target.arch. integrated: it is part of the CPU."""
+    """A GPU that torch sees. arch: "gfx942" or "sm_90", as Target.arch. integrated: it is part of
+    the CPU.
+    """
 
     vendor: Literal["amd", "nvidia"]
     arch: str
@@ -44,9 +50,11 @@ class DeviceNode:
 
 @dataclass(frozen=True)
 class Miopen:
-    """The convolution library of ROCm. version as (3, 5, 1), of torch's build; None where it cannot be told.
+    """The convolution library of ROCm. version as (3, 5, 1), of torch's build; None where it cannot
+    be told.
 
-    database, cache: folders that MIOpen writes to, by its variables or its defaults. writable: both are.
+    database, cache: folders that MIOpen writes to, by its variables or its defaults. writable: both
+    are.
     """
 
     version: tuple[int, ...] | None = None
@@ -78,9 +86,11 @@ class LoweringRow:
 class Machine:
     """Everything that a diagnosis depends on.
 
-    hip, cuda: what torch was built for. gpus: those that torch sees, in its order. kernel_archs: the AMD GPUs
-    that the kernel driver lists, whatever torch sees. rocm: the version of the ROCm installed beside torch.
-    variables: environment variables that matter here. registered: torch finds the backend by its name.
+    hip, cuda: what torch was built for. gpus: those that torch sees, in its order. kernel_archs:
+    the AMD GPUs that the kernel driver lists, whatever torch sees. rocm: the version of the ROCm
+    installed beside torch.
+    variables: environment variables that matter here. registered: torch finds the backend by its
+    name.
     option_error: what is wrong with ROCM_PASSES_* variables.
     """
 

@@ -1,4 +1,6 @@
-"""The doctor's answer as text: ten lines for a healthy machine, a table of lowerings, a report to paste."""
+"""The doctor's answer as text: ten lines for a healthy machine, a table of lowerings, a report to
+paste.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,18 @@ def document(machine: Machine, findings: Sequence[Finding]) -> dict[str, Any]:
 
 
 def summary(machine: Machine, findings: Sequence[Finding], width: int = 100) -> str:
-    """What the machine is, then what is wrong with it, then the verdict. Notes are left to the report."""
+    """What the machine is, then what is wrong with it, then the verdict. Notes are left to the
+    report.
+    """
     rows = [*_facts(machine)]
     rows += [(f.severity, str(f)) for f in findings if f.severity != "note"]
     return "\n".join([*_lines(rows, width), verdict(list(findings))])
 
 
 def report(machine: Machine, findings: Sequence[Finding]) -> str:
-    """A block of Markdown for an issue: all facts and findings, the lowerings that cannot run here."""
+    """A block of Markdown for an issue: all facts and findings, the lowerings that cannot
+    run here.
+    """
     rows = [*_facts(machine)]
     rows += [("variable", f"{name}={value}") for name, value in machine.variables.items()]
     rows += [(f.severity, f"{f.name}: {f}") for f in findings]
@@ -47,7 +53,10 @@ def report(machine: Machine, findings: Sequence[Finding]) -> str:
 
 def lowering_rows(machine: Machine) -> list[tuple[str, str, str]]:
     """The table of --lowerings: idiom, lowering, and whether it can run here."""
-    return [(r.idiom, r.lowering, "available" if r.reason is None else r.reason) for r in machine.lowerings]
+    return [
+        (r.idiom, r.lowering, "available" if r.reason is None else r.reason)
+        for r in machine.lowerings
+    ]
 
 
 def _facts(machine: Machine) -> Iterable[tuple[str, str]]:
@@ -65,7 +74,10 @@ def _facts(machine: Machine) -> Iterable[tuple[str, str]]:
     if ours:
         yield "options", ", ".join(ours)
     able = sum(r.reason is None for r in machine.lowerings)
-    yield "lowerings", f"{able} of {len(machine.lowerings)} can run here (rocm-passes doctor --lowerings)"
+    yield (
+        "lowerings",
+        f"{able} of {len(machine.lowerings)} can run here (rocm-passes doctor --lowerings)",
+    )
 
 
 def _torch(machine: Machine) -> str:
@@ -73,7 +85,13 @@ def _torch(machine: Machine) -> str:
         return "not installed"
     if machine.torch.error is not None:
         return f"{machine.torch.version}, which fails to import"
-    build = f"ROCm {machine.hip}" if machine.hip else f"CUDA {machine.cuda}" if machine.cuda else "CPUs only"
+    build = (
+        f"ROCm {machine.hip}"
+        if machine.hip
+        else f"CUDA {machine.cuda}"
+        if machine.cuda
+        else "CPUs only"
+    )
     return f"{machine.torch.version}, built for {build}"
 
 
@@ -94,7 +112,10 @@ def _devices(machine: Machine) -> list[str]:
 
 def _gpu(gpu: Gpu) -> str:
     memory = f", {gpu.gib:g} GiB" if gpu.gib else ""
-    return f"{gpu.name} ({gpu.vendor}, {gpu.arch}{', integrated' if is_integrated(gpu) else ''}{memory})"
+    return (
+        f"{gpu.name} ({gpu.vendor}, "
+        f"{gpu.arch}{', integrated' if is_integrated(gpu) else ''}{memory})"
+    )
 
 
 def _rocm(machine: Machine) -> str:
@@ -111,7 +132,10 @@ def _rocm(machine: Machine) -> str:
 def _lines(rows: Iterable[tuple[str, str]], width: int) -> list[str]:
     return [
         textwrap.fill(
-            f"{label:<{_LABEL}}{value}", width, subsequent_indent=" " * _LABEL, break_long_words=False
+            f"{label:<{_LABEL}}{value}",
+            width,
+            subsequent_indent=" " * _LABEL,
+            break_long_words=False,
         )
         for label, value in rows
     ]

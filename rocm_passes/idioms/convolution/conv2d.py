@@ -1,11 +1,14 @@
-"""Conv2d in a graph that runs channels-last: the same convolution, its input and weight in that layout.
+"""Conv2d in a graph that runs channels-last: the same convolution, its input and weight in that
+layout.
 
 Before                                  After
-    y = convolution(x, w, bias, ...)        y = convolution(channels_last(x), channels_last(w), bias, ...)
+    y = convolution(x, w, bias, ...)        y = convolution(channels_last(x), channels_last(w),
+    bias, ...)
 
-`channels_last` costs nothing where the tensor has that layout or Inductor may still choose it, which is so
-for whatever a convolution, a norm or pointwise code computes. Inductor does this by itself on some devices,
-unless its own heuristics say otherwise; a graph that mixes conv2d and conv3d needs one answer for both.
+`channels_last` costs nothing where the tensor has that layout or Inductor may still choose it,
+which is so for whatever a convolution, a norm or pointwise code computes. Inductor does this by
+itself on some devices, unless its own heuristics say otherwise; a graph that mixes conv2d and
+conv3d needs one answer for both.
 
 Refused: nothing; a convolution that layout does not suit is not a site.
 """
@@ -38,7 +41,9 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
         return
     for node in n.calls(graph, aten.convolution.default):
         if len(n.shape(node.args[0])) == 4 and not node.args[6] and memory_format.suits(node):
-            parameters = {"channels_sorted_by": node.meta[SORTED_BY]} if SORTED_BY in node.meta else {}
+            parameters = (
+                {"channels_sorted_by": node.meta[SORTED_BY]} if SORTED_BY in node.meta else {}
+            )
             arguments: Any = node.args
             yield Match(node, frozenset({node}), (node,), op.Conv2d(*arguments), {}, parameters)
 

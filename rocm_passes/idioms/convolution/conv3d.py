@@ -1,19 +1,22 @@
-"""Conv3d: `aten.convolution` over five dimensions, not transposed, to a lowering that suits the device.
+"""Conv3d: `aten.convolution` over five dimensions, not transposed, to a lowering that suits the
+device.
 
 Before (Wan's causal convolution, cached)       After, as the sum of temporal taps
-    x = cat([cache, x], 2)                          x  = cat([cache, x], 2)
-    p = constant_pad_nd(x, [1, 1, 1, 1, 0, 0])      yk = convolution(x[:, :, k:k+T] as frames, w[:, :, k],
-    y = convolution(p, w, bias, ...)                                 padding 1)         for each of kT taps
+    x = cat([cache, x], 2)                          x  = cat([cache, x], 2) p = constant_pad_nd(x,
+    [1, 1, 1, 1, 0, 0])      yk = convolution(x[:, :, k:k+T] as frames, w[:, :, k], y =
+    convolution(p, w, bias, ...)                                 padding 1)         for each of kT
+    taps
                                                     y  = y0 + y1 + y2 + bias
 
 Before (the first frame, or an image)           After, as conv2d
-    p = constant_pad_nd(x, [1, 1, 1, 1, 2, 0])      y = convolution(x as a frame, w[:, :, 2], bias, padding 1)
-    y = convolution(p, w, bias, ...)
+    p = constant_pad_nd(x, [1, 1, 1, 1, 2, 0])      y = convolution(x as a frame, w[:, :, 2], bias,
+    padding 1) y = convolution(p, w, bias, ...)
 
-When it pays: always where taps see only zeros; where the spatial padding would be copied; on AMD, by
-published results, since MIOpen had no heuristics for 3-D convolutions: one conv2d over the unfolded frames
-(16 bits) or the sum of taps (float32); on NVIDIA cuDNN's conv3d, the Triton kernel or the sum of taps, by shape.
-A sum of taps rounded to 16 bits is less exact than conv3d and needs rewrite_numerics="fast".
+When it pays: always where taps see only zeros; where the spatial padding would be copied; on AMD,
+by published results, since MIOpen had no heuristics for 3-D convolutions: one conv2d over the
+unfolded frames (16 bits) or the sum of taps (float32); on NVIDIA cuDNN's conv3d, the Triton kernel
+or the sum of taps, by shape. A sum of taps rounded to 16 bits is less exact than conv3d and needs
+rewrite_numerics="fast".
 
 Refused: an empty result (eager raises there); symbolic weight sizes.
 """
@@ -132,7 +135,8 @@ def measured(
 ) -> tuple[Lowering[Any], str] | None:
     """By measurement, where it is enough work to time and no lowering is the best one beyond doubt.
 
-    A patch embedding is: as a matrix product it took at most a third of the time of any other lowering (H200).
+    A patch embedding is: as a matrix product it took at most a third of the time of any other
+    lowering (H200).
     """
     if call.live_taps() is None or call.is_patch_embedding():
         return None

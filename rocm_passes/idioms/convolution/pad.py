@@ -1,19 +1,20 @@
-"""Padding that a convolution has no padding of its own for: replicate, reflect, and unlike zeros on two sides.
+"""Padding that a convolution has no padding of its own for: replicate, reflect, and unlike zeros on
+two sides.
 
 Before (HunyuanVideo's upsampler)                       After
-    f, r = split_with_sizes(x, [1, T - 1], 2)               p = rocm_passes.pad(x, [1, 1, 1, 1, 2, 0], "replicate",
-    u = cat([nearest(f), nearest(r)], 2)                                        [2, 2, 2], 1, True, "triton")
-    p = replication_pad3d(u, [1, 1, 1, 1, 2, 0])            y = convolution(p, w, bias, ...)
-    y = convolution(p, w, bias, ...)
+    f, r = split_with_sizes(x, [1, T - 1], 2)               p = rocm_passes.pad(x, [1, 1, 1, 1, 2,
+    0], "replicate", u = cat([nearest(f), nearest(r)], 2)                                        [2,
+    2, 2], 1, True, "triton") p = replication_pad3d(u, [1, 1, 1, 1, 2, 0])            y =
+    convolution(p, w, bias, ...) y = convolution(p, w, bias, ...)
 
 A pad by nothing (a causal convolution of kernel 1) is left out.
 
-When it pays: on large tensors in front of a convolution that runs channels-last, where Inductor's gather is a copy
-that crosses memory in the wrong order.
+When it pays: on large tensors in front of a convolution that runs channels-last, where Inductor's
+gather is a copy that crosses memory in the wrong order.
 
-Refused: a pad that no convolution reads; negative or symbolic padding; no batch dim; a pad by nothing that
-something else reads as well. Zeros alike on both sides are the convolution's own padding, and no site; nor are
-those that conv3d has taken.
+Refused: a pad that no convolution reads; negative or symbolic padding; no batch dim; a pad by
+nothing that something else reads as well. Zeros alike on both sides are the convolution's own
+padding, and no site; nor are those that conv3d has taken.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
 
 
 def is_candidate(node: fx.Node) -> bool:
-    """Not a constant pad, unless it is of zeros, unlike on two sides of a dim of space, before a convolution."""
+    """Not a constant pad, unless it is of zeros, unlike on two sides of a dim of space, before a
+    convolution.
+    """
     if MODES[node.target] != "zeros":
         return True
     value = node.args[2] if len(node.args) > 2 else node.kwargs.get("value", 0)
@@ -89,7 +92,9 @@ def refusal(node: fx.Node) -> str | None:
     reads = convolutions(node)
     if not reads:
         return "no convolution reads it"
-    if len(n.shape(node)) not in (4, 5) or (MODES[node.target] != "zeros" and len(pads) != 2 * _axes(node)):
+    if len(n.shape(node)) not in (4, 5) or (
+        MODES[node.target] != "zeros" and len(pads) != 2 * _axes(node)
+    ):
         return f"its input has no batch dim: {tuple(n.shape(node.args[0]))}"
     if not all(isinstance(p, int) for p in pads):
         return "its padding is symbolic"

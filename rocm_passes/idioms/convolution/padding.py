@@ -1,7 +1,8 @@
-"""Reading the padding in front of a conv3d off the graph: zeros round the frames, pieces of video in time.
+"""Reading the padding in front of a conv3d off the graph: zeros round the frames, pieces of video
+in time.
 
-x = cat([cache, x], 2)                              pieces (cache, x)
-x = constant_pad_nd(x, [W, W, H, H, front, back])   zeros (front, back); H, W become the convolution's own
+x = cat([cache, x], 2)                              pieces (cache, x) x = constant_pad_nd(x, [W, W,
+H, H, front, back])   zeros (front, back); H, W become the convolution's own
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from rocm_passes.idioms.convolution.videos import is_first_frame, is_joined_vide
 
 @dataclass
 class Padded:
-    """What a convolution reads: pieces end to end in time, zero frames around them, zeros (H, W) outside.
+    """What a convolution reads: pieces end to end in time, zero frames around them, zeros (H, W)
+    outside.
 
     nodes: the pads and cats that are no longer needed.
     """
@@ -35,7 +37,9 @@ class Padded:
 
 
 def read(x: fx.Node, padding: tuple[int, ...]) -> Padded:
-    """The input of a convolution with its own zero `padding` (T, H, W), read through pads and cats."""
+    """The input of a convolution with its own zero `padding` (T, H, W), read through pads
+    and cats.
+    """
     found = Padded([x], padding[0], padding[0], (padding[1], padding[2]), set())
     while _absorb_pad(found):
         pass
@@ -88,7 +92,8 @@ def _drop_zero_pieces(found: Padded) -> None:
 
 
 def stands_behind_frames(y: fx.Node) -> bool:
-    """Is y the last piece of one joined video, behind one other or its own first frames, zeros apart?
+    """Is y the last piece of one joined video, behind one other or its own first frames, zeros
+    apart?
 
     (Of two videos, it could be written into neither.)
     """

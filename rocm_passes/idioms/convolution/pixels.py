@@ -1,9 +1,11 @@
-"""Reading what only moves pixels: gathers (nearest upsampling is one), slices and cats over time and space, casts.
+"""Reading what only moves pixels: gathers (nearest upsampling is one), slices and cats over time
+and space, casts.
 
     x = cat([cast(index(cast(z[:, :, :1]), [None, None, t, h, w])), ...], 2)
 
-is made of the pixels of z, each in one or several places. Whatever is computed pixel by pixel from x, a 1x1x1
-convolution say, can be computed from z's pixels and moved afterwards: the same numbers in the same places.
+is made of the pixels of z, each in one or several places. Whatever is computed pixel by pixel from
+x, a 1x1x1 convolution say, can be computed from z's pixels and moved afterwards: the same numbers
+in the same places.
 """
 
 from __future__ import annotations
@@ -59,7 +61,10 @@ def _read(x: fx.Node, through_slices: bool) -> Moved:
         return Moved((_piece(x, through_slices),), None)
     pieces = [_piece(part, through_slices) for part in cat.args[0]]
     return Moved(
-        tuple(Piece(p.source, _needed(n.dtype(p.source), p.casts + outer.casts), p.moves) for p in pieces),
+        tuple(
+            Piece(p.source, _needed(n.dtype(p.source), p.casts + outer.casts), p.moves)
+            for p in pieces
+        ),
         dim,
     )
 
@@ -79,7 +84,9 @@ def _piece(x: fx.Node, through_slices: bool, gathers: bool = True) -> Piece:
 
 
 def gathered_dims(node: fx.Node) -> list[int]:
-    """The dims that it gathers over, by whole numbers: neighbouring dims of time and space, in place; else none."""
+    """The dims that it gathers over, by whole numbers: neighbouring dims of time and space, in
+    place; else none.
+    """
     if not n.is_call(node, *GATHERS) or len(n.shape(node)) != len(n.shape(n.argument(node))):
         return []
     indices: Any = node.args[1]

@@ -2,17 +2,20 @@
 
 Before (CogVideoX's SpatialNorm3D)                      After
     u = cat([index(z[:, :, :1], [None, None, t, h, w]),     s = z's pixels as rows @ w + bias
-             index(z[:, :, 1:], [None, None, ...])], 2)     y = cat([index(s[:, :, :1], [None, None, t, h, w]),
-    y = convolution(u, w, bias)                                      index(s[:, :, 1:], [None, None, ...])], 2)
+             index(z[:, :, 1:], [None, None, ...])], 2)     y = cat([index(s[:, :, :1], [None, None,
+             t, h, w]),
+    y = convolution(u, w, bias)                                      index(s[:, :, 1:], [None, None,
+    ...])], 2)
 
-A gather of pixels, by whatever indices, commutes exactly with what is computed pixel by pixel; so do slices and
-cats over time and space, and casts, which stay before the convolution. Others may use the upsampled tensor too
-(CogVideoX returns it as its cache): they keep it. The option conv_dtype does not reach the small product.
+A gather of pixels, by whatever indices, commutes exactly with what is computed pixel by pixel; so
+do slices and cats over time and space, and casts, which stay before the convolution. Others may use
+the upsampled tensor too (CogVideoX returns it as its cache): they keep it. The option conv_dtype
+does not reach the small product.
 
 When it pays: from two copies of a pixel on; in a VAE's last block there are 64 and more.
 
-Refused: padding (it is convolved, too); a stride; symbolic sizes; an empty result. No site: gathers over samples
-or channels, by masks, or none at all.
+Refused: padding (it is convolved, too); a stride; symbolic sizes; an empty result. No site: gathers
+over samples or channels, by masks, or none at all.
 """
 
 from __future__ import annotations
@@ -38,7 +41,11 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
     for node in n.calls(graph, aten.convolution.default):
         covers = COVERS.get(len(n.shape(node.args[0])))
         transposed = node.args[6]
-        if covers is None or transposed or any(not n.known(k == 1) for k in n.shape(node.args[1])[2:]):
+        if (
+            covers is None
+            or transposed
+            or any(not n.known(k == 1) for k in n.shape(node.args[1])[2:])
+        ):
             continue
         moved = pixels.read(n.argument(node))
         if not pixels.repeats(moved):
@@ -61,14 +68,17 @@ def _site(node: fx.Node, moved: Moved, covers: dict[str, int]) -> Match:
 
 
 def refusal(node: fx.Node, moved: Moved) -> str | None:
-    """Why the convolution cannot be computed before its input's pixels are moved, or None where it can."""
+    """Why the convolution cannot be computed before its input's pixels are moved, or None where it
+    can.
+    """
     stride, padding = node.args[3], node.args[4]
     if any(s != 1 for s in stride):  # type: ignore[union-attr]
         return f"stride={stride}"
     if any(p != 0 for p in padding):  # type: ignore[union-attr]
         return "its padding is convolved, too"
     if not all(
-        pixels.sizes_are_known(t) for t in (node, n.argument(node), *(p.source for p in moved.pieces))
+        pixels.sizes_are_known(t)
+        for t in (node, n.argument(node), *(p.source for p in moved.pieces))
     ):
         return "its sizes are symbolic"
     return "its result is empty" if 0 in n.shape(node) else None

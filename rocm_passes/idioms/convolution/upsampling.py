@@ -1,10 +1,11 @@
 """Reading nearest upsampling off a graph: which element of which tensor stands where.
 
-`F.interpolate(mode="nearest")` comes down to gathers by computed indices, between casts that cancel, joined and cut
-in several ways. What they do together is read as a number for each place along each axis: the spelling does not
-matter, and nothing is taken for upsampling by its looks.
+`F.interpolate(mode="nearest")` comes down to gathers by computed indices, between casts that
+cancel, joined and cut in several ways. What they do together is read as a number for each place
+along each axis: the spelling does not matter, and nothing is taken for upsampling by its looks.
 
-    t = 0 1 1 2 2, h = 0 0 1 1 ..., w = 0 0 1 1 ...      every frame but the first twice, rows and columns twice
+    t = 0 1 1 2 2, h = 0 0 1 1 ..., w = 0 0 1 1 ...      every frame but the first twice, rows and
+    columns twice
 """
 
 from __future__ import annotations
@@ -51,7 +52,8 @@ _LONGEST = 2**16
 
 @dataclass(frozen=True)
 class Upsampled:
-    """`source`, each element repeats[i] times along spatial dim i, without the first `skipped` of dim 2.
+    """`source`, each element repeats[i] times along spatial dim i, without the first `skipped` of
+    dim 2.
 
     nodes: what lies between the source and the tensor that was read.
     """
@@ -63,14 +65,18 @@ class Upsampled:
 
 
 def read(x: fx.Node) -> Upsampled:
-    """x ([N, C, *spatial]) as the upsampling that it is; by factors of 1, of x itself, where it is none."""
+    """x ([N, C, *spatial]) as the upsampling that it is; by factors of 1, of x itself, where it is
+    none.
+    """
     plain = Upsampled(x, (1,) * (len(n.shape(x)) - LEADING), 0, frozenset())
     found = _gathered(x)
     if found is None or found.hidden or n.dtype(found.source) is not n.dtype(x):
         return plain
     factors = [
         _factor(places, size, may_skip=axis == 0 and len(found.places) == 3)
-        for axis, (places, size) in enumerate(zip(found.places, n.shape(found.source)[2:], strict=True))
+        for axis, (places, size) in enumerate(
+            zip(found.places, n.shape(found.source)[2:], strict=True)
+        )
     ]
     known = [f for f in factors if f is not None]
     if len(known) < len(factors) or all(repeat == 1 for repeat, _ in known):
@@ -79,7 +85,9 @@ def read(x: fx.Node) -> Upsampled:
 
 
 def _factor(places: Sequence[int], size: int, may_skip: bool) -> tuple[int, int] | None:
-    """(repeat, skipped) such that the places are each of `size` elements `repeat` times, less the first skipped."""
+    """(repeat, skipped) such that the places are each of `size` elements `repeat` times, less the
+    first skipped.
+    """
     for repeat in range(1, LARGEST_FACTOR + 1):
         skipped = size * repeat - len(places)
         fits = 0 <= skipped < repeat and (may_skip or not skipped)
@@ -92,7 +100,8 @@ def _factor(places: Sequence[int], size: int, may_skip: bool) -> tuple[int, int]
 class _Gathered:
     """Element i along the source's spatial axis a is the source's element places[a][i].
 
-    hidden: it is a single frame, seen as an image: the first axis is not among its dims. nodes: those in between.
+    hidden: it is a single frame, seen as an image: the first axis is not among its dims. nodes:
+    those in between.
     """
 
     source: fx.Node
@@ -112,8 +121,10 @@ class _Gathered:
 
 
 def _gathered(x: fx.Node) -> _Gathered | None:
-    """x as elements of a tensor further up; None where its sizes are symbolic. Never past what is computed, nor past
-    a tensor that something else reads as well: that one is made in any case."""
+    """x as elements of a tensor further up; None where its sizes are symbolic. Never past what is
+    computed, nor past
+    a tensor that something else reads as well: that one is made in any case.
+    """
     sizes = n.shape(x)[LEADING:]
     if len(sizes) not in (2, 3) or not all(isinstance(s, int) for s in sizes):
         return None
@@ -136,11 +147,17 @@ def _step(x: fx.Node) -> _Gathered | None:
         return _part_of_split(x)
     if n.is_call(x, aten.unsqueeze.default):
         found = _gathered(n.argument(x))
-        return replace(found, hidden=False) if found and found.hidden and _is_time(x.args[1], 5) else None
+        return (
+            replace(found, hidden=False)
+            if found and found.hidden and _is_time(x.args[1], 5)
+            else None
+        )
     if n.is_call(x, aten.squeeze.dim, aten.squeeze.dims):
         found = _gathered(n.argument(x))
         one_frame = found and len(found.places) == 3 and not found.hidden and len(n.shape(x)) == 4
-        return replace(found, hidden=True) if found and one_frame and _is_time(x.args[1], 5) else None
+        return (
+            replace(found, hidden=True) if found and one_frame and _is_time(x.args[1], 5) else None
+        )
     if n.is_call(x, aten.clone.default) or n.is_widening(x):
         return _gathered(n.argument(x))
     if n.is_cast(x):
@@ -169,7 +186,9 @@ def _gather(x: fx.Node) -> _Gathered | None:
 
 
 def _vector(index: fx.Node, behind: int) -> list[int] | None:
-    """The numbers of an index of shape [1, ..., size, 1, ...] with `behind` dims of size 1 at its end."""
+    """The numbers of an index of shape [1, ..., size, 1, ...] with `behind` dims of size 1 at its
+    end.
+    """
     shape = n.shape(index)
     if not all(isinstance(s, int) for s in shape):
         return None
@@ -220,7 +239,12 @@ def _slice(x: fx.Node) -> _Gathered | None:
     source = n.argument(x)
     given, *bounds = n.slice_bounds(None, x.args[1:])
     dim = n.normalised_dim(given, len(n.shape(source)))
-    if x.kwargs or dim is None or dim < LEADING or not all(b is None or isinstance(b, int) for b in bounds):
+    if (
+        x.kwargs
+        or dim is None
+        or dim < LEADING
+        or not all(b is None or isinstance(b, int) for b in bounds)
+    ):
         return None
     return _cut(source, dim, slice(*bounds))
 
@@ -241,4 +265,6 @@ def _part_of_split(x: fx.Node) -> _Gathered | None:
 def _cut(source: fx.Node, dim: int, piece: slice) -> _Gathered | None:
     found = _gathered(source)
     size = n.shape(source)[dim]
-    return found and found.along(dim, range(*piece.indices(size))) if isinstance(size, int) else None
+    return (
+        found and found.along(dim, range(*piece.indices(size))) if isinstance(size, int) else None
+    )

@@ -1,9 +1,10 @@
-"""What stands round a norm, read off the graph: the residual before it and the modulations after it.
+"""What stands round a norm, read off the graph: the residual before it and the modulations after
+it.
 
-b = gate * y                    before: or y * gate, gate * norm(y), norm(y), y; the gate per sample or per token
-s = x + b                       rounded to x's dtype where the graph does so
-n = norm(s)
-m = n * (1 + scale) + shift     after: or (1 + scale) * n, or without a shift; up to two of them
+b = gate * y                    before: or y * gate, gate * norm(y), norm(y), y; the gate per sample
+or per token s = x + b                       rounded to x's dtype where the graph does so n =
+norm(s) m = n * (1 + scale) + shift     after: or (1 + scale) * n, or without a shift; up to two of
+them
 """
 
 from __future__ import annotations
@@ -49,8 +50,9 @@ class Residual:
 
 @dataclass
 class Modulation:
-    """result = norm * (1 + scale) + shift. factor: (1 + scale) as the graph has it; scale is None where that
-    is not the sum itself but a view of it."""
+    """result = norm * (1 + scale) + shift. factor: (1 + scale) as the graph has it; scale is None
+    where that is not the sum itself but a view of it.
+    """
 
     result: fx.Node
     factor: fx.Node | None = None
@@ -65,7 +67,9 @@ def branch_norms(found: list[Norm]) -> dict[fx.Node, RMS]:
 
 
 def residual(total: fx.Node, branches: Mapping[fx.Node, RMS]) -> Residual | None:
-    """The sum that `total` is, perhaps rounded; None where it is none of two tensors of its own shape."""
+    """The sum that `total` is, perhaps rounded; None where it is none of two tensors of its own
+    shape.
+    """
     add, nodes = total, {total}
     if n.is_cast(total):
         add = n.argument(total)
@@ -92,7 +96,9 @@ def _with_term(
     if product is not None:
         made.branch, made.gate, inside = product
         made.nodes |= inside
-        made.rounds = any(n.dtype(node) in n.LOW_PRECISION for node in inside - dying_casts(term, {add}))
+        made.rounds = any(
+            n.dtype(node) in n.LOW_PRECISION for node in inside - dying_casts(term, {add})
+        )
     # The norm itself, or the norm widened again for arithmetic in fp32.
     inner = branches.get(made.branch)
     if (
@@ -114,9 +120,12 @@ def _fits_branch(norm: RMS) -> bool:
 
 
 def _product(term: fx.Node, total: fx.Node) -> tuple[fx.Node, fx.Node, set[fx.Node]] | None:
-    """(branch, gate, nodes) of a product that only the sum reads, perhaps rounded or widened on its way there."""
+    """(branch, gate, nodes) of a product that only the sum reads, perhaps rounded or widened on its
+    way there.
+    """
     nodes, product = {term}, term
-    # Between 16-bit tensors a rounding is one of many; in a sum of float32 tensors it is part of the value.
+    # Between 16-bit tensors a rounding is one of many; in a sum of float32 tensors it is part of
+    # the value.
     is_passed = is_rounding_or_widening if n.dtype(total) in n.LOW_PRECISION else n.is_widening
     while is_passed(product) and n.only_user(product) is not None:
         product = n.argument(product)
@@ -126,20 +135,23 @@ def _product(term: fx.Node, total: fx.Node) -> tuple[fx.Node, fx.Node, set[fx.No
     choices = [(b, g) for b, g in n.operands(product) if _full(b, total) and _table(g, total)]
     if not choices:
         return None
-    # A gate of x's own shape is one per token: which of the two is the gate makes no difference then.
+    # A gate of x's own shape is one per token: which of the two is the gate makes no difference
+    # then.
     branch, gate = min(choices, key=lambda pair: _full(pair[1], total))
     nodes |= dying_casts(branch, nodes) | dying_casts(gate, nodes)
     return n.through_widening(branch), n.through_widening(gate), nodes
 
 
 def is_rounding_or_widening(node: object) -> TypeGuard[fx.Node]:
-    """A cast between floating dtypes of which no one has 8 bits. Any other cast makes another value."""
+    """A cast between floating dtypes of which no one has 8 bits. Any other cast makes another
+    value.
+    """
     return n.is_cast(node) and {n.dtype(node), n.dtype(node.args[0])} <= n.FLOATING
 
 
 def modulations(norm: Norm, inside: frozenset[fx.Node]) -> list[Modulation]:
-    """What the uses of a norm's result are: modulations first; then, where there are other uses too, the
-    result itself. Empty where none modulates it.
+    """What the uses of a norm's result are: modulations first; then, where there are other uses
+    too, the result itself. Empty where none modulates it.
 
     inside: the nodes of the chain before the modulations, from which no table may be computed.
     """
@@ -171,7 +183,9 @@ def _modulation(user: fx.Node, normed: fx.Node, inside: frozenset[fx.Node]) -> M
     plus = ONE_PLUS.match(factor)
     if (plus is None and not _views_one_plus(factor)) or _computed_from(factor, inside):
         return None
-    made = Modulation(user, factor, plus["scale"] if plus is not None else None, nodes=nodes | {user})
+    made = Modulation(
+        user, factor, plus["scale"] if plus is not None else None, nodes=nodes | {user}
+    )
     _past_shift(made, normed, inside)
     cast = narrowing(made.result)
     if cast is not None:
@@ -186,7 +200,12 @@ def _modulation(user: fx.Node, normed: fx.Node, inside: frozenset[fx.Node]) -> M
 def _past_shift(made: Modulation, normed: fx.Node, inside: frozenset[fx.Node]) -> None:
     total = n.only_user(made.result)
     found = SHIFTED.match(total, product=made.result)
-    if total is None or found is None or not _full(total, normed) or not _table(found["given"], normed):
+    if (
+        total is None
+        or found is None
+        or not _full(total, normed)
+        or not _table(found["given"], normed)
+    ):
         return
     if _computed_from(found["shift"], inside):
         return
@@ -234,7 +253,9 @@ def _table(node: object, like: fx.Node) -> bool:
 
 @dataclass
 class Chain:
-    """A norm with what is taken of its surroundings. norm is None for a sum with a norm on its branch."""
+    """A norm with what is taken of its surroundings. norm is None for a sum with a norm on its
+    branch.
+    """
 
     norm: Norm | None
     residual: Residual | None = None
@@ -283,8 +304,16 @@ class Chain:
 
     def refusal(self) -> str | None:
         """Why one operator cannot compute it, or None where it can."""
-        x = self.residual.x if self.residual is not None else self.norm.x if self.norm is not None else None
-        read = [m for m in (self.norm, self.residual.norm if self.residual else None) if m is not None]
+        x = (
+            self.residual.x
+            if self.residual is not None
+            else self.norm.x
+            if self.norm is not None
+            else None
+        )
+        read = [
+            m for m in (self.norm, self.residual.norm if self.residual else None) if m is not None
+        ]
         if any(m.compute_dtype is torch.float64 for m in read):
             return "it computes in float64"
         dtypes = [n.dtype(node) for node in (x, *self.outputs)]
@@ -356,13 +385,17 @@ class Chain:
 
     @property
     def gives_scales(self) -> bool:
-        """One offset serves both modulations: with any factor that is no plain 1 + scale, all are given whole."""
+        """One offset serves both modulations: with any factor that is no plain 1 + scale, all are
+        given whole.
+        """
         return all(m.factor is None or m.scale is not None for m in self.modulations)
 
     def parameters(self) -> dict[str, Any]:
         found: dict[str, Any] = dict(self.norm.parameters()) if self.norm is not None else {}
         if self.residual is not None:
-            found["gate"] = list(n.shape(self.residual.gate)) if self.residual.gate is not None else None
+            found["gate"] = (
+                list(n.shape(self.residual.gate)) if self.residual.gate is not None else None
+            )
             found["sum_dtype"] = n.dtype(self.residual.total)
             found["sum_used_elsewhere"] = self.keeps_sum
             inner = self.residual.norm

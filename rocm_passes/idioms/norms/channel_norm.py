@@ -1,21 +1,23 @@
-"""RMSNorm over the channels of an image or video, with SiLU, as the VAEs of Wan, Qwen-Image and LTX-2 have it.
+"""RMSNorm over the channels of an image or video, with SiLU, as the VAEs of Wan, Qwen-Image and
+LTX-2 have it.
 
 Before (Wan in bf16)                            After
-    f = convert(x, f32)                             y = rocm_passes.channel_norm(x, gamma, None, "l2", 1e-12,
-    l = pow(sum(pow(f, 2), [1], True), 0.5)             sqrt(C), True, bf16, True, bf16, "triton")
-    d = f / expand(clamp_min(l, 1e-12))
-    y = silu(convert(d, bf16) * sqrt(C) * gamma + 0.0)
+    f = convert(x, f32)                             y = rocm_passes.channel_norm(x, gamma, None,
+    "l2", 1e-12, l = pow(sum(pow(f, 2), [1], True), 0.5)             sqrt(C), True, bf16, True,
+    bf16, "triton") d = f / expand(clamp_min(l, 1e-12)) y = silu(convert(d, bf16) * sqrt(C) * gamma
+    + 0.0)
 
 or, in LTX-2, x / sqrt(mean(pow(x, 2), [1], True) + eps).
 
-Under dynamic=True a module's own numbers, sqrt(C) and a bias of 0.0 among them, are 0-d tensors that lie on the CPU:
-those are multiplied into gamma, and added to the bias, in front of the norm.
+Under dynamic=True a module's own numbers, sqrt(C) and a bias of 0.0 among them, are 0-d tensors
+that lie on the CPU: those are multiplied into gamma, and added to the bias, in front of the norm.
 
-When it pays: where the result stands behind cached frames in a video that a convolution reads: the kernel writes it
-there (graph/joined.py). Elsewhere Inductor's code, fused with what is around it, was no slower.
+When it pays: where the result stands behind cached frames in a video that a convolution reads: the
+kernel writes it there (graph/joined.py). Elsewhere Inductor's code, fused with what is around it,
+was no slower.
 
-Refused: fp64; an inner value used outside; an eps that is such a tensor. A norm over dim 1 of a tensor of fewer than
-four dims is none of this idiom's.
+Refused: fp64; an inner value used outside; an eps that is such a tensor. A norm over dim 1 of a
+tensor of fewer than four dims is none of this idiom's.
 """
 
 from __future__ import annotations
@@ -160,12 +162,16 @@ def _add(norm: ChannelNorm) -> None:
 
 
 def _per_channel(node: object, norm: ChannelNorm) -> bool:
-    """[C, 1, 1], [1, C, 1, 1] or the like, of a floating dtype, leaving the value's shape as it is."""
+    """[C, 1, 1], [1, C, 1, 1] or the like, of a floating dtype, leaving the value's shape
+    as it is.
+    """
     dims, full = n.shape(node), n.shape(norm.last)
     if n.dtype(node) not in n.FLOATING or not len(full) - 1 <= len(dims) <= len(full):
         return False
     padded = (1,) * (len(full) - len(dims)) + dims
-    return n.same_size(padded[1], full[1]) and all(n.same_size(d, 1) for d in (padded[0], *padded[2:]))
+    return n.same_size(padded[1], full[1]) and all(
+        n.same_size(d, 1) for d in (padded[0], *padded[2:])
+    )
 
 
 def _advance(norm: ChannelNorm, node: fx.Node) -> None:
@@ -200,7 +206,8 @@ def _found(norm: ChannelNorm) -> Found:
         return Miss(norm.anchor, reason, COVERS, parameters)
     if isinstance(norm.eps, fx.Node):
         reason = (
-            "its eps is a tensor, as a module's own number is with dynamic shapes; the kernel must know it"
+            "its eps is a tensor, as a module's own number is with dynamic shapes; the kernel "
+            "must know it"
         )
         return Miss(norm.anchor, reason, COVERS, parameters)
     outside = escapes(frozenset(norm.nodes), (last,))
@@ -222,14 +229,21 @@ def _found(norm: ChannelNorm) -> Found:
         "silu": silu,
         "round_to": norm.round_to if norm.last is not norm.anchor else None,
         # In low precision LTX-2 rounds the square, the mean and the root as well.
-        "rounds_between": n.dtype(norm.given) in n.LOW_PRECISION or norm.roundings > 0 or (silu and low),
+        "rounds_between": n.dtype(norm.given) in n.LOW_PRECISION
+        or norm.roundings > 0
+        or (silu and low),
         "out_dtype": n.dtype(last),
         "front": None,
         "repeat_first": 0,
         "joins": joins,
     }
     return Match(
-        norm.anchor, frozenset(norm.nodes), (last,), ScaledByTensors(**arguments), COVERS, parameters
+        norm.anchor,
+        frozenset(norm.nodes),
+        (last,),
+        ScaledByTensors(**arguments),
+        COVERS,
+        parameters,
     )
 
 
@@ -239,13 +253,17 @@ def _said(number: float | fx.Node) -> float | str:
 
 @dataclass(frozen=True)
 class ScaledByTensors(op.ChannelNorm):
-    """A channel norm with 0-d tensors for numbers: `times` beside gamma, `plus` beside bias, or None."""
+    """A channel norm with 0-d tensors for numbers: `times` beside gamma, `plus` beside bias, or
+    None.
+    """
 
     times: Any = None
     plus: Any = None
 
     def prepared(self, b: Any) -> op.ChannelNorm:
-        """With the tensors in gamma and bias: in fp32, on x's device, one element where there is none."""
+        """With the tensors in gamma and bias: in fp32, on x's device, one element where there is
+        none.
+        """
         arguments = self.arguments()
         times, plus = arguments.pop("times"), arguments.pop("plus")
         device = b.value(self.x).device

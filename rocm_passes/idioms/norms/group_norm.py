@@ -1,19 +1,22 @@
 """GroupNorm of an image or video, with whatever follows it in a VAE.
 
-    GroupNorm                       attention, Mochi, Cosmos, Magvit
-    GroupNorm, SiLU                 every image VAE, HunyuanVideo
-    GroupNorm * y + b, SiLU         CogVideoX's SpatialNorm3D: y and b are convolutions of the latent
+    GroupNorm                       attention, Mochi, Cosmos, Magvit GroupNorm, SiLU
+    every image VAE, HunyuanVideo GroupNorm * y + b, SiLU         CogVideoX's SpatialNorm3D: y and b
+    are convolutions of the latent
 
 Before                                                  After
-    g = native_group_norm(x, w, b, N, C, HW, 32, eps)[0]    y = rocm_passes.group_norm(x, 32, w, b, eps, True,
-    y = silu(g)                                                 None, None, True, bf16, "triton")
+    g = native_group_norm(x, w, b, N, C, HW, 32, eps)[0]    y = rocm_passes.group_norm(x, 32, w, b,
+    eps, True, y = silu(g)                                                 None, None, True, bf16,
+    "triton")
 
-Where y and b are nearest-upsampled, `passes.gather_in_norm` lets the kernel read them by index, not written out.
+Where y and b are nearest-upsampled, `passes.gather_in_norm` lets the kernel read them by index, not
+written out.
 
-When it pays: on large activations, most of all channels-last, where Inductor's two-pass reduction crosses
-memory in the wrong order. The result keeps x's layout.
+When it pays: on large activations, most of all channels-last, where Inductor's two-pass reduction
+crosses memory in the wrong order. The result keeps x's layout.
 
-Refused: the mean or rsqrt used elsewhere (saved for a backward pass); fp64; an inner value used outside.
+Refused: the mean or rsqrt used elsewhere (saved for a backward pass); fp64; an inner value used
+outside.
 """
 
 from __future__ import annotations
@@ -86,8 +89,12 @@ def read(node: fx.Node) -> Found:
     return Match(node, frozenset(nodes), (last,), op.GroupNorm(**arguments), COVERS, parameters)
 
 
-def _spatial(normed: fx.Node, nodes: set[fx.Node]) -> tuple[fx.Node | None, fx.Node | None, fx.Node]:
-    """(multiplier, addend, last node) of `normed * multiplier + addend`, each of normed's own size."""
+def _spatial(
+    normed: fx.Node, nodes: set[fx.Node]
+) -> tuple[fx.Node | None, fx.Node | None, fx.Node]:
+    """(multiplier, addend, last node) of `normed * multiplier + addend`, each of normed's
+    own size.
+    """
     product = n.only_user(normed)
     if not n.is_call(product, aten.mul.Tensor):
         return None, None, normed
@@ -109,8 +116,9 @@ def _same_size(node: object, other: fx.Node) -> bool:
 
 
 def silu_after(last: fx.Node, nodes: set[fx.Node]) -> tuple[fx.Node, bool]:
-    """(the SiLU, True) where it is the value's only use, else the value as it was. A norm that feeds a SiLU and
-    something else ends before it."""
+    """(the SiLU, True) where it is the value's only use, else the value as it was. A norm that
+    feeds a SiLU and something else ends before it.
+    """
     user = n.only_user(last)
     if not n.is_call(user, aten.silu.default):
         return last, False
@@ -121,10 +129,17 @@ def silu_after(last: fx.Node, nodes: set[fx.Node]) -> tuple[fx.Node, bool]:
 def final_cast(last: fx.Node, nodes: set[fx.Node]) -> fx.Node:
     """Past a narrowing cast that is the value's only use."""
     user = n.only_user(last)
-    if user is None or not n.is_cast(user) or n.is_widening(user) or n.dtype(user) not in n.FLOATING:
+    if (
+        user is None
+        or not n.is_cast(user)
+        or n.is_widening(user)
+        or n.dtype(user) not in n.FLOATING
+    ):
         return last
     nodes.add(user)
     return user
 
 
-IDIOM = Idiom(NAME, find, op.GROUP_NORM.lowerings, op.GROUP_NORM, keeps=("native_group_norm", "silu"))
+IDIOM = Idiom(
+    NAME, find, op.GROUP_NORM.lowerings, op.GROUP_NORM, keeps=("native_group_norm", "silu")
+)

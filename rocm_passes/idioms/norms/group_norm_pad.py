@@ -1,15 +1,17 @@
 """GroupNorm, SiLU or not, whose result is padded for a convolution: HunyuanVideo's resnets.
 
 Before                                                  After
-    g = native_group_norm(x, w, b, N, C, HW, 32, eps)[0]    p = rocm_passes.group_norm_pad(x, None, 32, w, b, eps, True,
-    s = silu(g)                                                     True, bf16, [1, 1, 1, 1, 2, 0], "replicate", True,
-    p = replication_pad3d(s, [1, 1, 1, 1, 2, 0])                    "triton")
-    y = convolution(p, w, bias, ...)                        y = convolution(p, w, bias, ...)
+    g = native_group_norm(x, w, b, N, C, HW, 32, eps)[0]    p = rocm_passes.group_norm_pad(x, None,
+    32, w, b, eps, True, s = silu(g)                                                     True, bf16,
+    [1, 1, 1, 1, 2, 0], "replicate", True, p = replication_pad3d(s, [1, 1, 1, 1, 2, 0])
+    "triton") y = convolution(p, w, bias, ...)                        y = convolution(p, w, bias,
+    ...)
 
-When it pays: where the norm's kernel does, before a convolution that runs channels-last; the padding costs no pass
-over memory of its own then.
+When it pays: where the norm's kernel does, before a convolution that runs channels-last; the
+padding costs no pass over memory of its own then.
 
-Refused: SpatialNorm3D's multiplier and addend. A norm or a pad that is refused by itself is left to its own idiom.
+Refused: SpatialNorm3D's multiplier and addend. A norm or a pad that is refused by itself is left to
+its own idiom.
 """
 
 from __future__ import annotations
@@ -45,16 +47,27 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
 def _found(norm: Match, padded: fx.Node, channels_last: bool) -> Found:
     covers = {**norm.covers, **pad.covers(padded)}
     arguments = norm.call.arguments()
-    parameters = {**norm.parameters, "mode": pad.MODES[padded.target], "padding": pad.padding(padded)}
+    parameters = {
+        **norm.parameters,
+        "mode": pad.MODES[padded.target],
+        "padding": pad.padding(padded),
+    }
     for name in ("front", "repeat_first"):
         del arguments[name]
     for name in ("multiplier", "addend", "pixel_index"):
         if arguments.pop(name) is not None:
-            return Miss(norm.anchor, f"the norm has a {name}, as SpatialNorm3D has", covers, parameters)
+            return Miss(
+                norm.anchor, f"the norm has a {name}, as SpatialNorm3D has", covers, parameters
+            )
     parameters["channels_last"] = pad.into_channels_last(padded, channels_last)
     arguments |= {name: parameters[name] for name in ("padding", "mode", "channels_last")}
     return Match(
-        norm.anchor, norm.nodes | {padded}, (padded,), op.GroupNormPad(**arguments), covers, parameters
+        norm.anchor,
+        norm.nodes | {padded},
+        (padded,),
+        op.GroupNormPad(**arguments),
+        covers,
+        parameters,
     )
 
 

@@ -168,7 +168,9 @@ def _is_table(node: fx.Node, norm: Layer) -> bool:
     """A vector of the row's size, as the operator takes it."""
     dims = n.shape(node)
     return (
-        n.same_shape(dims, n.shape(norm.x)[-1:]) and n.dtype(node) in n.FLOATING and len(n.shape(norm.x)) > 1
+        n.same_shape(dims, n.shape(norm.x)[-1:])
+        and n.dtype(node) in n.FLOATING
+        and len(n.shape(norm.x)) > 1
     )
 
 

@@ -1,13 +1,14 @@
 """LayerNorm over the last dimension, alone.
 
 Before                                                 After
-    y = native_layer_norm(x.float(), [D], w, b, eps)[0]    y = rocm_passes.layer_norm(x, w, b, eps, bf16, "triton")
-    y = convert(y, bf16)
+    y = native_layer_norm(x.float(), [D], w, b, eps)[0]    y = rocm_passes.layer_norm(x, w, b, eps,
+    bf16, "triton") y = convert(y, bf16)
 
 When it pays: not by itself. Inductor fuses it with what stands before and after; norm_modulate and
 residual_norm take it together with that.
 
-Refused: several normalised dimensions; the mean or rsqrt used elsewhere (saved for a backward pass); fp64.
+Refused: several normalised dimensions; the mean or rsqrt used elsewhere (saved for a backward
+pass); fp64.
 """
 
 from __future__ import annotations
@@ -57,7 +58,11 @@ def _found(anchor: fx.Node, read: Layer | str) -> Found:
 def refusal(read: Layer) -> str | None:
     """Why a norm that was read cannot be computed by one operator, or None where it can."""
     dtype = n.tensor(read.x).dtype
-    if dtype not in n.FLOATING or read.compute_dtype is torch.float64 or read.out_dtype not in n.FLOATING:
+    if (
+        dtype not in n.FLOATING
+        or read.compute_dtype is torch.float64
+        or read.out_dtype not in n.FLOATING
+    ):
         return f"it computes in {read.compute_dtype} on {dtype} and gives {read.out_dtype}"
     outside = escapes(frozenset(read.nodes), (read.result,))
     if outside is not None:

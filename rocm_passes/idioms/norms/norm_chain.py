@@ -1,43 +1,49 @@
-"""A norm with the residual before it and the modulations after it, as one site: the largest chain that can be taken.
+"""A norm with the residual before it and the modulations after it, as one site: the largest chain
+that can be taken.
 
 residual_norm_modulate: what stands between two sublayers of a diffusion transformer (FLUX in bf16)
 
     Before                                              After
-        s = x + gate * y                                    s, m = rocm_passes.fused_norm(x, y, gate, ..., "layer",
-        n = native_layer_norm(s, [D], None, None, eps)[0]       ..., scale, shift, ..., "triton")
-        m = n * (1 + scale) + shift
+        s = x + gate * y                                    s, m = rocm_passes.fused_norm(x, y,
+        gate, ..., "layer", n = native_layer_norm(s, [D], None, None, eps)[0]       ..., scale,
+        shift, ..., "triton") m = n * (1 + scale) + shift
 
-    With an RMSNorm on the branch (Z-Image, Lumina2), with one norm that feeds two modulations (SD3.5), with sum and
-    modulation in fp32 and one rounding at the end (Wan); either norm with (1 + weight) (Gemma), the one after the sum
-    with a bias. The factor stands first or second, with or without a shift, per sample or per token.
+    With an RMSNorm on the branch (Z-Image, Lumina2), with one norm that feeds two modulations
+    (SD3.5), with sum and modulation in fp32 and one rounding at the end (Wan); either norm with (1
+    + weight) (Gemma), the one after the sum with a bias. The factor stands first or second, with or
+    without a shift, per sample or per token.
 
-residual_norm: the sum, which goes on as the residual stream, and its norm (Qwen3, T5, OmniGen in bf16)
+residual_norm: the sum, which goes on as the residual stream, and its norm (Qwen3, T5, OmniGen in
+bf16)
 
     Before                                              After
-        s = x + y                                           s, n = rocm_passes.fused_norm(x, y, ..., "rms", w, ...,
-        n = rms_norm(s) * w                                     "aiter")
+        s = x + y                                           s, n = rocm_passes.fused_norm(x, y, ...,
+        "rms", w, ..., n = rms_norm(s) * w                                     "aiter")
 
 norm_modulate: adaLN where no residual of the same graph stands before it (Qwen-Image in bf16)
 
     Before                                              After
-        n = native_layer_norm(x, [D], None, None, eps)[0]   m = rocm_passes.fused_norm(x, ..., "layer", ..., scale,
-        m = n * (1 + scale) + shift                             shift, ..., "triton")
+        n = native_layer_norm(x, [D], None, None, eps)[0]   m = rocm_passes.fused_norm(x, ...,
+        "layer", ..., scale, m = n * (1 + scale) + shift                             shift, ...,
+        "triton")
 
 norm_residual: a norm on the branch and the residual after it (Z-Image in bf16)
 
     Before                                              After
-        n = rms_norm(y) * w                                 s = rocm_passes.fused_norm(x, y, gate, True, w, ...,
-        s = x + gate * n                                        "none", ..., "triton")
+        n = rms_norm(y) * w                                 s = rocm_passes.fused_norm(x, y, gate,
+        True, w, ..., s = x + gate * n                                        "none", ..., "triton")
 
     Without a gate (Z-Image's context refiner), or with the gate inside the norm (Mochi).
 
-idioms/norms/chains.py reads the parts. A chain ends before a table that is computed from its own values.
+idioms/norms/chains.py reads the parts. A chain ends before a table that is computed from its own
+values.
 
-When it pays: each row is read once and written once. With a LayerNorm, Inductor's reduction reads it again. With an
-RMSNorm, Inductor's own code is as fast; on AMD aiter's kernel is faster by what has been published. norm_residual
-pays seldom.
+When it pays: each row is read once and written once. With a LayerNorm, Inductor's reduction reads
+it again. With an RMSNorm, Inductor's own code is as fast; on AMD aiter's kernel is faster by what
+has been published. norm_residual pays seldom.
 
-Refused: an inner value used outside; more than two uses of the norm; fp64. Its parts then stand for themselves.
+Refused: an inner value used outside; more than two uses of the norm; fp64. Its parts then stand for
+themselves.
 """
 
 from __future__ import annotations
@@ -62,7 +68,9 @@ NAMES = ("residual_norm_modulate", "residual_norm", "norm_modulate", "norm_resid
 
 
 def find(name: str, graph: fx.Graph, context: Context) -> Iterator[Found]:
-    """The chains of that name. One that shares nodes with an earlier one of its name is left out."""
+    """The chains of that name. One that shares nodes with an earlier one of its name is
+    left out.
+    """
     taken: set[fx.Node] = set()
     for chain in context.read_once(graph, _chains)[name]:
         reason = chain.refusal()
@@ -101,7 +109,9 @@ def _residual_after(norm: RMS, branches: dict[fx.Node, RMS]) -> Residual | None:
     """The sum that the norm's result goes to, at most a gate and casts later."""
     step = n.only_user(norm.result)
     for _ in range(3):
-        if step is not None and (n.is_call(step, aten.mul.Tensor) or chains.is_rounding_or_widening(step)):
+        if step is not None and (
+            n.is_call(step, aten.mul.Tensor) or chains.is_rounding_or_widening(step)
+        ):
             step = n.only_user(step)
     if not n.is_call(step, aten.add.Tensor):
         return None
@@ -116,7 +126,9 @@ IDIOMS = tuple(
         partial(find, name),
         FUSED_NORM.lowerings,
         FUSED_NORM,
-        keeps=("native_layer_norm", "_fused_rms_norm") if name != "norm_residual" else ("_fused_rms_norm",),
+        keeps=("native_layer_norm", "_fused_rms_norm")
+        if name != "norm_residual"
+        else ("_fused_rms_norm",),
         fuses=True,
     )
     for name in NAMES

@@ -23,7 +23,8 @@ Norm = RMS | Layer
 
 @dataclass(frozen=True)
 class Reading:
-    """What stands at an anchor: a norm, an RMSNorm with its bias; or the reason why it can't be taken.
+    """What stands at an anchor: a norm, an RMSNorm with its bias; or the reason why it can't be
+    taken.
 
     idiom: the norm's name in the ledger.
     """

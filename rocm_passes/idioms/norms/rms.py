@@ -2,13 +2,11 @@
 
 rms_formula.py has the spellings of the statistic. What stands behind it:
 
-y = x * rstd                        (or x / rms, (weight * x) * rstd, (weight * rstd) * x)
-y = y * sqrt(D)                     (where the statistic is the row's length: F.normalize)
-y = y.to(T)                         (or not)
-y = y * weight                      (either order; weight, weight.float() or 1 + weight; or none)
-y = y.to(T)                         (or not)
-y = y + bias                        (or not: read by `with_bias`, for idioms that have a place for it)
-y = y.to(T)                         (or not)
+y = x * rstd                        (or x / rms, (weight * x) * rstd, (weight * rstd) * x) y = y *
+sqrt(D)                     (where the statistic is the row's length: F.normalize) y = y.to(T)
+(or not) y = y * weight                      (either order; weight, weight.float() or 1 + weight; or
+none) y = y.to(T)                         (or not) y = y + bias                        (or not: read
+by `with_bias`, for idioms that have a place for it) y = y.to(T)                         (or not)
 """
 
 from __future__ import annotations
@@ -47,11 +45,12 @@ from rocm_passes.idioms.norms.rows import (
 class RMS:
     """An RMSNorm as the graph spells it.
 
-    x: before any widening cast. eps: a float, or a 0-d tensor node. eps_kind: how it guards the root, as the
-    operator has it. weight: a vector of the last dim, before widening casts, or None; weight_offset: 1.0 for Gemma's
-    (1 + weight). round_to: the dtype that the normalised value is rounded to before the weight, or None. bias: as the
-    weight; round_product: the dtype that the value is rounded to before the bias, or None. rounds_between: the graph
-    rounds elsewhere than the operator does. result: the last node; nodes: all of them.
+    x: before any widening cast. eps: a float, or a 0-d tensor node. eps_kind: how it guards the
+    root, as the operator has it. weight: a vector of the last dim, before widening casts, or None;
+    weight_offset: 1.0 for Gemma's (1 + weight). round_to: the dtype that the normalised value is
+    rounded to before the weight, or None. bias: as the weight; round_product: the dtype that the
+    value is rounded to before the bias, or None. rounds_between: the graph rounds elsewhere than
+    the operator does. result: the last node; nodes: all of them.
     """
 
     anchor: fx.Node
@@ -106,7 +105,10 @@ def read_fused(node: fx.Node) -> RMS | str:
     weight = n.arg(node, 2) if len(node.args) > 2 else None
     eps = n.arg(node, 3) if len(node.args) > 3 else None
     if not isinstance(dims, (list, tuple)) or len(dims) != 1:
-        return f"it normalises over {len(dims) if isinstance(dims, (list, tuple)) else dims} dimensions"
+        return (
+            f"it normalises over {len(dims) if isinstance(dims, (list, tuple)) else dims} "
+            "dimensions"
+        )
     if [u for u in node.users if u.args[1] != 0 and u.users]:
         return "its rsqrt is used outside the norm, as for a backward pass"
     result = n.get_item(node, 0)
@@ -187,7 +189,9 @@ def _rounds(node: fx.Node) -> bool:
 
 
 def _eps(found: Bound) -> tuple[str, float | fx.Node, float | None] | str:
-    """(kind, eps, owed) as the operator guards the root mean square; owed: what must still multiply the norm."""
+    """(kind, eps, owed) as the operator guards the root mean square; owed: what must still multiply
+    the norm.
+    """
     kind, eps = found["eps_kind"], found.get("eps")
     if kind in ("add", "clamp", "after_root"):
         return kind, eps, None
@@ -210,7 +214,9 @@ def _eps(found: Bound) -> tuple[str, float | fx.Node, float | None] | str:
 
 
 def with_bias(rms: RMS) -> RMS:
-    """The norm with the vector that alone is added to its result and, behind it, a rounding; or as it is."""
+    """The norm with the vector that alone is added to its result and, behind it, a rounding; or as
+    it is.
+    """
     add, normed = n.only_user(rms.result), rms.result
     found = BIASED.match(add, here=normed)
     if add is None or found is None:
@@ -234,7 +240,8 @@ def with_bias(rms: RMS) -> RMS:
 def _walk_tail(rms: RMS, owed: float | None, passed: set[fx.Node]) -> bool:
     """Past the product: what is owed, an optional rounding, an optional weight, an optional cast.
 
-    Returns False where what is owed is not there. A cast to a dtype that no kernel writes stays outside.
+    Returns False where what is owed is not there. A cast to a dtype that no kernel writes stays
+    outside.
     """
     owed = _pay(rms, owed)
     rounding = sole_cast(rms.result)
@@ -244,7 +251,8 @@ def _walk_tail(rms: RMS, owed: float | None, passed: set[fx.Node]) -> bool:
     multiply = n.only_user(after) if rms.weight is None else None
     found = _weight_of(multiply, after, rms.size) if multiply is not None else None
     if multiply is None or found is None:
-        # A widening belongs to what follows, such as a rotation in fp32: it comes after the norm's own rounding.
+        # A widening belongs to what follows, such as a rotation in fp32: it comes after the norm's
+        # own rounding.
         if rounding is not None and not n.is_widening(rounding):
             _advance(rms, rounding)
         return owed is None

@@ -1,4 +1,5 @@
-"""How an RMSNorm is spelled: patterns that read like the formula. idioms/norms/rms.py reads norms with them.
+"""How an RMSNorm is spelled: patterns that read like the formula. idioms/norms/rms.py reads norms
+with them.
 
 The statistic is one number a row. eps_kind says how eps guards its root:
 
@@ -64,17 +65,28 @@ def _one_dot_per_row(_: object, found: Bound) -> str | None:
 
 SQUARE = X**2 | X * X | absolute(X) ** 2 | absolute(X) * absolute(X)
 SUM = rounded(total(SQUARE).where(last_dim) | dot(X, X).where(_one_dot_per_row))
-MEAN = mean(SQUARE).where(last_dim) | (SUM / COUNT).where(_divides(1.0)) | (SUM * COUNT).where(_divides(-1.0))
+MEAN = (
+    mean(SQUARE).where(last_dim)
+    | (SUM / COUNT).where(_divides(1.0))
+    | (SUM * COUNT).where(_divides(-1.0))
+)
 LENGTH = rounded(sqrt(SUM) | SUM**0.5)
 # The mean's root, which the eps may stand behind.
-ROOT = sqrt(MEAN) | MEAN**0.5 | (LENGTH / COUNT).where(_divides(0.5)) | (LENGTH * COUNT).where(_divides(-0.5))
+ROOT = (
+    sqrt(MEAN)
+    | MEAN**0.5
+    | (LENGTH / COUNT).where(_divides(0.5))
+    | (LENGTH * COUNT).where(_divides(-0.5))
+)
 clamp_min = call(aten.clamp_min.default, aten.clamp.default)
 
 
 def _clamped(inner: Pattern) -> Pattern:
     """From below, by EPS, and not from above."""
     return clamp_min(inner, EPS).where(
-        lambda _, found: "it is clamped from above" if len(found.node.args) > 2 or found.node.kwargs else None
+        lambda _, found: (
+            "it is clamped from above" if len(found.node.args) > 2 or found.node.kwargs else None
+        )
     )
 
 
@@ -93,7 +105,9 @@ DIVISOR = (
 )
 INVERSE = rsqrt(INSIDE) | INSIDE**-0.5 | reciprocal(DIVISOR) | reciprocal(DIVISOR) * 1
 NORM = (
-    (X * per_row(rsqrt((mean(SQUARE).where(last_dim) + EPS).saying(eps_kind="add")))).saying(as_computed=True)
+    (X * per_row(rsqrt((mean(SQUARE).where(last_dim) + EPS).saying(eps_kind="add")))).saying(
+        as_computed=True
+    )
     | X * per_row(INVERSE)
     | X / per_row(DIVISOR)
     | (W * X) * per_row(INVERSE)

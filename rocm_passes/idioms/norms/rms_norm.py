@@ -1,19 +1,20 @@
 """RMSNorm over the last dimension, alone.
 
-Formula: y = x * rsqrt(mean(x^2, -1) + eps) * weight + bias, in the spellings of torch.nn.RMSNorm, diffusers,
-Llama, T5, Mochi, Gemma (1 + weight), without a weight and without a bias. idioms/norms/rms.py reads them.
+Formula: y = x * rsqrt(mean(x^2, -1) + eps) * weight + bias, in the spellings of torch.nn.RMSNorm,
+diffusers, Llama, T5, Mochi, Gemma (1 + weight), without a weight and without a bias.
+idioms/norms/rms.py reads them.
 
 Before (diffusers' RMSNorm in bf16)             After
-    f   = convert(x, f32)                           y = rocm_passes.rms_norm(x, w, None, None, 1e-6, 0.0,
-    v   = mean(pow(f, 2), [-1], True)                       bf16, None, bf16, "aiter")
-    r   = rsqrt(v + 1e-6)
-    y   = convert(x * r, bf16) * w
+    f   = convert(x, f32)                           y = rocm_passes.rms_norm(x, w, None, None, 1e-6,
+    0.0, v   = mean(pow(f, 2), [-1], True)                       bf16, None, bf16, "aiter") r   =
+    rsqrt(v + 1e-6) y   = convert(x * r, bf16) * w
 
-When it pays: seldom. Inductor's own kernel comes within 1.15x of the memory floor and goes on to fuse the
-neighbours, which an opaque call cuts. aiter's kernel has been published as faster at full width on MI300.
+When it pays: seldom. Inductor's own kernel comes within 1.15x of the memory floor and goes on to
+fuse the neighbours, which an opaque call cuts. aiter's kernel has been published as faster at full
+width on MI300.
 
-Refused: normalisation over other dims; the rsqrt used elsewhere (saved for a backward pass); an inner value
-used outside; integer or fp64 input.
+Refused: normalisation over other dims; the rsqrt used elsewhere (saved for a backward pass); an
+inner value used outside; integer or fp64 input.
 """
 
 from __future__ import annotations

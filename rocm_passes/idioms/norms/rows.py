@@ -1,4 +1,6 @@
-"""What the readers of norms over rows share: statistics of a row, and what stands before and behind them."""
+"""What the readers of norms over rows share: statistics of a row, and what stands before and behind
+them.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,11 @@ def keeps_rows(node: fx.Node) -> fx.Node | None:
         dims, result = n.shape(source), n.shape(node)
         if n.is_call(node, aten.permute.default):
             moved = [d for d in n.arg(node, 1) if not n.same_size(dims[d], 1)]
-            return source if [d % len(dims) for d in moved] == sorted(d % len(dims) for d in moved) else None
+            return (
+                source
+                if [d % len(dims) for d in moved] == sorted(d % len(dims) for d in moved)
+                else None
+            )
         # One value a row, repeated along it.
         repeats = len(dims) == len(result) > 0 and n.same_size(dims[-1], 1)
         return source if repeats and n.same_shape(dims[:-1], result[:-1]) else None
@@ -87,7 +93,9 @@ def products(root: fx.Node) -> Iterator[fx.Node]:
 
 
 def rounds_inside(nodes: Iterable[fx.Node]) -> bool:
-    """Does one of the nodes round to 16 bits? (Lossless casts and views of what was rounded count with it.)"""
+    """Does one of the nodes round to 16 bits? (Lossless casts and views of what was rounded count
+    with it.)
+    """
     return any(n.dtype(node) in n.LOW_PRECISION for node in nodes)
 
 
@@ -108,7 +116,9 @@ def dying(passed: Iterable[fx.Node], inside: Iterable[fx.Node]) -> set[fx.Node]:
 
 
 def dying_casts(start: object, inside: set[fx.Node]) -> set[fx.Node]:
-    """The widening casts from `start` upwards that nothing outside `inside` reads: they die with it."""
+    """The widening casts from `start` upwards that nothing outside `inside` reads: they die with
+    it.
+    """
     found: set[fx.Node] = set()
     node = start
     while n.is_widening(node) and all(user in inside or user in found for user in node.users):
@@ -118,13 +128,20 @@ def dying_casts(start: object, inside: set[fx.Node]) -> set[fx.Node]:
 
 
 def sole_cast(node: fx.Node) -> fx.Node | None:
-    """The cast that is the only use of a value; a value read twice is the norm's result as it is."""
+    """The cast that is the only use of a value; a value read twice is the norm's result as
+    it is.
+    """
     user = n.only_user(node)
     return user if user is not None and n.is_cast(user) else None
 
 
 def narrowing(node: fx.Node) -> fx.Node | None:
-    """The cast that alone reads a value and rounds it to a dtype that our kernels write. A widening belongs to what
-    follows; a cast to integers or to 8 bits is no rounding of the norm's."""
+    """The cast that alone reads a value and rounds it to a dtype that our kernels write. A widening
+    belongs to what follows; a cast to integers or to 8 bits is no rounding of the norm's.
+    """
     cast = sole_cast(node)
-    return cast if cast is not None and not n.is_widening(cast) and n.dtype(cast) in n.FLOATING else None
+    return (
+        cast
+        if cast is not None and not n.is_widening(cast) and n.dtype(cast) in n.FLOATING
+        else None
+    )

@@ -1,6 +1,7 @@
 """Where views take the elements of one dim: sizes alone can't tell dims of equal size apart.
 
-The last dim of a tensor, of N elements, is followed through reshapes, permutes and the like. In the view, a
+The last dim of a tensor, of N elements, is followed through reshapes, permutes and the like. In the
+view, a
 dim may hold a run of it: element i of the dim is element (i * step + ...) of the N.
 
     [B, S, N]  reshape  [B, S, H, D]  transpose  [B, H, S, D]
@@ -25,7 +26,9 @@ SHAPED = (*RESHAPES, aten.expand.default)
 
 @dataclass(frozen=True)
 class Dim:
-    """A dim of a view. step: of the elements of the followed dim along it; None where it holds none of them."""
+    """A dim of a view. step: of the elements of the followed dim along it; None where it holds none
+    of them.
+    """
 
     size: Any
     step: int | None = None
@@ -55,7 +58,9 @@ def cat_dim(cat: fx.Node) -> int | None:
 
 def as_moves(views: Iterable[fx.Node]) -> tuple[tuple[Any, tuple[Any, ...]], ...]:
     """(operator, further arguments) of each view, without nodes of the graph among them."""
-    return tuple((v.target, (list(n.shape(v)),) if v.target in SHAPED else v.args[1:]) for v in views)
+    return tuple(
+        (v.target, (list(n.shape(v)),) if v.target in SHAPED else v.args[1:]) for v in views
+    )
 
 
 def _through(view: fx.Node, dims: list[Dim]) -> list[Dim] | None:
@@ -85,7 +90,9 @@ def _squeezed(dims: list[Dim], axes: int | Iterable[int]) -> list[Dim]:
 
 def _expanded(dims: list[Dim], sizes: Sequence[Any]) -> list[Dim] | None:
     dims = [*(Dim(1) for _ in range(len(sizes) - len(dims))), *dims]
-    if any(d.step is not None and not n.same_size(d.size, s) for d, s in zip(dims, sizes, strict=True)):
+    if any(
+        d.step is not None and not n.same_size(d.size, s) for d, s in zip(dims, sizes, strict=True)
+    ):
         return None
     return [d if d.step is not None else Dim(s) for d, s in zip(dims, sizes, strict=True)]
 
@@ -109,7 +116,9 @@ def _reshaped(dims: list[Dim], sizes: Sequence[Any]) -> list[Dim] | None:
 
 
 def _cut(left: list[Dim], size: Any) -> Dim | None:
-    """Take a dim of this size off the end of `left`; None where it would mix the followed dim with others."""
+    """Take a dim of this size off the end of `left`; None where it would mix the followed dim with
+    others.
+    """
     dim = left.pop()
     while not n.same_size(dim.size, size):
         if _divides(size, dim.size):
@@ -128,7 +137,9 @@ def _cut(left: list[Dim], size: Any) -> Dim | None:
 
 
 def _lies_outside(outer: Dim, dim: Dim) -> bool:
-    """Do the two make one dim: neither holds any of the followed one, or they hold one run of it?"""
+    """Do the two make one dim: neither holds any of the followed one, or they hold one run
+    of it?
+    """
     if outer.step is None or dim.step is None:
         return outer.step is dim.step
     return bool(outer.step == dim.step * dim.size)

@@ -1,4 +1,6 @@
-"""A rotation's input read back to its norms: one, or one for each stream that a cat puts side by side."""
+"""A rotation's input read back to its norms: one, or one for each stream that a cat puts side by
+side.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from rocm_passes.ops.rotary_layout import Recipe
 
 @dataclass
 class Part:
-    """One stream of q or k: its norm, and the views from the norm's result to the rotation's input."""
+    """One stream of q or k: its norm, and the views from the norm's result to the
+    rotation's input.
+    """
 
     rms: norms.RMS
     views: list[fx.Node]
@@ -28,7 +32,9 @@ class Part:
 
 @dataclass
 class Normed:
-    """A rotation of normed streams. joint: the cat of the streams, where it stands before the rotation."""
+    """A rotation of normed streams. joint: the cat of the streams, where it stands before the
+    rotation.
+    """
 
     rotation: Rotation
     recipe: Recipe
@@ -42,7 +48,9 @@ class Normed:
 
 
 def norm_results(graph: fx.Graph) -> dict[fx.Node, norms.RMS]:
-    """Every RMSNorm by its result, and by what its last cast widens (it may be the rotation's cast)."""
+    """Every RMSNorm by its result, and by what its last cast widens (it may be the rotation's
+    cast).
+    """
     found: dict[fx.Node, norms.RMS] = {}
     for node in n.calls(graph, aten.rsqrt.default):
         read = norms.read(node)
@@ -69,7 +77,9 @@ def _plain(rms: norms.RMS) -> bool:
     )
 
 
-def normed(rotation: Rotation, recipe: Recipe, results: Mapping[fx.Node, norms.RMS]) -> Normed | None:
+def normed(
+    rotation: Rotation, recipe: Recipe, results: Mapping[fx.Node, norms.RMS]
+) -> Normed | None:
     """The rotation with the norms of its input, or None where that is no norm's result."""
     if recipe.view is not None:
         return None
@@ -107,7 +117,9 @@ def part_of(x: fx.Node, results: Mapping[fx.Node, norms.RMS]) -> Part | None:
 
 
 def across_heads(part: Part, recipe: Recipe) -> bool | None:
-    """Does the norm run over all heads of a token? None where it runs over neither them nor one head."""
+    """Does the norm run over all heads of a token? None where it runs over neither them nor one
+    head.
+    """
     size = n.static_int(part.rms.size)
     dims = followed(n.shape(part.rms.x), part.views)
     if size is None or dims is None:
@@ -125,7 +137,9 @@ def across_heads(part: Part, recipe: Recipe) -> bool | None:
 
 
 def rounds_after(part: Part) -> bool | None:
-    """Is the normed value rounded to the dtype of the norm's input before it is rotated? None: to another."""
+    """Is the normed value rounded to the dtype of the norm's input before it is rotated? None: to
+    another.
+    """
     entering, own = n.dtype(_entering(part)), n.dtype(part.rms.x)
     if entering is own:
         return True

@@ -14,14 +14,18 @@ from rocm_passes.idioms.rotary.rotation import Partial, Rotation
 
 
 def extend(rotation: Rotation) -> None:
-    """Take the channels, then the tokens, that the graph sets beside the rotated ones into the rotation."""
+    """Take the channels, then the tokens, that the graph sets beside the rotated ones into the
+    rotation.
+    """
     if rotation.view is None and rotation.leak is None:
         _extend_channels(rotation)
         _extend_tokens(rotation)
 
 
 def keeps_dims(rotation: Rotation) -> bool:
-    """Does each dim of the result hold what the same dim of x does? Reshapes keep the order, others may not."""
+    """Does each dim of the result hold what the same dim of x does? Reshapes keep the order, others
+    may not.
+    """
     return n.same_shape(n.shape(rotation.result), n.shape(rotation.x)) and all(
         n.is_cast(v) or v.target in RESHAPES for v in rotation.tail
     )
@@ -51,7 +55,9 @@ def _rows_of(node: fx.Node) -> _Rows | None:
 
 
 def _start(given: Any, size: Any) -> Any:
-    """The first row of a slice; symbolic where its argument or, counted from the end, the size is."""
+    """The first row of a slice; symbolic where its argument or, counted from the end, the
+    size is.
+    """
     found = n.number(0 if given is None else given)
     if found is None or isinstance(found, bool):
         return None
@@ -70,14 +76,27 @@ def _same_rows(a: _Rows | None, b: _Rows) -> bool:
 def _extend_channels(rotation: Rotation) -> None:
     """cat([rotated, x[..., R:]], -1) where x[..., :R] was rotated."""
     user, source = n.only_user(rotation.result), rotation.x
-    if user is None or not n.is_call(source, aten.slice.Tensor) or not n.is_call(user, aten.cat.default):
+    if (
+        user is None
+        or not n.is_call(source, aten.slice.Tensor)
+        or not n.is_call(user, aten.cat.default)
+    ):
         return
     base, last, parts = n.argument(source), len(n.shape(source)) - 1, n.arg(user, 0)
     total = n.static_int(n.shape(base)[-1])
-    if total is None or len(parts) != 2 or parts[0] is not rotation.result or not keeps_dims(rotation):
+    if (
+        total is None
+        or len(parts) != 2
+        or parts[0] is not rotation.result
+        or not keeps_dims(rotation)
+    ):
         return
     rest = parts[1]
-    if cat_dim(user) != last or not n.is_call(rest, aten.slice.Tensor) or n.argument(rest) is not base:
+    if (
+        cat_dim(user) != last
+        or not n.is_call(rest, aten.slice.Tensor)
+        or n.argument(rest) is not base
+    ):
         return
     width = rotation.width
     if not _same_rows(_rows_of(source), _Rows(last, 0, width)):
@@ -89,7 +108,9 @@ def _extend_channels(rotation: Rotation) -> None:
 
 
 def _extend_tokens(rotation: Rotation) -> None:
-    """cat([rotated, x[:, T:]], 1), or x with x[:, T:] replaced, where only those tokens are rotated."""
+    """cat([rotated, x[:, T:]], 1), or x with x[:, T:] replaced, where only those tokens are
+    rotated.
+    """
     source, user = rotation.x, n.only_user(rotation.result)
     if not n.is_call(source, aten.slice.Tensor) or user is None or not keeps_dims(rotation):
         return

@@ -1,19 +1,19 @@
 """RMSNorm of q and k followed by the rotation, of one stream or of text and image side by side.
 
 Before (Wan, for q; k alike)                           After
-    q = convert(norm(q.float()) * w, bf16)                 q2, k2 = rocm_passes.qk_norm_rotary(
-    q = reshape(q, [B, S, H, D])                               [q], [k], [wq], [wk], [cos], [sin], ...)
+    q = convert(norm(q.float()) * w, bf16)                 q2, k2 = rocm_passes.qk_norm_rotary( q =
+    reshape(q, [B, S, H, D])                               [q], [k], [wq], [wk], [cos], [sin], ...)
     q2 = rotation(q, cos, sin)
 
-The streams of FLUX are joined between norm and rotation, those of Qwen-Image and HunyuanVideo behind it;
-either way the kernel writes into the joint tensor, and no cat is left.
+The streams of FLUX are joined between norm and rotation, those of Qwen-Image and HunyuanVideo
+behind it; either way the kernel writes into the joint tensor, and no cat is left.
 
-When it pays: where q is large enough that the host keeps ahead of the device, or a CUDA graph spares it.
-Inductor takes two or three passes over q and k, for the mean must be known before the rotation, and the
-rotation's halves or complex numbers make further ones.
+When it pays: where q is large enough that the host keeps ahead of the device, or a CUDA graph
+spares it. Inductor takes two or three passes over q and k, for the mean must be known before the
+rotation, and the rotation's halves or complex numbers make further ones.
 
-Refused: a norm over other channels than a head's or a token's; weights as (1 + w); streams that differ in
-where they round.
+Refused: a norm over other channels than a head's or a token's; weights as (1 + w); streams that
+differ in where they round.
 """
 
 from __future__ import annotations
@@ -63,7 +63,9 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
     single = {r.core: r for r in found}
     for q, k in pairs(found, order):
         recipes = recipes_of(q, k, context)
-        both = [normed(r, recipe, results) for r, recipe in zip((q, k), recipes or (), strict=False)]
+        both = [
+            normed(r, recipe, results) for r, recipe in zip((q, k), recipes or (), strict=False)
+        ]
         if len(both) == 2 and both[0] is not None and both[1] is not None:
             attentions.append((both[0], both[1]))
             del single[q.core], single[k.core]
@@ -76,7 +78,9 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
 
 
 def _sites(
-    attentions: list[tuple[Normed, ...]], results: Mapping[fx.Node, norms.RMS], order: Mapping[fx.Node, int]
+    attentions: list[tuple[Normed, ...]],
+    results: Mapping[fx.Node, norms.RMS],
+    order: Mapping[fx.Node, int],
 ) -> Iterator[Found]:
     done: set[fx.Node] = set()
     by_result = {a[0].rotation.result: a for a in attentions}
@@ -87,7 +91,11 @@ def _sites(
         if site is not None:
             members = site[1]
         found = site[0] if site is not None else _site(attention)
-        if found is not None and not found.nodes.intersection(found.inputs()) and is_convex(found, order):
+        if (
+            found is not None
+            and not found.nodes.intersection(found.inputs())
+            and is_convex(found, order)
+        ):
             done |= {m.rotation.core for a in members for m in a}
             yield found
         elif site is not None:
@@ -98,7 +106,9 @@ def _sites(
 
 
 def _site(attention: tuple[Normed, ...]) -> Match | None:
-    """Norm and rotation of q and k, or of one of them; streams joined before the rotation or not at all."""
+    """Norm and rotation of q and k, or of one of them; streams joined before the rotation or not at
+    all.
+    """
     first = attention[0]
     if any(len(m.parts) != len(first.parts) for m in attention):
         return None
@@ -164,7 +174,9 @@ def _closed(
     outputs: tuple[fx.Node, ...],
     nodes: frozenset[fx.Node],
 ) -> Match | None:
-    """The site, where nothing inside it is used outside and weights are given for all streams or for none."""
+    """The site, where nothing inside it is used outside and weights are given for all streams or
+    for none.
+    """
     if streams is None or escapes(nodes, outputs) is not None:
         return None
     weights: list[list[fx.Node]] = []
@@ -200,12 +212,21 @@ def _joined(
     results: Mapping[fx.Node, norms.RMS],
     order: Mapping[fx.Node, int],
 ) -> tuple[Match, list[tuple[Normed, ...]]] | None:
-    """The site of all streams whose q are joined by one cat and whose k by another, behind the rotation."""
-    if len(attention) != 2 or any(m.joint is not None or m.recipe.seq_start is not None for m in attention):
+    """The site of all streams whose q are joined by one cat and whose k by another, behind the
+    rotation.
+    """
+    if len(attention) != 2 or any(
+        m.joint is not None or m.recipe.seq_start is not None for m in attention
+    ):
         return None
     cats = [n.only_user(m.rotation.result) for m in attention]
     q_cat, k_cat = cats
-    if q_cat is None or k_cat is None or not _joins(q_cat, attention[0]) or not _joins(k_cat, attention[1]):
+    if (
+        q_cat is None
+        or k_cat is None
+        or not _joins(q_cat, attention[0])
+        or not _joins(k_cat, attention[1])
+    ):
         return None
     q_parts, k_parts = n.arg(q_cat, 0), n.arg(k_cat, 0)
     if q_cat is k_cat or len(q_parts) != len(k_parts):
@@ -218,7 +239,12 @@ def _joined(
         if n.only_user(q) is not q_cat or n.only_user(k) is not k_cat:
             return None
         other = by_result.get(q)
-        if other is not None and len(other) == 2 and other[1].rotation.result is k and other[0].joint is None:
+        if (
+            other is not None
+            and len(other) == 2
+            and other[1].rotation.result is k
+            and other[0].joint is None
+        ):
             if not _alike(other[0].recipe, attention[0].recipe):
                 return None
             rows.append((len(members), None, None))
@@ -238,7 +264,9 @@ def _joined(
         (replace(m.recipe, core_shape=n.shape(cat), tail=()), n.shape(cat))
         for m, cat in zip(attention, (q_cat, k_cat), strict=True)
     ]
-    streams = _streams(parts, [m.recipe for m in attention], rows, tuple(m.recipe for m in firsts), outs)
+    streams = _streams(
+        parts, [m.recipe for m in attention], rows, tuple(m.recipe for m in firsts), outs
+    )
     nodes = frozenset(extra).union(
         *(m.nodes for a in members for m in a), *(p.nodes for ps in parts for p in ps)
     )
@@ -259,11 +287,17 @@ def _joins(cat: fx.Node, normed: Normed) -> bool:
 
 
 def _alike(a: Recipe, b: Recipe) -> bool:
-    return (a.axes, a.heads, a.interleaved, a.width, a.conjugate, a.seq_start, a.out_dtype, a.fp64) == (
+    return (a.axes, a.heads, a.interleaved, a.width, a.conjugate, a.seq_start, a.out_dtype,
+    a.fp64) == (
         b.axes, b.heads, b.interleaved, b.width, b.conjugate, b.seq_start, b.out_dtype, b.fp64,
     )  # fmt: skip
 
 
 IDIOM = Idiom(
-    NAME, find, op.QK_NORM_ROTARY.lowerings, op.QK_NORM_ROTARY, keeps=("_fused_rms_norm",), fuses=True
+    NAME,
+    find,
+    op.QK_NORM_ROTARY.lowerings,
+    op.QK_NORM_ROTARY,
+    keeps=("_fused_rms_norm",),
+    fuses=True,
 )

@@ -2,22 +2,24 @@
 
 Formula, for each pair of channels:  out1 = x1 * cos1 - x2 * sin1,  out2 = x2 * cos2 + x1 * sin2.
 rotations.py recognises it by what is computed: complex numbers (Z-Image, Qwen-Image, Lumina2),
-stacked or rotated halves (FLUX, HunyuanVideo, Cosmos, Llama), slice assignment (Wan), per-head tables
-(Mochi), 2x2 matrices (Kandinsky, HiDream), addcmul_ on views (LTX-2); over all of x, its first channels or
-some of its tokens.
+stacked or rotated halves (FLUX, HunyuanVideo, Cosmos, Llama), slice assignment (Wan), per-head
+tables (Mochi), 2x2 matrices (Kandinsky, HiDream), addcmul_ on views (LTX-2); over all of x, its
+first channels or some of its tokens.
 
 Before (Z-Image in bf16)                                       After
-    z = view_as_complex(reshape(convert(q, f32), [.., P, 2]))      f = rocm_passes.as_real(freqs)
-    y = reshape(view_as_real(z * freqs), [.., D])                  y = rocm_passes.rotary(q,
-    y = convert(y, bf16)                                               f[..., 0], f[..., 1], True, D, ...)
+    z = view_as_complex(reshape(convert(q, f32), [.., P, 2]))      f = rocm_passes.as_real(freqs) y
+    = reshape(view_as_real(z * freqs), [.., D])                  y = rocm_passes.rotary(q, y =
+    convert(y, bf16)                                               f[..., 0], f[..., 1], True, D,
+    ...)
 
-When it pays: where Inductor's own code is far from reading x once and writing it once, that is for complex
-numbers, of which Inductor compiles nothing, and for slice assignment. Complex numbers go in any case, on
+When it pays: where Inductor's own code is far from reading x once and writing it once, that is for
+complex numbers, of which Inductor compiles nothing, and for slice assignment. Complex numbers go in
+any case, on
 every device: the lowering "real" writes their parts in ATen. complex128 stays float64 unless
 rewrite_numerics="fast".
 
-Refused: values inside the rotation that are used outside it; casts inside it that change values; tables that
-fit no axis of x; under rewrite_numerics="strict", rotations computed in 16 bits.
+Refused: values inside the rotation that are used outside it; casts inside it that change values;
+tables that fit no axis of x; under rewrite_numerics="strict", rotations computed in 16 bits.
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ def _found(rotation: Rotation, context: Context) -> Found:
 
 
 def recipe_of(rotation: Rotation, context: Context, like: Recipe | None = None) -> Recipe | str:
-    """How the rotation is computed by an operator, or why it can't be; its axes named as in `like`, if given."""
+    """How the rotation is computed by an operator, or why it can't be; its axes named as in `like`,
+    if given.
+    """
     reason = _obstacle(rotation, context.options.rewrite_numerics)
     if reason is not None:
         return reason
@@ -96,13 +100,17 @@ def _obstacle(rotation: Rotation, numerics: str) -> str | None:
     if rotation.lossy is not None:
         cast = rotation.lossy
         return (
-            f"a cast inside it ({cast.name}, to {n.dtype(cast)}) changes the values that it is computed from"
+            f"a cast inside it ({cast.name}, to {n.dtype(cast)}) changes the values that it is "
+            "computed from"
         )
     if numerics != "strict":
         return None
     if len(rotation.steps) != 1 or not rotation.steps <= _WIDE:
         dtypes = ", ".join(sorted(map(str, rotation.steps)))
-        return f"rewrite_numerics='strict': the graph computes it in {dtypes}, and an operator in float32"
+        return (
+            f"rewrite_numerics='strict': the graph computes it in {dtypes}, and an operator in "
+            "float32"
+        )
     if rotation.fused:
         return "rewrite_numerics='strict': the graph's addcmul may leave its product unrounded"
     if rotation.rounds_twice:

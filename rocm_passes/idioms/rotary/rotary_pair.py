@@ -1,8 +1,8 @@
 """q and k rotated by the same tables, as one call.
 
 Before (FLUX)                                          After
-    q2 = convert(q * cos + turned(q) * sin, bf16)          q2, k2 = rocm_passes.rotary_pair(q, k, cos, ...)
-    k2 = convert(k * cos + turned(k) * sin, bf16)
+    q2 = convert(q * cos + turned(q) * sin, bf16)          q2, k2 = rocm_passes.rotary_pair(q, k,
+    cos, ...) k2 = convert(k * cos + turned(k) * sin, bf16)
 
 When it pays: as `rotary`, with half the launches, and table rows read once for both.
 """
@@ -43,7 +43,8 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
 def recipes_of(q: Rotation, k: Rotation, context: Context) -> tuple[Recipe, Recipe] | None:
     """The recipes of two rotations by one set of tables: the axes of both are named alike.
 
-    Which axis holds the heads is read off q's strides where the tables do not tell, and k's may differ.
+    Which axis holds the heads is read off q's strides where the tables do not tell, and k's may
+    differ.
     """
     recipe = rotary.recipe_of(q, context)
     if not isinstance(recipe, Recipe):
@@ -54,8 +55,12 @@ def recipes_of(q: Rotation, k: Rotation, context: Context) -> tuple[Recipe, Reci
     return recipe, k_recipe
 
 
-def pairs(found: list[Rotation], order: Mapping[fx.Node, int]) -> Iterator[tuple[Rotation, Rotation]]:
-    """Neighbours in graph order that share tables and do not need each other: one attention's q and k."""
+def pairs(
+    found: list[Rotation], order: Mapping[fx.Node, int]
+) -> Iterator[tuple[Rotation, Rotation]]:
+    """Neighbours in graph order that share tables and do not need each other: one attention's q and
+    k.
+    """
     waiting: list[Rotation] = []
     for rotation in found:
         if rotation.leak is not None:

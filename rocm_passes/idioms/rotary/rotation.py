@@ -14,7 +14,9 @@ from rocm_passes.ops.rotary_layout import Entry
 
 @dataclass(frozen=True)
 class Partial:
-    """Rows start to start + tokens of a leading axis of x are rotated, and the others are copied."""
+    """Rows start to start + tokens of a leading axis of x are rotated, and the others are
+    copied.
+    """
 
     axis: int
     start: int
@@ -25,13 +27,14 @@ class Partial:
 class Rotation:
     """A rotation as the graph spells it.
 
-    x: [*lead, D] before lossless casts, or of another shape that `view` ([*lead, 2P]) reshapes. tables and
-    entries: of cos1, sin1, cos2, sin2. interleaved: pairs are (2i, 2i+1), else (i, i+P). core: the node that
-    holds the rotated pairs; tail: the views and the cast that follow it, up to the result. width: rotated
-    channels, the first of D. partial: the tokens that are rotated, where not all are. steps: the dtypes that
-    products and sums are computed in; fused: is a product added unrounded (addcmul)? lossy: a cast inside
-    that no operator repeats. rounds_twice: does a cast follow one that is inside? nodes: what a rewrite makes
-    dead.
+    x: [*lead, D] before lossless casts, or of another shape that `view` ([*lead, 2P]) reshapes.
+    tables and
+    entries: of cos1, sin1, cos2, sin2. interleaved: pairs are (2i, 2i+1), else (i, i+P). core: the
+    node that holds the rotated pairs; tail: the views and the cast that follow it, up to the
+    result. width: rotated channels, the first of D. partial: the tokens that are rotated, where not
+    all are. steps: the dtypes that products and sums are computed in; fused: is a product added
+    unrounded (addcmul)? lossy: a cast inside that no operator repeats. rounds_twice: does a cast
+    follow one that is inside? nodes: what a rewrite makes dead.
     """
 
     anchor: fx.Node

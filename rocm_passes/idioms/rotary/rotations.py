@@ -1,7 +1,7 @@
 """Rotary embeddings read off the graph: what is rotated, by which tables, over which part of it.
 
-Whatever the spelling, a rotation is a node both of whose lanes combine both channels of a pair of x (see
-linear_forms/):
+Whatever the spelling, a rotation is a node both of whose lanes combine both channels of a pair of x
+(see linear_forms/):
 
     out1 = x1 * cos1 - x2 * sin1
     out2 = x2 * cos2 + x1 * sin2
@@ -37,7 +37,8 @@ def rotations(graph: fx.Graph) -> list[Rotation]:
     taken: set[fx.Node] = set()
     kept = []
     for rotation in ordered:
-        # x * cos + x' * sin is also a linear form of the tables' channels where those are split alike.
+        # x * cos + x' * sin is also a linear form of the tables' channels where those are split
+        # alike.
         if not rotation.nodes & taken:
             extend(rotation)
             kept.append(rotation)
@@ -86,7 +87,9 @@ def _rotation(
 
 
 def _tail(core: fx.Node, flat: tuple[Any, ...]) -> list[fx.Node]:
-    """The views that follow the rotation up to its rounding; without one, those that make it flat."""
+    """The views that follow the rotation up to its rounding; without one, those that make
+    it flat.
+    """
     chain: list[fx.Node] = []
     end = 0
     node = n.only_user(core)
@@ -104,17 +107,21 @@ def _tail(core: fx.Node, flat: tuple[Any, ...]) -> list[fx.Node]:
 
 
 def _drop_shared(rotation: Rotation) -> None:
-    """Take views and casts of x that something else uses too out of `nodes`; note any other leak."""
+    """Take views and casts of x that something else uses too out of `nodes`; note any other
+    leak.
+    """
     changed = True
     while changed:
         changed = False
         for node in list(rotation.nodes):
-            outside = node is not rotation.result and any(u not in rotation.nodes for u in node.users)
+            outside = node is not rotation.result and any(
+                u not in rotation.nodes for u in node.users
+            )
             if not outside:
                 continue
-            if all(i is rotation.x or _only_moves(i, rotation.x) for i in node.all_input_nodes) and (
-                _only_moves(node, rotation.x)
-            ):
+            if all(
+                i is rotation.x or _only_moves(i, rotation.x) for i in node.all_input_nodes
+            ) and (_only_moves(node, rotation.x)):
                 rotation.nodes.discard(node)
                 changed = True
             else:

@@ -34,7 +34,9 @@ def seeds(graph: fx.Graph) -> Iterator[Seed]:
 
 
 def _reshape_seeds(node: fx.Node) -> Iterator[Seed]:
-    """[..., 2P] reshaped to [..., P, 2], [..., P, 1, 2] or [..., 2, P]; of [2, 2] it may be either."""
+    """[..., 2P] reshaped to [..., P, 2], [..., P, 1, 2] or [..., 2, P]; of [2, 2] it may be
+    either.
+    """
     sizes = n.shape(node)
     if len(sizes) < 3 or not _floats(node):
         return
@@ -64,12 +66,16 @@ def _slice_seeds(node: fx.Node) -> Iterator[Seed]:
     pairs = channels // 2
     if node.target is aten.split.Tensor:
         dim = node.args[2] if len(node.args) > 2 else 0
-        tag = "h" if n.is_last_dim(dim, len(sizes)) and n.static_int(node.args[1]) == pairs else None
+        tag = (
+            "h" if n.is_last_dim(dim, len(sizes)) and n.static_int(node.args[1]) == pairs else None
+        )
     else:
         dim, begin, end, step = n.slice_bounds(channels, node.args[1:])
         if not n.is_last_dim(dim, len(sizes)):
             return
-        tag = next((t for t in "fh" if lanes.lane_of_bounds(t, pairs, begin, end, step) is not None), None)
+        tag = next(
+            (t for t in "fh" if lanes.lane_of_bounds(t, pairs, begin, end, step) is not None), None
+        )
     if tag is not None:
         x = n.through_widening(source)
         yield x, lanes.start(x, sizes[:-1], pairs, tag), None

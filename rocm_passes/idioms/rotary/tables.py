@@ -13,11 +13,18 @@ from rocm_passes.idioms.rotary.rotation import Rotation
 
 
 def same_value(a: Any, b: Any, depth: int = 6) -> bool:
-    """Are two nodes the same computation of the same inputs? (Nothing before us merges such nodes.)"""
+    """Are two nodes the same computation of the same inputs? (Nothing before us merges such
+    nodes.)
+    """
     if a is b:
         return True
     if isinstance(a, fx.Node) and isinstance(b, fx.Node):
-        if depth == 0 or a.op != "call_function" or b.op != "call_function" or a.target is not b.target:
+        if (
+            depth == 0
+            or a.op != "call_function"
+            or b.op != "call_function"
+            or a.target is not b.target
+        ):
             return False
         if not _is_function(a.target):
             return False
@@ -28,7 +35,9 @@ def same_value(a: Any, b: Any, depth: int = 6) -> bool:
         return len(a) == len(b) and all(same_value(x, y, depth) for x, y in zip(a, b, strict=True))
     if isinstance(a, torch.SymInt) and isinstance(b, torch.SymInt):
         return n.same_size(a, b)
-    return type(a) is type(b) and not isinstance(a, (torch.SymFloat, torch.SymBool)) and bool(a == b)
+    return (
+        type(a) is type(b) and not isinstance(a, (torch.SymFloat, torch.SymBool)) and bool(a == b)
+    )
 
 
 def _is_function(target: Any) -> bool:

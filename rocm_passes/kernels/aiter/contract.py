@@ -1,8 +1,9 @@
-"""What every call of an aiter function must fulfil, checked in Python on shapes, strides, dtypes and devices.
+"""What every call of an aiter function must fulfil, checked in Python on shapes, strides, dtypes
+and devices.
 
-A check is a generator of sentences: it yields one for each violation that it finds, in an order in which a
-later check may rely on the earlier ones, and an adapter takes the first. Fake tensors are as good as real
-ones.
+A check is a generator of sentences: it yields one for each violation that it finds, in an order in
+which a later check may rely on the earlier ones, and an adapter takes the first. Fake tensors are
+as good as real ones.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ FLOAT_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
 
 
 class AiterContractError(ContractError):
-    """An adapter was called with arguments that aiter does not take; aiter itself was not called."""
+    """An adapter was called with arguments that aiter does not take; aiter itself was not
+    called.
+    """
 
     @classmethod
     def refused(cls, function: str, reason: str) -> AiterContractError:
@@ -51,12 +54,16 @@ def enforce(function: str, reason: str | None) -> None:
 
 
 def device_guard(x: Tensor) -> contextlib.AbstractContextManager[object]:
-    """The context to call aiter in: it takes the stream of the current device, not of its tensors."""
+    """The context to call aiter in: it takes the stream of the current device, not of its
+    tensors.
+    """
     return torch.cuda.device(x.device) if x.is_cuda else contextlib.nullcontext()
 
 
 def architecture(device: torch.device) -> str | None:
-    """The target of a ROCm device, without feature flags ("gfx942"); None where there is none to ask."""
+    """The target of a ROCm device, without feature flags ("gfx942"); None where there is none to
+    ask.
+    """
     if device.type != "cuda" or torch.version.hip is None or not torch.cuda.is_available():
         return None
     return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
@@ -93,12 +100,16 @@ def has(feature: str) -> bool:
 
 
 def placement(tensors: Mapping[str, Tensor]) -> Iterator[str]:
-    """All tensors strided, of static shape, and together on one device that aiter's kernels can reach."""
+    """All tensors strided, of static shape, and together on one device that aiter's kernels can
+    reach.
+    """
     first_name, first = next(iter(tensors.items()))
     for name, t in tensors.items():
         if t.layout != torch.strided:
             yield f"{name} has layout {t.layout}: aiter takes strided tensors"
-        if any(isinstance(size, torch.SymInt) for size in (*t.shape, *t.stride(), t.storage_offset())):
+        if any(
+            isinstance(size, torch.SymInt) for size in (*t.shape, *t.stride(), t.storage_offset())
+        ):
             yield f"{name} has a symbolic size: aiter's limits can not be checked"
         if t.device.type not in DEVICE_TYPES:
             yield f"{name} is on {t.device.type}: aiter's kernels read GPU memory"
@@ -113,7 +124,9 @@ def dtype(name: str, t: Tensor, allowed: Collection[torch.dtype]) -> Iterator[st
 
 
 def same_dtype(name: str, t: Tensor, like_name: str, like: Tensor) -> Iterator[str]:
-    """aiter does not check this: it would read the bits of `t` as if they had the dtype of `like`."""
+    """aiter does not check this: it would read the bits of `t` as if they had the dtype of
+    `like`.
+    """
     if t.dtype != like.dtype:
         found, expected = dtype_name(t.dtype), dtype_name(like.dtype)
         yield f"{name} is {found} and {like_name} is {expected}: aiter would misread its bits"
@@ -131,26 +144,30 @@ def vector(name: str, t: Tensor, length: int, like_name: str, like: Tensor) -> I
 
 
 def within_int32(name: str, t: Tensor) -> Iterator[str]:
-    """Both `t` as it lies and a contiguous result of its shape must stay within int32 byte offsets."""
+    """Both `t` as it lies and a contiguous result of its shape must stay within int32 byte
+    offsets.
+    """
     reach = max(span_bytes(t), t.numel() * t.element_size())
     if reach >= INT32_BYTES:
         yield f"{name} reaches over {reach / 2**30:.2f} GiB: aiter's 32-bit offsets end at 2 GiB"
 
 
 def aligned(t: Tensor, *elements: int | torch.SymInt) -> bool:
-    """Whether these distances, in elements of `t`, are whole words of 4 bytes, the least that aiter loads."""
+    """Whether these distances, in elements of `t`, are whole words of 4 bytes, the least that aiter
+    loads.
+    """
     return not any(distance * t.element_size() % 4 for distance in elements)
 
 
 def rows(x: Tensor) -> Tensor:
     """`x` as [rows, hidden] with unit last stride and rows at whole words: a view, or else a copy.
 
-    aiter's norms want exactly two dimensions: of more, they take the wrong one for the hidden size, or their
-    result fails their own check.
+    aiter's norms want exactly two dimensions: of more, they take the wrong one for the hidden size,
+    or their result fails their own check.
     """
     flat = x.reshape(-1, x.shape[-1])
-    # With one column any stride counts as contiguous for torch, but not for aiter. An odd width can not be
-    # helped by a copy: those kernels that take one load element by element.
+    # With one column any stride counts as contiguous for torch, but not for aiter. An odd width can
+    # not be helped by a copy: those kernels that take one load element by element.
     strides = flat.stride(0) if flat.shape[0] > 1 and flat.shape[1] % 2 == 0 else 0
     if flat.stride(1) == 1 and aligned(flat, flat.storage_offset(), strides):
         return flat
@@ -158,7 +175,9 @@ def rows(x: Tensor) -> Tensor:
 
 
 def truncates(dtype: torch.dtype, arch: str | None) -> bool:
-    """Whether aiter's RMSNorm stores results of `dtype` by truncation; of an unknown architecture, yes."""
+    """Whether aiter's RMSNorm stores results of `dtype` by truncation; of an unknown architecture,
+    yes.
+    """
     return dtype == torch.bfloat16 and arch not in ROUNDING_BF16_ARCHS
 
 

@@ -1,4 +1,6 @@
-"""A residual and the RMSNorm of the sum, through aiter's `rmsnorm2d_fwd_with_add` (see rms_norm.py)."""
+"""A residual and the RMSNorm of the sum, through aiter's `rmsnorm2d_fwd_with_add` (see
+rms_norm.py).
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def refuses(call: FusedNorm, target: Target) -> str | None:
         reason = f"{dtypes}; aiter wants one dtype"
     reason = reason or rounds_unlike(call.round_to, x) or eps_on_gpu(call.eps_tensor)
     before = call.round_to is not None
-    return reason or rms_norm.add_refusal(x, branch, weight.reshape(-1), call.eps, round_before_weight=before)
+    return reason or rms_norm.add_refusal(
+        x, branch, weight.reshape(-1), call.eps, round_before_weight=before
+    )
 
 
 def note(call: FusedNorm, target: Target) -> str | None:
@@ -46,4 +50,6 @@ def note(call: FusedNorm, target: Target) -> str | None:
     return contract.joined(note for note in (own, rms_norm.reorders(call.rounds_between)) if note)
 
 
-AITER = FUSED_NORM.register(Lowering("aiter", requires=(needs_aiter,), refuses=refuses, note=note, run=run))
+AITER = FUSED_NORM.register(
+    Lowering("aiter", requires=(needs_aiter,), refuses=refuses, note=note, run=run)
+)

@@ -1,6 +1,7 @@
 """GroupNorm of contiguous tensors through aiter's `groupnorm_run` (up to 0.1.18: `_groupnorm_run`).
 
-Source: aiter/ops/groupnorm.py and csrc/kernels/groupnorm.cu. aiter keeps one workspace per device for all
+Source: aiter/ops/groupnorm.py and csrc/kernels/groupnorm.cu. aiter keeps one workspace per device
+for all
 streams: two GroupNorms at once on two streams of a device would share it.
 """
 
@@ -18,15 +19,18 @@ from rocm_passes.ops.group_norm import GROUP_NORM, GroupNorm
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.target import Target
 
-# From this many blocks of 8192 elements in a group on, aiter's kernel takes four elements at a time and gives
-# all four the weight and bias of the first one's channel.
+# From this many blocks of 8192 elements in a group on, aiter's kernel takes four elements at a time
+# and gives all four the weight and bias of the first one's channel.
 BLOCK = 8192
 BLOCKS_OF_VECTOR_PATH = 16
-# One row of thread blocks per sample and group; HIP's grid has no more than these in its second dimension.
+# One row of thread blocks per sample and group; HIP's grid has no more than these in its second
+# dimension.
 GRID_Y_MAX = 65535
 
 
-def group_norm(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+def group_norm(
+    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
     """GroupNorm of contiguous `x` [N, C, *spatial], `weight` and `bias` [C], all of one dtype.
 
     float16, bfloat16 or float32. Returns a fresh contiguous tensor of x's shape and dtype. Raises
@@ -43,7 +47,9 @@ def group_norm(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor |
     return out
 
 
-def refusal(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float) -> str | None:
+def refusal(
+    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> str | None:
     """Why `group_norm` can not take this call; None if it can."""
     return next(_violations(x, num_groups, weight, bias), None)
 
@@ -53,10 +59,14 @@ def numerics_note(x: Tensor, *, arch: str | None = None) -> str | None:
     return contract.joined(_notes(x))
 
 
-def _violations(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None) -> Iterator[str]:
+def _violations(
+    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None
+) -> Iterator[str]:
     yield from contract.available("groupnorm_run", "functional_groupnorm")
     if weight is None or bias is None:
-        yield f"the {'weight' if weight is None else 'bias'} is missing: aiter's GroupNorm needs both"
+        yield (
+            f"the {'weight' if weight is None else 'bias'} is missing: aiter's GroupNorm needs both"
+        )
         return
     yield from contract.placement({"x": x, "weight": weight, "bias": bias})
     yield from contract.dtype("x", x, contract.FLOAT_DTYPES)
@@ -78,7 +88,10 @@ def _kernel_violations(x: Tensor, num_groups: int, channels: int) -> Iterator[st
     if x.numel() >= 2**32:
         yield f"x has {x.numel()} elements: aiter's 32-bit index ends at 2^32"
     if x.shape[0] * num_groups > GRID_Y_MAX:
-        yield f"{x.shape[0]} samples of {num_groups} groups: aiter's grid ends at {GRID_Y_MAX} of them"
+        yield (
+            f"{x.shape[0]} samples of {num_groups} groups: aiter's grid ends at {GRID_Y_MAX} of "
+            "them"
+        )
     spatial = math.prod(x.shape[2:])
     group = channels // num_groups * spatial
     if spatial % 4 and group % 4 == 0 and math.ceil(group / BLOCK) >= BLOCKS_OF_VECTOR_PATH:
@@ -89,7 +102,10 @@ def _kernel_violations(x: Tensor, num_groups: int, channels: int) -> Iterator[st
 
 
 def _notes(x: Tensor) -> Iterator[str]:
-    yield "aiter takes the variance as E[x²] - E[x]², which cancels where the mean outweighs the spread"
+    yield (
+        "aiter takes the variance as E[x²] - E[x]², which cancels where the mean outweighs the "
+        "spread"
+    )
     yield from contract.denormal_note(x.dtype)
 
 

@@ -1,8 +1,9 @@
-"""What lies under the name `aiter` on this machine: nothing, another project, AMD's library, or a broken one.
+"""What lies under the name `aiter` on this machine: nothing, another project, AMD's library, or a
+broken one.
 
-PyPI's `aiter` is an unrelated package of async iterators, and AMD's can be installed and still fail to
-import. What AMD's can do is read off the signatures in its source files, since its versions differ in more
-than their numbers tell.
+PyPI's `aiter` is an unrelated package of async iterators, and AMD's can be installed and still fail
+to import. What AMD's can do is read off the signatures in its source files, since its versions
+differ in more than their numbers tell.
 """
 
 from __future__ import annotations
@@ -28,12 +29,16 @@ ROCM_BUILD: bool = torch.version.hip is not None
 # The targets that aiter's own README lists. On the RDNA ones it calls itself experimental.
 ARCHITECTURES = ("gfx942", "gfx950", "gfx1100", "gfx1151", "gfx1201")
 
-INSTALL_HINT = "install AMD's aiter from https://github.com/ROCm/aiter (its distribution is called amd-aiter)"
+INSTALL_HINT = (
+    "install AMD's aiter from https://github.com/ROCm/aiter (its distribution is called amd-aiter)"
+)
 
 
 @dataclass(frozen=True)
 class Signature:
-    """A function that a feature stands on: where it is, how its parameters begin, and which others it has."""
+    """A function that a feature stands on: where it is, how its parameters begin, and which others
+    it has.
+    """
 
     file: str
     function: str
@@ -70,9 +75,13 @@ FEATURES: dict[str, Signature] = {
     "functional_groupnorm": Signature(
         "ops/groupnorm.py", "_groupnorm_run", ("input", "num_groups", "weight", "bias", "eps")
     ),
-    "layernorm2d_fwd": Signature("ops/norm.py", "layernorm2d_fwd", ("input", "weight", "bias", "epsilon")),
+    "layernorm2d_fwd": Signature(
+        "ops/norm.py", "layernorm2d_fwd", ("input", "weight", "bias", "epsilon")
+    ),
     "rope_cached_fwd": Signature("ops/rope.py", "rope_cached_fwd", ("input", *_ROPE)),
-    "rope_cached_2c_fwd": Signature("ops/rope.py", "rope_cached_2c_fwd", ("input_x", "input_y", *_ROPE)),
+    "rope_cached_2c_fwd": Signature(
+        "ops/rope.py", "rope_cached_2c_fwd", ("input_x", "input_y", *_ROPE)
+    ),
     "fused_qk_norm_rope_1way": Signature(
         "ops/fused_qk_norm_rope_cache_quant.py", "fused_qk_norm_rope_1way", _QK_NORM_ROPE
     ),
@@ -107,7 +116,9 @@ def find() -> Installation:
         text = f"{type(error).__name__}: {' '.join(str(error).split())}"
         return Installation("broken", version, f"aiter is installed but fails to import ({text})")
     if not hasattr(module, "rmsnorm2d_fwd"):
-        detail = "aiter came without its HIP operators: is AITER_TRITON_ONLY or AITER_AOT_IMPORT set?"
+        detail = (
+            "aiter came without its HIP operators: is AITER_TRITON_ONLY or AITER_AOT_IMPORT set?"
+        )
         return Installation("broken", version, detail)
     detail = f"aiter {version or 'of unknown version'} at {located}"
     return Installation("usable", version, detail, _features(located))
@@ -122,13 +133,17 @@ def reset() -> None:
 def unmet(arch: str | None) -> str | None:
     """Why aiter can not be used here, and what to do about it; None if it can.
 
-    `arch` is the architecture that code is made for ("gfx942"), without feature flags, or None without a GPU.
+    `arch` is the architecture that code is made for ("gfx942"), without feature flags, or None
+    without a GPU.
     """
     located = _locate()
     if isinstance(located, Installation):
         return located.detail
     if not ROCM_BUILD:
-        return "this torch is not a ROCm build, and aiter runs on AMD GPUs only: install torch for ROCm"
+        return (
+            "this torch is not a ROCm build, and aiter runs on AMD GPUs only: install torch for "
+            "ROCm"
+        )
     if arch is None:
         return "no AMD GPU was found for aiter to run on"
     if arch not in ARCHITECTURES:

@@ -1,6 +1,8 @@
-"""LayerNorm over the last dimension through aiter's `layernorm2d_fwd`, which is Composable Kernel's (CK).
+"""LayerNorm over the last dimension through aiter's `layernorm2d_fwd`, which is Composable Kernel's
+(CK).
 
-Source: aiter/ops/norm.py, csrc/py_itfs_ck/norm_kernels.cu. CK supports the CDNA architectures (gfx9) only.
+Source: aiter/ops/norm.py, csrc/py_itfs_ck/norm_kernels.cu. CK supports the CDNA architectures
+(gfx9) only.
 """
 
 from __future__ import annotations
@@ -17,10 +19,12 @@ from rocm_passes.target import Target
 
 
 def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """LayerNorm of `x` [..., C] with `weight` and `bias` [C] of the same dtype; float16 or bfloat16.
+    """LayerNorm of `x` [..., C] with `weight` and `bias` [C] of the same dtype; float16 or
+    bfloat16.
 
-    aiter wants both: for one that is missing it gets ones or zeros. Returns a fresh contiguous tensor of x's
-    shape and dtype. Raises AiterContractError instead of calling aiter with what it does not take.
+    aiter wants both: for one that is missing it gets ones or zeros. Returns a fresh contiguous
+    tensor of x's shape and dtype. Raises AiterContractError instead of calling aiter with what it
+    does not take.
     """
     contract.enforce("layernorm2d_fwd", refusal(x, weight, bias, eps))
     if x.numel() == 0:
@@ -65,7 +69,10 @@ def _violations(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Iterat
 
 
 def _notes(x: Tensor) -> Iterator[str]:
-    yield "aiter's LayerNorm leaves its rounding to Composable Kernel, which does not say how it rounds"
+    yield (
+        "aiter's LayerNorm leaves its rounding to Composable Kernel, which does not say how it "
+        "rounds"
+    )
     yield from contract.denormal_note(x.dtype)
 
 

@@ -1,4 +1,5 @@
-"""RMSNorm per head and rotation of q and k in one kernel, through aiter's `fused_qk_norm_rope_1way`.
+"""RMSNorm per head and rotation of q and k in one kernel, through aiter's
+`fused_qk_norm_rope_1way`.
 
     n = round(round(x · rsqrt(mean(x²) + eps)) · weight),   then rotated in float32 and rounded
 
@@ -40,15 +41,24 @@ def qk_norm_rotary(
     interleaved: bool,
     round_before_weight: bool,
 ) -> tuple[Tensor, Tensor]:
-    """q [B, S, H, D] and k [B, S, H', D], each normalised over D with its weight [D], then rotated whole.
+    """q [B, S, H, D] and k [B, S, H', D], each normalised over D with its weight [D], then rotated
+    whole.
 
-    q, k and the weights are contiguous and of one dtype, float16 or bfloat16; cos and sin are [1, S, 1, D/2].
-    `round_before_weight` says where the graph's norm rounds; aiter's does so before and after the weight.
-    Returns fresh contiguous tensors. Raises AiterContractError instead of calling aiter with what it does not
-    take.
+    q, k and the weights are contiguous and of one dtype, float16 or bfloat16; cos and sin are [1,
+    S, 1, D/2]. `round_before_weight` says where the graph's norm rounds; aiter's does so before and
+    after the weight. Returns fresh contiguous tensors. Raises AiterContractError instead of calling
+    aiter with what it does not take.
     """
     reason = refusal(
-        q, k, wq, wk, cos, sin, eps, interleaved=interleaved, round_before_weight=round_before_weight
+        q,
+        k,
+        wq,
+        wk,
+        cos,
+        sin,
+        eps,
+        interleaved=interleaved,
+        round_before_weight=round_before_weight,
     )
     contract.enforce("fused_qk_norm_rope_1way", reason)
     out_q, out_k = q.new_empty(q.shape), k.new_empty(k.shape)
@@ -67,8 +77,12 @@ def qk_norm_rotary(
 
 
 def prepare_table(cos: Tensor, sin: Tensor) -> Tensor:
-    """The tables [1, S, 1, D/2] as aiter reads them: one of [S, D] in float32, cosines before sines."""
-    return torch.cat([cos.to(torch.float32), sin.to(torch.float32)], dim=-1).reshape(cos.shape[1], -1)
+    """The tables [1, S, 1, D/2] as aiter reads them: one of [S, D] in float32, cosines before
+    sines.
+    """
+    return torch.cat([cos.to(torch.float32), sin.to(torch.float32)], dim=-1).reshape(
+        cos.shape[1], -1
+    )
 
 
 def refusal(
@@ -93,16 +107,27 @@ def numerics_note(q: Tensor, *, arch: str | None = None) -> str | None:
 
 
 def _violations(
-    q: Tensor, k: Tensor, wq: Tensor, wk: Tensor, cos: Tensor, sin: Tensor, round_before_weight: bool
+    q: Tensor,
+    k: Tensor,
+    wq: Tensor,
+    wk: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    round_before_weight: bool,
 ) -> Iterator[str]:
     yield from contract.available("fused_qk_norm_rope_1way")
     found = installation.find()
     if "opus" not in found.features and not found.at_least(0, 1, 17):
         version = found.version or "of unknown version"
-        yield f"aiter {version} reads the rotation table out of bounds here: 0.1.17 or newer is needed"
+        yield (
+            f"aiter {version} reads the rotation table out of bounds here: 0.1.17 or newer is "
+            "needed"
+        )
     yield from contract.placement({"q": q, "k": k, "wq": wq, "wk": wk, "cos": cos, "sin": sin})
     if not round_before_weight:
-        yield "the graph multiplies by the weight before it rounds: aiter's fused kernel rounds twice"
+        yield (
+            "the graph multiplies by the weight before it rounds: aiter's fused kernel rounds twice"
+        )
     yield from contract.dtype("q", q, contract.HALF_DTYPES)
     yield from contract.same_dtype("k", k, "q", q)
     yield from _shape_violations(q, k)
@@ -110,7 +135,10 @@ def _violations(
         yield from contract.vector(name, weight, q.shape[3], "q", q)
     yield from table_violations(cos, sin, q.shape[1])
     if cos.shape[3] * 2 != q.shape[3]:
-        yield f"the tables have {cos.shape[3]} entries per token: aiter wants half the head size {q.shape[3]}"
+        yield (
+            f"the tables have {cos.shape[3]} entries per token: aiter wants half the head size "
+            f"{q.shape[3]}"
+        )
     for name, t in (("q", q), ("k", k), ("wq", wq), ("wk", wk)):
         yield from _layout_violations(name, t, q.shape[3] // LANES)
 
@@ -169,7 +197,15 @@ def _unlike_aiters(own: op.QkNormRotary) -> str | None:
 
 def _only(own: op.QkNormRotary) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float]:
     """The arguments of aiter's kernel, from a call with one q and one k."""
-    return own.q[0], own.k[0], own.q_weight[0], own.k_weight[0], own.cos[0], own.sin[0], own.q_eps[0]
+    return (
+        own.q[0],
+        own.k[0],
+        own.q_weight[0],
+        own.k_weight[0],
+        own.cos[0],
+        own.sin[0],
+        own.q_eps[0],
+    )
 
 
 def _note(call: op.SpelledQkNormRotary, target: Target) -> str | None:
@@ -188,6 +224,11 @@ def _run(call: op.QkNormRotary) -> Sequence[Tensor]:
 
 AITER = op.QK_NORM_ROTARY.register(
     Lowering(
-        "aiter", requires=(installation.needs_aiter,), refuses=_refuses, note=_note, run=_run, write=_write
+        "aiter",
+        requires=(installation.needs_aiter,),
+        refuses=_refuses,
+        note=_note,
+        run=_run,
+        write=_write,
     )
 )

@@ -1,12 +1,15 @@
-"""Rotary position embedding through aiter's `rope_cached_fwd`, and `rope_cached_2c_fwd` for q and k at once.
+"""Rotary position embedding through aiter's `rope_cached_fwd`, and `rope_cached_2c_fwd` for q and k
+at once.
 
-    pairs (a, b) of channels:   a' = a·cos − b·sin,   b' = b·cos + a·sin       in float32, rounded once
+    pairs (a, b) of channels:   a' = a·cos − b·sin,   b' = b·cos + a·sin       in float32, rounded
+    once
     interleaved: channels (2i, 2i+1)                  otherwise half-split: (i, i + R/2)
 
-The rotated channels are the first R of a head's D. aiter's layout is [S, B, H, D] with any strides, so
-[B, S, H, D] goes in as a view. Source: aiter/ops/rope.py, csrc/kernels/rope. Only the out-of-place HIP
-functions are used: under Inductor the in-place ones leave q and k unrotated, and the Triton one for [T, H, D]
-writes out of bounds.
+The rotated channels are the first R of a head's D. aiter's layout is [S, B, H, D] with any strides,
+so [B, S, H, D] goes in as a view. Source: aiter/ops/rope.py, csrc/kernels/rope. Only the
+out-of-place HIP
+functions are used: under Inductor the in-place ones leave q and k unrotated, and the Triton one for
+[T, H, D] writes out of bounds.
 """
 
 from __future__ import annotations
@@ -32,12 +35,16 @@ HALF_SPLIT, INTERLEAVED = 0, 1
 VECTOR = 4
 
 
-def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool, rotated: int | None = None) -> Tensor:
-    """`x` [B, S, H, D] with its first `rotated` channels (all if None) rotated and the others copied.
+def rotary(
+    x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool, rotated: int | None = None
+) -> Tensor:
+    """`x` [B, S, H, D] with its first `rotated` channels (all if None) rotated and the others
+    copied.
 
-    x is float16, bfloat16 or float32, with any strides but a unit last one. cos and sin are [1, S, 1, F] of
-    any of these dtypes, where F is R/2 (one entry per pair) or R (one per channel). Returns a fresh
-    contiguous tensor. Raises AiterContractError instead of calling aiter with what it does not take.
+    x is float16, bfloat16 or float32, with any strides but a unit last one. cos and sin are [1, S,
+    1, F] of any of these dtypes, where F is R/2 (one entry per pair) or R (one per channel).
+    Returns a fresh contiguous tensor. Raises AiterContractError instead of calling aiter with what
+    it does not take.
     """
     reason = refusal(x, cos, sin, interleaved=interleaved, rotated=rotated)
     contract.enforce("rope_cached_fwd", reason)
@@ -61,7 +68,9 @@ def rotary(x: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool, rotated: i
 def rotary_pair(
     q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, interleaved: bool, rotated: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`rotary` of q [B, S, H, D] and k [B, S, H', D] in one launch; only heads and strides may differ."""
+    """`rotary` of q [B, S, H, D] and k [B, S, H', D] in one launch; only heads and strides may
+    differ.
+    """
     reason = pair_refusal(q, k, cos, sin, interleaved=interleaved, rotated=rotated)
     contract.enforce("rope_cached_2c_fwd", reason)
     if q.numel() == 0 or k.numel() == 0:
@@ -87,8 +96,8 @@ def rotary_pair(
 def prepare_tables(cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
     """The tables [1, S, 1, F] as aiter reads them: float32, contiguous, exactly [S, 1, 1, F].
 
-    Views of what is so already: tables prepared once per graph and passed on as [1, S, 1, F] are never copied
-    again.
+    Views of what is so already: tables prepared once per graph and passed on as [1, S, 1, F] are
+    never copied again.
     """
     return _prepared(cos), _prepared(sin)
 
@@ -117,13 +126,19 @@ def table_violations(cos: Tensor, sin: Tensor, tokens: int) -> Iterator[str]:
     for name, table in (("cos", cos), ("sin", sin)):
         yield from contract.dtype(name, table, contract.FLOAT_DTYPES)
         if table.dim() != 4:
-            yield f"{name} has {table.dim()} dimensions: aiter reads garbage as the width of any but 4"
+            yield (
+                f"{name} has {table.dim()} dimensions: aiter reads garbage as the width of any "
+                "but 4"
+            )
         if table.shape[0] != 1:
             yield f"{name} differs between {table.shape[0]} samples: aiter has one table for all"
         if table.shape[2] != 1:
             yield f"{name} differs between {table.shape[2]} heads: aiter has one table for all"
         if table.shape[1] != tokens:
-            yield f"{name} has {table.shape[1]} rows for {tokens} tokens: aiter does not compare the two"
+            yield (
+                f"{name} has {table.shape[1]} rows for {tokens} tokens: aiter does not compare "
+                "the two"
+            )
     if cos.shape != sin.shape:
         yield f"cos has shape {contract.shape_name(cos)} and sin {contract.shape_name(sin)}"
 
@@ -159,7 +174,9 @@ def _violations(
         yield from _layout_violations(name, t)
 
 
-def _rotation_violations(channels: int, rotated: int, entries: int, interleaved: bool) -> Iterator[str]:
+def _rotation_violations(
+    channels: int, rotated: int, entries: int, interleaved: bool
+) -> Iterator[str]:
     if rotated < 2 or rotated % 2 or rotated > channels:
         yield f"{rotated} of {channels} channels are rotated: aiter wants an even number, 2 or more"
     if entries not in (rotated, rotated // 2):
@@ -167,7 +184,8 @@ def _rotation_violations(channels: int, rotated: int, entries: int, interleaved:
     copied = 4 if interleaved else 2
     if (channels - rotated) % copied:
         yield (
-            f"{channels - rotated} of {channels} channels are not rotated, no multiple of {copied}: "
+            f"{channels - rotated} of {channels} channels are not rotated, no multiple of "
+            f"{copied}: "
             "aiter leaves the last ones uninitialised"
         )
 

@@ -22,7 +22,9 @@ def refuses(call: SpelledRotaryPair, target: Target) -> str | None:
     if reason is not None:
         return reason
     own = replace(call, contiguous=True).prepared(Eager())
-    return rotary.pair_refusal(own.q, own.k, own.cos, own.sin, interleaved=own.interleaved, rotated=own.width)
+    return rotary.pair_refusal(
+        own.q, own.k, own.cos, own.sin, interleaved=own.interleaved, rotated=own.width
+    )
 
 
 def note(call: SpelledRotaryPair, target: Target) -> str | None:
@@ -35,7 +37,9 @@ def write(b: Any, call: SpelledRotaryPair) -> Any:
 
 def run(call: RotaryPair) -> Sequence[Tensor]:
     interleaved, rotated = call.interleaved, call.width
-    return rotary.rotary_pair(call.q, call.k, call.cos, call.sin, interleaved=interleaved, rotated=rotated)
+    return rotary.rotary_pair(
+        call.q, call.k, call.cos, call.sin, interleaved=interleaved, rotated=rotated
+    )
 
 
 AITER = ROTARY_PAIR.register(

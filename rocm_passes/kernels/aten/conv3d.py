@@ -88,7 +88,9 @@ def compute_note(call: Conv3d, target: Target) -> str | None:
 
 
 def _taps_inexact(call: Conv3d, target: Target) -> str | None:
-    """Where taps cancel (a scene that hardly moves), the error was up to 67 times conv3d's (bf16)."""
+    """Where taps cancel (a scene that hardly moves), the error was up to 67 times conv3d's
+    (bf16).
+    """
     dtype = call.compute or call.x[0].dtype
     if dtype not in LOW_PRECISION or call.live_taps() == 1:
         return None

@@ -1,4 +1,6 @@
-"""What the lowerings of conv3d share: pieces put together, layouts, frames, and the convolutions themselves."""
+"""What the lowerings of conv3d share: pieces put together, layouts, frames, and the convolutions
+themselves.
+"""
 
 from __future__ import annotations
 
@@ -51,12 +53,17 @@ class Steps:
     def video(self, zeros: bool = True) -> Any:
         """The pieces as one tensor in the call's layout, with their zero frames where asked."""
         front, back = self.zeros if zeros else (0, 0)
-        x = self._joined(front, back) if len(self.call.x) > 1 else self._padded(self.call.x[0], front, back)
+        x = (
+            self._joined(front, back)
+            if len(self.call.x) > 1
+            else self._padded(self.call.x[0], front, back)
+        )
         return self.laid_out(self.cast(self._ranges.input(x) if self._ranges else x))
 
     def _joined(self, front: int, back: int) -> Any:
-        # The largest piece is left for Inductor to compute in place inside the joined buffer. The small ones, often
-        # caches of another layout, are turned first: reading them turned would slow down the copy of all.
+        # The largest piece is left for Inductor to compute in place inside the joined buffer. The
+        # small ones, often caches of another layout, are turned first: reading them turned would
+        # slow down the copy of all.
         sizes = [self.b.value(p).shape[2] for p in self.call.x]
         main = max(range(len(sizes)), key=lambda i: sizes[i] if isinstance(sizes[i], int) else 0)
         parts = [p if i == main else self.laid_out(p) for i, p in enumerate(self.call.x)]
@@ -69,10 +76,14 @@ class Steps:
     def _end_to_end(self, parts: Sequence[Any]) -> Any:
         if not self.call.channels_last:
             return self.b(aten.cat.default, parts, 2)
-        return self.channels_first(self.b(aten.cat.default, [self.channels_behind(p) for p in parts], 1))
+        return self.channels_first(
+            self.b(aten.cat.default, [self.channels_behind(p) for p in parts], 1)
+        )
 
     def front_and_chunk(self) -> tuple[Any, Any]:
-        """The pieces as two tensors, the first None where there is one piece. Of more, the fewest frames are copied."""
+        """The pieces as two tensors, the first None where there is one piece. Of more, the fewest
+        frames are copied.
+        """
         x = self.call.x
         if len(x) == 1:
             return None, self._read(x)
@@ -95,10 +106,13 @@ class Steps:
         if not self.call.channels_last:
             return self.b(aten.constant_pad_nd.default, x, [0, 0, 0, 0, *pads], 0.0)
         x = self.channels_behind(x)
-        return self.channels_first(self.b(aten.constant_pad_nd.default, x, [0, 0, 0, 0, 0, 0, *pads], 0.0))
+        return self.channels_first(
+            self.b(aten.constant_pad_nd.default, x, [0, 0, 0, 0, 0, 0, *pads], 0.0)
+        )
 
-    # Spelled over [N, T, H, W, C], a copy into a channels-last tensor is one loop over memory. Over [N, C, T, H, W]
-    # Inductor goes through it by channels: 1.5 ms for a cat in CogVideoX's decoder that should take 0.4 (H200).
+    # Spelled over [N, T, H, W, C], a copy into a channels-last tensor is one loop over memory. Over
+    # [N, C, T, H, W] Inductor goes through it by channels: 1.5 ms for a cat in CogVideoX's decoder
+    # that should take 0.4 (H200).
     def channels_behind(self, x: Any) -> Any:
         return self.b(aten.permute.default, x, CHANNELS_BEHIND)
 
@@ -108,14 +122,18 @@ class Steps:
     def _zero_frames(self, count: int) -> Any:
         like = self.b.value(self.call.x[0])
         n, c, _, h, w = like.shape
-        return self.b(aten.full.default, [n, c, count, h, w], 0.0, dtype=like.dtype, device=like.device)
+        return self.b(
+            aten.full.default, [n, c, count, h, w], 0.0, dtype=like.dtype, device=like.device
+        )
 
     def laid_out(self, x: Any) -> Any:
         """In the call's layout: channels-last is asked for; otherwise Inductor decides."""
         if not self.call.channels_last:
             return x
         return self.b(
-            inductor_prims.force_stride_order, x, list(make_channels_last_strides_for(self.b.value(x).shape))
+            inductor_prims.force_stride_order,
+            x,
+            list(make_channels_last_strides_for(self.b.value(x).shape)),
         )
 
     def cast(self, x: Any) -> Any:
@@ -126,12 +144,15 @@ class Steps:
 
     def kernel_as_is(self) -> Any:
         """The weight in the compute dtype, in its own layout."""
-        return self.cast(self._ranges.weight(self.call.weight) if self._ranges else self.call.weight)
+        return self.cast(
+            self._ranges.weight(self.call.weight) if self._ranges else self.call.weight
+        )
 
     def kernels(self) -> Any:
         """[kT, O, C/groups, kH, kW]: a conv2d's kernel for each temporal tap.
 
-        Channels-last they are dense: of one that is not, libraries make a copy of their own at each call.
+        Channels-last they are dense: of one that is not, libraries make a copy of their own at each
+        call.
         """
         kernels = self.b(aten.permute.default, self.kernel_as_is(), [2, 0, 1, 3, 4])
         if not self.call.channels_last:
@@ -154,7 +175,9 @@ class Steps:
         _, o, h, w = self.b.value(y).shape
         if isinstance(self.batch, int) and self.batch == 1:
             # In this order the batch has the largest stride, from which torch tells the layout.
-            return self.b(aten.permute.default, self.b(aten.unsqueeze.default, y, 0), [0, 2, 1, 3, 4])
+            return self.b(
+                aten.permute.default, self.b(aten.unsqueeze.default, y, 0), [0, 2, 1, 3, 4]
+            )
         y = self.b(aten.reshape.default, y, [self.batch, t, o, h, w])
         return self.b(aten.permute.default, y, [0, 2, 1, 3, 4])
 
@@ -172,7 +195,9 @@ class Steps:
     def convolve3d(self, x: Any, bias: Any, time_padding: int = 0) -> Any:
         return self._convolve(x, self.kernel(), bias, 0, (time_padding, *self.call.padding))
 
-    def _convolve(self, x: Any, kernel: Any, bias: Any, dims_from: int, padding: Sequence[int]) -> Any:
+    def _convolve(
+        self, x: Any, kernel: Any, bias: Any, dims_from: int, padding: Sequence[int]
+    ) -> Any:
         stride, dilation = list(self.call.stride[dims_from:]), list(self.call.dilation[dims_from:])
         none = [0] * len(stride)
         bias = None if bias is None else self.cast(bias)

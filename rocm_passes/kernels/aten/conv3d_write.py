@@ -1,7 +1,9 @@
-"""Lowerings of conv3d in plain ATen: exact algebra, written into the graph, which Inductor plans and fuses.
+"""Lowerings of conv3d in plain ATen: exact algebra, written into the graph, which Inductor plans
+and fuses.
 
-The weight is only viewed or reordered inside the graph: nothing is kept outside it that a later change of the weight
-(a LoRA merge, a cast) could leave stale. float32 in float16 is scaled into its range (fp16_range.py).
+The weight is only viewed or reordered inside the graph: nothing is kept outside it that a later
+change of the weight (a LoRA merge, a cast) could leave stale. float32 in float16 is scaled into its
+range (fp16_range.py).
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from rocm_passes.ops.computed import COMPUTED
 from rocm_passes.ops.conv3d import Conv3d
 from rocm_passes.ops.time_axis import Tap, TimeAxis
 
-#: Output frames of one tile of `tiled` and `taps_tiled`: enough to fill a GPU, few enough to bound workspaces.
+#: Output frames of one tile of `tiled` and `taps_tiled`: enough to fill a GPU, few enough to bound
+#: workspaces.
 TILE_FRAMES = 4
 
 
@@ -39,7 +42,8 @@ def write_taps(b: Writer, call: Conv3d) -> Any:
 
 
 def write_taps_tiled(b: Writer, call: Conv3d) -> Any:
-    """The sum over taps for a few output frames at a time: one tile's taps are alive, not those of all frames.
+    """The sum over taps for a few output frames at a time: one tile's taps are alive, not those of
+    all frames.
 
     Each sum is written where it belongs in the result before the next tile is convolved.
     """
@@ -55,17 +59,25 @@ def write_taps_tiled(b: Writer, call: Conv3d) -> Any:
 
 
 def tiles_of_taps(axis: TimeAxis) -> list[tuple[list[Tap], int]]:
-    """The tiles of `taps_tiled`: the taps of each, with outputs counted from its first, and how many it has."""
+    """The tiles of `taps_tiled`: the taps of each, with outputs counted from its first, and how
+    many it has.
+    """
     size = TILE_FRAMES if axis.out > TILE_FRAMES else 1
     tiles = []
     for first in range(0, axis.out, size):
         count = min(size, axis.out - first)
-        tiles.append(([t for tap in axis.taps() for t in tap.within(first, count, axis.stride)], count))
+        tiles.append(
+            ([t for tap in axis.taps() for t in tap.within(first, count, axis.stride)], count)
+        )
     return tiles
 
 
-def _sum_of_taps(c: Steps, x: Any, kernels: Any, taps: Sequence[Tap], out: Any, behind: bool = False) -> Any:
-    """[N, O, out, H', W'], or with the channels behind; in fp32 where the taps are of low precision."""
+def _sum_of_taps(
+    c: Steps, x: Any, kernels: Any, taps: Sequence[Tap], out: Any, behind: bool = False
+) -> Any:
+    """[N, O, out, H', W'], or with the channels behind; in fp32 where the taps are of low
+    precision.
+    """
     b = c.b
     parts = []
     for tap in taps:
@@ -88,7 +100,9 @@ def _sum_of_taps(c: Steps, x: Any, kernels: Any, taps: Sequence[Tap], out: Any, 
 
 
 def write_conv2d(b: Writer, call: Conv3d) -> Any:
-    """One conv2d on frames: one temporal tap does all the work (the only one, or the only on real frames)."""
+    """One conv2d on frames: one temporal tap does all the work (the only one, or the only on real
+    frames).
+    """
     c = Steps(b, call)
     (tap,) = c.axis.taps()
     frames = c.frames(c.window(c.video(zeros=False), tap.start, tap.count))
@@ -99,7 +113,8 @@ def write_conv2d(b: Writer, call: Conv3d) -> Any:
 def write_unfold(b: Writer, call: Conv3d) -> Any:
     """One conv2d over every output frame's temporal window: the kT input frames become channels.
 
-    The unfolded copy is kT times the input. Source: the temporal unfold of sgl-project/sglang#22971.
+    The unfolded copy is kT times the input. Source: the temporal unfold of
+    sgl-project/sglang#22971.
     """
     c = Steps(b, call)
     x = c.video()
@@ -115,14 +130,20 @@ def write_unfold(b: Writer, call: Conv3d) -> Any:
 
 
 def write_matmul(b: Writer, call: Conv3d) -> Any:
-    """Kernel = stride (a patch embedding, or 1x1x1): each input element is read once; one matrix product."""
+    """Kernel = stride (a patch embedding, or 1x1x1): each input element is read once; one matrix
+    product.
+    """
     c = Steps(b, call)
     o, channels, *kernel = b.value(call.weight).shape
     x = c.video(zeros=False)
     n, _, t, h, w = b.value(x).shape
     sizes = [s // k for s, k in zip((t, h, w), kernel, strict=True)]
     for dim, (size, k) in enumerate(zip(sizes, kernel, strict=True), start=2):
-        x = b(aten.slice.Tensor, x, dim, 0, size * k) if not same(size * k, (t, h, w)[dim - 2]) else x
+        x = (
+            b(aten.slice.Tensor, x, dim, 0, size * k)
+            if not same(size * k, (t, h, w)[dim - 2])
+            else x
+        )
     if tuple(kernel) != (1, 1, 1):
         split = [d for size, k in zip(sizes, kernel, strict=True) for d in (size, k)]
         x = b(aten.reshape.default, x, [n, channels, *split])
@@ -141,7 +162,9 @@ def write_matmul(b: Writer, call: Conv3d) -> Any:
 
 
 def write_tiled(b: Writer, call: Conv3d) -> Any:
-    """conv3d over a few output frames at a time: bounds the workspace of libraries that unroll the input."""
+    """conv3d over a few output frames at a time: bounds the workspace of libraries that unroll the
+    input.
+    """
     c = Steps(b, call)
     x = c.video()
     tiles = []
@@ -154,7 +177,8 @@ def write_tiled(b: Writer, call: Conv3d) -> Any:
 
 
 def write_rounded_up(b: Writer, write: Callable[[Any, Conv3d], Any], call: Conv3d) -> Any:
-    """The lowering over more frames than there are: zero frames behind them, and the results of those left out.
+    """The lowering over more frames than there are: zero frames behind them, and the results of
+    those left out.
 
     So chunks of neighbouring lengths are convolutions of one size, tuned once.
     """

@@ -4,10 +4,11 @@
     w' = w / 2^b     the largest sum of |w| over an output channel's inputs becomes 2^12 to 2^13
     y  = conv(x', w') * 2^(a + b) + bias
 
-No sum of products can then exceed 2^14, partial sums included: a quarter of the range, the rest is for algorithms that
-add up inputs first (Winograd's). Powers of two change no digit but of what becomes subnormal, and that is smaller than
-x's largest by 2^14 or more. The exponents are computed on the device: nothing waits for them, and CUDA graphs can hold
-them. NaN and inf go where the graph would have them: they are not counted, and nothing makes them finite.
+No sum of products can then exceed 2^14, partial sums included: a quarter of the range, the rest is
+for algorithms that add up inputs first (Winograd's). Powers of two change no digit but of what
+becomes subnormal, and that is smaller than x's largest by 2^14 or more. The exponents are computed
+on the device: nothing waits for them, and CUDA graphs can hold them. NaN and inf go where the graph
+would have them: they are not counted, and nothing makes them finite.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ import torch
 aten = torch.ops.aten
 #: Exponents whose powers, and their inverses, are normal float32 numbers.
 LEAST, MOST = -126.0, 126.0
-#: Of the largest sum of |w|: far from float16's end, and its small weights far from float16's subnormals.
+#: Of the largest sum of |w|: far from float16's end, and its small weights far from float16's
+#: subnormals.
 WEIGHT_EXPONENT = 12.0
 
 

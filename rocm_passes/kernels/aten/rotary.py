@@ -1,4 +1,6 @@
-"""A rotation by complex numbers in real ATen, which Inductor fuses: it generates no code for complex tensors."""
+"""A rotation by complex numbers in real ATen, which Inductor fuses: it generates no code for
+complex tensors.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def write(b: Any, call: SpelledRotary) -> Any:
         )
     if recipe.seq_start is not None:
         ends = ((0, recipe.seq_start), (recipe.seq_start + tokens, shape[axis]))
-        before, after = (None if n.same_size(*e) else b(aten.slice.Tensor, x, axis, *e) for e in ends)
+        before, after = (
+            None if n.same_size(*e) else b(aten.slice.Tensor, x, axis, *e) for e in ends
+        )
         pieces = [p for p in (before, y, after) if p is not None]
         y = b(aten.cat.default, [p if p is y else _cast(b, p, recipe) for p in pieces], axis)
     return layout.finish(b, y, recipe)

@@ -36,7 +36,9 @@ def write(b: Any, call: UpsampledConv) -> Any:
 
 
 def _convolved(b: Any, x: Any, call: UpsampledConv) -> Any:
-    """[N, C, *spatial] to [N, O, *spatial], channels-last in memory: one row of a matrix for each pixel."""
+    """[N, C, *spatial] to [N, O, *spatial], channels-last in memory: one row of a matrix for each
+    pixel.
+    """
     n, channels, *spatial = b.value(x).shape
     rank = len(spatial)
     if call.groups != 1:

@@ -25,12 +25,15 @@ INT32_MAX = 2**31 - 1
 
 
 def device_guard(x: Tensor) -> AbstractContextManager[Any]:
-    """Launches go to the current device: make that x's own. CPU tensors (interpreter) need no guard."""
+    """Launches go to the current device: make that x's own. CPU tensors (interpreter) need no
+    guard.
+    """
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
 
 
 def launch_warps(num_warps: int, x: Tensor) -> int:
-    """Warps for a tile that was chosen for warps of 32 lanes: half as many where a warp has 64 (CDNA).
+    """Warps for a tile that was chosen for warps of 32 lanes: half as many where a warp has 64
+    (CDNA).
 
     The same lanes then cover the tile, and each still moves 16 bytes at a time.
     """
@@ -58,15 +61,18 @@ def power_of_two_divisor(n: int) -> int:
 
 @triton.jit
 def exact_rsqrt(v):
-    """1/sqrt(v), each step rounded correctly: the hardware's rsqrt is two units off, too much for fp32
-    output.
+    """1/sqrt(v), each step rounded correctly: the hardware's rsqrt is two units off, too much for
+    fp32 output.
     """
     return tl.div_rn(tl.full(v.shape, 1.0, tl.float32), tl.sqrt_rn(v))
 
 
 @triton.jit
-def inverse_rms(squares, N: tl.constexpr, EPS: tl.constexpr, dtype: tl.constexpr, EPS_KIND: tl.constexpr):
-    """1 / sqrt(squares / N + EPS), for results of `dtype`: each step rounded correctly where that is fp32.
+def inverse_rms(
+    squares, N: tl.constexpr, EPS: tl.constexpr, dtype: tl.constexpr, EPS_KIND: tl.constexpr
+):
+    """1 / sqrt(squares / N + EPS), for results of `dtype`: each step rounded correctly where that
+    is fp32.
 
     EPS_KIND "clamp": 1 / sqrt(max(squares / N, EPS)); "after_root": 1 / (sqrt(squares / N) + EPS).
     """
@@ -88,8 +94,11 @@ def inverse_rms(squares, N: tl.constexpr, EPS: tl.constexpr, dtype: tl.constexpr
 
 @triton.jit
 def inverse_length(squares, EPS: tl.constexpr, dtype: tl.constexpr):
-    """1 / max(sqrt(squares), EPS), for results of `dtype`: each step rounded correctly where that is fp32."""
-    # The hardware takes a subnormal sum for zero. Where EPS is the length of such a row, that changes nothing.
+    """1 / max(sqrt(squares), EPS), for results of `dtype`: each step rounded correctly where that
+    is fp32.
+    """
+    # The hardware takes a subnormal sum for zero. Where EPS is the length of such a row, that
+    # changes nothing.
     if dtype == tl.float32 or EPS < 1e-18:
         length = tl.maximum(tl.sqrt_rn(squares), EPS, propagate_nan=tl.PropagateNan.ALL)
         inverse = tl.div_rn(tl.full(length.shape, 1.0, tl.float32), length)
@@ -102,8 +111,8 @@ def inverse_length(squares, EPS: tl.constexpr, dtype: tl.constexpr):
 def silu(v, PRECISE: tl.constexpr):
     """v / (1 + exp(-v)) in fp32.
 
-    PRECISE (for fp32 results) carries the low half of -v*log2(e) into the exponential: without it the
-    relative error grows with |v|, to 1e-6 at v = -10.
+    PRECISE (for fp32 results) carries the low half of -v*log2(e) into the exponential: without it
+    the relative error grows with |v|, to 1e-6 at v = -10.
     """
     if PRECISE:
         LOG2E: tl.constexpr = 1.4426950408889634

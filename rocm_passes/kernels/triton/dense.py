@@ -1,4 +1,6 @@
-"""Image and video tensors as they lie in memory: [outer, C, inner], whatever the order of their dims."""
+"""Image and video tensors as they lie in memory: [outer, C, inner], whatever the order of their
+dims.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from torch import Tensor
 class DenseView:
     """`tensor` is dense, and element (o, c, i) lies at ((o * channels) + c) * inner + i.
 
-    `batch_outermost`: the batch (dim 0) is the slowest dim, so that each sample is one run of memory.
+    `batch_outermost`: the batch (dim 0) is the slowest dim, so that each sample is one run of
+    memory.
     """
 
     tensor: Tensor
@@ -24,7 +27,9 @@ class DenseView:
 
 
 def dense_view(x: Tensor) -> DenseView:
-    """`x` ([N, C, *spatial]) as [outer, C, inner]; copied, in its own dim order, where it has gaps."""
+    """`x` ([N, C, *spatial]) as [outer, C, inner]; copied, in its own dim order, where it
+    has gaps.
+    """
     if not _is_dense(x):
         x = torch.empty_like(x).copy_(x)
     inner = x.stride(1) if x.shape[1] > 1 else 1
@@ -35,7 +40,9 @@ def dense_view(x: Tensor) -> DenseView:
 
 
 def pixel_distance(sizes: Sequence[int], strides: Sequence[int]) -> int | None:
-    """How far apart neighbouring pixels of such dims lie, in their order; None where that is not one distance."""
+    """How far apart neighbouring pixels of such dims lie, in their order; None where that is not
+    one distance.
+    """
     distance = step = None
     for size, stride in reversed(list(zip(sizes, strides, strict=True))):
         if size > 1:
@@ -64,7 +71,9 @@ def takes_pixels_of(x: Tensor, out: Tensor) -> Tensor:
     Raises ValueError on an `out` of another shape, or whose pixels do not lie at equal distances.
     """
     if out.shape != x.shape:
-        raise ValueError(f"out has shape {tuple(out.shape)} and x {tuple(x.shape)}; one shape is needed")
+        raise ValueError(
+            f"out has shape {tuple(out.shape)} and x {tuple(x.shape)}; one shape is needed"
+        )
     if not counts_pixels(out):
         raise ValueError(f"out has strides {out.stride()}; its pixels must lie at equal distances")
     return x if counts_pixels(x) else x.contiguous()
@@ -72,7 +81,9 @@ def takes_pixels_of(x: Tensor, out: Tensor) -> Tensor:
 
 def sample_extent(t: Tensor) -> int:
     """How many elements of memory a sample of t [N, C, *spatial] spans, gaps included."""
-    return 1 + sum((size - 1) * stride for size, stride in zip(t.shape[1:], t.stride()[1:], strict=True))
+    return 1 + sum(
+        (size - 1) * stride for size, stride in zip(t.shape[1:], t.stride()[1:], strict=True)
+    )
 
 
 def _is_dense(x: Tensor) -> bool:

@@ -1,21 +1,26 @@
-"""Inductor's lowering of our operators: it allocates their outputs and launches their kernels itself.
+"""Inductor's lowering of our operators: it allocates their outputs and launches their kernels
+itself.
 
-An operator is one node in the graph and would be one opaque call in Inductor's code: through the dispatcher, into
-Python, into Triton's launcher. Where the chosen lowering does nothing but allocate and launch Triton kernels
-(`Lowering.launches`), its Python runs here instead, once, over fake tensors of the layouts that Inductor has settled
-on. Each launch becomes a launch in the generated code, as for a user's own kernel. Whatever does not fit (symbolic
-sizes, a copy before the launch, aiter) stays an opaque call.
+An operator is one node in the graph and would be one opaque call in Inductor's code: through the
+dispatcher, into Python, into Triton's launcher. Where the chosen lowering does nothing but allocate
+and launch Triton kernels (`Lowering.launches`), its Python runs here instead, once, over fake
+tensors of the layouts that Inductor has settled on. Each launch becomes a launch in the generated
+code, as for a user's own kernel. Whatever does not fit (symbolic sizes, a copy before the launch,
+aiter) stays an opaque call.
 
 Nothing of torch is patched. Private names, all there in torch 2.11 to 2.15, and what each is for:
-    lowering.register_lowering, lowerings, fallback_handler   to be asked for an operator; to allocate; the opaque call
-    kernel_side_table, triton_kernel_wrapper_mutation         the launch of a user's kernel
-    V.fake_mode, V.current_node, V.graph                      the compile that is under way
-    ir.ExternKernel.realize_input, ir.as_storage_and_layout,  an argument in memory, its layout decided
+    lowering.register_lowering, lowerings, fallback_handler   to be asked for an operator; to
+    allocate; the opaque call kernel_side_table, triton_kernel_wrapper_mutation         the launch
+    of a user's kernel V.fake_mode, V.current_node, V.graph                      the compile that is
+    under way ir.ExternKernel.realize_input, ir.as_storage_and_layout,  an argument in memory, its
+    layout decided
       ir.is_storage_and_layout, decide_layout
-    ir.FixedLayout, ReinterpretView, TensorBox                a view of an argument or of an allocation
-    ir.ExternKernelAlloc, never_reuse_buffers,                the name under which a written allocation is read
+    ir.FixedLayout, ReinterpretView, TensorBox                a view of an argument or of an
+    allocation ir.ExternKernelAlloc, never_reuse_buffers,                the name under which a
+    written allocation is read
       codegen_exact_buffer_reuse, make_buffer_free            (class Written says why)
-    ir.UserDefinedTritonKernel, MutationOutput, NoneLayout,   a second launch of a kernel without analysing it again
+    ir.UserDefinedTritonKernel, MutationOutput, NoneLayout,   a second launch of a kernel without
+    analysing it again
       InputsKernel.unwrap_storage_for_input
 What raises here costs no compile: the operator stays an opaque call.
 """
@@ -76,7 +81,9 @@ _lock = threading.Lock()
 
 
 def register() -> None:
-    """Give Inductor a lowering for every operator of ours (once; later calls add new operators only)."""
+    """Give Inductor a lowering for every operator of ours (once; later calls add new operators
+    only).
+    """
     with _lock:
         for operator in OPERATORS:
             if operator.name not in _registered and any(low.launches for low in operator.lowerings):
@@ -106,7 +113,8 @@ def _lower(operator: Operator[Any], overload: Any, *args: Any, **kwargs: Any) ->
     except NotLaunchable as reason:
         log.debug("%s: an opaque call: %s", overload, reason)
     except Exception:
-        # As Operator._run: what fails here must not cost the user the compile; the opaque call can still work.
+        # As Operator._run: what fails here must not cost the user the compile; the opaque call can
+        # still work.
         log.exception("%s: its launches could not be written; it stays an opaque call", overload)
     return fallback_handler(overload, add_to_fallback_set=False)(*args, **kwargs)
 
@@ -145,7 +153,10 @@ class _Launching:
         if layout.device.type != "cuda":
             raise NotLaunchable(f"a tensor lies on {layout.device}")
         fake = torch.empty_strided(
-            _integers(layout.size), _integers(layout.stride), dtype=layout.dtype, device=layout.device
+            _integers(layout.size),
+            _integers(layout.stride),
+            dtype=layout.dtype,
+            device=layout.device,
         )
         self._owners[_storage(fake)] = (box, fake)
         return fake
@@ -172,7 +183,9 @@ class _Launching:
         written = [buffers[box.get_name()] for box in made.mutable_args]
         for name in written:
             if _storage(launch.arguments[name]) not in self._allocated:
-                raise NotLaunchable(f"{launch.kernel.__name__} seems to write to its argument {name}")
+                raise NotLaunchable(
+                    f"{launch.kernel.__name__} seems to write to its argument {name}"
+                )
         known[key] = made, written
 
     def _box(self, t: Tensor) -> ir.TensorBox:
@@ -187,23 +200,35 @@ class _Launching:
         box, whole = self._owners[key]
         if t.dtype is not whole.dtype:
             raise NotLaunchable(f"{whole.dtype} is read as {t.dtype}")
-        if (t.shape, t.stride(), t.storage_offset()) == (whole.shape, whole.stride(), whole.storage_offset()):
+        if (t.shape, t.stride(), t.storage_offset()) == (
+            whole.shape,
+            whole.stride(),
+            whole.storage_offset(),
+        ):
             return box
         storage, layout = ir.as_storage_and_layout(box)
         offset = layout.offset + t.storage_offset()
-        view = ir.FixedLayout(layout.device, layout.dtype, _symbolic(t.shape), _symbolic(t.stride()), offset)
+        view = ir.FixedLayout(
+            layout.device, layout.dtype, _symbolic(t.shape), _symbolic(t.stride()), offset
+        )
         return ir.TensorBox(ir.ReinterpretView(data=storage, layout=view))
 
 
-#: By graph, then by kernel, warps and arguments: a launch that Inductor has analysed, and the names it writes.
-_KNOWN: weakref.WeakKeyDictionary[Any, dict[Any, tuple[Any, list[str]]]] = weakref.WeakKeyDictionary()
+#: By graph, then by kernel, warps and arguments: a launch that Inductor has analysed, and the names
+#: it writes.
+_KNOWN: weakref.WeakKeyDictionary[Any, dict[Any, tuple[Any, list[str]]]] = (
+    weakref.WeakKeyDictionary()
+)
 
 
-def _launch_again(first: Any, written: list[str], grid: Any, tensors: dict[str, ir.TensorBox]) -> None:
+def _launch_again(
+    first: Any, written: list[str], grid: Any, tensors: dict[str, ir.TensorBox]
+) -> None:
     """The launch `first` with other tensors.
 
-    Inductor finds out what a kernel writes from its Triton IR, at each launch, which takes tenths of a second.
-    Launches with the same `_kinds` and `_aliases` differ in their tensors and their grid only.
+    Inductor finds out what a kernel writes from its Triton IR, at each launch, which takes tenths
+    of a second. Launches with the same `_kinds` and `_aliases` differ in their tensors and their
+    grid only.
     """
     unwrap, realize = ir.InputsKernel.unwrap_storage_for_input, ir.ExternKernel.realize_input
     inputs = {name: unwrap(realize(box)) for name, box in tensors.items()}
@@ -233,16 +258,18 @@ def _aliases(tensors: dict[str, ir.TensorBox]) -> tuple[int, ...]:
 class Written(ir.ExternKernelAlloc):
     """An allocation under a new name, once its kernels have written it; nothing runs.
 
-    Inductor takes a tensor that a kernel writes for one that is mutated, and its choice of tiles does not see
-    the reads of those (tiling_utils.extract_normalized_read_writes looks them up by the name from before the
-    mutation): what then read our result and turned it ran at a tenth of the memory's rate.
+    Inductor takes a tensor that a kernel writes for one that is mutated, and its choice of tiles
+    does not see the reads of those (tiling_utils.extract_normalized_read_writes looks them up by
+    the name from before the mutation): what then read our result and turned it ran at a tenth of
+    the memory's rate.
     """
 
     def __init__(self, box: ir.TensorBox) -> None:
         memory = self.realize_input(box)
         self._memory = self.unwrap_storage_for_input(memory)
         super().__init__(memory.get_layout(), [self._memory])
-        # The memory passes to the new name; Inductor must not hand it out once the old one is used no more.
+        # The memory passes to the new name; Inductor must not hand it out once the old one is used
+        # no more.
         V.graph.never_reuse_buffers.add(self._memory.get_name())
 
     def codegen(self, wrapper: Any) -> None:
@@ -252,14 +279,20 @@ class Written(ir.ExternKernelAlloc):
 
 
 class OnlyMemory(TorchDispatchMode):
-    """Allocations and views pass, and allocations are noted by storage; anything that computes is refused."""
+    """Allocations and views pass, and allocations are noted by storage; anything that computes is
+    refused.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.allocated: dict[int, Tensor] = {}
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if func not in (*ALLOCATIONS, *HARMLESS) and not func.is_view:
             raise NotLaunchable(f"it calls {func} before the launch")
@@ -302,7 +335,9 @@ def _map(change: Any, value: Any) -> Any:
     """`change` applied to the tensors in an argument or a result."""
     leaf = (Tensor, ir.IRNode)
     return pytree.tree_map(
-        lambda v: change(v) if isinstance(v, leaf) else v, value, is_leaf=lambda v: isinstance(v, leaf)
+        lambda v: change(v) if isinstance(v, leaf) else v,
+        value,
+        is_leaf=lambda v: isinstance(v, leaf),
     )
 
 

@@ -1,7 +1,8 @@
 """Launching a kernel: at once, or written down for Inductor, which then launches it among its own.
 
-A launch from Python costs the host several times what one in Inductor's generated code does. So where an
-operator is lowered, its kernels' Python runs once over fake tensors, with its launches written down.
+A launch from Python costs the host several times what one in Inductor's generated code does. So
+where an operator is lowered, its kernels' Python runs once over fake tensors, with its launches
+written down.
 """
 
 from __future__ import annotations
@@ -40,10 +41,13 @@ class Launch:
 _written: ContextVar[list[Launch] | None] = ContextVar("launches written down", default=None)
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, **constexprs: Any) -> None:
+def launch(
+    kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, **constexprs: Any
+) -> None:
     """`kernel[grid](*args, **constexprs)` on the device of the first argument, a tensor.
 
-    num_warps: counted for warps of 32 lanes (`launch_warps`). Raises ValueError for a grid that is too large.
+    num_warps: counted for warps of 32 lanes (`launch_warps`). Raises ValueError for a grid that is
+    too large.
     """
     x = args[0]
     assert isinstance(x, Tensor), "a kernel's first argument is a tensor"
@@ -62,13 +66,18 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, num_warps: int, **con
 def check_grid(grid: tuple[int, ...], lanes: int) -> None:
     """Raise ValueError where the driver would refuse the grid, or count its programs modulo 2^32.
 
-    lanes: of one program. All kernels number their programs along the first axis, which alone may be long.
+    lanes: of one program. All kernels number their programs along the first axis, which alone may
+    be long.
     """
     for size, limit in zip(grid, GRID_LIMITS, strict=False):
         if size > limit:
-            raise ValueError(f"a grid of {grid} programs: at most {limit} are possible along that axis")
+            raise ValueError(
+                f"a grid of {grid} programs: at most {limit} are possible along that axis"
+            )
     if torch.version.hip and grid[0] * max(lanes, 64) > HIP_LANES:
-        raise ValueError(f"a grid of {grid[0]} programs of {lanes} lanes: HIP launches {HIP_LANES} lanes")
+        raise ValueError(
+            f"a grid of {grid[0]} programs of {lanes} lanes: HIP launches {HIP_LANES} lanes"
+        )
 
 
 @contextmanager

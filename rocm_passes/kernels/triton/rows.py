@@ -1,8 +1,9 @@
-"""Numbering the rows of a tensor: leading dims collapsed to at most three, with strides per operand.
+"""Numbering the rows of a tensor: leading dims collapsed to at most three, with strides per
+operand.
 
-A row kernel works on the last dim; every leading dim is only a way to find a row. Operands of different
-layouts (a [B,S,D] stream, a [B,1,D] table, a per-head view of a fused projection) share one numbering if
-each has its own strides over the collapsed dims.
+A row kernel works on the last dim; every leading dim is only a way to find a row. Operands of
+different layouts (a [B,S,D] stream, a [B,1,D] table, a per-head view of a fused projection) share
+one numbering if each has its own strides over the collapsed dims.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ MAX_DIMS = 3
 
 @dataclass(frozen=True)
 class RowIndex:
-    """Rows numbered over `sizes`; `strides[k]` are operand k's element strides over the same dims."""
+    """Rows numbered over `sizes`; `strides[k]` are operand k's element strides over the
+    same dims.
+    """
 
     sizes: tuple[int, int, int]
     strides: tuple[tuple[int, int, int], ...]
@@ -57,7 +60,8 @@ class RowBlocks:
 
 
 def collapse(sizes: Sequence[int], strides: Sequence[Sequence[int]]) -> RowIndex | None:
-    """Merge neighbouring dims wherever all operands allow it; None where more than three dims are left.
+    """Merge neighbouring dims wherever all operands allow it; None where more than three dims are
+    left.
 
     `strides[k]` are operand k's strides over `sizes` (0 where it is broadcast).
     """

@@ -36,7 +36,8 @@ def _negated(lane: tuple[Term, ...]) -> tuple[Term, ...]:
 def _sum_of(a: Value | None, b: Value | None) -> Value | None:
     if a is None or b is None or a.tail != b.tail or set(a.lanes) != set(b.lanes):
         return None
-    # (x1 + x2) * t is not computed as x1 * t + x2 * t: where x1 and x2 cancel, the error would grow.
+    # (x1 + x2) * t is not computed as x1 * t + x2 * t: where x1 and x2 cancel, the error would
+    # grow.
     if not has_factors_only(a) or not has_factors_only(b):
         return None
     lanes: dict[tuple[int, ...], Lane] = {}
@@ -76,7 +77,9 @@ def _product(a: Any, b: Any, known: Known) -> Value | None:
 
 
 def _times(value: Value, table: fx.Node) -> Value | None:
-    """value * table, entry by entry; a table of size 2 along an axis of size 1 makes a new lane axis."""
+    """value * table, entry by entry; a table of size 2 along an axis of size 1 makes a new lane
+    axis.
+    """
     sign, table = _plain_table(table)
     found = n.value(table)
     if found is None or not found.dtype.is_floating_point:
@@ -103,7 +106,9 @@ def _times(value: Value, table: fx.Node) -> Value | None:
             return None
         by_axis = iter(index)
         pick = tuple(next(by_axis) if a in LANE_AXES else None for a in tail)
-        factor = Factor(table, tail, tuple(i if use else None for i, use in zip(pick, indexed, strict=True)))
+        factor = Factor(
+            table, tail, tuple(i if use else None for i, use in zip(pick, indexed, strict=True))
+        )
         lanes[index] = tuple(replace(t, sign=sign * t.sign, factor=factor) for t in lane)
     return replace(value, tail=tail, lanes=lanes)
 
@@ -128,7 +133,8 @@ def _covers(sizes: tuple[Any, ...], lead: tuple[Any, ...]) -> bool:
             sizes[len(sizes) - len(lead) :], lead
         )
     return all(
-        n.same_size(s, 1) or n.same_size(s, x) for s, x in zip(reversed(sizes), reversed(lead), strict=False)
+        n.same_size(s, 1) or n.same_size(s, x)
+        for s, x in zip(reversed(sizes), reversed(lead), strict=False)
     )
 
 

@@ -1,4 +1,6 @@
-"""What moves channels and computes nothing: casts, views, slices, stacks, writes into slices, complex views."""
+"""What moves channels and computes nothing: casts, views, slices, stacks, writes into slices,
+complex views.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,12 @@ from rocm_passes.idioms.rotary.linear_forms.value import (
 )
 
 EMPTY = frozenset(
-    {aten.empty.memory_format, aten.empty_like.default, aten.new_empty.default, aten.empty_strided.default}
+    {
+        aten.empty.memory_format,
+        aten.empty_like.default,
+        aten.new_empty.default,
+        aten.empty_strided.default,
+    }
 )
 
 
@@ -173,7 +180,9 @@ def _cat(node: fx.Node, known: Known) -> Value | None:
 
 
 def _copy(node: fx.Node, known: Known) -> Value | None:
-    """aten.copy(destination, source): the source in the destination's dtype, here of its very shape."""
+    """aten.copy(destination, source): the source in the destination's dtype, here of its very
+    shape.
+    """
     source = value_of(n.arg(node, 1), known)
     return source if n.same_shape(n.shape(node), n.shape(n.arg(node, 1))) else None
 

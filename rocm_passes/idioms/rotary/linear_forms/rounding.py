@@ -1,4 +1,6 @@
-"""Where a rotation's graph rounds: which casts are moves, which are recorded, which no operator repeats."""
+"""Where a rotation's graph rounds: which casts are moves, which are recorded, which no operator
+repeats.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ def is_lossless(source: torch.dtype, result: torch.dtype) -> bool:
     return source == result or result in _HOLDS.get(source, ())
 
 
-def with_rounding(node: fx.Node, found: Value, known: Known, arithmetic: Collection[object]) -> Value | None:
+def with_rounding(
+    node: fx.Node, found: Value, known: Known, arithmetic: Collection[object]
+) -> Value | None:
     """The node's value with what its dtype says of rounding; None where another x begins."""
     inputs = _inputs(node, known)
     if not inputs:
@@ -56,7 +60,9 @@ def with_rounding(node: fx.Node, found: Value, known: Known, arithmetic: Collect
 
 
 def _inputs(node: fx.Node, known: Known) -> list[tuple[fx.Node, Value]]:
-    """The linear forms that the node reads values of (aten.copy reads none of its destination's)."""
+    """The linear forms that the node reads values of (aten.copy reads none of its
+    destination's).
+    """
     read = [n.argument(node, 1)] if n.is_call(node, aten.copy.default) else node.all_input_nodes
     found = [(i, known.get(i)) for i in read]
     return [(i, v) for i, v in found if isinstance(v, Value)]

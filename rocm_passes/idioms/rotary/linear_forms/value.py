@@ -1,4 +1,6 @@
-"""A value as a linear form in the two channels of a pair, and what a rule reads of its inputs' values."""
+"""A value as a linear form in the two channels of a pair, and what a rule reads of its inputs'
+values.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,17 @@ from torch import fx
 from rocm_passes.fx import nodes as n
 
 LANE_AXES = "fhlz"
-_REAL = {torch.complex32: torch.float16, torch.complex64: torch.float32, torch.complex128: torch.float64}
+_REAL = {
+    torch.complex32: torch.float16,
+    torch.complex64: torch.float32,
+    torch.complex128: torch.float64,
+}
 
 
 @dataclass(frozen=True)
 class Factor:
-    """One entry per pair of a table: `axes` names its last axes, `index` picks the lane along each (or None).
+    """One entry per pair of a table: `axes` names its last axes, `index` picks the lane along each
+    (or None).
 
     part: "re" or "im" of a complex table, else "".
     """
@@ -42,11 +49,14 @@ Lane = tuple[Term, ...] | None
 
 @dataclass(frozen=True)
 class Value:
-    """A node as a linear form: `lanes` maps indices along its lane axes to terms; None where unwritten.
+    """A node as a linear form: `lanes` maps indices along its lane axes to terms; None where
+    unwritten.
 
-    x_dtype: of x, before lossless casts. steps: the real dtypes that products and sums are computed in.
+    x_dtype: of x, before lossless casts. steps: the real dtypes that products and sums are computed
+    in.
     fused: is a product added without being rounded (addcmul)?
-    rounded: the narrowing cast behind the last sum or product, with only moves behind it. lossy: a cast that
+    rounded: the narrowing cast behind the last sum or product, with only moves behind it. lossy: a
+    cast that
     no operator repeats: one to integers or 8 bits, or one that something is computed from.
     """
 
@@ -90,7 +100,9 @@ class Value:
         if not self.layout or set(self.lanes) != {(0,), (1,)}:
             return False
         return all(
-            lane is not None and sorted(t.channel for t in lane) == [0, 1] and all(t.factor for t in lane)
+            lane is not None
+            and sorted(t.channel for t in lane) == [0, 1]
+            and all(t.factor for t in lane)
             for lane in self.lanes.values()
         )
 

@@ -1,7 +1,7 @@
 """conv3d as one launch of the Triton kernel: frames are not joined and pixels not padded in memory.
 
-The kernel reads channels-last tensors. In a graph of another memory format the lowering writes copies
-of the input and of the result, which a measurement counts.
+The kernel reads channels-last tensors. In a graph of another memory format the lowering writes
+copies of the input and of the result, which a measurement counts.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Copying frames from one place and memory layout to another, turned where the layouts differ.
 
-A causal convolution reads the last frames of the chunk before in front of its own. They come as the caller keeps
-them, mostly contiguous, and go into a channels-last video: a transposition, in tiles.
+A causal convolution reads the last frames of the chunk before in front of its own. They come as the
+caller keeps them, mostly contiguous, and go into a channels-last video: a transposition, in tiles.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -35,7 +35,9 @@ def copy_frames_kernel(
     C: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, READ_LAST: tl.constexpr,
     WRITE_LAST: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """One tile of a frame, read along x's contiguous dim (READ_LAST: its channels) and written along the result's."""
+    """One tile of a frame, read along x's contiguous dim (READ_LAST: its channels) and written
+    along the result's.
+    """
     pid = tl.program_id(0)
     channel_block = pid % channel_blocks
     pixel_block = (pid // channel_blocks) % pixel_blocks
@@ -77,7 +79,8 @@ class FrameTile:
 
 
 def choose_tile(channels: int, itemsize: int, channels_innermost: bool) -> FrameTile:
-    """16 KiB, square rather than long: 3.5 to 3.9 of an H200's 4.0 TB/s for 96 to 256 channels in bf16, turned.
+    """16 KiB, square rather than long: 3.5 to 3.9 of an H200's 4.0 TB/s for 96 to 256 channels in
+    bf16, turned.
 
     channels_innermost: on either side.
     """
@@ -90,11 +93,13 @@ def choose_tile(channels: int, itemsize: int, channels_innermost: bool) -> Frame
 
 
 def copy_frames(x: Tensor, out: Tensor, tile: FrameTile | None = None) -> None:
-    """Copy x into `out`, both [N, C, T, H, W] of one shape and dtype (float32, float16 or bfloat16).
+    """Copy x into `out`, both [N, C, T, H, W] of one shape and dtype (float32, float16 or
+    bfloat16).
 
-    out: of any strides in which a frame's pixels lie at equal distances, as in a contiguous or channels-last video
-    or a part of it. x: any strides (copied first where its pixels do not).
-    Raises ValueError on other dims, on unlike shapes and on other strides of `out`, TypeError on unlike dtypes.
+    out: of any strides in which a frame's pixels lie at equal distances, as in a contiguous or
+    channels-last video or a part of it. x: any strides (copied first where its pixels do not).
+    Raises ValueError on other dims, on unlike shapes and on other strides of `out`, TypeError on
+    unlike dtypes.
     """
     if x.dim() != 5 or x.shape != out.shape:
         raise ValueError(
@@ -103,7 +108,9 @@ def copy_frames(x: Tensor, out: Tensor, tile: FrameTile | None = None) -> None:
     if x.dtype is not out.dtype:
         raise TypeError(f"x is {x.dtype} and out {out.dtype}; one dtype is needed")
     if _pixel_stride(out) is None:
-        raise ValueError(f"out has strides {out.stride()}; a frame's pixels must lie at equal distances")
+        raise ValueError(
+            f"out has strides {out.stride()}; a frame's pixels must lie at equal distances"
+        )
     if x.numel() == 0:
         return
     if _pixel_stride(x) is None:
@@ -112,13 +119,18 @@ def copy_frames(x: Tensor, out: Tensor, tile: FrameTile | None = None) -> None:
     pixels = height * width
     read_last, write_last = (t.stride(1) == 1 and channels > 1 for t in (x, out))
     tile = tile or choose_tile(channels, x.itemsize, read_last or write_last)
-    pixel_blocks, channel_blocks = triton.cdiv(pixels, tile.pixels), triton.cdiv(channels, tile.channels)
+    pixel_blocks, channel_blocks = (
+        triton.cdiv(pixels, tile.pixels),
+        triton.cdiv(channels, tile.channels),
+    )
     beyond = tile.pixels * channels + tile.channels * pixels * frames
     launch(
         copy_frames_kernel, (samples * frames * pixel_blocks * channel_blocks,),
         x, out, frames, pixels, pixel_blocks, channel_blocks, *_strides(x), *_strides(out),
-        C=channels, CHANNELS=tile.channels, PIXELS=tile.pixels, READ_LAST=read_last, WRITE_LAST=write_last,
-        WIDE=max(sample_extent(x), sample_extent(out)) + beyond > INT32_MAX, num_warps=tile.num_warps,
+        C=channels, CHANNELS=tile.channels, PIXELS=tile.pixels, READ_LAST=read_last,
+        WRITE_LAST=write_last,
+        WIDE=max(sample_extent(x), sample_extent(out)) + beyond > INT32_MAX,
+        num_warps=tile.num_warps,
     )  # fmt: skip
 
 
@@ -131,8 +143,8 @@ def joined(
 ) -> Tensor:
     """A kernel's result behind the frames in front of it, as `ops.frames.joined_by_copies` has it.
 
-    compute: writes into the tensor of x's shape that it is given, and returns it. It is given None, and allocates,
-    where nothing stands in front.
+    compute: writes into the tensor of x's shape that it is given, and returns it. It is given None,
+    and allocates, where nothing stands in front.
     """
     if not has_front(front, repeat_first):
         return compute(None)

@@ -1,4 +1,6 @@
-"""The convolution kernel as a lowering of its operator. The kernel allocates the result and launches once."""
+"""The convolution kernel as a lowering of its operator. The kernel allocates the result and
+launches once.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Device code of padding: every element of the padded tensor is read from where it comes from.
 
-An element's place along one axis maps to the source's by clamping or reflecting, then by division where pixels
-are repeated (nearest upsampling). `pad.py` and `group_norm_pad.py` plan the launches.
+An element's place along one axis maps to the source's by clamping or reflecting, then by division
+where pixels are repeated (nearest upsampling). `pad.py` and `group_norm_pad.py` plan the launches.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -12,10 +12,11 @@ import triton.language as tl
 
 @triton.jit
 def source_index(place, front, size, skipped, REPEAT: tl.constexpr, MODE: tl.constexpr):
-    """Along one axis: where the element at `place` of the padded tensor is read, and whether it is the source's.
+    """Along one axis: where the element at `place` of the padded tensor is read, and whether it is
+    the source's.
 
-    Between them stands the source with each element REPEAT times, without the first `skipped` of those;
-    `front` elements of padding precede it. Every index that is returned lies in the source.
+    Between them stands the source with each element REPEAT times, without the first `skipped` of
+    those; `front` elements of padding precede it. Every index that is returned lies in the source.
     """
     last = size * REPEAT - skipped - 1
     at = place - front
@@ -34,8 +35,9 @@ def source_offset(
     frame_stride, row_stride, column_stride,
     REPEAT_T: tl.constexpr, REPEAT_H: tl.constexpr, REPEAT_W: tl.constexpr, MODE: tl.constexpr,
 ):  # fmt: skip
-    """Where pixel number `pixel` of a padded sample is read, counted from the sample's first element, and
-    whether it is the source's."""
+    """Where pixel number `pixel` of a padded sample is read, counted from the sample's first
+    element, and whether it is the source's.
+    """
     row = pixel // out_width
     t, in_time = source_index(row // out_height, front, frames, skipped, REPEAT_T, MODE)
     h, in_height = source_index(row % out_height, top, height, 0, REPEAT_H, MODE)
@@ -54,8 +56,8 @@ def pad_kernel(
 ):  # fmt: skip
     """One tile of the padded tensor, [N, pixels, C] (WRITE_LAST) or [N, C, pixels] in memory.
 
-    READ_LAST: the source's channels are its contiguous dim. A tile is read along the source's contiguous dim
-    and written along the result's; where these differ it is turned in between.
+    READ_LAST: the source's channels are its contiguous dim. A tile is read along the source's
+    contiguous dim and written along the result's; where these differ it is turned in between.
     """
     EVEN: tl.constexpr = C % CHANNELS == 0
     pid = tl.program_id(0)
@@ -84,12 +86,16 @@ def pad_kernel(
     x_ptr += sample * sample_stride
     if READ_LAST:
         mask = readable[:, None] if EVEN else readable[:, None] & channel_mask[None, :]
-        tile = tl.load(x_ptr + (at[:, None] + channel[None, :] * channel_stride), mask=mask, other=0)
+        tile = tl.load(
+            x_ptr + (at[:, None] + channel[None, :] * channel_stride), mask=mask, other=0
+        )
         if not WRITE_LAST:
             tile = tl.trans(tile)
     else:
         mask = readable[None, :] if EVEN else readable[None, :] & channel_mask[:, None]
-        tile = tl.load(x_ptr + (at[None, :] + channel[:, None] * channel_stride), mask=mask, other=0)
+        tile = tl.load(
+            x_ptr + (at[None, :] + channel[:, None] * channel_stride), mask=mask, other=0
+        )
         if WRITE_LAST:
             tile = tl.trans(tile)
 

@@ -1,10 +1,12 @@
-"""Padding of image and video tensors (replicate, reflect, zeros), after nearest upsampling or without it.
+"""Padding of image and video tensors (replicate, reflect, zeros), after nearest upsampling or
+without it.
 
     y = F.pad(upsampled(x), padding, mode)
 
-in one pass: x is read in whatever layout it has, and each element is written once, channels-last or contiguous.
-It is a copy, exact to the bit. Convolutions whose own padding is zeros alone need it in front of them; so do
-HunyuanVideo's upsamplers, which show the first frame once and every other frame `repeats` times.
+in one pass: x is read in whatever layout it has, and each element is written once, channels-last or
+contiguous. It is a copy, exact to the bit. Convolutions whose own padding is zeros alone need it in
+front of them; so do HunyuanVideo's upsamplers, which show the first frame once and every other
+frame `repeats` times.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from rocm_passes.kernels.triton.convolution.pad_kernel import pad_kernel
 from rocm_passes.kernels.triton.launch import launch
 
 MODES = ("replicate", "reflect", "zeros")
-#: Dtypes that Triton moves under their own names on every architecture; others are moved as integers.
+#: Dtypes that Triton moves under their own names on every architecture; others are moved as
+#: integers.
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 _MOVED = {torch.float64, torch.float32, torch.float16, torch.bfloat16, *_INTEGERS.values()}
 _TILE_BYTES = 8192
@@ -43,8 +46,10 @@ class PadTile:
 
 @dataclass(frozen=True)
 class Geometry:
-    """Sizes of one sample along (T, H, W), an image being one frame: of the source, of the padding before it,
-    of the padded result; how often each element is repeated, and how many frames are then skipped."""
+    """Sizes of one sample along (T, H, W), an image being one frame: of the source, of the padding
+    before it, of the padded result; how often each element is repeated, and how many frames are
+    then skipped.
+    """
 
     source: tuple[int, int, int]
     before: tuple[int, int, int]
@@ -57,7 +62,9 @@ class Geometry:
         return math.prod(self.out)
 
 
-def choose_tile(channels: int, pixels: int, itemsize: int, read_last: bool, write_last: bool) -> PadTile:
+def choose_tile(
+    channels: int, pixels: int, itemsize: int, read_last: bool, write_last: bool
+) -> PadTile:
     """8 KiB a tile, contiguous in memory as far as it goes, and square where it is turned."""
     elements = _TILE_BYTES // itemsize
     if read_last != write_last:
@@ -66,7 +73,9 @@ def choose_tile(channels: int, pixels: int, itemsize: int, read_last: bool, writ
         divisor = power_of_two_divisor(channels)
         block = min(divisor if divisor >= 16 else triton.next_power_of_2(channels), 128)
     else:
-        block = min(triton.next_power_of_2(channels), max(1, elements // triton.next_power_of_2(pixels)), 4)
+        block = min(
+            triton.next_power_of_2(channels), max(1, elements // triton.next_power_of_2(pixels)), 4
+        )
     return PadTile(block, elements // block, num_warps=4)
 
 
@@ -80,12 +89,14 @@ def pad(
     channels_last: bool = True,
     tile: PadTile | None = None,
 ) -> Tensor:
-    """`x` ([N, C, H, W] or [N, C, T, H, W], any dtype of 1 to 8 bytes, any strides), upsampled and padded.
+    """`x` ([N, C, H, W] or [N, C, T, H, W], any dtype of 1 to 8 bytes, any strides), upsampled and
+    padded.
 
-    padding: as F.pad's, the last dim first, none negative. mode: "replicate", "reflect" or "zeros". repeats:
-    how often each element stands along ([T,] H, W) before the padding. skipped: how many frames at the front of
-    the upsampled video are left out, less than repeats[0]. Returns x's dtype, dense, channels-last or contiguous.
-    Raises ValueError on sizes and modes, TypeError on wider dtypes.
+    padding: as F.pad's, the last dim first, none negative. mode: "replicate", "reflect" or "zeros".
+    repeats: how often each element stands along ([T,] H, W) before the padding. skipped: how many
+    frames at the front of the upsampled video are left out, less than repeats[0]. Returns x's
+    dtype, dense, channels-last or contiguous. Raises ValueError on sizes and modes, TypeError on
+    wider dtypes.
     """
     g = geometry(x, padding, mode, repeats, skipped)
     if x.dtype not in _MOVED:
@@ -104,13 +115,18 @@ def pad(
     channels = x.shape[1]
     read_last = reads_channels_last(x)
     tile = tile or choose_tile(channels, g.pixels, x.itemsize, read_last, channels_last)
-    pixel_blocks, channel_blocks = triton.cdiv(g.pixels, tile.pixels), triton.cdiv(channels, tile.channels)
+    pixel_blocks, channel_blocks = (
+        triton.cdiv(g.pixels, tile.pixels),
+        triton.cdiv(channels, tile.channels),
+    )
     launch(
         pad_kernel, (x.shape[0] * pixel_blocks * channel_blocks,),
-        x, out, g.pixels, pixel_blocks, channel_blocks, *g.out[1:], *g.source, *g.before, skipped, *strides(x),
+        x, out, g.pixels, pixel_blocks, channel_blocks, *g.out[1:], *g.source, *g.before, skipped,
+        *strides(x),
         C=channels, CHANNELS=tile.channels, PIXELS=tile.pixels,
         REPEAT_T=g.repeats[0], REPEAT_H=g.repeats[1], REPEAT_W=g.repeats[2], MODE=mode,
-        READ_LAST=read_last, WRITE_LAST=channels_last, WIDE=is_wide(x, out, tile), num_warps=tile.num_warps,
+        READ_LAST=read_last, WRITE_LAST=channels_last, WIDE=is_wide(x, out, tile),
+        num_warps=tile.num_warps,
     )  # fmt: skip
     return out
 
@@ -143,7 +159,9 @@ def geometry(
         if mode == "reflect" and most >= max(inner, 1):
             raise ValueError(f"padding {list(padding)} reflects {most} of {inner} elements")
         out.append(max(inner, 0) + before[axis] + behind[axis])
-    return Geometry(_three(x.shape[2:], 1), _three(before, 0), _three(out, 1), _three(repeats, 1), skipped)
+    return Geometry(
+        _three(x.shape[2:], 1), _three(before, 0), _three(out, 1), _three(repeats, 1), skipped
+    )
 
 
 def _three(sizes: Sequence[int], of_an_image: int) -> tuple[int, int, int]:
@@ -161,7 +179,9 @@ def empty_padded(x: Tensor, g: Geometry, channels_last: bool, dtype: torch.dtype
 
 
 def reads_channels_last(x: Tensor) -> bool:
-    """Are the channels the dim to read along? Those that are one apart, unless the columns are as well."""
+    """Are the channels the dim to read along? Those that are one apart, unless the columns are as
+    well.
+    """
     return x.stride(1) == 1 and x.shape[1] > 1
 
 
@@ -173,6 +193,8 @@ def strides(x: Tensor) -> tuple[int, int, int, int, int]:
 def is_wide(x: Tensor, out: Tensor, tile: PadTile) -> bool:
     """Do offsets inside a sample pass 31 bits, those of masked lanes included?"""
     _, *apart = strides(x)
-    reach = sum((size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True))
+    reach = sum(
+        (size - 1) * stride for size, stride in zip(x.shape[1:], x.stride()[1:], strict=True)
+    )
     beyond = tile.channels * max(apart[0], out.stride(1), 1) + tile.pixels * max(out.stride(-1), 1)
     return max(reach, out.numel() // out.shape[0]) + beyond > INT32_MAX

@@ -1,6 +1,8 @@
-"""Tensors that are read by index: [N, C, *other], of which each pixel of x takes the one that a table names.
+"""Tensors that are read by index: [N, C, *other], of which each pixel of x takes the one that a
+table names.
 
-Nearest upsampling is such a table. What it would copy to x's size is read where it is, mostly from a cache.
+Nearest upsampling is such a table. What it would copy to x's size is read where it is, mostly from
+a cache.
 """
 
 from __future__ import annotations
@@ -15,13 +17,17 @@ from rocm_passes.kernels.triton.dense import DenseView, counts_pixels
 def given_by_index(
     multiplier: Tensor | None, addend: Tensor | None, x: Tensor
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Multiplier and addend of other pixels than x's, in strides that both share and that count pixels."""
+    """Multiplier and addend of other pixels than x's, in strides that both share and that count
+    pixels.
+    """
     both = {n: t for n, t in (("multiplier", multiplier), ("addend", addend)) if t is not None}
     for name, t in both.items():
         if not t.is_floating_point():
             raise TypeError(f"{name} is {t.dtype}; a floating dtype is needed")
         if t.shape[:2] != x.shape[:2]:
-            raise ValueError(f"{name} has shape {tuple(t.shape)}, and x, by pixel_index, {tuple(x.shape)}")
+            raise ValueError(
+                f"{name} has shape {tuple(t.shape)}, and x, by pixel_index, {tuple(x.shape)}"
+            )
     if len({t.shape for t in both.values()}) > 1:
         raise ValueError("multiplier and addend, by pixel_index, are not of one shape")
     found = {n: t if t.dtype in TRITON_TYPE else t.float() for n, t in both.items()}
@@ -43,6 +49,6 @@ def in_memory_order(pixel_index: Tensor, view: DenseView) -> Tensor:
     same = zip(pixel_index.shape, pixel_index.stride(), strides, strict=True)
     if all(size == 1 or have == want for size, have, want in same):
         return pixel_index
-    return torch.empty_strided(pixel_index.shape, strides, dtype=pixel_index.dtype, device=x.device).copy_(
-        pixel_index
-    )
+    return torch.empty_strided(
+        pixel_index.shape, strides, dtype=pixel_index.dtype, device=x.device
+    ).copy_(pixel_index)

@@ -1,4 +1,6 @@
-"""RMSNorm over the channels in one pass, written behind other frames where it stands behind them."""
+"""RMSNorm over the channels in one pass, written behind other frames where it stands behind
+them.
+"""
 
 from __future__ import annotations
 
@@ -50,14 +52,20 @@ def refuses(call: ChannelNorm, target: Target) -> str | None:
 
 def note(call: ChannelNorm, target: Target) -> str | None:
     if call.rounds_between:
-        return "scale, weight and SiLU are computed in fp32 and rounded once, where the graph rounds each"
+        return (
+            "scale, weight and SiLU are computed in fp32 and rounded once, where the graph "
+            "rounds each"
+        )
     return None
 
 
 TRITON = CHANNEL_NORM.register(
     Lowering(
         "triton",
-        requires=(needs_triton, needs_import("rocm_passes.kernels.triton.norms.channel_norm_kernel")),
+        requires=(
+            needs_triton,
+            needs_import("rocm_passes.kernels.triton.norms.channel_norm_kernel"),
+        ),
         refuses=refuses,
         note=note,
         run=run,

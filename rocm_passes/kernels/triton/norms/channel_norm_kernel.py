@@ -1,11 +1,13 @@
-"""RMSNorm over the channels (dim 1) of image and video tensors, with SiLU, as Wan's and LTX-2's VAEs have it.
+"""RMSNorm over the channels (dim 1) of image and video tensors, with SiLU, as Wan's and LTX-2's
+VAEs have it.
 
     "l2":   n = x / max(||x||_2, eps)         F.normalize(x, dim=1): Wan, Qwen-Image and Hunyuan 1.5
     "mean": n = x / sqrt(mean(x^2) + eps)     LTX-2's PerChannelRMSNorm
     y = silu?(n * scale * gamma + bias)
 
-A dense tensor, whatever the order of its dims, is [outer, C, inner] in memory: NCHW has inner = H*W,
-channels-last inner = 1. One kernel serves both, and reduces the strided or the contiguous axis of a tile.
+A dense tensor, whatever the order of its dims, is [outer, C, inner] in memory: NCHW has inner =
+H*W, channels-last inner = 1. One kernel serves both, and reduces the strided or the contiguous axis
+of a tile.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -50,7 +52,8 @@ def channel_norm_kernel(
     x_ptr, x_bias_ptr, gamma_ptr, bias_ptr, out_ptr,
     pixels, blocks_per_outer, outer_stride, pixel_stride, channel_stride,
     out_outer_stride, out_pixel_stride, out_channel_stride,
-    C: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, PIXELS: tl.constexpr, RESIDENT: tl.constexpr,
+    C: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, PIXELS: tl.constexpr,
+    RESIDENT: tl.constexpr,
     FORM: tl.constexpr, EPS: tl.constexpr, SCALE: tl.constexpr, HAS_GAMMA: tl.constexpr,
     HAS_BIAS: tl.constexpr, HAS_X_BIAS: tl.constexpr, ROUND_NORM: tl.constexpr, SILU: tl.constexpr,
     WIDE: tl.constexpr,
@@ -96,7 +99,8 @@ def channel_norm_kernel(
     if RESIDENT:
         for k in tl.static_range(CHUNKS):
             channel = _channels(k, CHUNK, WIDE)
-            y = _finish(tiles[k], x_bias_ptr, factor, gamma_ptr, bias_ptr, channel, dtype, C, EVEN, SCALE, HAS_GAMMA,
+            y = _finish(tiles[k], x_bias_ptr, factor, gamma_ptr, bias_ptr, channel, dtype, C, EVEN,
+            SCALE, HAS_GAMMA,
                         HAS_BIAS, HAS_X_BIAS, ROUND_NORM, SILU)  # fmt: skip
             inside = pixel_mask if EVEN else pixel_mask & (channel < C)[:, None]
             ptrs = out_ptr + out_offsets[None, :] + channel[:, None] * out_channel_stride
@@ -107,7 +111,8 @@ def channel_norm_kernel(
             inside = pixel_mask if EVEN else pixel_mask & (channel < C)[:, None]
             ptrs = x_ptr + offsets[None, :] + channel[:, None] * channel_stride
             x = tl.load(ptrs, mask=inside, other=0.0)
-            y = _finish(x, x_bias_ptr, factor, gamma_ptr, bias_ptr, channel, dtype, C, EVEN, SCALE, HAS_GAMMA,
+            y = _finish(x, x_bias_ptr, factor, gamma_ptr, bias_ptr, channel, dtype, C, EVEN, SCALE,
+            HAS_GAMMA,
                         HAS_BIAS, HAS_X_BIAS, ROUND_NORM, SILU)  # fmt: skip
             ptrs = out_ptr + out_offsets[None, :] + channel[:, None] * out_channel_stride
             tl.store(ptrs, y, mask=inside)
@@ -133,7 +138,8 @@ def _biased(x, x_bias_ptr, channel, C: tl.constexpr, HAS_X_BIAS: tl.constexpr):
 
 @triton.jit
 def _finish(
-    x, x_bias_ptr, factor, gamma_ptr, bias_ptr, channel, dtype: tl.constexpr, C: tl.constexpr, EVEN: tl.constexpr,
+    x, x_bias_ptr, factor, gamma_ptr, bias_ptr, channel, dtype: tl.constexpr, C: tl.constexpr,
+    EVEN: tl.constexpr,
     SCALE: tl.constexpr, HAS_GAMMA: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_X_BIAS: tl.constexpr,
     ROUND_NORM: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
@@ -163,7 +169,9 @@ class ChannelTile:
 
 
 def choose_tile(channels: int, channels_last: bool) -> ChannelTile:
-    """Chunks that divide C leave no lanes idle (96 = 3 * 32). Some 48 elements a lane is best on an H200."""
+    """Chunks that divide C leave no lanes idle (96 = 3 * 32). Some 48 elements a lane is best on an
+    H200.
+    """
     padded = triton.next_power_of_2(channels)
     divisor = power_of_two_divisor(channels)
     chunk = divisor if divisor >= 16 else min(padded, 64)
@@ -172,7 +180,9 @@ def choose_tile(channels: int, channels_last: bool) -> ChannelTile:
         return ChannelTile(min(chunk, 256), pixels, resident=channels <= 8192, num_warps=4)
     pixels = 64 if channels <= 128 else 32
     num_warps = 4 if channels <= 256 else 8
-    return ChannelTile(min(chunk, 128), pixels, resident=channels * pixels <= 16384, num_warps=num_warps)
+    return ChannelTile(
+        min(chunk, 128), pixels, resident=channels * pixels <= 16384, num_warps=num_warps
+    )
 
 
 def channel_norm(
@@ -190,16 +200,20 @@ def channel_norm(
     out: Tensor | None = None,
     tile: ChannelTile | None = None,
 ) -> Tensor:
-    """Normalise over dim 1 of `x` ([N, C, *spatial], float32/float16/bfloat16), computed in fp32, rounded
-    once.
+    """Normalise over dim 1 of `x` ([N, C, *spatial], float32/float16/bfloat16), computed in fp32,
+    rounded once.
 
-    gamma, bias: C elements in any shape along dim 1 ([C], [C,1,1], [1,C,1,1,1]) or one, any float dtype.
+    gamma, bias: C elements in any shape along dim 1 ([C], [C,1,1], [1,C,1,1,1]) or one, any float
+    dtype.
     scale: sqrt(C) in Wan's spelling.
-    x_bias: added to x before the norm, unrounded; the bias of the convolution that made x, like gamma.
-    round_before_weight: n is rounded to x's dtype before scale and gamma (F.normalize in fp32, then cast).
-    out: written instead of a new tensor; of x's shape, its pixels at equal distances.
-    Returns `out`, or [N, C, *spatial] in x's strides (in the strides of `empty_like` where x is not dense).
-    Raises TypeError on dtypes, ValueError on shapes, on an unknown form and on the strides of `out`.
+    x_bias: added to x before the norm, unrounded; the bias of the convolution that made x, like
+    gamma.
+    round_before_weight: n is rounded to x's dtype before scale and gamma (F.normalize in fp32, then
+    cast).
+    out: written instead of a new tensor; of x's shape, its pixels at equal distances. Returns
+    `out`, or [N, C, *spatial] in x's strides (in the strides of `empty_like` where x is not dense).
+    Raises TypeError on dtypes, ValueError on shapes, on an unknown form and on the strides of
+    `out`.
     """
     check_dtype("x", x)
     if x.dim() < 2:
@@ -220,13 +234,17 @@ def channel_norm(
     if out is None:
         out = torch.empty_like(view.tensor, dtype=out_dtype or x.dtype)
     check_dtype("out", out)
-    _launch(view, x_bias, gamma, bias, out, places, form, eps, scale, silu, round_before_weight, tile)
+    _launch(
+        view, x_bias, gamma, bias, out, places, form, eps, scale, silu, round_before_weight, tile
+    )
     return out
 
 
 @dataclass(frozen=True)
 class _Places:
-    """[outer, pixels] of x, and the strides of x and of the result along (outer, pixels, channels)."""
+    """[outer, pixels] of x, and the strides of x and of the result along (outer, pixels,
+    channels).
+    """
 
     outer: int
     pixels: int
@@ -247,7 +265,9 @@ def _places(view: DenseView) -> _Places:
 def _places_in(view: DenseView, out: Tensor) -> _Places:
     """The result lies elsewhere: sample by sample, both in the order of their dims."""
     x = view.tensor
-    return _Places(x.shape[0], x.numel() // (x.shape[0] * x.shape[1]), pixel_strides(x), pixel_strides(out))
+    return _Places(
+        x.shape[0], x.numel() // (x.shape[0] * x.shape[1]), pixel_strides(x), pixel_strides(out)
+    )
 
 
 def _launch(
@@ -304,6 +324,8 @@ def _per_channel(name: str, t: Tensor | None, channels: int) -> Tensor | None:
     if not t.is_floating_point():
         raise TypeError(f"{name} is {t.dtype}; a floating dtype is needed")
     if t.numel() not in (1, channels):
-        raise ValueError(f"{name} has shape {tuple(t.shape)}; {channels} elements, one a channel, are needed")
+        raise ValueError(
+            f"{name} has shape {tuple(t.shape)}; {channels} elements, one a channel, are needed"
+        )
     t = t if t.dtype in TRITON_TYPE else t.float()
     return t.reshape(-1).expand(channels).contiguous()

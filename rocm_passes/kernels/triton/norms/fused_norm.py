@@ -15,8 +15,8 @@ def run(call: FusedNorm) -> list[Tensor]:
     from rocm_passes.kernels.triton.norms import norm
 
     pairs = call.modulations
-    # A sum that the graph rounds to another dtype than x's is stored even where nobody reads it: the
-    # kernel takes the dtype of the rounding from it.
+    # A sum that the graph rounds to another dtype than x's is stored even where nobody reads it:
+    # the kernel takes the dtype of the rounding from it.
     stored = call.keep_sum or (call.branch is not None and call.sum_dtype is not call.x.dtype)
     outs, total = norm.fused_norm(
         call.x,
@@ -42,7 +42,9 @@ def run(call: FusedNorm) -> list[Tensor]:
 
 
 def refuses(call: FusedNorm, target: Target) -> str | None:
-    reason = eps_on_gpu(call.eps_tensor, call.branch_eps_tensor) or rounds_unlike(call.round_to, call.x)
+    reason = eps_on_gpu(call.eps_tensor, call.branch_eps_tensor) or rounds_unlike(
+        call.round_to, call.x
+    )
     return reason or too_wide(call.x)
 
 
@@ -50,7 +52,9 @@ def note(call: FusedNorm, target: Target) -> str | None:
     steps = ["gate, norm and modulation"] if call.rounds_between else []
     steps += ["weight and bias"] if call.round_product is not None else []
     if steps:
-        return f"{', '.join(steps)} are computed in fp32 and rounded once, where the graph rounds each"
+        return (
+            f"{', '.join(steps)} are computed in fp32 and rounded once, where the graph rounds each"
+        )
     return None
 
 

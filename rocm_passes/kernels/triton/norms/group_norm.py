@@ -40,7 +40,11 @@ def note(call: GroupNorm, target: Target) -> str | None:
 
 
 def rounds_once(rounds_between: bool) -> str | None:
-    return "the result is rounded once, where the graph also rounds before SiLU" if rounds_between else None
+    return (
+        "the result is rounded once, where the graph also rounds before SiLU"
+        if rounds_between
+        else None
+    )
 
 
 TRITON = GROUP_NORM.register(

@@ -1,7 +1,8 @@
 """Device code of GroupNorm over [N, C, S] tensors, S pixels; `group_norm.py` plans the launches.
 
-Three launches: partial statistics per channel and stretch of pixels, their combination per group, and the
-normalisation. Tiles are [CHANNELS, PIXELS]; the strides say which of the two is contiguous in memory.
+Three launches: partial statistics per channel and stretch of pixels, their combination per group,
+and the normalisation. Tiles are [CHANNELS, PIXELS]; the strides say which of the two is contiguous
+in memory.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -14,16 +15,18 @@ from rocm_passes.kernels.triton.common import exact_rsqrt, silu
 
 @triton.jit
 def group_norm_partials_kernel(
-    x_ptr, x_bias_ptr, shift_ptr, drift_ptr, spread_ptr, pixels, pixels_per_split, splits, channel_blocks,
+    x_ptr, x_bias_ptr, shift_ptr, drift_ptr, spread_ptr, pixels, pixels_per_split, splits,
+    channel_blocks,
     sample_stride, pixel_stride, channel_stride,
     C: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, HAS_X_BIAS: tl.constexpr,
     WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Mean (as shift + drift) and squared differences from it, per channel of one split: [N, splits, C] each.
+    """Mean (as shift + drift) and squared differences from it, per channel of one split: [N,
+    splits, C] each.
 
-    The sums are of x - shift, with the first tile's mean per channel for a shift: x's own mean cannot cancel
-    the variance away, and where the first tile is no measure of the rest, that difference is itself the
-    variance.
+    The sums are of x - shift, with the first tile's mean per channel for a shift: x's own mean
+    cannot cancel the variance away, and where the first tile is no measure of the rest, that
+    difference is itself the variance.
     """
     pid = tl.program_id(0)
     block = pid % channel_blocks
@@ -42,7 +45,9 @@ def group_norm_partials_kernel(
 
     head = start + lane
     head_mask = (head < end)[None, :]
-    x = tl.load(base + (row + head[None, :] * pixel_stride), mask=channel_mask & head_mask, other=0.0)
+    x = tl.load(
+        base + (row + head[None, :] * pixel_stride), mask=channel_mask & head_mask, other=0.0
+    )
     head_count = tl.minimum(end - start, PIXELS).to(tl.float32)
     shift = (tl.sum(x.to(tl.float32), 1) / head_count)[:, None]
     d = tl.where(head_mask, x.to(tl.float32) - shift, 0.0)
@@ -51,7 +56,9 @@ def group_norm_partials_kernel(
     for tile in range(start + PIXELS, end, PIXELS):
         pixel = tile + lane
         inside = (pixel < end)[None, :]
-        x = tl.load(base + (row + pixel[None, :] * pixel_stride), mask=channel_mask & inside, other=0.0)
+        x = tl.load(
+            base + (row + pixel[None, :] * pixel_stride), mask=channel_mask & inside, other=0.0
+        )
         d = tl.where(inside, x.to(tl.float32) - shift, 0.0)
         total += d
         square += d * d
@@ -65,15 +72,22 @@ def group_norm_partials_kernel(
     tl.store(shift_ptr + at, mean, mask=channel < C)
     tl.store(drift_ptr + at, drift, mask=channel < C)
     # Rounding can leave a constant split slightly below zero; NaN must pass.
-    tl.store(spread_ptr + at, tl.maximum(spread, 0.0, propagate_nan=tl.PropagateNan.ALL), mask=channel < C)
+    tl.store(
+        spread_ptr + at,
+        tl.maximum(spread, 0.0, propagate_nan=tl.PropagateNan.ALL),
+        mask=channel < C,
+    )
 
 
 @triton.jit
 def group_norm_combine_kernel(
-    partial_shift_ptr, partial_drift_ptr, partial_spread_ptr, shift_ptr, drift_ptr, rstd_ptr, pixels,
-    pixels_per_split, splits, C: tl.constexpr, GROUPS: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
+    partial_shift_ptr, partial_drift_ptr, partial_spread_ptr, shift_ptr, drift_ptr, rstd_ptr,
+    pixels,
+    pixels_per_split, splits, C: tl.constexpr, GROUPS: tl.constexpr, EPS: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Mean (as shift + drift) and 1/sqrt(var + eps) of one group, from its partials: [N, GROUPS] each.
+    """Mean (as shift + drift) and 1/sqrt(var + eps) of one group, from its partials: [N, GROUPS]
+    each.
 
     Kept apart, a small drift keeps its digits beside a large shift.
     """
@@ -113,18 +127,22 @@ def group_norm_combine_kernel(
 
 @triton.jit
 def group_norm_apply_kernel(
-    x_ptr, x_bias_ptr, shift_ptr, drift_ptr, rstd_ptr, weight_ptr, bias_ptr, multiplier_ptr, addend_ptr,
-    pixel_index_ptr, out_ptr, pixels, pixel_blocks, channel_blocks, sample_stride, pixel_stride, channel_stride,
+    x_ptr, x_bias_ptr, shift_ptr, drift_ptr, rstd_ptr, weight_ptr, bias_ptr, multiplier_ptr,
+    addend_ptr,
+    pixel_index_ptr, out_ptr, pixels, pixel_blocks, channel_blocks, sample_stride, pixel_stride,
+    channel_stride,
     given_sample_stride, given_pixel_stride, given_channel_stride,
     out_sample_stride, out_pixel_stride, out_channel_stride,
     C: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
-    HAS_X_BIAS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_MULTIPLIER: tl.constexpr,
+    HAS_X_BIAS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr,
+    HAS_MULTIPLIER: tl.constexpr,
     HAS_ADDEND: tl.constexpr, HAS_PIXEL_INDEX: tl.constexpr, SILU: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """silu?(((x - mean) * rstd * weight + bias) * multiplier + addend) of one tile, last tile first.
+    """silu?(((x - mean) * rstd * weight + bias) * multiplier + addend) of one tile, last tile
+    first.
 
-    Multiplier and addend are x's size and lie as x does, or have other pixels, in the strides `given_*`, and
-    pixel_index says which of them each of x's pixels takes.
+    Multiplier and addend are x's size and lie as x does, or have other pixels, in the strides
+    `given_*`, and pixel_index says which of them each of x's pixels takes.
     The statistics ended on the last tiles: they are the ones still in cache.
     """
     dtype: tl.constexpr = out_ptr.dtype.element_ty

@@ -1,10 +1,12 @@
-"""GroupNorm of image and video tensors, with SiLU, and with the multiplier and addend of SpatialNorm3D.
+"""GroupNorm of image and video tensors, with SiLU, and with the multiplier and addend of
+SpatialNorm3D.
 
     y = silu?(group_norm(x) * weight + bias)
     y = silu?((group_norm(x) * weight + bias) * multiplier + addend)
 
-A group is large (4 million elements in a VAE's last block), so its statistics are spread over many programs.
-Contiguous and channels-last tensors are read in their own order and the result has x's strides.
+A group is large (4 million elements in a VAE's last block), so its statistics are spread over many
+programs. Contiguous and channels-last tensors are read in their own order and the result has x's
+strides.
 """
 
 from __future__ import annotations
@@ -37,9 +39,9 @@ from rocm_passes.kernels.triton.norms.group_norm_kernel import (
     group_norm_partials_kernel,
 )
 
-# Programs that the statistics are spread over: a few waves on any card. More partials than this take longer
-# to combine than they save (GroupNorm + SiLU of 128 x 1024 x 1024 on an H200: 1.67 of the floor with 512,
-# 1.86 with 2048).
+# Programs that the statistics are spread over: a few waves on any card. More partials than this
+# take longer to combine than they save (GroupNorm + SiLU of 128 x 1024 x 1024 on an H200: 1.67 of
+# the floor with 512, 1.86 with 2048).
 _STATISTICS_PROGRAMS = 1024
 _MAX_SPLITS = 512
 COMBINE_BLOCK = 1024
@@ -56,7 +58,9 @@ class GroupTile:
 
 
 def choose_tile(samples: int, channels: int, pixels: int, channels_last: bool) -> GroupTile:
-    """2048 or 4096 elements a tile, contiguous in memory as far as they go, all lanes busy if possible."""
+    """2048 or 4096 elements a tile, contiguous in memory as far as they go, all lanes busy if
+    possible.
+    """
     if channels_last:
         divisor = power_of_two_divisor(channels)
         block = min(divisor if divisor >= 16 else triton.next_power_of_2(channels), 128)
@@ -65,7 +69,9 @@ def choose_tile(samples: int, channels: int, pixels: int, channels_last: bool) -
         width = min(triton.next_power_of_2(pixels), 2048)
         block = min(2048 // width, triton.next_power_of_2(channels))
     programs = samples * triton.cdiv(channels, block)
-    splits = max(1, min(_STATISTICS_PROGRAMS // programs, _MAX_SPLITS, triton.cdiv(pixels, 4 * width)))
+    splits = max(
+        1, min(_STATISTICS_PROGRAMS // programs, _MAX_SPLITS, triton.cdiv(pixels, 4 * width))
+    )
     return GroupTile(block, width, splits, num_warps=4)
 
 
@@ -87,10 +93,11 @@ def group_norm(
 ) -> Tensor:
     """GroupNorm of `x` ([N, C, *spatial], float32/float16/bfloat16) in fp32, rounded once.
 
-    weight, bias: [C], any float dtype. x_bias: [C], added to x before the norm, unrounded: the bias of the
-    convolution that made x. multiplier, addend: any float dtype, broadcastable to x (copied where they do not lie
-    in memory as x does). pixel_index: [*spatial], int32 or int64: multiplier and addend are of one shape
-    [N, C, *other], and for each of x's pixels it has the number of theirs, from 0 to their count (unchecked).
+    weight, bias: [C], any float dtype. x_bias: [C], added to x before the norm, unrounded: the bias
+    of the convolution that made x. multiplier, addend: any float dtype, broadcastable to x (copied
+    where they do not lie in memory as x does). pixel_index: [*spatial], int32 or int64: multiplier
+    and addend are of one shape [N, C, *other], and for each of x's pixels it has the number of
+    theirs, from 0 to their count (unchecked).
     out: written instead of a new tensor; of x's shape, its pixels at equal distances.
     Returns `out`, or `out_dtype` (x's by default) in x's strides.
     Raises TypeError on dtypes, ValueError on shapes and on the strides of `out`.
@@ -131,7 +138,19 @@ def group_norm(
         out_strides = pixel_strides(out)
     check_dtype("out", out)
     _launch(
-        view, x_bias, groups, weight, bias, eps, silu, multiplier, addend, pixel_index, out, out_strides, tile
+        view,
+        x_bias,
+        groups,
+        weight,
+        bias,
+        eps,
+        silu,
+        multiplier,
+        addend,
+        pixel_index,
+        out,
+        out_strides,
+        tile,
     )
     return out
 
@@ -156,7 +175,10 @@ def _launch(
     pixels = x.numel() // (samples * channels)
     channels_last = view.inner == 1
     tile = tile or choose_tile(samples, channels, pixels, channels_last)
-    channel_blocks, pixel_blocks = triton.cdiv(channels, tile.channels), triton.cdiv(pixels, tile.pixels)
+    channel_blocks, pixel_blocks = (
+        triton.cdiv(channels, tile.channels),
+        triton.cdiv(pixels, tile.pixels),
+    )
 
     given = addend if multiplier is None else multiplier
     given_strides = (0, 0, 0) if given is None or pixel_index is None else pixel_strides(given)
@@ -172,14 +194,16 @@ def _launch(
         C=channels, GROUPS=groups, CHANNELS=tile.channels, PIXELS=tile.pixels,
         HAS_X_BIAS=x_bias is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
         HAS_MULTIPLIER=multiplier is not None, HAS_ADDEND=addend is not None,
-        HAS_PIXEL_INDEX=pixel_index is not None, SILU=silu, WIDE=_is_wide(largest, tile), num_warps=tile.num_warps,
+        HAS_PIXEL_INDEX=pixel_index is not None, SILU=silu, WIDE=_is_wide(largest, tile),
+        num_warps=tile.num_warps,
     )  # fmt: skip
 
 
 def group_statistics(
     view: DenseView, x_bias: Tensor | None, groups: int, eps: float, tile: GroupTile
 ) -> Tensor:
-    """Mean, in two parts that are added, and 1/sqrt(variance + eps) of each group: float32 [3, N, groups].
+    """Mean, in two parts that are added, and 1/sqrt(variance + eps) of each group: float32 [3, N,
+    groups].
 
     view: native (`is_native`), not empty. x_bias: [C], contiguous, or None.
     """
@@ -193,9 +217,11 @@ def group_statistics(
     channel_blocks = triton.cdiv(channels, tile.channels)
     launch(
         group_norm_partials_kernel, (samples * splits * channel_blocks,),
-        x, x if x_bias is None else x_bias, *partials.unbind(), pixels, per_split, splits, channel_blocks,
+        x, x if x_bias is None else x_bias, *partials.unbind(), pixels, per_split, splits,
+        channel_blocks,
         *_strides(view), C=channels, CHANNELS=tile.channels, PIXELS=tile.pixels,
-        HAS_X_BIAS=x_bias is not None, WIDE=_is_wide(x.numel() // samples, tile), num_warps=tile.num_warps,
+        HAS_X_BIAS=x_bias is not None, WIDE=_is_wide(x.numel() // samples, tile),
+        num_warps=tile.num_warps,
     )  # fmt: skip
     launch(
         group_norm_combine_kernel, (samples * groups,),
@@ -228,7 +254,9 @@ def per_channel(name: str, t: Tensor | None, channels: int) -> Tensor | None:
     if not t.is_floating_point():
         raise TypeError(f"{name} is {t.dtype}; a floating dtype is needed")
     if t.numel() != channels:
-        raise ValueError(f"{name} has shape {tuple(t.shape)}; {channels} elements, one a channel, are needed")
+        raise ValueError(
+            f"{name} has shape {tuple(t.shape)}; {channels} elements, one a channel, are needed"
+        )
     t = t if t.dtype in TRITON_TYPE else t.float()
     return t.reshape(-1).contiguous()
 

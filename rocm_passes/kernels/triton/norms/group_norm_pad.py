@@ -35,7 +35,10 @@ def note(call: GroupNormPad, target: Target) -> str | None:
 TRITON = GROUP_NORM_PAD.register(
     Lowering(
         "triton",
-        requires=(needs_triton, needs_import("rocm_passes.kernels.triton.norms.group_norm_pad_kernel")),
+        requires=(
+            needs_triton,
+            needs_import("rocm_passes.kernels.triton.norms.group_norm_pad_kernel"),
+        ),
         note=note,
         run=run,
         launches=True,

@@ -1,9 +1,10 @@
-"""GroupNorm, SiLU or not, written straight into a padded tensor: what stands between HunyuanVideo's convolutions.
+"""GroupNorm, SiLU or not, written straight into a padded tensor: what stands between HunyuanVideo's
+convolutions.
 
     y = F.pad(silu?(group_norm(x) * weight + bias), padding, mode)
 
-The statistics are `group_norm`'s. What applies them goes over the padded tensor and normalises each element from
-where it comes, so that the padding is no pass over memory of its own.
+The statistics are `group_norm`'s. What applies them goes over the padded tensor and normalises each
+element from where it comes, so that the padding is no pass over memory of its own.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -31,21 +32,29 @@ from rocm_passes.kernels.triton.convolution.pad_launch import (
 from rocm_passes.kernels.triton.dense import dense_view
 from rocm_passes.kernels.triton.launch import launch
 from rocm_passes.kernels.triton.norms.group_norm_launch import choose_tile as choose_statistics_tile
-from rocm_passes.kernels.triton.norms.group_norm_launch import group_statistics, is_native, per_channel
+from rocm_passes.kernels.triton.norms.group_norm_launch import (
+    group_statistics,
+    is_native,
+    per_channel,
+)
 
 
 @triton.jit
 def group_norm_pad_kernel(
     x_ptr, x_bias_ptr, shift_ptr, drift_ptr, rstd_ptr, weight_ptr, bias_ptr, out_ptr,
-    pixels, pixel_blocks, channel_blocks, out_height, out_width, frames, height, width, front, top, left,
+    pixels, pixel_blocks, channel_blocks, out_height, out_width, frames, height, width, front, top,
+    left,
     sample_stride, channel_stride, frame_stride, row_stride, column_stride,
-    C: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr, MODE: tl.constexpr,
+    C: tl.constexpr, GROUPS: tl.constexpr, CHANNELS: tl.constexpr, PIXELS: tl.constexpr,
+    MODE: tl.constexpr,
     HAS_X_BIAS: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_BIAS: tl.constexpr, SILU: tl.constexpr,
     READ_LAST: tl.constexpr, WRITE_LAST: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """One tile of the padded tensor, last tile first: the statistics ended there. See `pad_kernel` for its order.
+    """One tile of the padded tensor, last tile first: the statistics ended there. See `pad_kernel`
+    for its order.
 
-    Tiles are [PIXELS, CHANNELS] where the source's channels are contiguous, else [CHANNELS, PIXELS].
+    Tiles are [PIXELS, CHANNELS] where the source's channels are contiguous, else [CHANNELS,
+    PIXELS].
     """
     dtype: tl.constexpr = out_ptr.dtype.element_ty
     CHANNEL_DIM: tl.constexpr = 0 if READ_LAST else 1
@@ -72,7 +81,9 @@ def group_norm_pad_kernel(
 
     mask = tl.expand_dims(pixel_mask, PIXEL_DIM) & tl.expand_dims(channel_mask, CHANNEL_DIM)
     offsets = tl.expand_dims(at, PIXEL_DIM) + tl.expand_dims(channel, CHANNEL_DIM) * channel_stride
-    x = tl.load(x_ptr + sample.to(tl.int64) * sample_stride + offsets, mask=mask, other=0.0).to(tl.float32)
+    x = tl.load(x_ptr + sample.to(tl.int64) * sample_stride + offsets, mask=mask, other=0.0).to(
+        tl.float32
+    )
     if HAS_X_BIAS:
         x_bias = tl.load(x_bias_ptr + channel, mask=channel_mask, other=0.0).to(tl.float32)
         x += tl.expand_dims(x_bias, CHANNEL_DIM)
@@ -126,11 +137,12 @@ def group_norm_pad(
     channels_last: bool = True,
     tile: PadTile | None = None,
 ) -> Tensor:
-    """GroupNorm of `x` ([N, C, H, W] or [N, C, T, H, W], float32/float16/bfloat16) in fp32, rounded once, padded.
+    """GroupNorm of `x` ([N, C, H, W] or [N, C, T, H, W], float32/float16/bfloat16) in fp32, rounded
+    once, padded.
 
-    weight, bias: [C], any float dtype. x_bias: [C], added to x before the norm, unrounded. padding, mode: as
-    `pad`'s; zeros stand beside what is normalised. Returns `out_dtype` (x's by default), dense, channels-last or
-    contiguous. Raises TypeError on dtypes, ValueError on sizes and modes.
+    weight, bias: [C], any float dtype. x_bias: [C], added to x before the norm, unrounded. padding,
+    mode: as `pad`'s; zeros stand beside what is normalised. Returns `out_dtype` (x's by default),
+    dense, channels-last or contiguous. Raises TypeError on dtypes, ValueError on sizes and modes.
     """
     check_dtype("x", x)
     g = geometry(x, padding, mode, None, 0)
@@ -149,17 +161,29 @@ def group_norm_pad(
     x = view.tensor
     pixels = x.numel() // (x.shape[0] * channels)
     statistics = group_statistics(
-        view, x_bias, groups, eps, choose_statistics_tile(x.shape[0], channels, pixels, view.inner == 1)
+        view,
+        x_bias,
+        groups,
+        eps,
+        choose_statistics_tile(x.shape[0], channels, pixels, view.inner == 1),
     )
     read_last = reads_channels_last(x)
-    tile = tile or choose_tile(channels, g.pixels, max(x.itemsize, out.itemsize), read_last, channels_last)
-    pixel_blocks, channel_blocks = triton.cdiv(g.pixels, tile.pixels), triton.cdiv(channels, tile.channels)
+    tile = tile or choose_tile(
+        channels, g.pixels, max(x.itemsize, out.itemsize), read_last, channels_last
+    )
+    pixel_blocks, channel_blocks = (
+        triton.cdiv(g.pixels, tile.pixels),
+        triton.cdiv(channels, tile.channels),
+    )
     launch(
         group_norm_pad_kernel, (x.shape[0] * pixel_blocks * channel_blocks,),
-        x, x if x_bias is None else x_bias, *statistics.unbind(), *(x if t is None else t for t in (weight, bias)),
+        x, x if x_bias is None else x_bias, *statistics.unbind(),
+        *(x if t is None else t for t in (weight, bias)),
         out, g.pixels, pixel_blocks, channel_blocks, *g.out[1:], *g.source, *g.before, *strides(x),
         C=channels, GROUPS=groups, CHANNELS=tile.channels, PIXELS=tile.pixels, MODE=mode,
-        HAS_X_BIAS=x_bias is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, SILU=silu,
-        READ_LAST=read_last, WRITE_LAST=channels_last, WIDE=is_wide(x, out, tile), num_warps=tile.num_warps,
+        HAS_X_BIAS=x_bias is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
+        SILU=silu,
+        READ_LAST=read_last, WRITE_LAST=channels_last, WIDE=is_wide(x, out, tile),
+        num_warps=tile.num_warps,
     )  # fmt: skip
     return out

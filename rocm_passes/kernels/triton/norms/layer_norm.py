@@ -13,7 +13,12 @@ def run(call: LayerNorm) -> Tensor:
     from rocm_passes.kernels.triton.norms import norm
 
     outs, _ = norm.fused_norm(
-        call.x, kind="layer", eps=call.eps, weight=call.weight, bias=call.bias, out_dtype=call.out_dtype
+        call.x,
+        kind="layer",
+        eps=call.eps,
+        weight=call.weight,
+        bias=call.bias,
+        out_dtype=call.out_dtype,
     )
     return outs[0]
 

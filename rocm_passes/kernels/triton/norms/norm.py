@@ -4,8 +4,9 @@
     n     = norm(s) * (weight_offset + weight) + bias
     out_k = n * (scale_offset + scale_k) + shift_k        one output per (scale, shift) pair
 
-Everything is computed in fp32 and rounded once, on the store. Any strides: leading dims are collapsed where
-the operands' strides allow it, and a per-head view of a fused projection costs no copy.
+Everything is computed in fp32 and rounded once, on the store. Any strides: leading dims are
+collapsed where the operands' strides allow it, and a per-head view of a fused projection costs no
+copy.
 """
 
 from __future__ import annotations
@@ -49,21 +50,26 @@ def fused_norm(
     eps_kind: str = "add",
     tile: NormTile | None = None,
 ) -> tuple[list[Tensor], Tensor | None]:
-    """Residual, norm and modulation of the rows of `x` ([..., D], float32/float16/bfloat16, D up to 65536).
+    """Residual, norm and modulation of the rows of `x` ([..., D], float32/float16/bfloat16, D up to
+    65536).
 
-    kind: "rms" or "layer" (no outputs without a norm: "none" gives the sum alone, and needs `sum_dtype`).
-    branch: same shape as x up to broadcasting of leading dims. With `branch_eps` it is RMS-normalised first
-        (times `branch_weight`): Z-Image, Lumina2, Mochi.
+    kind: "rms" or "layer" (no outputs without a norm: "none" gives the sum alone, and needs
+    `sum_dtype`).
+    branch: same shape as x up to broadcasting of leading dims. With `branch_eps` it is
+        RMS-normalised first (times `branch_weight`): Z-Image, Lumina2, Mochi.
     gate, weight, bias, scale, shift, branch_weight: any float dtype, broadcastable to x.
     weight_offset, branch_weight_offset: 1.0 for Gemma's (1 + w).
-    round_before_weight: the norm is rounded to x's dtype before the weight, as diffusers' RMSNorm does.
-    modulations: up to two (scale, shift) pairs, each an output; none means one output, the norm itself.
+    round_before_weight: the norm is rounded to x's dtype before the weight, as diffusers' RMSNorm
+    does.
+    modulations: up to two (scale, shift) pairs, each an output; none means one output, the norm
+    itself.
     out_dtype: of the outputs; x's by default.
     sum_dtype: where given, s is returned in it as the second result.
     eps_kind: how eps guards the root of an RMSNorm: "add", "clamp" or "after_root" (`inverse_rms`).
     round_sum: the norm reads s rounded to `sum_dtype` (or x's dtype), as eager low precision does.
 
-    Returns contiguous outputs and the sum. Raises TypeError on dtypes, ValueError on shapes and arguments.
+    Returns contiguous outputs and the sum. Raises TypeError on dtypes, ValueError on shapes and
+    arguments.
     """
     if len(modulations) > MAX_MODULATIONS:
         raise ValueError(f"{len(modulations)} modulations; at most {MAX_MODULATIONS} are taken")
@@ -90,7 +96,9 @@ def fused_norm(
     for k, (dtype, expand) in plan.copies.items():
         copied = pointers[k].to(dtype)
         pointers[k] = (copied.expand(plan.shape) if expand else copied).contiguous()
-    outs = [torch.empty(plan.shape, dtype=plan.out_dtype, device=x.device) for _ in range(plan.outputs)]
+    outs = [
+        torch.empty(plan.shape, dtype=plan.out_dtype, device=x.device) for _ in range(plan.outputs)
+    ]
     total = None if sum_dtype is None else torch.empty(plan.shape, dtype=sum_dtype, device=x.device)
     if plan.blocks == 0:
         return outs, total

@@ -2,7 +2,8 @@
 
 Per row, all in fp32:
 
-    s = x + gate * branch                        branch RMS-normalised first where BRANCH_NORM, and times its
+    s = x + gate * branch                        branch RMS-normalised first where BRANCH_NORM, and
+    times its
                                                  (branch_weight_offset + branch_weight)
     n = s * rsqrt(mean(s^2) + eps)               KIND "rms"
         (s - mean) * rsqrt(var + eps)            KIND "layer"
@@ -74,7 +75,8 @@ def _load(
 @triton.jit
 def _load_chunks(
     x_base, branch_base, row_mask,
-    D: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, BRANCH: tl.constexpr, MAY_LACK: tl.constexpr,
+    D: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, BRANCH: tl.constexpr,
+    MAY_LACK: tl.constexpr,
 ):  # fmt: skip
     """All chunks of x and of the branch (of x again where there is none)."""
     xs = ()
@@ -111,7 +113,8 @@ def _offset(factor, OFFSET: tl.constexpr):
 def _residual(
     x, branch, branch_rstd, gate_base, gate_col, bw_base, bw_col, cols, row_mask,
     D: tl.constexpr, FULL: tl.constexpr, BRANCH: tl.constexpr, BRANCH_NORM: tl.constexpr,
-    GATE_MODE: tl.constexpr, BW_MODE: tl.constexpr, BW_OFFSET: tl.constexpr, ROUND_SUM: tl.constexpr,
+    GATE_MODE: tl.constexpr, BW_MODE: tl.constexpr, BW_OFFSET: tl.constexpr,
+    ROUND_SUM: tl.constexpr,
     SUM_TYPE: tl.constexpr,
 ):  # fmt: skip
     """s = x + gate * norm?(branch) of one chunk in fp32, rounded to SUM_TYPE first if ROUND_SUM."""
@@ -135,7 +138,8 @@ def _residual(
 def _weighted(
     s, shift, drift, rstd, weight_base, weight_col, bias_base, bias_col, cols, row_mask,
     D: tl.constexpr, FULL: tl.constexpr, KIND: tl.constexpr, WEIGHT_MODE: tl.constexpr,
-    BIAS_MODE: tl.constexpr, WEIGHT_OFFSET: tl.constexpr, ROUND_NORM: tl.constexpr, NORM_TYPE: tl.constexpr,
+    BIAS_MODE: tl.constexpr, WEIGHT_OFFSET: tl.constexpr, ROUND_NORM: tl.constexpr,
+    NORM_TYPE: tl.constexpr,
 ):  # fmt: skip
     """The norm of one chunk with its weight and bias, fp32."""
     n = s
@@ -177,19 +181,28 @@ def fused_norm_kernel(
     scale0_s0, scale0_s1, scale0_s2, scale0_col, shift0_s0, shift0_s1, shift0_s2, shift0_col,
     scale1_s0, scale1_s1, scale1_s2, scale1_col, shift1_s0, shift1_s1, shift1_s2, shift1_col,
     inner, blocks_per_group, n1, n2,
-    D: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr, LOOP: tl.constexpr,
+    D: tl.constexpr, CHUNK: tl.constexpr, CHUNKS: tl.constexpr, ROWS: tl.constexpr,
+    LOOP: tl.constexpr,
     RESIDENT: tl.constexpr, WIDE_ROWS: tl.constexpr, KIND: tl.constexpr, EPS: tl.constexpr,
     EPS_KIND: tl.constexpr, BRANCH: tl.constexpr, BRANCH_NORM: tl.constexpr,
     BRANCH_EPS: tl.constexpr, GATE_MODE: tl.constexpr, BW_MODE: tl.constexpr,
-    WEIGHT_MODE: tl.constexpr, BIAS_MODE: tl.constexpr, SCALE0_MODE: tl.constexpr, SHIFT0_MODE: tl.constexpr,
-    SCALE1_MODE: tl.constexpr, SHIFT1_MODE: tl.constexpr, OUTPUTS: tl.constexpr, STORE_SUM: tl.constexpr,
-    ROUND_SUM: tl.constexpr, SUM_TYPE: tl.constexpr, ROUND_NORM: tl.constexpr, NORM_TYPE: tl.constexpr,
+    WEIGHT_MODE: tl.constexpr, BIAS_MODE: tl.constexpr, SCALE0_MODE: tl.constexpr,
+    SHIFT0_MODE: tl.constexpr,
+    SCALE1_MODE: tl.constexpr, SHIFT1_MODE: tl.constexpr, OUTPUTS: tl.constexpr,
+    STORE_SUM: tl.constexpr,
+    ROUND_SUM: tl.constexpr, SUM_TYPE: tl.constexpr, ROUND_NORM: tl.constexpr,
+    NORM_TYPE: tl.constexpr,
     BW_OFFSET: tl.constexpr, WEIGHT_OFFSET: tl.constexpr, SCALE_OFFSET: tl.constexpr,
 ):  # fmt: skip
-    """LOOP blocks of ROWS rows, one after the other. RESIDENT keeps the rows in registers, in CHUNKS chunks (so that
-    5120 costs no lanes of 8192); otherwise the row is read again for the statistics and for the output."""
-    # Roots are as exact as the widest result asks for. (What is not stored has the type of what is.)
-    RESULT: tl.constexpr = tl.float32 if sum_ptr.dtype.element_ty == tl.float32 else out0_ptr.dtype.element_ty
+    """LOOP blocks of ROWS rows, one after the other. RESIDENT keeps the rows in registers, in
+    CHUNKS chunks (so that 5120 costs no lanes of 8192); otherwise the row is read again for the
+    statistics and for the output.
+    """
+    # Roots are as exact as the widest result asks for. (What is not stored has the type of what
+    # is.)
+    RESULT: tl.constexpr = (
+        tl.float32 if sum_ptr.dtype.element_ty == tl.float32 else out0_ptr.dtype.element_ty
+    )
     pid = tl.program_id(0)
     if WIDE_ROWS:
         pid = pid.to(tl.int64)
@@ -204,19 +217,32 @@ def fused_norm_kernel(
         branch_base = _base(
             branch_ptr, rows, first, n1, n2, branch_s0, branch_s1, branch_s2, 2 if BRANCH else 0
         )
-        xs, branches = _load_chunks(x_base, branch_base, row_mask, D, CHUNK, CHUNKS, BRANCH, LOOP > 1)
+        xs, branches = _load_chunks(
+            x_base, branch_base, row_mask, D, CHUNK, CHUNKS, BRANCH, LOOP > 1
+        )
     for step in range(LOOP):
         gate_base = _base(gate_ptr, rows, first, n1, n2, gate_s0, gate_s1, gate_s2, GATE_MODE)
         bw_base = _base(bw_ptr, rows, first, n1, n2, bw_s0, bw_s1, bw_s2, BW_MODE)
-        weight_base = _base(weight_ptr, rows, first, n1, n2, weight_s0, weight_s1, weight_s2, WEIGHT_MODE)
+        weight_base = _base(
+            weight_ptr, rows, first, n1, n2, weight_s0, weight_s1, weight_s2, WEIGHT_MODE
+        )
         bias_base = _base(bias_ptr, rows, first, n1, n2, bias_s0, bias_s1, bias_s2, BIAS_MODE)
-        scale0_base = _base(scale0_ptr, rows, first, n1, n2, scale0_s0, scale0_s1, scale0_s2, SCALE0_MODE)
-        shift0_base = _base(shift0_ptr, rows, first, n1, n2, shift0_s0, shift0_s1, shift0_s2, SHIFT0_MODE)
-        scale1_base = _base(scale1_ptr, rows, first, n1, n2, scale1_s0, scale1_s1, scale1_s2, SCALE1_MODE)
-        shift1_base = _base(shift1_ptr, rows, first, n1, n2, shift1_s0, shift1_s1, shift1_s2, SHIFT1_MODE)
+        scale0_base = _base(
+            scale0_ptr, rows, first, n1, n2, scale0_s0, scale0_s1, scale0_s2, SCALE0_MODE
+        )
+        shift0_base = _base(
+            shift0_ptr, rows, first, n1, n2, shift0_s0, shift0_s1, shift0_s2, SHIFT0_MODE
+        )
+        scale1_base = _base(
+            scale1_ptr, rows, first, n1, n2, scale1_s0, scale1_s1, scale1_s2, SCALE1_MODE
+        )
+        shift1_base = _base(
+            shift1_ptr, rows, first, n1, n2, shift1_s0, shift1_s1, shift1_s2, SHIFT1_MODE
+        )
 
         branch_rstd = tl.zeros([ROWS], tl.float32)
-        # The mean is shift + drift: apart they keep the digits of a small drift beside a large shift.
+        # The mean is shift + drift: apart they keep the digits of a small drift beside a large
+        # shift.
         shift = tl.zeros([ROWS], tl.float32)
         drift = tl.zeros([ROWS], tl.float32)
         rstd = tl.zeros([ROWS], tl.float32)
@@ -228,7 +254,15 @@ def fused_norm_kernel(
                 there = ((local + ROWS < inner) & (step + 1 < LOOP))[:, None]
                 x_base = _base(x_ptr, ahead, first, n1, n2, x_s0, x_s1, x_s2, 2)
                 branch_base = _base(
-                    branch_ptr, ahead, first, n1, n2, branch_s0, branch_s1, branch_s2, 2 if BRANCH else 0
+                    branch_ptr,
+                    ahead,
+                    first,
+                    n1,
+                    n2,
+                    branch_s0,
+                    branch_s1,
+                    branch_s2,
+                    2 if BRANCH else 0,
                 )
                 next_xs, next_branches = _load_chunks(
                     x_base, branch_base, there, D, CHUNK, CHUNKS, BRANCH, True
@@ -244,7 +278,8 @@ def fused_norm_kernel(
             for c in tl.static_range(CHUNKS):
                 cols = c * CHUNK + tl.arange(0, CHUNK)
                 s = _residual(
-                    xs[c], branches[c], branch_rstd, gate_base, gate_col, bw_base, bw_col, cols, row_mask,
+                    xs[c], branches[c], branch_rstd, gate_base, gate_col, bw_base, bw_col, cols,
+                    row_mask,
                     D, (c + 1) * CHUNK <= D, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, BW_OFFSET,
                     ROUND_SUM, SUM_TYPE,
                 )  # fmt: skip
@@ -271,8 +306,10 @@ def fused_norm_kernel(
                     _store(sum_ptr, rows, cols, sums[c], row_mask, D, (c + 1) * CHUNK <= D)
                 if OUTPUTS > 0:
                     n = _weighted(
-                        sums[c], shift, drift, rstd, weight_base, weight_col, bias_base, bias_col, cols, row_mask,
-                        D, (c + 1) * CHUNK <= D, KIND, WEIGHT_MODE, BIAS_MODE, WEIGHT_OFFSET, ROUND_NORM,
+                        sums[c], shift, drift, rstd, weight_base, weight_col, bias_base, bias_col,
+                        cols, row_mask,
+                        D, (c + 1) * CHUNK <= D, KIND, WEIGHT_MODE, BIAS_MODE, WEIGHT_OFFSET,
+                        ROUND_NORM,
                         NORM_TYPE,
                     )  # fmt: skip
                     out0 = _modulated(
@@ -311,13 +348,14 @@ def fused_norm_kernel(
                     if BRANCH:
                         branch = _load(branch_base, cols, 1, row_mask, D, D % CHUNK == 0, 2)
                     s = _residual(
-                        x, branch, branch_rstd, gate_base, gate_col, bw_base, bw_col, cols, row_mask,
+                        x, branch, branch_rstd, gate_base, gate_col, bw_base, bw_col, cols,
+                        row_mask,
                         D, D % CHUNK == 0, BRANCH, BRANCH_NORM, GATE_MODE, BW_MODE, BW_OFFSET,
                         ROUND_SUM, SUM_TYPE,
                     )  # fmt: skip
                     if KIND == "layer":
-                        # Sums of s - shift, shift the first chunk's mean: the row's own mean cannot cancel its
-                        # variance.
+                        # Sums of s - shift, shift the first chunk's mean: the row's own mean cannot
+                        # cancel its variance.
                         if start == 0:
                             shift = tl.sum(s, 1) / min(CHUNK, D)
                         s = tl.where((cols < D)[None, :], s - shift[:, None], 0.0)
@@ -326,7 +364,9 @@ def fused_norm_kernel(
                 spread = tl.sum(square, 1)
                 if KIND == "layer":
                     drift = tl.sum(total, 1) / D
-                    spread = tl.maximum(spread - drift * drift * D, 0.0, propagate_nan=tl.PropagateNan.ALL)
+                    spread = tl.maximum(
+                        spread - drift * drift * D, 0.0, propagate_nan=tl.PropagateNan.ALL
+                    )
                 rstd = inverse_rms(spread, D, EPS, RESULT, EPS_KIND)
             for start in range(0, D, CHUNK):
                 cols = start + tl.arange(0, CHUNK)
@@ -343,14 +383,20 @@ def fused_norm_kernel(
                     _store(sum_ptr, rows, cols, s, row_mask, D, D % CHUNK == 0)
                 if OUTPUTS > 0:
                     n = _weighted(
-                        s, shift, drift, rstd, weight_base, weight_col, bias_base, bias_col, cols, row_mask,
-                        D, D % CHUNK == 0, KIND, WEIGHT_MODE, BIAS_MODE, WEIGHT_OFFSET, ROUND_NORM, NORM_TYPE,
+                        s, shift, drift, rstd, weight_base, weight_col, bias_base, bias_col, cols,
+                        row_mask,
+                        D, D % CHUNK == 0, KIND, WEIGHT_MODE, BIAS_MODE, WEIGHT_OFFSET, ROUND_NORM,
+                        NORM_TYPE,
                     )  # fmt: skip
-                    out0 = _modulated(n, scale0_base, scale0_col, shift0_base, shift0_col, cols, row_mask,
-                                      D, D % CHUNK == 0, SCALE0_MODE, SHIFT0_MODE, SCALE_OFFSET)  # fmt: skip
+                    out0 = _modulated(n, scale0_base, scale0_col, shift0_base, shift0_col, cols,
+                    row_mask,
+                                      D, D % CHUNK == 0, SCALE0_MODE, SHIFT0_MODE,
+                                      SCALE_OFFSET)  # fmt: skip
                     if OUTPUTS > 1:
-                        out1 = _modulated(n, scale1_base, scale1_col, shift1_base, shift1_col, cols, row_mask,
-                                          D, D % CHUNK == 0, SCALE1_MODE, SHIFT1_MODE, SCALE_OFFSET)  # fmt: skip
+                        out1 = _modulated(n, scale1_base, scale1_col, shift1_base, shift1_col,
+                        cols, row_mask,
+                                          D, D % CHUNK == 0, SCALE1_MODE, SHIFT1_MODE,
+                                          SCALE_OFFSET)  # fmt: skip
                         _store(out1_ptr, rows, cols, out1, row_mask, D, D % CHUNK == 0)
                     _store(out0_ptr, rows, cols, out0, row_mask, D, D % CHUNK == 0)
         if LOOP > 1:

@@ -1,7 +1,7 @@
 """Planning a launch of the fused norm: all that follows from shapes, strides, dtypes and flags.
 
-A plan costs the host ten times what the launch itself does, and a model asks for the same few over and over:
-plans are remembered.
+A plan costs the host ten times what the launch itself does, and a model asks for the same few over
+and over: plans are remembered.
 """
 
 from __future__ import annotations
@@ -28,9 +28,11 @@ TABLES = ("gate", "bw", "weight", "bias", "scale0", "shift0", "scale1", "shift1"
 
 @dataclass(frozen=True)
 class NormTile:
-    """How one program covers its rows: `rows` rows at a time, in chunks of `chunk` columns, `loop` times.
+    """How one program covers its rows: `rows` rows at a time, in chunks of `chunk` columns, `loop`
+    times.
 
-    loop: more than once only where rows are resident; the next rows are then loaded while these are reduced.
+    loop: more than once only where rows are resident; the next rows are then loaded while these are
+    reduced.
     """
 
     chunk: int
@@ -47,17 +49,20 @@ WIDEST_LOOPED = 4096
 
 
 def choose_tile(width: int, chain: bool = False, norm_after_norm_rows: int = 0) -> NormTile:
-    """Tile for rows of `width` elements; `chain`: a residual or a modulation stands beside the norm.
+    """Tile for rows of `width` elements; `chain`: a residual or a modulation stands beside the
+    norm.
 
     norm_after_norm_rows: how many rows there are, where a norm follows on the branch's norm.
 
-    Chunks leave few lanes idle (3072 = 3 * 1024, 1536 = 3 * 512). Short rows go many to a program, long
-    ones one by one: two rows that share a program's tables cost more in registers than the tables' second
-    read costs in time (residual + LayerNorm + modulate at 5120 on an H200: 1.01 of the floor against 1.19).
-    Four warps leave each lane 16 bytes a chunk, and are as fast as eight (a sweep on an H200). Two reductions in a
-    row leave memory idle for long: there a program takes four rows, and loads the next one meanwhile (of the floor,
-    1.22 for 1.30 at [4608, 3840], 1.06 for 1.15 at [16896, 3840], 1.43 for 1.53 at [4352, 2304]; chains with one
-    reduction were slower so, H200).
+    Chunks leave few lanes idle (3072 = 3 * 1024, 1536 = 3 * 512). Short rows go many to a program,
+    long
+    ones one by one: two rows that share a program's tables cost more in registers than the tables'
+    second read costs in time (residual + LayerNorm + modulate at 5120 on an H200: 1.01 of the floor
+    against 1.19). Four warps leave each lane 16 bytes a chunk, and are as fast as eight (a sweep on
+    an H200). Two reductions in a
+    row leave memory idle for long: there a program takes four rows, and loads the next one
+    meanwhile (of the floor, 1.22 for 1.30 at [4608, 3840], 1.06 for 1.15 at [16896, 3840], 1.43 for
+    1.53 at [4352, 2304]; chains with one reduction were slower so, H200).
     """
     if width > MAX_RESIDENT_WIDTH:
         return NormTile(chunk=4096, rows=1, resident=False, num_warps=8)
@@ -84,9 +89,9 @@ Copies = dict[int, tuple[torch.dtype, bool]]
 class Plan:
     """All of a launch that follows from shapes, strides, dtypes and flags.
 
-    copies: operands (by position) that must be copied first, contiguous: into which dtype, and whether they
-    must be expanded to the full shape. blocks: programs; 0 where there is nothing to do. integers: strides and
-    sizes, in the kernel's order.
+    copies: operands (by position) that must be copied first, contiguous: into which dtype, and
+    whether they must be expanded to the full shape. blocks: programs; 0 where there is nothing to
+    do. integers: strides and sizes, in the kernel's order.
     """
 
     shape: tuple[int, ...]
@@ -116,7 +121,9 @@ def plan_launch(
     eps_kind: str,
     tile: NormTile | None,
 ) -> Plan:
-    """Plan a launch. metas: of x, branch and `TABLES`, None where absent. Raises as `fused_norm` says."""
+    """Plan a launch. metas: of x, branch and `TABLES`, None where absent. Raises as `fused_norm`
+    says.
+    """
     _check(metas, kind, branch_eps, modulations, out_dtype, sum_dtype)
     x, branch = metas[:2]
     assert x is not None
@@ -126,7 +133,9 @@ def plan_launch(
     outputs = 0 if kind == "none" else max(modulations, 1)
     if 0 in shape:
         return Plan(shape, outputs, out_dtype or x_dtype, {}, 0, (), {}, 1)
-    copies = {k: (_read_as(m), False) for k, m in enumerate(metas) if m is not None and _needs_copy(k, m)}
+    copies = {
+        k: (_read_as(m), False) for k, m in enumerate(metas) if m is not None and _needs_copy(k, m)
+    }
     strides, index = _numbered(metas, copies, shape)
     if tile is None:
         twice = branch_eps is not None and kind != "none"
@@ -199,7 +208,9 @@ def _check(
     if x[0][-1] > MAX_WIDTH:
         raise ValueError(f"rows of {x[0][-1]} elements; at most {MAX_WIDTH} are taken")
     if branch is not None and branch[0][-1:] != x[0][-1:]:
-        raise ValueError(f"branch {tuple(branch[0])} and x {tuple(x[0])} differ in the last dimension")
+        raise ValueError(
+            f"branch {tuple(branch[0])} and x {tuple(x[0])} differ in the last dimension"
+        )
     if branch is None and (tables["gate"] or tables["bw"] or branch_eps is not None):
         raise ValueError("gate, branch_weight and branch_eps need a branch")
     if tables["bw"] and branch_eps is None:
@@ -208,18 +219,23 @@ def _check(
         raise ValueError(f"kind is {kind!r}; 'rms', 'layer' or 'none' is needed")
     if kind == "none" and (tables["weight"] or tables["bias"] or modulations or sum_dtype is None):
         raise ValueError(
-            "kind 'none' gives the sum alone: sum_dtype is needed, weight and modulation are not taken"
+            "kind 'none' gives the sum alone: sum_dtype is needed, weight and modulation are not "
+            "taken"
         )
     shape = x[0] if branch is None else torch.broadcast_shapes(x[0], branch[0])
     for table in tables.values():
         if table is not None and not table[2].is_floating_point:
             raise TypeError(f"an operand is {table[2]}; a floating dtype is needed")
         if table is not None and not broadcasts_to(table[0], shape):
-            raise ValueError(f"an operand of shape {tuple(table[0])} does not broadcast to {tuple(shape)}")
+            raise ValueError(
+                f"an operand of shape {tuple(table[0])} does not broadcast to {tuple(shape)}"
+            )
 
 
 def _needs_copy(position: int, meta: Meta) -> bool:
-    """x and the branch must have contiguous rows; a table a dtype and a reach that the kernel can read."""
+    """x and the branch must have contiguous rows; a table a dtype and a reach that the kernel can
+    read.
+    """
     shape, strides, dtype = meta
     if position < 2:
         return strides[-1] != 1 and shape[-1] != 1
@@ -240,7 +256,9 @@ def _numbered(
     Those that vary too wildly for three dims are all copied, expanded: `copies` then says so.
     """
     absent = (0,) * len(shape)
-    strides = [absent if m is None else _expanded(m, shape, k in copies) for k, m in enumerate(metas)]
+    strides = [
+        absent if m is None else _expanded(m, shape, k in copies) for k, m in enumerate(metas)
+    ]
     index = collapse(shape[:-1], [s[:-1] for s in strides])
     if index is None:
         copies.update({k: (_read_as(m), True) for k, m in enumerate(metas) if m is not None})
@@ -260,10 +278,14 @@ def _expanded(meta: Meta, shape: torch.Size, contiguous: bool) -> tuple[int, ...
     return (0,) * (len(shape) - len(sizes)) + here
 
 
-def _modes(metas: tuple[Meta | None, ...], index: RowIndex, tile: NormTile) -> tuple[dict[str, int], bool]:
-    """MODE of each table (0 absent, 1 shared by a program's rows, 2 by row), and whether rows go by groups.
+def _modes(
+    metas: tuple[Meta | None, ...], index: RowIndex, tile: NormTile
+) -> tuple[dict[str, int], bool]:
+    """MODE of each table (0 absent, 1 shared by a program's rows, 2 by row), and whether rows go by
+    groups.
 
-    Groups (of the innermost dim) let a program share a [B,1,D] table; short groups would waste its rows.
+    Groups (of the innermost dim) let a program share a [B,1,D] table; short groups would waste its
+    rows.
     """
     present = [(k, name) for k, name in enumerate(TABLES, start=2) if metas[k] is not None]
     by_group = any(index.constant_in_group(k) and not index.constant(k) for k, _ in present)

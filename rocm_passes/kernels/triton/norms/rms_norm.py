@@ -35,7 +35,10 @@ def refuses(call: RmsNorm, target: Target) -> str | None:
 
 def note(call: RmsNorm, target: Target) -> str | None:
     if call.rounds_between:
-        return "it is computed in fp32 and rounded once, where the graph rounds between the steps or reorders them"
+        return (
+            "it is computed in fp32 and rounded once, where the graph rounds between the steps "
+            "or reorders them"
+        )
     if call.round_product is not None:
         return "weight and bias are applied in fp32 and rounded once, where the graph rounds each"
     return None

@@ -42,7 +42,10 @@ def run(call: QkNormRotary) -> list[Tensor]:
 TRITON = QK_NORM_ROTARY.register(
     Lowering(
         "triton",
-        requires=(needs_triton, needs_import("rocm_passes.kernels.triton.rotary.qk_norm_rotary_launch")),
+        requires=(
+            needs_triton,
+            needs_import("rocm_passes.kernels.triton.rotary.qk_norm_rotary_launch"),
+        ),
         refuses=refuses,
         run=run,
         launches=True,

@@ -5,10 +5,10 @@ For a pair of channels (x1, x2) with angles given by tables:
     out1 = x1 * cos1 - x2 * sin1
     out2 = x2 * cos2 + x1 * sin2
 
-in fp32 whatever the dtypes, rounded once on store. Tables of half the rotary width hold one value per pair;
-tables of the whole width hold one per channel, and the two of a pair may differ. Where an eager graph
-multiplies in bf16 (tables and tensor both bf16), this is nearer to the exact result than the graph; compiled
-Inductor computes as done here.
+in fp32 whatever the dtypes, rounded once on store. Tables of half the rotary width hold one value
+per pair; tables of the whole width hold one per channel, and the two of a pair may differ. Where an
+eager graph multiplies in bf16 (tables and tensor both bf16), this is nearer to the exact result
+than the graph; compiled Inductor computes as done here.
 """
 
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
@@ -46,12 +46,15 @@ def _head_tile(
     weight_ptr, batch, token_block, head_block, tokens, table_start, table_tokens,
     HEADS: tl.constexpr, D: tl.constexpr, R: tl.constexpr, P: tl.constexpr, REST_P: tl.constexpr,
     T: tl.constexpr, H: tl.constexpr,
-    INTERLEAVED: tl.constexpr, CONJUGATE: tl.constexpr, PER_CHANNEL: tl.constexpr, PER_HEAD: tl.constexpr,
+    INTERLEAVED: tl.constexpr, CONJUGATE: tl.constexpr, PER_CHANNEL: tl.constexpr,
+    PER_HEAD: tl.constexpr,
     PARTIAL: tl.constexpr, NORM: tl.constexpr, ACROSS_HEADS: tl.constexpr, EPS: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     ROUND_BEFORE_WEIGHT: tl.constexpr, ROUND_AFTER: tl.constexpr,
 ):  # fmt: skip
-    """Normalises (if NORM) and rotates T tokens by H heads of one tensor; all heads if ACROSS_HEADS."""
+    """Normalises (if NORM) and rotates T tokens by H heads of one tensor; all heads if
+    ACROSS_HEADS.
+    """
     token = (token_block * T + tl.arange(0, T)).to(tl.int64)[:, None, None]
     head = (head_block * H + tl.arange(0, H)).to(tl.int64)[None, :, None]
     mask = (token < tokens) & (head < HEADS)
@@ -63,7 +66,8 @@ def _head_tile(
 
     first, second = load_pairs(x_ptr, x_rows, mask, 1, R, P, T, H, INTERLEAVED)
     cos1, cos2, sin1, sin2 = load_tables(
-        cos_ptr, sin_ptr, table_row, in_table, head, table_stride_h, table_stride_f, HEADS, R, P, T, H,
+        cos_ptr, sin_ptr, table_row, in_table, head, table_stride_h, table_stride_f, HEADS, R, P,
+        T, H,
         INTERLEAVED, PER_CHANNEL, PER_HEAD,
     )  # fmt: skip
     dtype = x_ptr.dtype.element_ty
@@ -74,7 +78,9 @@ def _head_tile(
         if HAS_WEIGHT:
             WEIGHT_H: tl.constexpr = H if ACROSS_HEADS else 1
             row = tl.arange(0, WEIGHT_H)[None, :, None]
-            weight1, weight2 = load_pairs(weight_ptr, row * D, row < HEADS, 1, R, P, 1, WEIGHT_H, INTERLEAVED)
+            weight1, weight2 = load_pairs(
+                weight_ptr, row * D, row < HEADS, 1, R, P, 1, WEIGHT_H, INTERLEAVED
+            )
             if REST_P > 0:
                 weight3 = load_rest(weight_ptr, row * D, row < HEADS, R, D - R, REST_P)
         squares = tl.sum(first * first + second * second, axis=2)
@@ -85,9 +91,13 @@ def _head_tile(
         CHANNELS: tl.constexpr = HEADS * D if ACROSS_HEADS else D
         rstd = inverse_rms(squares, CHANNELS, EPS, out_ptr.dtype.element_ty, "add")[:, :, None]
         first = normalise(first, rstd, weight1, dtype, HAS_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER)
-        second = normalise(second, rstd, weight2, dtype, HAS_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER)
+        second = normalise(
+            second, rstd, weight2, dtype, HAS_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER
+        )
         if REST_P > 0:
-            rest = normalise(rest, rstd, weight3, dtype, HAS_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER)
+            rest = normalise(
+                rest, rstd, weight3, dtype, HAS_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER
+            )
     turned1, turned2 = rotate(first, second, cos1, cos2, sin1, sin2, CONJUGATE)
     if PARTIAL:
         turned1 = tl.where(in_table, turned1, first)
@@ -99,13 +109,17 @@ def _head_tile(
 
 @triton.jit
 def rotary_heads_kernel(
-    q_ptr, q_stride_b, q_stride_s, q_stride_h, q_out_ptr, q_out_stride_b, q_out_stride_s, q_out_stride_h,
-    k_ptr, k_stride_b, k_stride_s, k_stride_h, k_out_ptr, k_out_stride_b, k_out_stride_s, k_out_stride_h,
+    q_ptr, q_stride_b, q_stride_s, q_stride_h, q_out_ptr, q_out_stride_b, q_out_stride_s,
+    q_out_stride_h,
+    k_ptr, k_stride_b, k_stride_s, k_stride_h, k_out_ptr, k_out_stride_b, k_out_stride_s,
+    k_out_stride_h,
     cos_ptr, sin_ptr, table_stride_b, table_stride_s, table_stride_h, table_stride_f,
     q_weight_ptr, k_weight_ptr, tokens, table_start, table_tokens,
     Q_HEADS: tl.constexpr, K_HEADS: tl.constexpr,
-    D: tl.constexpr, R: tl.constexpr, P: tl.constexpr, REST_P: tl.constexpr, T: tl.constexpr, H: tl.constexpr,
-    INTERLEAVED: tl.constexpr, CONJUGATE: tl.constexpr, PER_CHANNEL: tl.constexpr, PER_HEAD: tl.constexpr,
+    D: tl.constexpr, R: tl.constexpr, P: tl.constexpr, REST_P: tl.constexpr, T: tl.constexpr,
+    H: tl.constexpr,
+    INTERLEAVED: tl.constexpr, CONJUGATE: tl.constexpr, PER_CHANNEL: tl.constexpr,
+    PER_HEAD: tl.constexpr,
     PARTIAL: tl.constexpr, NORM: tl.constexpr, ACROSS_HEADS: tl.constexpr,
     Q_EPS: tl.constexpr, K_EPS: tl.constexpr,
     HAS_Q_WEIGHT: tl.constexpr, HAS_K_WEIGHT: tl.constexpr,
@@ -136,7 +150,8 @@ def rotary_heads_kernel(
             k_ptr, k_stride_b, k_stride_s, k_stride_h,
             k_out_ptr, k_out_stride_b, k_out_stride_s, k_out_stride_h,
             cos_ptr, sin_ptr, table_stride_b, table_stride_s, table_stride_h, table_stride_f,
-            k_weight_ptr, batch, token_block, head_block - Q_BLOCKS, tokens, table_start, table_tokens,
+            k_weight_ptr, batch, token_block, head_block - Q_BLOCKS, tokens, table_start,
+            table_tokens,
             K_HEADS, D, R, P, REST_P, T, H, INTERLEAVED, CONJUGATE, PER_CHANNEL, PER_HEAD, PARTIAL,
             NORM, ACROSS_HEADS, K_EPS, HAS_K_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER,
         )  # fmt: skip
@@ -156,14 +171,15 @@ def rotary(
 ) -> torch.Tensor:
     """Rotates the first `rotary_dim` channels of x (all by default) and copies the others.
 
-    x: [B, S, H, D], D even or not, fp32/fp16/bf16, any strides; a channel stride other than 1 costs a copy.
+    x: [B, S, H, D], D even or not, fp32/fp16/bf16, any strides; a channel stride other than 1 costs
+    a copy.
     cos, sin: [1 or B, S, 1 or H, R/2 or R], fp32/fp16/bf16, any strides.
     interleaved: pairs are (2i, 2i+1), otherwise (i, i + R/2).
     conjugate: rotate by minus the angles (the backward of the rotation).
-    seq_start: the token that the tables' first row belongs to; tokens outside the tables are copied.
-    Returns [B, S, H, D] in `out_dtype` (x's by default), dense, in x's memory order; or `out`, which may have
-    any strides with unit channel stride.
-    Raises TypeError for other dtypes (fp64 and complex among them), ValueError for shapes that do not fit.
+    seq_start: the token that the tables' first row belongs to; tokens outside the tables are
+    copied. Returns [B, S, H, D] in `out_dtype` (x's by default), dense, in x's memory order; or
+    `out`, which may have any strides with unit channel stride. Raises TypeError for other dtypes
+    (fp64 and complex among them), ValueError for shapes that do not fit.
     """
     rotated, _ = launch_heads(
         x, None, cos, sin, interleaved=interleaved, rotary_dim=rotary_dim, conjugate=conjugate,
@@ -217,7 +233,9 @@ def launch_heads(
     round_before_weight: bool = False,
     round_after_norm: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Checks the arguments and launches the kernel. Weights are contiguous, [D], or [H*D] if across_heads."""
+    """Checks the arguments and launches the kernel. Weights are contiguous, [D], or [H*D] if
+    across_heads.
+    """
     q, k, tables, width, start = check_pair(q, k, cos, sin, rotary_dim, seq_start)
     batch, tokens, q_heads, channels = q.shape
     k_heads = 0 if k is None else k.shape[2]
@@ -227,7 +245,11 @@ def launch_heads(
         return q_out, k_out
     head_counts = tuple(h for h in (q_heads, k_heads) if h)
     token_tile, head_tile, warps = tile_shape(head_counts, channels, norm, across_heads)
-    blocks = batch * triton.cdiv(tokens, token_tile) * sum(triton.cdiv(h, head_tile) for h in head_counts)
+    blocks = (
+        batch
+        * triton.cdiv(tokens, token_tile)
+        * sum(triton.cdiv(h, head_tile) for h in head_counts)
+    )
     second, second_out = (q, q_out) if k is None or k_out is None else (k, k_out)
     launch(
         rotary_heads_kernel, (blocks,),
@@ -240,7 +262,8 @@ def launch_heads(
         REST_P=triton.next_power_of_2(channels - width) if channels > width else 0,
         T=token_tile, H=head_tile, INTERLEAVED=interleaved, CONJUGATE=conjugate,
         PER_CHANNEL=tables.per_channel, PER_HEAD=tables.per_head,
-        PARTIAL=tables.tokens != tokens, NORM=norm, ACROSS_HEADS=across_heads, Q_EPS=eps_q, K_EPS=eps_k,
+        PARTIAL=tables.tokens != tokens, NORM=norm, ACROSS_HEADS=across_heads, Q_EPS=eps_q,
+        K_EPS=eps_k,
         HAS_Q_WEIGHT=q_weight is not None, HAS_K_WEIGHT=k_weight is not None,
         ROUND_BEFORE_WEIGHT=round_before_weight, ROUND_AFTER=round_after_norm, num_warps=warps,
     )  # fmt: skip
@@ -255,13 +278,17 @@ def check_pair(
     rotary_dim: int | None,
     seq_start: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None, Tables, int, int]:
-    """q, k and tables as the kernels take them, the rotary width, and the token of the tables' first row."""
+    """q, k and tables as the kernels take them, the rotary width, and the token of the tables'
+    first row.
+    """
     q = check_input("q", q)
     heads = {q.shape[2]}
     if k is not None:
         k = check_input("k", k)
         if (k.shape[0], k.shape[1], k.shape[3]) != (q.shape[0], q.shape[1], q.shape[3]):
-            raise ValueError(f"q {tuple(q.shape)} and k {tuple(k.shape)} may differ in their head count only")
+            raise ValueError(
+                f"q {tuple(q.shape)} and k {tuple(k.shape)} may differ in their head count only"
+            )
         heads.add(k.shape[2])
     devices = {t.device for t in (q, k, cos, sin) if t is not None}
     if len(devices) > 1:

@@ -15,7 +15,9 @@ from rocm_passes.target import needs_import, needs_triton
 def run(call: RotaryPair) -> Sequence[Tensor]:
     from rocm_passes.kernels.triton.rotary.rotary_launch import rotary_pair
 
-    out_q, out_k = (torch.empty(x.shape, dtype=call.out_dtype, device=x.device) for x in (call.q, call.k))
+    out_q, out_k = (
+        torch.empty(x.shape, dtype=call.out_dtype, device=x.device) for x in (call.q, call.k)
+    )
     return rotary_pair(
         call.q,
         call.k,

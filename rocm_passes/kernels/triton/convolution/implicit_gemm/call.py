@@ -160,13 +160,17 @@ def _refuses_sizes(
     if size[1] * size[2] > INT32_MAX - 4096:
         return f"a frame of the result has {size[1] * size[2]} pixels: more than 32 bits count"
     rows, columns = (tile.rows, tile.columns + tile.more_columns) if tile else (16, 16)
-    programs = x.shape[0] * size[0] * triton.cdiv(size[1] * size[2], rows) * triton.cdiv(shape[1], columns)
+    programs = (
+        x.shape[0] * size[0] * triton.cdiv(size[1] * size[2], rows) * triton.cdiv(shape[1], columns)
+    )
     if programs > INT32_MAX:
         return f"{programs} programs: more than a grid has"
     return None
 
 
-def frame_extent(conv: Conv, x: Tensor, kernel: Sequence[int], out: Sequence[int], rows: int) -> int:
+def frame_extent(
+    conv: Conv, x: Tensor, kernel: Sequence[int], out: Sequence[int], rows: int
+) -> int:
     """A bound on the offsets in one frame of x, with its padding and a ragged last block."""
     steps = [
         (size + extra) * stride + d * k + before
@@ -180,7 +184,11 @@ def frame_extent(conv: Conv, x: Tensor, kernel: Sequence[int], out: Sequence[int
             strict=True,
         )
     ]
-    return math.prod((steps[0], abs(x.stride(3)))) + math.prod((steps[1], abs(x.stride(4)))) + x.shape[1]
+    return (
+        math.prod((steps[0], abs(x.stride(3))))
+        + math.prod((steps[1], abs(x.stride(4))))
+        + x.shape[1]
+    )
 
 
 def max_offset(

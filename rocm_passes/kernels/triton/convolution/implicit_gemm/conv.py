@@ -48,7 +48,9 @@ def conv3d(
     Raises ValueError with `refusal`'s reason.
     """
     conv = conv or Conv()
-    reason = refusal(x, weight, bias, conv=conv, front=front, residual=residual, groups=groups, tile=tile)
+    reason = refusal(
+        x, weight, bias, conv=conv, front=front, residual=residual, groups=groups, tile=tile
+    )
     if reason is not None:
         raise ValueError(reason)
     kernel = tuple(weight.shape[2:])
@@ -112,7 +114,9 @@ def conv2d(
     conv: as of conv3d, its time parts left alone.
     """
     if x.dim() != 4 or weight.dim() != 4:
-        raise ValueError(f"x has {x.dim()} dims and the weight {weight.dim()}; 4 of each are needed")
+        raise ValueError(
+            f"x has {x.dim()} dims and the weight {weight.dim()}; 4 of each are needed"
+        )
     y = conv3d(
         x.unsqueeze(2), weight.unsqueeze(2), bias, conv=conv, silu=silu, groups=groups, tile=tile,
         residual=None if residual is None else residual.unsqueeze(2),

@@ -54,8 +54,8 @@ class Row:
 
 
 #: For bf16 and fp16. The first row that fits is taken. AMD's rows have not run on AMD's GPUs: they
-#: were chosen by what the compiler makes of them (`bench.conv_isa`), without spills and without padded
-#: columns at 96 and 192.
+#: were chosen by what the compiler makes of them (`bench.conv_isa`), without spills and without
+#: padded columns at 96 and 192.
 SIXTEEN_BIT: Mapping[str, tuple[Row, ...]] = {
     # python -m benchmarks.conv_kernel --sweep, on an H100.
     "sm_90": (
