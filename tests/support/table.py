@@ -1,0 +1,70 @@
+"""The support table in docs/measured/support.md: written from cells, and read back by the tests."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.support.cells import Cell
+
+BEGIN, END = "<!-- support: begin -->", "<!-- support: end -->"
+SIGNS = {
+    "compiled": "yes",
+    "in part": "in part",
+    "eager": "eager",
+    "not offered": "-",
+    "WRONG": "WRONG",
+    "FAILED": "FAILED",
+}
+
+
+def write(path: Path, cells: Sequence[Cell], environment: str) -> None:
+    """Replace the part between the markers. Raises ValueError where they are missing."""
+    text = path.read_text(encoding="utf-8")
+    if BEGIN not in text or END not in text:
+        raise ValueError(f"{path}: expected the lines {BEGIN} and {END}")
+    before, after = text.split(BEGIN)[0], text.split(END)[1]
+    path.write_text(
+        f"{before}{BEGIN}\n{render(cells, environment)}\n{END}{after}", encoding="utf-8"
+    )
+
+
+def render(cells: Sequence[Cell], environment: str) -> str:
+    """Features are rows: they are more than the pipelines, and their names are longer."""
+    features = list(dict.fromkeys(cell.feature for cell in cells))
+    pipelines = list(dict.fromkeys(cell.pipeline for cell in cells))
+    by_place = {(cell.feature, cell.pipeline): cell for cell in cells}
+    notes: dict[str, int] = {}
+    lines = [f"| | {' | '.join(pipelines)} |", f"|---|{'---|' * len(pipelines)}"]
+    for feature in features:
+        row = [_cell(by_place.get((feature, name)), notes) for name in pipelines]
+        lines.append(f"| {feature} | {' | '.join(row)} |")
+    lines += ["", f"{environment}; CPU, float32.", ""]
+    lines += [f"{number}. {why}" for why, number in notes.items()]
+    return "\n".join(lines)
+
+
+def _cell(cell: Cell | None, notes: dict[str, int]) -> str:
+    if cell is None:
+        return "not run"
+    sign = SIGNS[cell.outcome]
+    if cell.outcome == "compiled" or not cell.why:
+        return sign
+    return f"{sign} [{notes.setdefault(cell.why, len(notes) + 1)}]"
+
+
+def read(path: Path) -> dict[tuple[str, str], str]:
+    """(pipeline, feature) -> the outcome that the document states."""
+    text = path.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0]
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in text.splitlines()
+        if line.startswith("| ")
+    ]
+    outcomes = {sign: outcome for outcome, sign in SIGNS.items()}
+    return {
+        (pipeline, row[0]): outcomes[re.sub(r" \[\d+\]$", "", sign)]
+        for row in rows[1:]
+        for pipeline, sign in zip(rows[0][1:], row[1:], strict=True)
+    }

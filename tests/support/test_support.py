@@ -1,0 +1,68 @@
+"""docs/measured/support.md says what happens: each cell of its table is run here."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+from rocm_passes.bench.pipeline_specs import PIPELINES
+from tests.support import table
+from tests.support.cells import Cell, run
+from tests.support.features import FEATURES
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "measured" / "support.md"
+#: Run in the fast suite: one of each kind (hooks, adapters, casts, sizes, gradients).
+FAST = {
+    ("flux", "LoRA, then compiled"),
+    ("flux", "group offload, leaves"),
+    ("wan", "two calls"),
+    ("ltx", "training, checkpointed"),
+    ("qwen_image", "fp8 layerwise"),
+}
+CELLS = [
+    pytest.param(
+        pipeline,
+        feature,
+        id=f"{pipeline}-{feature}",
+        marks=() if (pipeline, feature) in FAST else pytest.mark.exhaustive,
+    )
+    for pipeline in PIPELINES
+    for feature in FEATURES
+]
+
+
+@pytest.mark.parametrize(("pipeline", "feature"), CELLS)
+def test_a_pipeline_with_a_feature(pipeline: str, feature: str) -> None:
+    if feature == "torchao int8" and importlib.util.find_spec("torchao") is None:
+        pytest.skip("torchao is not installed")
+    cell = run(pipeline, feature)
+    assert cell.outcome == table.read(DOCUMENT)[pipeline, feature], cell
+
+
+def test_the_table_has_every_cell_and_none_is_wrong() -> None:
+    stated = table.read(DOCUMENT)
+    assert set(stated) == {(p, f) for p in PIPELINES for f in FEATURES}
+    assert set(stated.values()) <= {"compiled", "in part", "eager", "not offered"}
+
+
+def test_a_table_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    cells = [
+        Cell("a", "f", "compiled"),
+        Cell("a", "g", "eager", "why | not"),
+        Cell("b", "f", "not offered", "no f"),
+        Cell("b", "g", "WRONG", "1e+00 from eager"),
+    ]
+    path = tmp_path / "t.md"
+    path.write_text(f"head\n{table.BEGIN}\n{table.END}\ntail\n")
+    table.write(path, cells, "torch 0")
+    assert table.read(path) == {(c.pipeline, c.feature): c.outcome for c in cells}
+    assert path.read_text().endswith("tail\n")
+
+
+def test_a_document_without_markers_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "t.md"
+    path.write_text("text\n")
+    with pytest.raises(ValueError, match="support: begin"):
+        table.write(path, [], "")
