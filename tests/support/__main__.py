@@ -2,7 +2,7 @@
 
     python -m tests.support                                  every pipeline with every feature
     python -m tests.support --only flux,sdxl --features "two calls,VAE tiling"
-    python -m tests.support --write docs/measured/support.md          also put the table into the file
+    python -m tests.support --write docs/measured/support.md   also put the table into the file
 
 Exit code 1 where a result was wrong or a compiled pipeline raised.
 """
