@@ -8,7 +8,7 @@ import torch
 from rocm_passes.kernels.triton import launch as launching
 from rocm_passes.kernels.triton.norms import norm_plan
 from rocm_passes.kernels.triton.rotary import rotary_tiles
-from rocm_passes.kernels.triton.rotary.rotary_launch import rotary, rotary_pair
+from tests.kernels.kernel_calls import rotary, rotary_pair
 from tests.kernels.rotary_reference import assert_is_the_formula, tables
 
 

@@ -102,9 +102,7 @@ def _copied(gm: fx.GraphModule) -> fx.GraphModule:
     return made
 
 
-def compile_alone(
-    backend: Backend, gm: fx.GraphModule, inputs: list[Any]
-) -> Callable[..., Any]:
+def compile_alone(backend: Backend, gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
     """What the backend makes of a copy of the graph, called as Dynamo would call it."""
     with tracing(TracingContext(detect_fake_mode(inputs))), torch.no_grad():
         return backend(_copied(gm), list(inputs))
