@@ -17,6 +17,7 @@ from itertools import combinations
 
 import pytest
 
+from rocm_passes.target import AMD_ARCHITECTURES
 from tests import zoo
 
 LEAST_EXAMPLES = 10
@@ -45,6 +46,13 @@ def codegen() -> bool:
 def examples(number: int) -> int:
     """How many examples Hypothesis draws: all in the whole suite, a fifth in the fast one."""
     return number if _everything else min(number, max(number // 5, LEAST_EXAMPLES))
+
+
+def architectures() -> tuple[str, ...]:
+    """Those that kernels are compiled for; in the fast suite one with waves of 64 lanes and one
+    with waves of 32.
+    """
+    return tuple(AMD_ARCHITECTURES) if _everything else ("gfx942", "gfx1201")
 
 
 def mark_exhaustive(items: Iterable[pytest.Item]) -> None:
