@@ -10,7 +10,7 @@ import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,27 +22,39 @@ from tests.rewriting import copied
 from . import case, tensors_in
 
 Backend = Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]
+T = TypeVar("T")
 
 
-@functools.cache
-def built(name: str, dtype: torch.dtype = torch.bfloat16) -> nn.Module:
+def _once(make: Callable[[str, torch.dtype], T]) -> Callable[..., T]:
+    """Kept by model and dtype, bfloat16 by default."""
+    kept = functools.cache(make)
+
+    @functools.wraps(make)
+    def found(name: str, dtype: torch.dtype = torch.bfloat16) -> T:
+        return kept(name, dtype)
+
+    return found
+
+
+@_once
+def built(name: str, dtype: torch.dtype) -> nn.Module:
     """The model, for tests that leave it as it is."""
     return case(name).build(dtype)
 
 
-@functools.cache
-def live(name: str, dtype: torch.dtype = torch.bfloat16) -> Counter[str]:
+@_once
+def live(name: str, dtype: torch.dtype) -> Counter[str]:
     return case(name).live(built(name, dtype))
 
 
-@functools.cache
-def results(name: str, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
+@_once
+def results(name: str, dtype: torch.dtype) -> list[Tensor]:
     """Of one eager call."""
     return case(name).run(built(name, dtype))
 
 
-@functools.cache
-def exact(name: str, dtype: torch.dtype = torch.bfloat16) -> list[Tensor]:
+@_once
+def exact(name: str, dtype: torch.dtype) -> list[Tensor]:
     """The same call in float64."""
     return case(name).reference(built(name, dtype))
 
@@ -62,8 +74,8 @@ class Traced:
         return [compile_alone(backend, *each) for each in self.graphs]
 
 
-@functools.cache
-def traced(name: str, dtype: torch.dtype = torch.bfloat16) -> Traced:
+@_once
+def traced(name: str, dtype: torch.dtype) -> Traced:
     zoo, model = case(name), built(name, dtype)
     args, kwargs = zoo.inputs(model)
     if zoo.warm_up:
