@@ -25,8 +25,8 @@ from rocm_passes.kernels.triton.convolution.implicit_gemm.kernel import SIZES, c
 from rocm_passes.kernels.triton.convolution.implicit_gemm.tiles import Tile, choose_tile
 from rocm_passes.target import AMD_ARCHITECTURES
 
-_MATRIX = re.compile(r"^\s+v_(?:mfma|wmma|swmmac)_\w+", re.MULTILINE)
-_WIDE_LOAD = re.compile(r"^\s+(?:global|buffer|flat)_load_(?:dwordx4|b128)\b", re.MULTILINE)
+MATRIX = re.compile(r"^\s+v_(?:mfma|wmma|swmmac)_\w+", re.MULTILINE)
+WIDE_LOAD = re.compile(r"^\s+(?:global|buffer|flat)_load_(?:dwordx4|b128)\b", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -117,14 +117,14 @@ def compiled(shape: Shape, arch: str) -> Compiled:
         arch=arch,
         tile=tile.label,
         warps=warps,
-        registers=isa._number(r"\.vgpr_count:\s*(\d+)", assembly),
-        spills=isa._number(r"\.vgpr_spill_count:\s*(\d+)", assembly),
-        scratch_bytes=isa._number(r"; ScratchSize: (\d+)", assembly),
+        registers=isa.number_in(r"\.vgpr_count:\s*(\d+)", assembly),
+        spills=isa.number_in(r"\.vgpr_spill_count:\s*(\d+)", assembly),
+        scratch_bytes=isa.number_in(r"; ScratchSize: (\d+)", assembly),
         lds_bytes=int(binary.metadata.shared),
-        occupancy=isa._number(r"; Occupancy:\s*(\d+)", assembly),
-        matrix_instructions=len(_MATRIX.findall(assembly)),
-        wide_loads=len(_WIDE_LOAD.findall(assembly)),
-        fp64_instructions=len(isa._FP64.findall(assembly)),
+        occupancy=isa.number_in(r"; Occupancy:\s*(\d+)", assembly),
+        matrix_instructions=len(MATRIX.findall(assembly)),
+        wide_loads=len(WIDE_LOAD.findall(assembly)),
+        fp64_instructions=len(isa.FP64.findall(assembly)),
     )
 
 

@@ -83,9 +83,9 @@ def test_the_checks_can_fail() -> None:
     """The patterns do find what they look for."""
     lines = ("v_mfma_f32_16x16x16_bf16 a[0:3]", "v_wmma_f32_16x16x16_bf16 v[0:7]", "v_fma_f32 v0")
     assembly = "".join(f"\t{line}\n" for line in lines)
-    assert len(isa._MATRIX.findall(assembly)) == 2
+    assert len(isa.MATRIX.findall(assembly)) == 2
     loads = ("global_load_dwordx4 v[0:3]", "buffer_load_b128 v[0:3]", "global_load_ushort v0")
-    assert len(isa._WIDE_LOAD.findall("".join(f"\t{line}\n" for line in loads))) == 2
+    assert len(isa.WIDE_LOAD.findall("".join(f"\t{line}\n" for line in loads))) == 2
 
 
 def test_the_table() -> None:

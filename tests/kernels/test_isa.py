@@ -78,11 +78,11 @@ def test_the_checks_can_fail() -> None:
         "v_fma_f64 v[0:1]",
     ]
     assembly = "".join(f"\t{line}\n" for line in lines)
-    assert len(isa._WIDE.findall(assembly)) == 2
-    assert len(isa._MEMORY.findall(assembly)) == 3
-    assert len(isa._FP64.findall(assembly)) == 1
+    assert len(isa.WIDE.findall(assembly)) == 2
+    assert len(isa.MEMORY.findall(assembly)) == 3
+    assert len(isa.FP64.findall(assembly)) == 1
     with pytest.raises(RuntimeError, match="has Triton's output changed"):
-        isa._number(r"\.vgpr_count:\s*(\d+)", assembly)
+        isa.number_in(r"\.vgpr_count:\s*(\d+)", assembly)
 
 
 def test_the_table_in_the_docs_is_what_the_compiler_gives(compiled: list[dict[str, Any]]) -> None:

@@ -74,5 +74,5 @@ def test_tables_whose_channels_lie_beyond_32_bits_are_copied(
 def test_a_modulation_whose_channels_lie_beyond_32_bits_is_copied() -> None:
     near = (torch.Size([1, 64]), (64, 1), torch.float32)
     far = (torch.Size([1, 64]), (1, 2**26), torch.float32)
-    assert not norm_plan._needs_copy(2, near)
-    assert norm_plan._needs_copy(2, far)
+    assert not norm_plan.needs_copy(2, near)
+    assert norm_plan.needs_copy(2, far)

@@ -174,7 +174,7 @@ def plan_launch(metas: tuple[Meta | None, ...], norm: Norm, tile: NormTile | Non
     if 0 in shape:
         return Plan(shape, norm.outputs, out_dtype, {}, 0, (), {}, 1)
     copies = {
-        k: (_read_as(m), False) for k, m in enumerate(metas) if m is not None and _needs_copy(k, m)
+        k: (_read_as(m), False) for k, m in enumerate(metas) if m is not None and needs_copy(k, m)
     }
     strides, index = _numbered(metas, copies, shape)
     if tile is None:
@@ -272,7 +272,7 @@ def _check_kind(norm: Norm, weighted: bool) -> None:
         )
 
 
-def _needs_copy(position: int, meta: Meta) -> bool:
+def needs_copy(position: int, meta: Meta) -> bool:
     """x and the branch must have contiguous rows; a table a dtype and a reach that the kernel can
     read.
     """
