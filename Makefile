@@ -7,15 +7,18 @@ PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 
+# $(call step,NAME,COMMAND): a failure says which step it was.
+step = $(2) || { code=$$?; echo "make $@: $(1) failed with exit code $$code" >&2; exit $$code; }
+
 .PHONY: test test-all fuzz mutants demo lint format docs clean
 
 # The fast suite. test-all adds every combination of parameters, more drawn examples, and generated
 # code where the fast suite runs a rewritten graph as it is.
 test: $(READY)
-	$(RUN) -m pytest -n 2 --dist worksteal -m "not exhaustive" $(PYTEST_ARGS)
+	@$(call step,the fast suite,$(RUN) -m pytest -n 2 --dist worksteal -m "not exhaustive" $(PYTEST_ARGS))
 
 test-all: $(READY)
-	$(RUN) -m pytest -n 2 --dist worksteal --codegen $(PYTEST_ARGS)
+	@$(call step,the whole suite,$(RUN) -m pytest -n 2 --dist worksteal --codegen $(PYTEST_ARGS))
 
 # Random programs until the time is over; a case file for each that fails.
 SECONDS := 600
@@ -30,10 +33,10 @@ demo: $(READY)
 	$(RUN) -m examples.demo $(DEMO_ARGS)
 
 lint: $(READY)
-	$(RUN) -m ruff check .
-	$(RUN) -m ruff format --check .
-	$(RUN) -m mypy
-	$(VENV)/bin/lint-imports
+	@$(call step,ruff check,$(RUN) -m ruff check .)
+	@$(call step,ruff format --check,$(RUN) -m ruff format --check .)
+	@$(call step,mypy,$(RUN) -m mypy)
+	@$(call step,lint-imports,$(VENV)/bin/lint-imports)
 
 format: $(READY)
 	$(RUN) -m ruff check --fix .

@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 import torch
 
-from tests import suites
+from tests import fast, suites
 
 # Triton reads this when it is first imported: without a GPU its kernels then run on CPU tensors.
 if not torch.cuda.is_available():
@@ -57,6 +57,8 @@ if _WORKER in os.environ:
     # A worker has one core: further threads would take the other workers'.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
+# Inductor would compile and load a program for each instruction set of the CPU, in each new cache.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 # The processes that Inductor would compile in take longer to start than most tests to compile.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 
@@ -103,8 +105,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     First, because pytest's own hook deselects by marker.
     """
     suites.mark_exhaustive(items)
+    suites.models_together(items)
     if torch.cuda.is_available():
         return
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA or ROCm device"))
+
+
+def pytest_collection_finish() -> None:
+    """Of what the tests that were collected have imported."""
+    if "torch._dynamo.guards" in sys.modules:
+        fast.without_guard_timing()
+    if "triton.runtime.interpreter" in sys.modules:
+        fast.without_searches_for_builtins()
+    fast.without_searches_for_garbage()

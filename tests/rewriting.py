@@ -68,7 +68,7 @@ def rewrite(
     compiled = torch.compile(
         fn,
         backend=functools.partial(
-            _recording, seen, options={"select": "always", **(options or {})}, caches=False
+            recording, seen, options={"select": "always", **(options or {})}, caches=False
         ),
         dynamic=dynamic,
         fullgraph=fullgraph,
@@ -78,13 +78,13 @@ def rewrite(
     return seen
 
 
-def _recording(seen: Rewritten, gm: fx.GraphModule, inputs: Any, **kwargs: Any) -> Any:
+def recording(seen: Rewritten, gm: fx.GraphModule, inputs: Any, **kwargs: Any) -> Any:
     class Recording(backend.GraphPass):
         def __call__(self, graph: fx.Graph) -> None:
-            seen.before.append(_copy(graph))
+            seen.before.append(copied(graph))
             super().__call__(graph)
             graph.lint()
-            seen.after.append(_copy(graph))
+            seen.after.append(copied(graph))
 
     original, backend.GraphPass = backend.GraphPass, Recording
     try:
@@ -93,7 +93,7 @@ def _recording(seen: Rewritten, gm: fx.GraphModule, inputs: Any, **kwargs: Any) 
         backend.GraphPass = original
 
 
-def _copy(graph: fx.Graph) -> fx.Graph:
+def copied(graph: fx.Graph) -> fx.Graph:
     made = fx.Graph()
     output = made.graph_copy(graph, {})
     made.output(output)

@@ -12,10 +12,13 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence, Set
 from itertools import combinations
 
 import pytest
+
+from rocm_passes.target import AMD_ARCHITECTURES
+from tests import zoo
 
 LEAST_EXAMPLES = 10
 _TOGETHER = {"pairwise": 2, "each_value": 1}
@@ -45,6 +48,13 @@ def examples(number: int) -> int:
     return number if _everything else min(number, max(number // 5, LEAST_EXAMPLES))
 
 
+def architectures() -> tuple[str, ...]:
+    """Those that kernels are compiled for; in the fast suite one with waves of 64 lanes and one
+    with waves of 32.
+    """
+    return tuple(AMD_ARCHITECTURES) if _everything else ("gfx942", "gfx1201")
+
+
 def mark_exhaustive(items: Iterable[pytest.Item]) -> None:
     """Mark what the fast suite leaves out of tests that are marked pairwise or each_value."""
     by_test: dict[str, list[pytest.Function]] = defaultdict(list)
@@ -59,6 +69,25 @@ def mark_exhaustive(items: Iterable[pytest.Item]) -> None:
             for position, case in enumerate(cases):
                 if position not in chosen:
                     case.add_marker(pytest.mark.exhaustive)
+
+
+def models_together(items: list[pytest.Item]) -> None:
+    """Move the tests of whole models to the end, each model's together.
+
+    A model is then traced in one of xdist's processes, and once (`tests.zoo.traced`).
+    """
+    names = {model.name for model in zoo.cases()}
+    items.sort(key=lambda item: _model(item, names))
+
+
+def _model(item: pytest.Item, names: Set[str]) -> str:
+    """The name of the zoo's model that the test is parametrized by, or nothing."""
+    given = item.callspec.params.values() if hasattr(item, "callspec") else ()
+    for value in given:
+        name = value.name if isinstance(value, zoo.Case) else value
+        if isinstance(name, str) and name in names:
+            return name
+    return ""
 
 
 def _together(case: pytest.Function) -> int | None:

@@ -4,15 +4,20 @@ on its way.
 
 from __future__ import annotations
 
+import functools
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import Tensor, fx
 from torch._inductor import lowering
 
-from tests.rewriting import Rewritten, rewrite
+from tests.rewriting import Rewritten, recording, rewrite
+from tests.without_codegen import without_codegen
 from tests.zoo import Case, case, tensors_in
+from tests.zoo.traced import traced
 
 DENOISERS = (
     "wan", "z_image", "qwen_image", "flux", "flux2", "hunyuan_video", "ltx", "ltx2", "cogvideox",
@@ -27,7 +32,7 @@ COMPLEX = ("z_image", "qwen_image", "lumina2")
 @pytest.mark.parametrize("select", ["always", "auto"])
 @pytest.mark.parametrize("name", [n for n in DENOISERS if n not in COMPLEX])
 def test_models_without_complex_numbers_get_none(name: str, select: str) -> None:
-    seen, texts = compiled(case(name), select, codegen=False)
+    seen, texts = passed(name, select)
     assert not texts
     assert not [n for g in (*seen.before, *seen.after) for n in g.nodes if is_complex(n)]
 
@@ -38,7 +43,7 @@ def test_models_without_complex_numbers_get_none(name: str, select: str) -> None
 @pytest.mark.parametrize("name", COMPLEX)
 def test_complex_numbers_are_gone(name: str, select: str) -> None:
     zoo_case = case(name)
-    seen, texts = compiled(zoo_case, select, codegen=True)
+    seen, texts = compiled(zoo_case, select)
     assert not texts
     assert any(is_complex(n) for g in seen.before for n in g.nodes), (
         "the model has no complex numbers any more"
@@ -57,30 +62,46 @@ def test_complex_numbers_are_gone(name: str, select: str) -> None:
 
 def test_the_warning_can_be_seen() -> None:
     """Left to Inductor, the same model warns."""
-    assert compiled(case("qwen_image"), "off", codegen=False)[1]
+    assert passed("qwen_image", "off")[1]
 
 
-def compiled(zoo_case: Case, select: str, codegen: bool) -> tuple[Rewritten, list[str]]:
-    """The graphs, and Inductor's warnings of complex numbers. It gives one a process, unless made
-    to forget.
-    """
+def passed(name: str, select: str) -> tuple[Rewritten, list[str]]:
+    """The graphs of the model without code generation, and Inductor's warnings."""
+    seen = Rewritten()
+    backend = functools.partial(recording, seen, options={"select": select}, caches=False)
+    model = traced(name)
+    with warned() as texts, without_codegen():
+        model.compiled(backend)
+    return seen, texts
+
+
+def compiled(zoo_case: Case, select: str) -> tuple[Rewritten, list[str]]:
     model = zoo_case.build()
     if zoo_case.warm_up:
         zoo_case.run(model)
     args, kwargs = zoo_case.inputs(model)
-    lowering._warn_complex_not_supported.cache_clear()
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always")
+    with warned() as texts:
         seen = rewrite(
             zoo_case.function(model),
             *args,
             options={"select": select},
             fullgraph=zoo_case.one_graph,
-            codegen=codegen,
+            codegen=True,
             **kwargs,
         )
+    return seen, texts
+
+
+@contextmanager
+def warned() -> Iterator[list[str]]:
+    """Inductor's warnings of complex numbers. It gives one a process, unless made to forget."""
+    texts: list[str] = []
     lowering._warn_complex_not_supported.cache_clear()
-    return seen, [str(w.message) for w in found if "complex operators" in str(w.message)]
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        yield texts
+    lowering._warn_complex_not_supported.cache_clear()
+    texts += [str(w.message) for w in found if "complex operators" in str(w.message)]
 
 
 def is_complex(node: fx.Node) -> bool:

@@ -4,6 +4,7 @@ zoo.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from typing import Any
 
@@ -13,9 +14,10 @@ from torch import fx
 
 from rocm_passes.backend import rocm_diffusion
 from rocm_passes.report.ledger import Ledger
-from tests.rewriting import Rewritten, _recording
+from tests.rewriting import Rewritten, recording
 from tests.without_codegen import codegen_if_asked
-from tests.zoo import DEMO, Case, case, cases, tensors_in
+from tests.zoo import DEMO, cases, tensors_in
+from tests.zoo.traced import compile_alone, exact, live, results, traced
 
 NORMS = ("rms_norm", "layer_norm", "group_norm", "channel_norm")
 
@@ -24,12 +26,9 @@ class Enough(Exception):
     """The passes have run: no code needs to be generated."""
 
 
-def ledgers_of(zoo: Case, model: torch.nn.Module, options: dict[str, Any]) -> list[Ledger]:
-    """The ledger of every graph that one call runs, as often as it runs it; the graphs run in eager
-    mode.
-    """
+def ledgers_of(name: str, dtype: torch.dtype, options: dict[str, Any]) -> list[Ledger]:
+    """The ledger of every graph that one call runs, as often as it runs it."""
     compiled: list[Ledger] = []
-    executed: list[Ledger] = []
 
     def keep(ledger: Ledger) -> None:
         compiled.append(ledger)
@@ -38,25 +37,19 @@ def ledgers_of(zoo: Case, model: torch.nn.Module, options: dict[str, Any]) -> li
     def backend(gm: fx.GraphModule, inputs: Any) -> Any:
         before = len(compiled)
         try:
-            rocm_diffusion(gm, inputs, options=options, listener=keep, caches=False)
+            return rocm_diffusion(gm, inputs, options=options, listener=keep, caches=False)
         except Exception:
             if len(compiled) == before:
                 raise
-        mine = compiled[before:]
+            return gm
 
-        def run(*values: Any) -> Any:
-            executed.extend(mine)
-            return gm.forward(*values)
-
-        return run
-
-    args, kwargs = zoo.inputs(model)
-    if zoo.warm_up:
-        zoo.run(model)
-    torch._dynamo.reset()
-    with torch.no_grad():
-        torch.compile(zoo.function(model), backend=backend)(*args, **kwargs)
-    return executed
+    seen = traced(name, dtype)
+    ledgers = []
+    for each in seen.graphs:
+        before = len(compiled)
+        compile_alone(backend, *each)
+        ledgers.append(compiled[before:])
+    return [ledger for number in seen.executed for ledger in ledgers[number]]
 
 
 def norms_in(ledgers: list[Ledger]) -> Counter[str]:
@@ -71,11 +64,9 @@ def norms_in(ledgers: list[Ledger]) -> Counter[str]:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("name", [c.name for c in cases()])
 def test_every_norm_has_an_entry(name: str, dtype: torch.dtype) -> None:
-    zoo = case(name)
-    model = zoo.build(dtype)
-    expected = Counter({n: count for n, count in zoo.live(model).items() if n in NORMS})
+    expected = Counter({n: count for n, count in live(name, dtype).items() if n in NORMS})
     for select in ("off", "always"):
-        ledgers = ledgers_of(zoo, model, {"select": select})
+        ledgers = ledgers_of(name, dtype, {"select": select})
         assert norms_in(ledgers) == expected, select
         refused = [
             e
@@ -93,21 +84,17 @@ def test_outputs_stay_as_exact(name: str, monkeypatch: pytest.MonkeyPatch) -> No
     """
     monkeypatch.setattr("rocm_passes.target.triton_is_interpreted", lambda: False)
     monkeypatch.setattr("rocm_passes.ops.operator.triton_is_interpreted", lambda: False)
-    zoo = case(name)
-    model = zoo.build(torch.bfloat16)
-    args, kwargs = zoo.inputs(model)
-    eager, exact = zoo.run(model), zoo.reference(model)
     seen = Rewritten()
-    torch._dynamo.reset()
-    idioms = {"select": "always", "idioms": "-conv3d,-conv2d"}
-    compiled = torch.compile(
-        zoo.function(model),
-        backend=lambda gm, i: _recording(seen, gm, i, options=idioms, caches=False),
-    )
-    with torch.no_grad(), codegen_if_asked():
-        ours = tensors_in(compiled(*args, **kwargs))
+    options = {"select": "always", "idioms": "-conv3d,-conv2d"}
+    with codegen_if_asked():
+        (compiled,) = traced(name).compiled(
+            functools.partial(recording, seen, options=options, caches=False)
+        )
+        with torch.no_grad():
+            ours = tensors_in(compiled(*traced(name).values))
     assert any(e.outcome == "rewritten" for e in seen.sites)
-    for mine, theirs, true in zip(ours, eager, exact, strict=True):
+    eager, true_ones = results(name), exact(name)
+    for mine, theirs, true in zip(ours, eager, true_ones, strict=True):
         if mine.is_floating_point():
             assert _rms(mine, true) <= 1.1 * _rms(theirs, true)
 

@@ -4,15 +4,17 @@ behind.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 
 import pytest
 import torch
 from torch import Tensor
 
-from tests.rewriting import Rewritten, rewrite
+from tests.rewriting import Rewritten, recording, rewrite
 from tests.without_codegen import without_codegen
-from tests.zoo import Case, cases, in_float64, tensors_in
+from tests.zoo import Case, cases, tensors_in
+from tests.zoo.traced import built, exact, live, results, traced
 
 ROTATING = [c for c in cases() if (c.expected or {}).get("rotary")]
 
@@ -52,33 +54,42 @@ def is_complex(node: torch.fx.Node) -> bool:
 
 @pytest.mark.parametrize("case", ROTATING, ids=lambda c: c.name)
 def test_every_rotation_is_rewritten(case: Case) -> None:
-    model = case.build()
-    inputs = case.inputs(model)
-    expected = case.live(model, inputs)["rotary"]
-    original = case.run(model, inputs)
-    with without_codegen():
-        seen = rewrite(
-            case.function(model),
-            *inputs[0],
-            options={"idioms": "qk_norm_rotary,rotary_pair,rotary", "rewrite_numerics": "fast"},
-            fullgraph=case.one_graph,
-            **inputs[1],
-        )
+    expected = live(case.name)["rotary"]
+    seen = rewritten(case)
     assert covered(seen)["rotary"] == expected
     assert covered(seen, "rewritten")["rotary"] == expected, [str(e.reason) for e in seen.sites]
     assert not complex_targets(seen)
-    _check(seen, case, model, inputs, original)
+    _check(seen, case.name)
 
 
-def _check(
-    seen: Rewritten, case: Case, model: torch.nn.Module, inputs: object, original: list[Tensor]
-) -> None:
+def rewritten(case: Case) -> Rewritten:
+    options = {
+        "select": "always",
+        "idioms": "qk_norm_rotary,rotary_pair,rotary",
+        "rewrite_numerics": "fast",
+    }
+    if not case.one_graph:
+        model = built(case.name)
+        args, kwargs = case.inputs(model)
+        return rewrite(
+            case.function(model), *args, options=options, fullgraph=False, codegen=False, **kwargs
+        )
+    seen = Rewritten()
+    with without_codegen():
+        (compiled,) = traced(case.name).compiled(
+            functools.partial(recording, seen, options=options, caches=False)
+        )
+        with torch.no_grad():
+            seen.result = compiled(*traced(case.name).values)
+    return seen
+
+
+def _check(seen: Rewritten, name: str) -> None:
     """The error against float64 stays that of the original, within a tenth and the output's
     rounding.
     """
-    args, kwargs = inputs  # type: ignore[misc]
-    exact = tensors_in(in_float64(model, args, kwargs, entry=case.entry))
-    for ours, before, truth in zip(tensors_in(seen.result), original, exact, strict=True):
+    triples = zip(tensors_in(seen.result), results(name), exact(name), strict=True)
+    for ours, before, truth in triples:
         error = (ours.double() - truth).square().mean().sqrt()
         allowed = (before.double() - truth).square().mean().sqrt()
         rounding = torch.finfo(before.dtype).eps * truth.abs().max()

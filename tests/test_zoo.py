@@ -14,6 +14,7 @@ from torch import nn
 from torch._dynamo.backends.common import aot_autograd
 
 from tests.zoo import DEMO, Case, case, cases, count_idioms, in_float64
+from tests.zoo.traced import built, exact, live, results, traced
 
 DTYPES = (torch.bfloat16, torch.float32)
 EVERY_CASE = pytest.mark.parametrize("zoo_case", cases(), ids=lambda c: c.name)
@@ -21,7 +22,7 @@ EVERY_CASE = pytest.mark.parametrize("zoo_case", cases(), ids=lambda c: c.name)
 
 @EVERY_CASE
 def test_output_is_finite_varied_and_reproducible(zoo_case: Case) -> None:
-    first, second = (zoo_case.run(zoo_case.build()) for _ in range(2))
+    first, second = results(zoo_case.name), zoo_case.run(zoo_case.build())
     assert first
     for one, other in zip(first, second, strict=True):
         assert one.isfinite().all()
@@ -31,9 +32,8 @@ def test_output_is_finite_varied_and_reproducible(zoo_case: Case) -> None:
 
 @pytest.mark.parametrize("zoo_case", [c for c in cases() if c.expected], ids=lambda c: c.name)
 def test_counts_are_what_the_architecture_says(zoo_case: Case) -> None:
-    model = zoo_case.build()
     assert zoo_case.expected is not None
-    assert dict(zoo_case.count(model)) == dict(zoo_case.expected)
+    assert dict(zoo_case.count(built(zoo_case.name))) == dict(zoo_case.expected)
 
 
 @pytest.mark.parametrize("name", DEMO)
@@ -41,11 +41,7 @@ def test_live_counts_are_those_of_the_traced_graph_and_it_is_one_graph(name: str
     """AOTAutograd without decompositions: one node for each LayerNorm, GroupNorm and Conv3d that is
     used.
     """
-    zoo_case = case(name)
-    model = zoo_case.build()
-    if zoo_case.warm_up:
-        zoo_case.run(model)
-    traced: Counter[str] = Counter()
+    found: Counter[str] = Counter()
 
     def count_nodes(
         graph: torch.fx.GraphModule, example_inputs: list[torch.Tensor]
@@ -53,32 +49,26 @@ def test_live_counts_are_those_of_the_traced_graph_and_it_is_one_graph(name: str
         for node in graph.graph.find_nodes(
             op="call_function", target=torch.ops.aten.convolution.default
         ):
-            traced["conv3d"] += node.meta["val"].ndim == 5
+            found["conv3d"] += node.meta["val"].ndim == 5
         for target, idiom in (
             (torch.ops.aten.native_layer_norm.default, "layer_norm"),
             (torch.ops.aten.native_group_norm.default, "group_norm"),
         ):
-            traced[idiom] += len(graph.graph.find_nodes(op="call_function", target=target))
+            found[idiom] += len(graph.graph.find_nodes(op="call_function", target=target))
         return graph.forward
 
-    args, kwargs = zoo_case.inputs(model)
-    torch._dynamo.reset()
-    with torch.no_grad():
-        backend = aot_autograd(fw_compiler=count_nodes)
-        torch.compile(zoo_case.function(model), backend=backend, fullgraph=True)(*args, **kwargs)
-    live = zoo_case.live(model)
-    assert +traced == Counter({idiom: live[idiom] for idiom in traced if live[idiom]})
+    (_,) = traced(name).compiled(aot_autograd(fw_compiler=count_nodes))
+    expected = live(name)
+    assert +found == Counter({idiom: expected[idiom] for idiom in found if expected[idiom]})
 
 
 @pytest.mark.parametrize("name", DEMO)
 def test_the_float64_reference_is_near_float32_and_nearer_than_bfloat16(name: str) -> None:
-    zoo_case = case(name)
     error = {}
     for dtype in DTYPES:
-        model = zoo_case.build(dtype)
-        (exact,), (output,) = zoo_case.reference(model), zoo_case.run(model)
-        assert exact.dtype == torch.float64
-        error[dtype] = float((output.double() - exact).norm() / exact.norm())
+        (true,), (output,) = exact(name, dtype), results(name, dtype)
+        assert true.dtype == torch.float64
+        error[dtype] = float((output.double() - true).norm() / true.norm())
     # Measured: 1e-6 to 1e-5 and 5e-3 to 5e-2.
     assert 0 < error[torch.float32] < 1e-4
     assert error[torch.float32] < error[torch.bfloat16] < 0.1
@@ -95,9 +85,8 @@ def test_the_reference_restores_the_default_dtype_when_the_model_raises() -> Non
 def test_the_five_run_in_both_dtypes_with_hand_derived_counts(
     name: str, dtype: torch.dtype
 ) -> None:
-    zoo_case = case(name)
-    assert zoo_case.expected is not None
-    (output,) = zoo_case.run(zoo_case.build(dtype))
+    assert case(name).expected is not None
+    (output,) = results(name, dtype)
     assert output.dtype == dtype
     assert output.isfinite().all()
 
@@ -123,7 +112,7 @@ def test_build_leaves_the_global_random_state_alone() -> None:
 
 @pytest.mark.parametrize("name", DEMO)
 def test_no_parameter_is_constant(name: str) -> None:
-    for key, parameter in case(name).build().named_parameters():
+    for key, parameter in built(name).named_parameters():
         assert parameter.numel() == 1 or len(parameter.unique()) > 1, key
 
 

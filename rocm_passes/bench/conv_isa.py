@@ -2,7 +2,7 @@
 
     python -m rocm_passes.bench.conv_isa            print the table
     python -m rocm_passes.bench.conv_isa --json     one JSON object a line
-    python -m rocm_passes.bench.conv_isa --ones     compile with integers that are 1
+    python -m rocm_passes.bench.conv_isa --ones all     compile with integers that are 1
 
 Compiled as Inductor launches it: pointers and strides are divisible by 16, and nothing says that
 offsets fit into 31 bits (`tt.pointer_range`).
@@ -15,7 +15,7 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,8 @@ from rocm_passes.kernels.triton.convolution.implicit_gemm.kernel import SIZES, c
 from rocm_passes.kernels.triton.convolution.implicit_gemm.tiles import Tile, choose_tile
 from rocm_passes.target import AMD_ARCHITECTURES
 
-_MATRIX = re.compile(r"^\s+v_(?:mfma|wmma|swmmac)_\w+", re.MULTILINE)
-_WIDE_LOAD = re.compile(r"^\s+(?:global|buffer|flat)_load_(?:dwordx4|b128)\b", re.MULTILINE)
+MATRIX = re.compile(r"^\s+v_(?:mfma|wmma|swmmac)_\w+", re.MULTILINE)
+WIDE_LOAD = re.compile(r"^\s+(?:global|buffer|flat)_load_(?:dwordx4|b128)\b", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -117,14 +117,14 @@ def compiled(shape: Shape, arch: str) -> Compiled:
         arch=arch,
         tile=tile.label,
         warps=warps,
-        registers=isa._number(r"\.vgpr_count:\s*(\d+)", assembly),
-        spills=isa._number(r"\.vgpr_spill_count:\s*(\d+)", assembly),
-        scratch_bytes=isa._number(r"; ScratchSize: (\d+)", assembly),
+        registers=isa.number_in(r"\.vgpr_count:\s*(\d+)", assembly),
+        spills=isa.number_in(r"\.vgpr_spill_count:\s*(\d+)", assembly),
+        scratch_bytes=isa.number_in(r"; ScratchSize: (\d+)", assembly),
         lds_bytes=int(binary.metadata.shared),
-        occupancy=isa._number(r"; Occupancy:\s*(\d+)", assembly),
-        matrix_instructions=len(_MATRIX.findall(assembly)),
-        wide_loads=len(_WIDE_LOAD.findall(assembly)),
-        fp64_instructions=len(isa._FP64.findall(assembly)),
+        occupancy=isa.number_in(r"; Occupancy:\s*(\d+)", assembly),
+        matrix_instructions=len(MATRIX.findall(assembly)),
+        wide_loads=len(WIDE_LOAD.findall(assembly)),
+        fp64_instructions=len(isa.FP64.findall(assembly)),
     )
 
 
@@ -149,23 +149,26 @@ def _compile(found: IsaExample, arch: str, wave: int, warps: int) -> Any:
     return triton.compile(source, target=GPUTarget("hip", arch, wave), options=options)
 
 
-def every() -> Iterator[Compiled]:
+def every(architectures: Iterable[str]) -> Iterator[Compiled]:
     """Each shape on each architecture."""
     for shape in SHAPES:
-        for arch in AMD_ARCHITECTURES:
+        for arch in architectures:
             yield compiled(shape, arch)
 
 
-def specialised_to_one(arch: str) -> None:
-    """Compile with integers that are 1, of which a launch makes constexprs: with all, with each."""
+def specialised_to_one(arch: str, one_by_one: bool) -> None:
+    """Compile with integers that are 1, of which a launch makes constexprs: with all at once in
+    each variant, or in the last one with each alone.
+    """
     tile = Tile(64, 32, 32, warps=4, stages=2, more_columns=16)
     wave = 64 if arch.startswith("gfx9") else 32
-    for others in VARIANTS:
-        found = example(Shape("1", 96, 96, 1, others=others), tile)
-        names = isa.integers(found)
+    variants = [example(Shape("1", 96, 96, 1, others=others), tile) for others in VARIANTS]
+    if one_by_one:
+        cases = [(variants[-1], (name,)) for name in isa.integers(variants[-1])]
+    else:
+        cases = [(found, isa.integers(found)) for found in variants]
+    for found, names in cases:
         _compile(isa.with_ones(found, names), arch, wave, tile.warps)
-    for name in names:
-        _compile(isa.with_ones(found, (name,)), arch, wave, tile.warps)
 
 
 def table(rows: Sequence[Compiled]) -> str:
@@ -187,12 +190,15 @@ def table(rows: Sequence[Compiled]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m rocm_passes.bench.conv_isa")
     parser.add_argument("--json", action="store_true", help="print one JSON object a line")
-    parser.add_argument("--ones", action="store_true", help="compile with integers that are 1")
+    parser.add_argument("--arch", action="append", choices=AMD_ARCHITECTURES, help="only these")
+    parser.add_argument(
+        "--ones", choices=("all", "each"), help="compile with integers that are 1, or each alone"
+    )
     options = parser.parse_args(argv)
     if options.ones:
-        specialised_to_one(AMD_ARCHITECTURES[0])
+        specialised_to_one(AMD_ARCHITECTURES[0], one_by_one=options.ones == "each")
         return 0
-    rows = list(every())
+    rows = list(every(options.arch or AMD_ARCHITECTURES))
     if options.json:
         for row in rows:
             print(json.dumps(dataclasses.asdict(row)))

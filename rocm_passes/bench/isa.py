@@ -27,9 +27,9 @@ from rocm_passes.target import AMD_ARCHITECTURES
 
 BEGIN, END = "<!-- isa table: begin -->", "<!-- isa table: end -->"
 
-_WIDE = re.compile(r"^\s+(?:global|buffer|flat)_(?:load|store)_(?:dwordx4|b128)\b", re.MULTILINE)
-_MEMORY = re.compile(r"^\s+(?:global|buffer|flat)_(?:load|store)_\w+", re.MULTILINE)
-_FP64 = re.compile(r"^\s+v_\w+_f64\b", re.MULTILINE)
+WIDE = re.compile(r"^\s+(?:global|buffer|flat)_(?:load|store)_(?:dwordx4|b128)\b", re.MULTILINE)
+MEMORY = re.compile(r"^\s+(?:global|buffer|flat)_(?:load|store)_\w+", re.MULTILINE)
+FP64 = re.compile(r"^\s+v_\w+_f64\b", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -111,18 +111,18 @@ def compile_example(example: IsaExample, arch: str) -> Compiled:
         shape=example.label,
         arch=arch,
         warps=warps,
-        registers=_number(r"\.vgpr_count:\s*(\d+)", assembly),
-        spills=_number(r"\.vgpr_spill_count:\s*(\d+)", assembly),
-        scratch_bytes=_number(r"; ScratchSize: (\d+)", assembly),
+        registers=number_in(r"\.vgpr_count:\s*(\d+)", assembly),
+        spills=number_in(r"\.vgpr_spill_count:\s*(\d+)", assembly),
+        scratch_bytes=number_in(r"; ScratchSize: (\d+)", assembly),
         lds_bytes=int(built.metadata.shared),
-        occupancy=_number(r"; Occupancy:\s*(\d+)", assembly),
-        wide_accesses=len(_WIDE.findall(assembly)),
-        memory_accesses=len(_MEMORY.findall(assembly)),
-        fp64_instructions=len(_FP64.findall(assembly)),
+        occupancy=number_in(r"; Occupancy:\s*(\d+)", assembly),
+        wide_accesses=len(WIDE.findall(assembly)),
+        memory_accesses=len(MEMORY.findall(assembly)),
+        fp64_instructions=len(FP64.findall(assembly)),
     )
 
 
-def _number(pattern: str, text: str) -> int:
+def number_in(pattern: str, text: str) -> int:
     found = re.search(pattern, text)
     if found is None:
         raise RuntimeError(f"the assembly does not say {pattern!r}: has Triton's output changed?")

@@ -16,7 +16,8 @@ import triton
 from rocm_passes.kernels.triton.common import TRITON_TYPE
 from rocm_passes.kernels.triton.convolution import frames, pad_launch
 from rocm_passes.kernels.triton.convolution.pad_kernel import pad_kernel
-from rocm_passes.kernels.triton.norms import channel_norm_kernel, group_norm_launch, norm_plan
+from rocm_passes.kernels.triton.norms import channel_norm_launch, group_norm_launch, norm_plan
+from rocm_passes.kernels.triton.norms.channel_norm_kernel import channel_norm_kernel
 from rocm_passes.kernels.triton.norms.group_norm_kernel import (
     group_norm_apply_kernel,
     group_norm_combine_kernel,
@@ -146,13 +147,13 @@ def channel_norm_examples() -> list[IsaExample]:
     for channels in (96, 192, 384):
         for channels_last in (False, True):
             for dtype in ("bf16", "fp32"):
-                tile = channel_norm_kernel.choose_tile(channels, channels_last)
+                tile = channel_norm_launch.choose_tile(channels, channels_last)
                 layout = "channels-last" if channels_last else "contiguous"
                 inner = "channel_stride" if channels_last else "pixel_stride"
                 unit = (inner, f"out_{inner}")
                 examples.append(
                     isa_example(
-                        channel_norm_kernel.channel_norm_kernel,
+                        channel_norm_kernel,
                         f"channel norm + SiLU, C {channels}, {layout}, {dtype}",
                         dict.fromkeys(
                             ("x_ptr", "x_bias_ptr", "gamma_ptr", "bias_ptr", "out_ptr"), f"*{dtype}"

@@ -5,16 +5,18 @@ production shapes.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from rocm_passes.bench.norm_shapes import Shape, distinct
-from rocm_passes.kernels.triton.norms.channel_norm_kernel import channel_norm
+from rocm_passes.kernels.triton.norms.channel_norm_launch import channel_norm
 from rocm_passes.kernels.triton.norms.group_norm_launch import group_norm
-from rocm_passes.kernels.triton.norms.norm import fused_norm
+from rocm_passes.kernels.triton.norms.norm import Norm, Operands, fused_norm
+from rocm_passes.ops.channel_norm import ChannelNorm
+from rocm_passes.ops.group_norm import GroupNorm
 
 Result = tuple[Tensor, ...]
 BF16, FP32 = torch.bfloat16, torch.float32
@@ -59,7 +61,7 @@ def row_cases() -> Iterator[Case]:
         return (F.rms_norm(x, (x.shape[-1],), w, 1e-6),)
 
     def our_rms(x: Tensor, w: Tensor) -> Result:
-        return (fused_norm(x, kind="rms", eps=1e-6, weight=w)[0][0],)
+        return (fused_norm(Operands(x, weight=w), Norm("rms", 1e-6))[0][0],)
 
     for shape, models in distinct().items():
         yield Case(
@@ -81,7 +83,7 @@ def row_cases() -> Iterator[Case]:
         lambda: (normal(32760, 5120), normal(5120)),
         lambda x, w: (diffusers_rms(x, w, 1e-6),),
         lambda x, w: (
-            fused_norm(x, kind="rms", eps=1e-6, weight=w, round_before_weight=True)[0][0],
+            fused_norm(Operands(x, weight=w), Norm("rms", 1e-6, round_before_weight=True))[0][0],
         ),
     )
     yield Case(
@@ -96,9 +98,8 @@ def row_cases() -> Iterator[Case]:
         return F.rms_norm(s, (s.shape[-1],), w, 1e-6), s
 
     def add_rms(x: Tensor, r: Tensor, w: Tensor) -> Result:
-        outs, total = fused_norm(
-            x, kind="rms", eps=1e-6, branch=r, weight=w, sum_dtype=x.dtype, round_sum=True
-        )
+        norm = Norm("rms", 1e-6, sum_dtype=x.dtype, round_sum=True)
+        outs, total = fused_norm(Operands(x, r, weight=w), norm)
         assert total is not None
         return outs[0], total
 
@@ -118,9 +119,9 @@ def chain_cases() -> Iterator[Case]:
 
     def our_wan(x: Tensor, y: Tensor, g: Tensor, scale: Tensor, shift: Tensor) -> Result:
         (out,), s = fused_norm(
-            x, kind="layer", eps=1e-6, branch=y, gate=g, modulations=[(scale, shift)],
-            sum_dtype=x.dtype, round_sum=True,
-        )  # fmt: skip
+            Operands(x, y, g, scale0=scale, shift0=shift),
+            Norm("layer", 1e-6, modulations=1, sum_dtype=x.dtype, round_sum=True),
+        )
         assert s is not None
         return out, s
 
@@ -144,7 +145,9 @@ def chain_cases() -> Iterator[Case]:
         lambda: (normal(1, 4608, 3072), normal(1, 1, 3072), normal(1, 1, 3072)),
         flux,
         lambda x, scale, shift: tuple(
-            fused_norm(x, kind="layer", eps=1e-6, modulations=[(scale, shift)])[0]
+            fused_norm(Operands(x, scale0=scale, shift0=shift), Norm("layer", 1e-6, modulations=1))[
+                0
+            ]
         ),
     )
 
@@ -159,10 +162,11 @@ def branch_norm_cases() -> Iterator[Case]:
     def our_z_image(
         x: Tensor, a: Tensor, g: Tensor, wa: Tensor, w: Tensor, scale: Tensor
     ) -> Result:
+        norm = Norm("rms", 1e-5, 1e-5, modulations=1, scale_offset=0.0)
         (out,), s = fused_norm(
-            x, kind="rms", eps=1e-5, branch=a, gate=g, branch_weight=wa, branch_eps=1e-5, weight=w,
-            modulations=[(scale, None)], scale_offset=0.0, sum_dtype=x.dtype, round_sum=True,
-        )  # fmt: skip
+            Operands(x, a, g, wa, weight=w, scale0=scale),
+            replace(norm, sum_dtype=x.dtype, round_sum=True),
+        )
         assert s is not None
         return out, s
 
@@ -177,11 +181,11 @@ def branch_norm_cases() -> Iterator[Case]:
         return gemma_rms(s, w), s
 
     def our_gemma(x: Tensor, a: Tensor, wa: Tensor, w: Tensor) -> Result:
+        norm = Norm("rms", 1e-6, 1e-6, branch_weight_offset=1.0, weight_offset=1.0)
         (out,), s = fused_norm(
-            x, kind="rms", eps=1e-6, branch=a, branch_weight=wa, branch_weight_offset=1.0,
-            branch_eps=1e-6, weight=w,
-            weight_offset=1.0, sum_dtype=x.dtype, round_sum=True,
-        )  # fmt: skip
+            Operands(x, a, branch_weight=wa, weight=w),
+            replace(norm, sum_dtype=x.dtype, round_sum=True),
+        )
         assert s is not None
         return out, s
 
@@ -189,9 +193,7 @@ def branch_norm_cases() -> Iterator[Case]:
         return (x + g * diffusers_rms(a, wa, 1e-5),)
 
     def our_residual(x: Tensor, a: Tensor, g: Tensor, wa: Tensor) -> Result:
-        _, s = fused_norm(
-            x, kind="none", branch=a, gate=g, branch_weight=wa, branch_eps=1e-5, sum_dtype=x.dtype
-        )
+        _, s = fused_norm(Operands(x, a, g, wa), Norm("none", branch_eps=1e-5, sum_dtype=x.dtype))
         assert s is not None
         return (s,)
 
@@ -222,7 +224,21 @@ def channel_cases() -> Iterator[Case]:
 
     def ours(x: Tensor, gamma: Tensor) -> Result:
         return (
-            channel_norm(x, gamma, scale=x.shape[1] ** 0.5, silu=True, round_before_weight=True),
+            channel_norm(
+                ChannelNorm(
+                    x,
+                    None,
+                    gamma,
+                    None,
+                    form="l2",
+                    eps=1e-12,
+                    scale=x.shape[1] ** 0.5,
+                    silu=True,
+                    round_to=x.dtype,
+                    rounds_between=False,
+                    out_dtype=x.dtype,
+                )
+            ),
         )
 
     for shape in [
@@ -255,7 +271,8 @@ def group_cases() -> Iterator[Case]:
         return (F.silu(F.group_norm(x, 32, w, b, 1e-6)),)
 
     def ours(x: Tensor, w: Tensor, b: Tensor) -> Result:
-        return (group_norm(x, 32, w, b, 1e-6, silu=True),)
+        call = GroupNorm(x, None, 32, w, b, 1e-6, True, None, None, False, x.dtype)
+        return (group_norm(call),)
 
     for shape in [(1, 128, 1024, 1024), (1, 512, 128, 128)]:
         for layout in (torch.contiguous_format, torch.channels_last):

@@ -12,7 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rocm_passes.kernels.triton.rotary.qk_norm_rotary_launch import qk_norm_rotary
-from rocm_passes.kernels.triton.rotary.rotary_launch import rotary_pair
+from rocm_passes.kernels.triton.rotary.rotary_launch import HeadNorms, Rotation, rotary_pair
+
+INTERLEAVED = Rotation(interleaved=True)
 
 Inputs = tuple[Tensor, ...]
 Outputs = tuple[Tensor, ...]
@@ -116,7 +118,7 @@ def wan_rope(tokens: int) -> Case:
         return rope_slices(q, cos, sin, wide), rope_slices(k, cos, sin, wide)
 
     def ours(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Outputs:
-        return rotary_pair(q, k, cos[..., 0::2], sin[..., 1::2], interleaved=True)
+        return rotary_pair(q, k, cos[..., 0::2], sin[..., 1::2], INTERLEAVED)
 
     return Case(f"Wan RoPE q,k [1,{tokens},40,128]", make, original, ours)
 
@@ -140,10 +142,9 @@ def wan_norm_rope(tokens: int) -> Case:
         return rope_slices(q, cos, sin, wide), rope_slices(k, cos, sin, wide)
 
     def ours(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, wq: Tensor, wk: Tensor) -> Outputs:
-        return qk_norm_rotary(
-            q.unflatten(2, (40, -1)), k.unflatten(2, (40, -1)), cos[..., 0::2], sin[..., 1::2],
-            interleaved=True, eps_q=1e-6, across_heads=True, q_weight=wq, k_weight=wk,
-        )  # fmt: skip
+        norms = HeadNorms(1e-6, 1e-6, across_heads=True, q_weight=wq, k_weight=wk)
+        q, k = (x.unflatten(2, (40, -1)) for x in (q, k))
+        return qk_norm_rotary(q, k, cos[..., 0::2], sin[..., 1::2], INTERLEAVED, norms)
 
     return Case(f"Wan norm + RoPE q,k [1,{tokens},40,128]", make, original, ours)
 
@@ -156,7 +157,7 @@ def complex_rope() -> Case:
         return rope_complex(q, freqs, wide), rope_complex(k, freqs, wide)
 
     def ours(q: Tensor, k: Tensor, freqs: Tensor) -> Outputs:
-        return rotary_pair(q, k, *parts(freqs), interleaved=True)
+        return rotary_pair(q, k, *parts(freqs), INTERLEAVED)
 
     return Case("complex RoPE q,k [1,4608,30,128]", make, original, ours)
 
@@ -179,16 +180,8 @@ def norm_complex_rope(name: str, tokens: int, count: int, eps: float) -> Case:
         )
 
     def ours(q: Tensor, k: Tensor, freqs: Tensor, wq: Tensor, wk: Tensor) -> Outputs:
-        return qk_norm_rotary(
-            q,
-            k,
-            *parts(freqs),
-            interleaved=True,
-            eps_q=eps,
-            q_weight=wq,
-            k_weight=wk,
-            round_before_weight=True,
-        )
+        norms = HeadNorms(eps, eps, q_weight=wq, k_weight=wk, round_before_weight=True)
+        return qk_norm_rotary(q, k, *parts(freqs), INTERLEAVED, norms)
 
     return Case(f"{name} norm + complex RoPE q,k [1,{tokens},{count},128]", make, original, ours)
 
@@ -202,10 +195,8 @@ def qwen_joint() -> Case:
             *(weight(128) for _ in range(4)),
         )  # fmt: skip
 
-    def original(
-        tq: Tensor, tk: Tensor, q: Tensor, k: Tensor, tf: Tensor, f: Tensor,
-        wtq: Tensor, wtk: Tensor, wq: Tensor, wk: Tensor, wide: torch.dtype = torch.float32,
-    ) -> Outputs:  # fmt: skip
+    def original(*given: Tensor, wide: torch.dtype = torch.float32) -> Outputs:
+        tq, tk, q, k, tf, f, wtq, wtk, wq, wk = given
         tq, tk = (
             rope_complex(rms_diffusers(x, w, 1e-6, wide), tf, wide)
             for x, w in ((tq, wtq), (tk, wtk))
@@ -215,19 +206,16 @@ def qwen_joint() -> Case:
         )
         return torch.cat([tq, q], dim=1), torch.cat([tk, k], dim=1)
 
-    def ours(
-        tq: Tensor, tk: Tensor, q: Tensor, k: Tensor, tf: Tensor, f: Tensor,
-        wtq: Tensor, wtk: Tensor, wq: Tensor, wk: Tensor,
-    ) -> Outputs:  # fmt: skip
+    def ours(*given: Tensor) -> Outputs:
+        tq, tk, q, k, tf, f, wtq, wtk, wq, wk = given
         text = tq.shape[1]
         joint = q.new_empty(2, 1, text + q.shape[1], *q.shape[2:]).unbind(0)
         for a, b, freqs, wa, wb, rows in (
             (tq, tk, tf, wtq, wtk, slice(0, text)), (q, k, f, wq, wk, slice(text, None)),
         ):  # fmt: skip
-            qk_norm_rotary(
-                a, b, *parts(freqs), interleaved=True, eps_q=1e-6, q_weight=wa, k_weight=wb,
-                round_before_weight=True, out_q=joint[0][:, rows], out_k=joint[1][:, rows],
-            )  # fmt: skip
+            norms = HeadNorms(1e-6, 1e-6, q_weight=wa, k_weight=wb, round_before_weight=True)
+            outs = joint[0][:, rows], joint[1][:, rows]
+            qk_norm_rotary(a, b, *parts(freqs), INTERLEAVED, norms, outs=outs)
         return joint
 
     return Case(
@@ -245,7 +233,7 @@ def flux_rope() -> Case:
         return rope_stack(q, cos, sin, wide), rope_stack(k, cos, sin, wide)
 
     def ours(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Outputs:
-        return rotary_pair(q, k, cos[None, :, None], sin[None, :, None], interleaved=True)
+        return rotary_pair(q, k, cos[None, :, None], sin[None, :, None], INTERLEAVED)
 
     return Case("Flux stack RoPE q,k [1,4608,24,128]", make, original, ours)
 
@@ -261,29 +249,23 @@ def flux_joint() -> Case:
             *(weight(128) for _ in range(4)),
         )  # fmt: skip
 
-    def original(
-        tq: Tensor, tk: Tensor, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor,
-        wtq: Tensor, wtk: Tensor, wq: Tensor, wk: Tensor, wide: torch.dtype = torch.float32,
-    ) -> Outputs:  # fmt: skip
+    def original(*given: Tensor, wide: torch.dtype = torch.float32) -> Outputs:
+        tq, tk, q, k, cos, sin, wtq, wtk, wq, wk = given
         q = torch.cat([rms_torch(tq, wtq, 1e-6, wide), rms_torch(q, wq, 1e-6, wide)], dim=1)
         k = torch.cat([rms_torch(tk, wtk, 1e-6, wide), rms_torch(k, wk, 1e-6, wide)], dim=1)
         return rope_stack(q, cos, sin, wide), rope_stack(k, cos, sin, wide)
 
-    def ours(
-        tq: Tensor, tk: Tensor, q: Tensor, k: Tensor, cos: Tensor, sin: Tensor,
-        wtq: Tensor, wtk: Tensor, wq: Tensor, wk: Tensor,
-    ) -> Outputs:  # fmt: skip
+    def ours(*given: Tensor) -> Outputs:
+        tq, tk, q, k, cos, sin, wtq, wtk, wq, wk = given
         joint = q.new_empty(2, 1, text + q.shape[1], *q.shape[2:]).unbind(0)
         cos, sin = cos[None, :, None], sin[None, :, None]
         for a, b, wa, wb, rows in (
             (tq, tk, wtq, wtk, slice(0, text)),
             (q, k, wq, wk, slice(text, None)),
         ):
-            qk_norm_rotary(
-                a, b, cos[:, rows], sin[:, rows], interleaved=True, eps_q=1e-6, q_weight=wa,
-                k_weight=wb,
-                out_q=joint[0][:, rows], out_k=joint[1][:, rows],
-            )  # fmt: skip
+            norms = HeadNorms(1e-6, 1e-6, q_weight=wa, k_weight=wb)
+            outs = joint[0][:, rows], joint[1][:, rows]
+            qk_norm_rotary(a, b, cos[:, rows], sin[:, rows], INTERLEAVED, norms, outs=outs)
         return joint
 
     return Case("Flux norm + cat + RoPE q,k [1,512+4096,24,128]", make, original, ours)
@@ -312,10 +294,9 @@ def norm_stack_rope(name: str, tokens: int, count: int, fused_qkv: bool) -> Case
         return rope_stack(q, cos, sin, wide), rope_stack(k, cos, sin, wide)
 
     def ours(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, wq: Tensor, wk: Tensor) -> Outputs:
-        return qk_norm_rotary(
-            q, k, cos[None, :, None], sin[None, :, None], interleaved=True,
-            eps_q=1e-6, q_weight=wq, k_weight=wk, round_before_weight=not fused_qkv,
-        )  # fmt: skip
+        norms = HeadNorms(1e-6, 1e-6, q_weight=wq, k_weight=wk, round_before_weight=not fused_qkv)
+        cos, sin = (table[None, :, None] for table in (cos, sin))
+        return qk_norm_rotary(q, k, cos, sin, INTERLEAVED, norms)
 
     return Case(f"{name} norm + stack RoPE q,k [1,{tokens},{count},128]", make, original, ours)
 
@@ -331,7 +312,7 @@ def half_split() -> Case:
         return rope_half(q, cos, sin), rope_half(k, cos, sin)
 
     def ours(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> Outputs:
-        return rotary_pair(q, k, cos, sin, interleaved=False)
+        return rotary_pair(q, k, cos, sin, Rotation(interleaved=False))
 
     return Case("half-split RoPE q,k, bf16 tables [1,4608,30,128]", make, original, ours)
 

@@ -79,7 +79,7 @@ def bisect(
     script = Script.find(module, words)
     hint_at_misplaced("bisect", ("--check", "--timeout"), script.arguments)
     command = [sys.executable, *(("-m", module, *words) if module else words)]
-    judge = _judge(check)
+    judge = judge_of(check)
 
     def run(fuel: int) -> Run:
         found = _run(command, fuel, judge, timeout)
@@ -194,7 +194,7 @@ def _run(command: Sequence[str], fuel: int, judge: Judge, timeout: float | None)
         )
 
 
-def _judge(check: str | None) -> Judge:
+def judge_of(check: str | None) -> Judge:
     if check is None:
         return lambda output, code: True
     module, colon, name = check.partition(":")

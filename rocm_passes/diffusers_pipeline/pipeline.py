@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Unpack
 
 from torch import nn
 
@@ -23,7 +23,7 @@ from rocm_passes.diffusers_pipeline.components import (
 )
 from rocm_passes.diffusers_pipeline.denoiser import compile_denoiser
 from rocm_passes.diffusers_pipeline.report import Report
-from rocm_passes.diffusers_pipeline.settings import Settings
+from rocm_passes.diffusers_pipeline.settings import HowToCompile, Settings
 from rocm_passes.diffusers_pipeline.vae import compile_resampler, compile_vae_parts
 from rocm_passes.errors import OptionError, nearest
 
@@ -35,13 +35,9 @@ def compile_pipeline(
     vae: bool = True,
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
-    how: str = "auto",
-    dynamic: bool | None = None,
-    mode: str | None = None,
-    options: Mapping[str, Any] | None = None,
-    vae_dtype: str | None = None,
     cache_artifacts: str | os.PathLike[str] | None = None,
     warm: warming.Sizes | None = None,
+    **settings: Unpack[HowToCompile],
 ) -> Report:
     """Compile a diffusers pipeline, or a bare denoiser or VAE, in place. Without `warm` nothing
     runs yet.
@@ -62,9 +58,7 @@ def compile_pipeline(
     component. Raises TypeError on what is neither a pipeline nor a module, OptionError on a wrong
     argument or option.
     """
-    settings = Settings.checked(
-        how=how, dynamic=dynamic, mode=mode, options=options, vae_dtype=vae_dtype
-    )
+    checked = Settings.checked(**settings)
     runs = warming.calls(pipe, warm)
     components = _components(pipe)
     wanted = Wanted.checked(components, transformer, vae, include, exclude)
@@ -80,7 +74,7 @@ def compile_pipeline(
         elif (reason := wanted.leaves(name)) is not None:
             report.add(name, "skipped", reason)
         else:
-            _compile(name, component, _role(name, component, kind), wanted, report, settings)
+            _compile(name, component, _role(name, component, kind), wanted, report, checked)
     for arguments in runs:
         warming.run(pipe, arguments, report)
     if runs and report.artifacts_path is not None:

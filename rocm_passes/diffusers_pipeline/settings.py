@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from rocm_passes.errors import OptionError, nearest
 from rocm_passes.options import parse
@@ -12,6 +12,16 @@ from rocm_passes.options import parse
 HOW = ("auto", "whole", "blocks")
 VAE_DTYPES = ("bf16", "fp16")
 GRAPHS = "triton.cudagraphs"
+
+
+class HowToCompile(TypedDict, total=False):
+    """Those arguments of compile_pipeline that say how, and not what, to compile."""
+
+    how: str
+    dynamic: bool | None
+    mode: str | None
+    options: Mapping[str, Any] | None
+    vae_dtype: str | None
 
 
 @dataclass(frozen=True)

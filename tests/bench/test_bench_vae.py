@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from rocm_passes.bench import vae
+from rocm_passes.bench import vae, vae_worker
 
 TINY = ["--device", "cpu", "--tiny", "--at-once", "2"]
 
@@ -109,7 +109,11 @@ def test_a_conv_dtype_stands_behind_the_variant(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(
         "rocm_passes.diffusers_pipeline.compile_vae", lambda module, options: seen.append(options)
     )
-    vae.compile_as("pipeline+fp16", None, {"select": "always"})
-    vae.compile_as("pipeline", None, {})
+    vae_worker.compile_as("pipeline+fp16", None, {"select": "always"})
+    vae_worker.compile_as("pipeline", None, {})
     assert seen == [{"select": "always", "conv_dtype": "fp16"}, None]
-    assert vae.is_ours("pipeline+fp16") and vae.is_ours("ours") and not vae.is_ours("static")
+    assert (
+        vae_worker.is_ours("pipeline+fp16")
+        and vae_worker.is_ours("ours")
+        and not vae_worker.is_ours("static")
+    )

@@ -161,10 +161,10 @@ def test_checks_by_command_and_by_function(tmp_path: Path, monkeypatch: pytest.M
     (tmp_path / "checks_of_bisect.py").write_text(
         "def is_one(output):\n    assert output == 'one'\n    return True\n"
     )
-    by_function = bisect._judge("checks_of_bisect:is_one")
+    by_function = bisect.judge_of("checks_of_bisect:is_one")
     program = "import os; assert open(os.environ['ROCM_BISECT_OUTPUT']).read() == 'one'"
-    by_command = bisect._judge(f'{sys.executable} -c "{program}"')
+    by_command = bisect.judge_of(f'{sys.executable} -c "{program}"')
     for judge in (by_function, by_command):
         assert judge("one", 0) and not judge("two", 0) and not judge("one", 1)
     with pytest.raises(bisect.BisectError, match="'no_such_program' cannot be run"):
-        bisect._judge("no_such_program now")("one", 0)
+        bisect.judge_of("no_such_program now")("one", 0)

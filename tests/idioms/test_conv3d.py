@@ -64,10 +64,7 @@ def test_an_image_becomes_one_conv2d_without_a_padded_copy() -> None:
     r = check(causal, video(1))
     entry = conv3d(r)
     assert entry.lowering == "conv2d"
-    assert (
-        entry.reason
-        == "one of 3 temporal taps sees frames that are not zero; the others are dropped"
-    )
+    assert "one of 3 temporal taps" in entry.reason
     assert aten.constant_pad_nd.default not in r.targets()
     assert [len(n.args[1].meta["val"].shape) for n in r.after[0].find_nodes(
         op="call_function", target=aten.convolution.default)] == [4]  # fmt: skip

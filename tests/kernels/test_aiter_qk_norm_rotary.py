@@ -43,6 +43,14 @@ def turned(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     return out.flatten(-2) if interleaved else out.transpose(-1, -2).flatten(-2)
 
 
+def refusal(**arguments: Any) -> str | None:
+    return adapter.refusal(adapter.Arguments(**arguments))
+
+
+def run(**arguments: Any) -> tuple[Tensor, Tensor]:
+    return adapter.qk_norm_rotary(adapter.Arguments(**arguments))
+
+
 def call(**changed: Any) -> dict[str, Any]:
     """The arguments of a call that aiter takes, apart from what is changed."""
     cos, sin = tables(8, 32)
@@ -72,9 +80,10 @@ def test_qk_norm_rotary(
     wq, wk = (torch.randn(head_size).to(dtype) for _ in range(2))
     cos, sin = tables(9, head_size // 2)
     with installed():
-        out_q, out_k = adapter.qk_norm_rotary(
-            q, k, wq, wk, cos, sin, EPS, interleaved=interleaved, round_before_weight=True
-        )
+        out_q, out_k = run(
+            q=q, k=k, wq=wq, wk=wk, cos=cos, sin=sin, eps=EPS, interleaved=interleaved,
+            round_before_weight=True,
+        )  # fmt: skip
     for out, x, weight in ((out_q, q, wq), (out_k, k, wk)):
         original = graph(x, weight, cos, sin, interleaved)
         assert_no_worse(out, original, exact(x, weight, cos, sin, interleaved))
@@ -92,7 +101,7 @@ def test_tables_are_joined_in_float32() -> None:
 def test_empty() -> None:
     empty = torch.empty(0, 8, 4, 64).half()
     with installed():
-        out_q, out_k = adapter.qk_norm_rotary(**call(q=empty, k=empty))
+        out_q, out_k = run(**call(q=empty, k=empty))
     assert out_q.shape == out_k.shape == empty.shape
 
 
@@ -135,9 +144,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 def test_refused(case: str) -> None:
     arguments, text = REFUSED[case]
     with installed():
-        assert text in (adapter.refusal(**arguments) or "")
+        assert text in (refusal(**arguments) or "")
         with pytest.raises(AiterContractError, match="fused_qk_norm_rope_1way was not called"):
-            adapter.qk_norm_rotary(**arguments)
+            run(**arguments)
 
 
 @pytest.mark.parametrize("case", REFUSED)
@@ -201,7 +210,7 @@ def test_a_low_precision_table_harms_the_double() -> None:
 )
 def test_refused_before_there_is_a_call(changed: dict[str, Any], text: str) -> None:
     with installed():
-        assert text in (adapter.refusal(**call(**changed)) or "")
+        assert text in (refusal(**call(**changed)) or "")
 
 
 def test_two_gibibytes_are_refused() -> None:
@@ -215,8 +224,8 @@ def test_two_gibibytes_are_refused() -> None:
         t.expand(1, 2**14, 1, 32).to("meta") for t in (call()["cos"][:, :1], call()["sin"][:, :1])
     )
     with installed(), mock.patch.object(contract, "DEVICE_TYPES", frozenset({"meta"})):
-        assert "2.00 GiB" in (adapter.refusal(**call(q=q, k=q, cos=cos, sin=sin, **on_meta)) or "")
-        assert adapter.refusal(**call(q=q[:63], k=q[:63], cos=cos, sin=sin, **on_meta)) is None
+        assert "2.00 GiB" in (refusal(**call(q=q, k=q, cos=cos, sin=sin, **on_meta)) or "")
+        assert refusal(**call(q=q[:63], k=q[:63], cos=cos, sin=sin, **on_meta)) is None
 
 
 @pytest.mark.parametrize(
@@ -224,13 +233,13 @@ def test_two_gibibytes_are_refused() -> None:
 )
 def test_old_versions_are_refused(version: str, text: str) -> None:
     with installed(version):
-        assert text in (adapter.refusal(**call()) or "")
+        assert text in (refusal(**call()) or "")
 
 
 @pytest.mark.parametrize("version", ["0.1.17", "0.1.18", "0.1.20"])
 def test_new_versions_are_taken(version: str) -> None:
     with installed(version):
-        assert adapter.refusal(**call()) is None
+        assert refusal(**call()) is None
 
 
 def test_numerics_note() -> None:
@@ -269,14 +278,9 @@ def test_either_a_reason_or_the_right_answer(
     cos, sin = tables(tokens, head_size // 2 * entries)
     arguments = {"q": q, "k": k, "wq": wq, "wk": wk, "cos": cos, "sin": sin, "eps": EPS}
     with installed(version):
-        if (
-            adapter.refusal(**arguments, interleaved=interleaved, round_before_weight=mode)
-            is not None
-        ):
+        if refusal(**arguments, interleaved=interleaved, round_before_weight=mode) is not None:
             return
-        outputs = adapter.qk_norm_rotary(
-            **arguments, interleaved=interleaved, round_before_weight=mode
-        )
+        outputs = run(**arguments, interleaved=interleaved, round_before_weight=mode)
     for out, x, weight in zip(outputs, (q, k), (wq, wk), strict=True):
         assert out.shape == x.shape
         if out.numel():

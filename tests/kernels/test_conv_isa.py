@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from rocm_passes.bench import conv_isa as isa
-from rocm_passes.target import AMD_ARCHITECTURES
+from tests import suites
 
 #: Without matrix instructions for fp32.
 RDNA = ("gfx1100", "gfx1201")
@@ -19,10 +19,10 @@ RDNA = ("gfx1100", "gfx1201")
 LDS_BYTES = 65536
 
 
-def printed(option: str) -> str:
+def printed(*options: str) -> str:
     """In a process of its own: here the kernels are interpreted."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "rocm_passes.bench.conv_isa", option]
+    command = [sys.executable, "-m", "rocm_passes.bench.conv_isa", *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -30,7 +30,8 @@ def printed(option: str) -> str:
 
 @pytest.fixture(scope="module")
 def compiled() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in printed("--json").splitlines()]
+    chosen = [word for arch in suites.architectures() for word in ("--arch", arch)]
+    return [json.loads(line) for line in printed("--json", *chosen).splitlines()]
 
 
 def named(row: dict[str, Any]) -> str:
@@ -38,7 +39,7 @@ def named(row: dict[str, Any]) -> str:
 
 
 def test_every_call_on_every_architecture(compiled: list[dict[str, Any]]) -> None:
-    assert len({named(r) for r in compiled}) == len(isa.SHAPES) * len(AMD_ARCHITECTURES)
+    assert len({named(r) for r in compiled}) == len(isa.SHAPES) * len(suites.architectures())
 
 
 @pytest.mark.parametrize("figure", ["spills", "scratch_bytes", "fp64_instructions"])
@@ -70,16 +71,21 @@ def test_two_waves_hide_latency(compiled: list[dict[str, Any]]) -> None:
 
 def test_integers_that_are_one_compile() -> None:
     """A launch makes a constexpr of an integer that is 1: what only values can do fails then."""
-    assert printed("--ones") == ""
+    assert printed("--ones", "all") == ""
+
+
+@pytest.mark.exhaustive
+def test_each_integer_that_is_one_alone_compiles() -> None:
+    assert printed("--ones", "each") == ""
 
 
 def test_the_checks_can_fail() -> None:
     """The patterns do find what they look for."""
     lines = ("v_mfma_f32_16x16x16_bf16 a[0:3]", "v_wmma_f32_16x16x16_bf16 v[0:7]", "v_fma_f32 v0")
     assembly = "".join(f"\t{line}\n" for line in lines)
-    assert len(isa._MATRIX.findall(assembly)) == 2
+    assert len(isa.MATRIX.findall(assembly)) == 2
     loads = ("global_load_dwordx4 v[0:3]", "buffer_load_b128 v[0:3]", "global_load_ushort v0")
-    assert len(isa._WIDE_LOAD.findall("".join(f"\t{line}\n" for line in loads))) == 2
+    assert len(isa.WIDE_LOAD.findall("".join(f"\t{line}\n" for line in loads))) == 2
 
 
 def test_the_table() -> None:

@@ -16,22 +16,16 @@ import pytest
 import triton
 
 from rocm_passes.bench import isa
-from rocm_passes.target import AMD_ARCHITECTURES
 from tests import suites
 
 DOCS = Path(__file__).parents[2] / "docs" / "kernels.md"
-
-
-def architectures() -> tuple[str, ...]:
-    """All of them; in the fast suite one with waves of 64 lanes and one with waves of 32."""
-    return tuple(AMD_ARCHITECTURES) if suites.everything() else ("gfx942", "gfx1201")
 
 
 @pytest.fixture(scope="module")
 def compiled() -> list[dict[str, Any]]:
     """In a process of its own: here the kernels are interpreted."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    chosen = [word for arch in architectures() for word in ("--arch", arch)]
+    chosen = [word for arch in suites.architectures() for word in ("--arch", arch)]
     done = subprocess.run(
         [sys.executable, "-m", "rocm_passes.bench.isa", "--json", *chosen],
         env=environment,
@@ -58,7 +52,7 @@ def test_every_kernel_on_every_architecture(compiled: list[dict[str, Any]]) -> N
     kernels = {r["kernel"] for r in compiled}
     assert len(kernels) >= 5
     for kernel in kernels:
-        assert {r["arch"] for r in compiled if r["kernel"] == kernel} == set(architectures())
+        assert {r["arch"] for r in compiled if r["kernel"] == kernel} == set(suites.architectures())
 
 
 @pytest.mark.parametrize("figure", ["spills", "scratch_bytes", "fp64_instructions"])
@@ -84,11 +78,11 @@ def test_the_checks_can_fail() -> None:
         "v_fma_f64 v[0:1]",
     ]
     assembly = "".join(f"\t{line}\n" for line in lines)
-    assert len(isa._WIDE.findall(assembly)) == 2
-    assert len(isa._MEMORY.findall(assembly)) == 3
-    assert len(isa._FP64.findall(assembly)) == 1
+    assert len(isa.WIDE.findall(assembly)) == 2
+    assert len(isa.MEMORY.findall(assembly)) == 3
+    assert len(isa.FP64.findall(assembly)) == 1
     with pytest.raises(RuntimeError, match="has Triton's output changed"):
-        isa._number(r"\.vgpr_count:\s*(\d+)", assembly)
+        isa.number_in(r"\.vgpr_count:\s*(\d+)", assembly)
 
 
 def test_the_table_in_the_docs_is_what_the_compiler_gives(compiled: list[dict[str, Any]]) -> None:

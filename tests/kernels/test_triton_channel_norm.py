@@ -12,11 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rocm_passes.kernels.triton.dense import dense_view
-from rocm_passes.kernels.triton.norms.channel_norm_kernel import (
-    ChannelTile,
-    channel_norm,
-    choose_tile,
-)
+from rocm_passes.kernels.triton.norms.channel_norm_launch import ChannelTile, choose_tile
+from tests.kernels.kernel_calls import channel_norm
 from tests.kernels.norm_reference import assert_accurate, wide
 from tests.suites import examples
 

@@ -352,7 +352,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "bias dtype": ({"bias": torch.empty(6).double()}, "bias is torch.float64"),
     "device": ({"weight": W.to("meta")}, "weight lies on meta and x on cpu"),
     "dims": ({"x": X[0]}, "x has 4 dims and the weight 5; 5 of each are needed"),
-    "groups": ({"groups": 2}, "groups=2; 1 is needed"),
+    "groups": ({"conv": Conv(groups=2)}, "groups=2; 1 is needed"),
     "channels": ({"x": torch.empty(1, 8, 3, 5, 5)}, "the weight takes 4 channels and x has 8"),
     "empty weight": ({"x": X[:, :0], "weight": W[:, :0]}, "it is empty"),
     "bias shape": ({"bias": torch.empty(4)}, "the bias has shape (4,); (6,) is needed"),

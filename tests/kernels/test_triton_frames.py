@@ -13,11 +13,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rocm_passes.kernels.triton.convolution.frames import FrameTile, choose_tile, copy_frames
-from rocm_passes.kernels.triton.norms.channel_norm_kernel import channel_norm
-from rocm_passes.kernels.triton.norms.group_norm_launch import group_norm
 from rocm_passes.ops import channel_norm as channel_op
 from rocm_passes.ops import group_norm as group_op
 from rocm_passes.ops.operator import Operator
+from tests.kernels.kernel_calls import channel_norm, group_norm
 from tests.kernels.test_triton_channel_norm import ORDERS, video
 from tests.on_the_gpu import where_kernels_run
 from tests.suites import examples
@@ -138,7 +137,7 @@ def test_norms_refuse_other_places(norm: str) -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("module", ["channel_norm_kernel", "group_norm_launch"])
+@pytest.mark.parametrize("module", ["channel_norm_launch", "group_norm_launch"])
 def test_64_bit_offsets_into_a_video(
     monkeypatch: pytest.MonkeyPatch, module: str, norm: str
 ) -> None:

@@ -8,7 +8,7 @@ import torch
 from rocm_passes.kernels.triton import launch as launching
 from rocm_passes.kernels.triton.norms import norm_plan
 from rocm_passes.kernels.triton.rotary import rotary_tiles
-from rocm_passes.kernels.triton.rotary.rotary_launch import rotary, rotary_pair
+from tests.kernels.kernel_calls import rotary, rotary_pair
 from tests.kernels.rotary_reference import assert_is_the_formula, tables
 
 
@@ -74,5 +74,5 @@ def test_tables_whose_channels_lie_beyond_32_bits_are_copied(
 def test_a_modulation_whose_channels_lie_beyond_32_bits_is_copied() -> None:
     near = (torch.Size([1, 64]), (64, 1), torch.float32)
     far = (torch.Size([1, 64]), (1, 2**26), torch.float32)
-    assert not norm_plan._needs_copy(2, near)
-    assert norm_plan._needs_copy(2, far)
+    assert not norm_plan.needs_copy(2, near)
+    assert norm_plan.needs_copy(2, far)

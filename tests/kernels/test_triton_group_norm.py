@@ -9,11 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rocm_passes.kernels.triton.norms.group_norm_launch import (
-    GroupTile,
-    choose_tile,
-    group_norm,
-)
+from rocm_passes.kernels.triton.norms.group_norm_launch import GroupTile, choose_tile
+from tests.kernels.kernel_calls import group_norm
 from tests.kernels.norm_reference import assert_accurate
 from tests.kernels.test_triton_channel_norm import ORDERS, video
 from tests.suites import examples

@@ -12,10 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rocm_passes.kernels.triton.convolution.pad_launch import PadTile
-from rocm_passes.kernels.triton.norms.group_norm_launch import group_norm
-from rocm_passes.kernels.triton.norms.group_norm_pad_kernel import (
-    group_norm_pad,
-)
+from tests.kernels.kernel_calls import group_norm, group_norm_pad
 from tests.kernels.norm_reference import assert_accurate
 from tests.kernels.test_triton_channel_norm import ORDERS, video
 from tests.kernels.test_triton_group_norm import affine, original

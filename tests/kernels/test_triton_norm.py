@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rocm_passes.kernels.triton.norms.norm import fused_norm
 from rocm_passes.kernels.triton.norms.norm_plan import (
     MAX_RESIDENT_WIDTH,
     MAX_WIDTH,
@@ -19,6 +18,7 @@ from rocm_passes.kernels.triton.norms.norm_plan import (
     choose_tile,
 )
 from rocm_passes.kernels.triton.rows import RowBlocks, collapse
+from tests.kernels.kernel_calls import fused_norm
 from tests.kernels.norm_reference import assert_accurate, wide
 from tests.suites import examples
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rocm_passes.kernels.triton.norms.norm import fused_norm
 from rocm_passes.kernels.triton.norms.norm_plan import NormTile
 from rocm_passes.ops.rms_norm import inverse_root
+from tests.kernels.kernel_calls import fused_norm
 from tests.kernels.norm_reference import assert_accurate, wide
 
 D = 40

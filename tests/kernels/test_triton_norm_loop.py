@@ -7,13 +7,19 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rocm_passes.kernels.triton.norms import norm
-from rocm_passes.kernels.triton.norms.norm_plan import NormTile, choose_tile, plan_launch
+from rocm_passes.kernels.triton.norms.norm_plan import (
+    Norm,
+    NormKind,
+    NormTile,
+    choose_tile,
+    plan_launch,
+)
+from tests.kernels import kernel_calls
 from tests.on_the_gpu import where_kernels_run
 
 pytestmark = pytest.mark.pairwise
 
-fused_norm = where_kernels_run(norm.fused_norm)
+fused_norm = where_kernels_run(kernel_calls.fused_norm)
 
 
 def normal(*shape: int, seed: int) -> torch.Tensor:
@@ -26,7 +32,7 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("tokens", [1, 7, 16, pytest.param(33, marks=pytest.mark.exhaustive)])
 def test_a_loop_over_rows_gives_what_single_blocks_give(
-    tokens: int, rows: int, kind: norm.NormKind, per_token: bool
+    tokens: int, rows: int, kind: NormKind, per_token: bool
 ) -> None:
     """Two samples: a program's rows end where a sample ends, and tables by row are read at rows
     that are there.
@@ -87,13 +93,10 @@ def test_which_rows_go_in_a_loop(width: int, rows: int, loop: int) -> None:
     [("rms", 1e-6, 4), ("layer", 1e-6, 4), ("none", 1e-6, 1), ("rms", None, 1)],
 )
 def test_the_loop_is_for_a_norm_behind_a_norm(
-    kind: norm.NormKind, branch_eps: float | None, loop: int
+    kind: NormKind, branch_eps: float | None, loop: int
 ) -> None:
     meta = (torch.Size((4608, 3840)), (3840, 1), torch.bfloat16)
-    plan = plan_launch(
-        (meta, meta, *[None] * 8), kind, 1e-6, branch_eps, 0.0, 0.0, False, 0, 1.0, None,
-        torch.bfloat16, False,
-        "add", None,
-    )  # fmt: skip
+    norm = Norm(kind, 1e-6, branch_eps, sum_dtype=torch.bfloat16)
+    plan = plan_launch((meta, meta, *[None] * 8), norm, None)
     assert plan.constexprs["LOOP"] == loop
     assert plan.blocks == 4608 // loop

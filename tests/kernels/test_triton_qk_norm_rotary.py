@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rotary_reference import LAYOUTS, laid_out, rms_norm, rotate, tables
 
-from rocm_passes.kernels.triton.rotary.qk_norm_rotary_launch import qk_norm_rotary
+from tests.kernels.kernel_calls import qk_norm_rotary
 from tests.suites import examples
 
 FP32, FP16, BF16, FP64 = torch.float32, torch.float16, torch.bfloat16, torch.float64

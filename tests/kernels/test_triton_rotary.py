@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rotary_reference import LAYOUTS, assert_is_the_formula, laid_out, rotate, tables
 
-from rocm_passes.kernels.triton.rotary.rotary_launch import rotary, rotary_pair
+from tests.kernels.kernel_calls import rotary, rotary_pair
 from tests.suites import examples
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16

@@ -112,10 +112,8 @@ def test_table_of_nothing() -> None:
     assert report.every_site([]) == report.table([])
     graphs = [Ledger(f"graph{i}", looked_for=("rms_norm", "conv3d")) for i in range(2)]
     assert report.table(graphs) == report.every_site(graphs)
-    assert report.table(graphs) == (
-        "no candidate sites: 2 graphs compiled, and none computes a known idiom (looked for: "
-        "rms_norm, conv3d)"
-    )
+    for part in ("2 graphs compiled", "rms_norm, conv3d"):
+        assert part in report.table(graphs)
     assert "1 graph compiled" in report.table(graphs[:1])
 
 

@@ -26,7 +26,7 @@ from rocm_passes.options import Options
 from rocm_passes.report.ledger import Entry, Ledger
 from rocm_passes.rewrite import verify
 from rocm_passes.target import Target
-from tests.rewriting import _copy, rewrite
+from tests.rewriting import copied, rewrite
 from tests.zoo import case
 
 #: Without Triton's interpreter each operator runs its reference, which the faults are planted in.
@@ -57,7 +57,7 @@ def graph_of(name: str) -> fx.Graph:
 
 def verified(graph: fx.Graph, **options: Any) -> tuple[Ledger, fx.Graph]:
     """The pass over a copy of the graph, with the option verify on."""
-    graph = _copy(graph)
+    graph = copied(graph)
     fx.GraphModule(torch.nn.Module(), graph)
     ledgers: list[Ledger] = []
     GraphPass(Options(**{"select": "always", "verify": "drawn", **options}), CPU, ledgers.append)(

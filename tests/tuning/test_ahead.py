@@ -24,7 +24,7 @@ from rocm_passes.target import Target
 from rocm_passes.tuning import ahead, tuning
 from rocm_passes.tuning.store import Measured, store
 from tests.ops.test_conv3d_lowerings import LOWERINGS, call
-from tests.rewriting import Rewritten, _recording
+from tests.rewriting import Rewritten, recording
 
 ABLE = [low for low in LOWERINGS if low.name in ("taps", "direct", "unfold")]
 MI300 = Target("amd", "gfx942", "MI300X", "2.11.0+rocm7", "3.6")
@@ -94,7 +94,7 @@ def complex_calls(options: dict[str, object]) -> list[object]:
     torch._dynamo.reset()
     module, seen = Rotation(), Rewritten()
     inputs = (torch.randn(1, 5, 2, 8), torch.tensor([3, 0, 8, 1, 4]))
-    noting = torch.compile(module, backend=functools.partial(_recording, seen, options=options))
+    noting = torch.compile(module, backend=functools.partial(recording, seen, options=options))
     with ahead.noting(), torch.no_grad():
         result = noting(*inputs)
     torch.testing.assert_close(result, module(*inputs), rtol=0, atol=0)

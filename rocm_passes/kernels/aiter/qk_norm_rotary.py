@@ -10,7 +10,7 @@ table out of bounds.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,38 +29,33 @@ LANES = 16
 GRID_Y_MAX = 65535
 
 
-def qk_norm_rotary(
-    q: Tensor,
-    k: Tensor,
-    wq: Tensor,
-    wk: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    eps: float,
-    *,
-    interleaved: bool,
-    round_before_weight: bool,
-) -> tuple[Tensor, Tensor]:
+@dataclass(frozen=True)
+class Arguments:
     """q [B, S, H, D] and k [B, S, H', D], each normalised over D with its weight [D], then rotated
     whole.
 
     q, k and the weights are contiguous and of one dtype, float16 or bfloat16; cos and sin are [1,
     S, 1, D/2]. `round_before_weight` says where the graph's norm rounds; aiter's does so before and
-    after the weight. Returns fresh contiguous tensors. Raises AiterContractError instead of calling
-    aiter with what it does not take.
+    after the weight.
     """
-    reason = refusal(
-        q,
-        k,
-        wq,
-        wk,
-        cos,
-        sin,
-        eps,
-        interleaved=interleaved,
-        round_before_weight=round_before_weight,
-    )
-    contract.enforce("fused_qk_norm_rope_1way", reason)
+
+    q: Tensor
+    k: Tensor
+    wq: Tensor
+    wk: Tensor
+    cos: Tensor
+    sin: Tensor
+    eps: float
+    interleaved: bool
+    round_before_weight: bool
+
+
+def qk_norm_rotary(given: Arguments) -> tuple[Tensor, Tensor]:
+    """Returns fresh contiguous tensors. Raises AiterContractError instead of calling aiter with
+    what it does not take.
+    """
+    contract.enforce("fused_qk_norm_rope_1way", refusal(given))
+    q, k = given.q, given.k
     out_q, out_k = q.new_empty(q.shape), k.new_empty(k.shape)
     if q.numel() == 0:
         return out_q, out_k
@@ -68,10 +63,10 @@ def qk_norm_rotary(
 
     batch, tokens, heads_q, head_size = q.shape
     with contract.device_guard(q):
-        table = prepare_table(cos, sin)
+        table = prepare_table(given.cos, given.sin)
         fused_qk_norm_rope_1way(
-            *(q, k, wq, wk, table, batch, tokens, heads_q, k.shape[2], head_size),
-            *(interleaved, eps, out_q, out_k),
+            *(q, k, given.wq, given.wk, table, batch, tokens, heads_q, k.shape[2], head_size),
+            *(given.interleaved, given.eps, out_q, out_k),
         )
     return out_q, out_k
 
@@ -85,20 +80,9 @@ def prepare_table(cos: Tensor, sin: Tensor) -> Tensor:
     )
 
 
-def refusal(
-    q: Tensor,
-    k: Tensor,
-    wq: Tensor,
-    wk: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    eps: float,
-    *,
-    interleaved: bool,
-    round_before_weight: bool,
-) -> str | None:
+def refusal(given: Arguments) -> str | None:
     """Why `qk_norm_rotary` can not take this call; None if it can."""
-    return next(_violations(q, k, wq, wk, cos, sin, round_before_weight), None)
+    return next(_violations(given), None)
 
 
 def numerics_note(q: Tensor, *, arch: str | None = None) -> str | None:
@@ -106,15 +90,7 @@ def numerics_note(q: Tensor, *, arch: str | None = None) -> str | None:
     return contract.joined(contract.denormal_note(q.dtype))
 
 
-def _violations(
-    q: Tensor,
-    k: Tensor,
-    wq: Tensor,
-    wk: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    round_before_weight: bool,
-) -> Iterator[str]:
+def _violations(given: Arguments) -> Iterator[str]:
     yield from contract.available("fused_qk_norm_rope_1way")
     found = installation.find()
     if "opus" not in found.features and not found.at_least(0, 1, 17):
@@ -123,15 +99,17 @@ def _violations(
             f"aiter {version} reads the rotation table out of bounds here: 0.1.17 or newer is "
             "needed"
         )
-    yield from contract.placement({"q": q, "k": k, "wq": wq, "wk": wk, "cos": cos, "sin": sin})
-    if not round_before_weight:
+    q, k, cos, sin = given.q, given.k, given.cos, given.sin
+    weights = {"wq": given.wq, "wk": given.wk}
+    yield from contract.placement({"q": q, "k": k, **weights, "cos": cos, "sin": sin})
+    if not given.round_before_weight:
         yield (
             "the graph multiplies by the weight before it rounds: aiter's fused kernel rounds twice"
         )
     yield from contract.dtype("q", q, contract.HALF_DTYPES)
     yield from contract.same_dtype("k", k, "q", q)
     yield from _shape_violations(q, k)
-    for name, weight in (("wq", wq), ("wk", wk)):
+    for name, weight in weights.items():
         yield from contract.vector(name, weight, q.shape[3], "q", q)
     yield from table_violations(cos, sin, q.shape[1])
     if cos.shape[3] * 2 != q.shape[3]:
@@ -139,7 +117,7 @@ def _violations(
             f"the tables have {cos.shape[3]} entries per token: aiter wants half the head size "
             f"{q.shape[3]}"
         )
-    for name, t in (("q", q), ("k", k), ("wq", wq), ("wk", wk)):
+    for name, t in {"q": q, "k": k, **weights}.items():
         yield from _layout_violations(name, t, q.shape[3] // LANES)
 
 
@@ -173,9 +151,7 @@ def _refuses(call: op.SpelledQkNormRotary, target: Target) -> str | None:
         return reason
     own = replace(call, contiguous=True).prepared(Eager())
     reason = _unlike_aiters(own) or unlike_aiters(call.streams.rotation, own.q[0].dtype)
-    return reason or refusal(
-        *_only(own), interleaved=own.interleaved, round_before_weight=own.round_before_weight
-    )
+    return reason or refusal(_only(own))
 
 
 def _unlike_aiters(own: op.QkNormRotary) -> str | None:
@@ -195,9 +171,9 @@ def _unlike_aiters(own: op.QkNormRotary) -> str | None:
     return None
 
 
-def _only(own: op.QkNormRotary) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, float]:
+def _only(own: op.QkNormRotary) -> Arguments:
     """The arguments of aiter's kernel, from a call with one q and one k."""
-    return (
+    return Arguments(
         own.q[0],
         own.k[0],
         own.q_weight[0],
@@ -205,6 +181,8 @@ def _only(own: op.QkNormRotary) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor,
         own.cos[0],
         own.sin[0],
         own.q_eps[0],
+        own.interleaved,
+        own.round_before_weight,
     )
 
 
@@ -217,9 +195,7 @@ def _write(b: Any, call: op.SpelledQkNormRotary) -> Any:
 
 
 def _run(call: op.QkNormRotary) -> Sequence[Tensor]:
-    return qk_norm_rotary(
-        *_only(call), interleaved=call.interleaved, round_before_weight=call.round_before_weight
-    )
+    return qk_norm_rotary(_only(call))
 
 
 AITER = op.QK_NORM_ROTARY.register(

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rocm_passes.kernels.triton.common import TRITON_TYPE
+
 
 @dataclass(frozen=True)
 class DenseView:
@@ -84,6 +86,24 @@ def sample_extent(t: Tensor) -> int:
     return 1 + sum(
         (size - 1) * stride for size, stride in zip(t.shape[1:], t.stride()[1:], strict=True)
     )
+
+
+def per_channel(
+    name: str, t: Tensor | None, channels: int, one_for_all: bool = False
+) -> Tensor | None:
+    """`t` as [channels], contiguous, in a dtype that kernels read; one_for_all: it may be a single
+    element.
+    """
+    if t is None:
+        return None
+    if not t.is_floating_point():
+        raise TypeError(f"{name} is {t.dtype}; a floating dtype is needed")
+    if t.numel() != channels and not (one_for_all and t.numel() == 1):
+        raise ValueError(
+            f"{name} has shape {tuple(t.shape)}; {channels} elements, one a channel, are needed"
+        )
+    t = t if t.dtype in TRITON_TYPE else t.float()
+    return t.reshape(-1).expand(channels).contiguous()
 
 
 def _is_dense(x: Tensor) -> bool:

@@ -46,11 +46,14 @@ def launch(
 ) -> None:
     """`kernel[grid](*args, **constexprs)` on the device of the first argument, a tensor.
 
+    An operand that is absent (None) is given the first one's pointer, which the kernel does not
+    read there.
     num_warps: counted for warps of 32 lanes (`launch_warps`). Raises ValueError for a grid that is
     too large.
     """
     x = args[0]
     assert isinstance(x, Tensor), "a kernel's first argument is a tensor"
+    args = tuple(x if arg is None else arg for arg in args)
     warps = launch_warps(num_warps, x)
     # 32 lanes for each warp that the caller counts, whatever the hardware's warps.
     check_grid(grid, 32 * num_warps)

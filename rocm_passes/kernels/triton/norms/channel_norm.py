@@ -4,7 +4,7 @@ them.
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
 from torch import Tensor
 
@@ -17,31 +17,20 @@ from rocm_passes.target import Target, needs_import, needs_triton
 
 def run(call: ChannelNorm) -> Tensor:
     from rocm_passes.kernels.triton.convolution.frames import joined
-    from rocm_passes.kernels.triton.norms.channel_norm_kernel import channel_norm
+    from rocm_passes.kernels.triton.norms.channel_norm_launch import channel_norm
 
-    form: Any = call.form
-    x = settled(call.x)
-
-    def compute(out: Tensor | None) -> Tensor:
-        return channel_norm(
-            x,
-            call.gamma,
-            call.bias,
-            form=form,
-            eps=call.eps,
-            scale=call.scale,
-            silu=call.silu,
-            round_before_weight=call.round_to is not None,
-            out_dtype=call.out_dtype,
-            x_bias=call.x_bias,
-            out=out,
-        )
-
-    return joined(call.front, call.repeat_first, x, call.out_dtype, compute)
+    call = replace(call, x=settled(call.x))
+    return joined(
+        call.front,
+        call.repeat_first,
+        call.x,
+        call.out_dtype,
+        lambda out: channel_norm(call, out),
+    )
 
 
 def refuses(call: ChannelNorm, target: Target) -> str | None:
-    from rocm_passes.kernels.triton.norms.channel_norm_kernel import MAX_CHANNELS
+    from rocm_passes.kernels.triton.norms.channel_norm_launch import MAX_CHANNELS
 
     reason = rounds_unlike(call.round_to, call.x)
     channels = call.x.shape[1]
@@ -64,7 +53,7 @@ TRITON = CHANNEL_NORM.register(
         "triton",
         requires=(
             needs_triton,
-            needs_import("rocm_passes.kernels.triton.norms.channel_norm_kernel"),
+            needs_import("rocm_passes.kernels.triton.norms.channel_norm_launch"),
         ),
         refuses=refuses,
         note=note,

@@ -12,31 +12,32 @@ from rocm_passes.target import Target, needs_import, needs_triton
 
 
 def run(call: FusedNorm) -> list[Tensor]:
-    from rocm_passes.kernels.triton.norms import norm
+    from rocm_passes.kernels.triton.norms.norm import Norm, Operands, fused_norm
 
-    pairs = call.modulations
     # A sum that the graph rounds to another dtype than x's is stored even where nobody reads it:
     # the kernel takes the dtype of the rounding from it.
     stored = call.keep_sum or (call.branch is not None and call.sum_dtype is not call.x.dtype)
-    outs, total = norm.fused_norm(
-        call.x,
-        kind=call.kind,  # type: ignore[arg-type]
-        eps=epsilon(call.eps_tensor, call.eps),
-        branch=call.branch,
-        gate=call.gate,
-        branch_weight=call.branch_weight,
-        branch_weight_offset=call.branch_weight_offset,
-        branch_eps=epsilon(call.branch_eps_tensor, call.branch_eps) if call.branch_norm else None,
-        weight=call.weight,
-        bias=call.bias,
-        weight_offset=call.weight_offset,
-        round_before_weight=call.round_to is not None,
-        modulations=[] if all(t is None for pair in pairs for t in pair) else pairs,
-        scale_offset=call.scale_offset,
-        out_dtype=call.out_dtype,
-        sum_dtype=call.sum_dtype if stored else None,
-        round_sum=call.branch is not None,
-        eps_kind=call.eps_kind,
+    tables = (call.scale0, call.shift0, call.scale1, call.shift1)
+    outs, total = fused_norm(
+        Operands(
+            call.x, call.branch, call.gate, call.branch_weight, call.weight, call.bias, *tables
+        ),
+        Norm(
+            call.kind,  # type: ignore[arg-type]
+            eps=epsilon(call.eps_tensor, call.eps),
+            branch_eps=epsilon(call.branch_eps_tensor, call.branch_eps)
+            if call.branch_norm
+            else None,
+            branch_weight_offset=call.branch_weight_offset,
+            weight_offset=call.weight_offset,
+            round_before_weight=call.round_to is not None,
+            modulations=call.outputs if any(t is not None for t in tables) else 0,
+            scale_offset=call.scale_offset,
+            out_dtype=call.out_dtype,
+            sum_dtype=call.sum_dtype if stored else None,
+            round_sum=call.branch is not None,
+            eps_kind=call.eps_kind,
+        ),
     )
     return [total, *outs] if call.keep_sum and total is not None else outs
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from torch import Tensor
 
 from rocm_passes.ops.group_norm import GROUP_NORM, GroupNorm
@@ -14,25 +16,10 @@ def run(call: GroupNorm) -> Tensor:
     from rocm_passes.kernels.triton.convolution.frames import joined
     from rocm_passes.kernels.triton.norms.group_norm_launch import group_norm
 
-    x = settled(call.x)
-
-    def compute(out: Tensor | None) -> Tensor:
-        return group_norm(
-            x,
-            call.groups,
-            call.weight,
-            call.bias,
-            call.eps,
-            silu=call.silu,
-            multiplier=call.multiplier,
-            addend=call.addend,
-            out_dtype=call.out_dtype,
-            x_bias=call.x_bias,
-            pixel_index=call.pixel_index,
-            out=out,
-        )
-
-    return joined(call.front, call.repeat_first, x, call.out_dtype, compute)
+    call = replace(call, x=settled(call.x))
+    return joined(
+        call.front, call.repeat_first, call.x, call.out_dtype, lambda out: group_norm(call, out)
+    )
 
 
 def note(call: GroupNorm, target: Target) -> str | None:

@@ -13,19 +13,7 @@ from rocm_passes.target import Target, needs_import, needs_triton
 def run(call: GroupNormPad) -> Tensor:
     from rocm_passes.kernels.triton.norms.group_norm_pad_kernel import group_norm_pad
 
-    return group_norm_pad(
-        call.x,
-        call.groups,
-        call.weight,
-        call.bias,
-        call.eps,
-        call.padding,
-        call.mode,
-        silu=call.silu,
-        out_dtype=call.out_dtype,
-        x_bias=call.x_bias,
-        channels_last=call.channels_last,
-    )
+    return group_norm_pad(call)
 
 
 def note(call: GroupNormPad, target: Target) -> str | None:

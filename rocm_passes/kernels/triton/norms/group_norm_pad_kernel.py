@@ -11,9 +11,6 @@ element from where it comes, so that the padding is no pass over memory of its o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -31,12 +28,9 @@ from rocm_passes.kernels.triton.convolution.pad_launch import (
 )
 from rocm_passes.kernels.triton.dense import dense_view
 from rocm_passes.kernels.triton.launch import launch
+from rocm_passes.kernels.triton.norms.group_norm_launch import checked, group_statistics, is_native
 from rocm_passes.kernels.triton.norms.group_norm_launch import choose_tile as choose_statistics_tile
-from rocm_passes.kernels.triton.norms.group_norm_launch import (
-    group_statistics,
-    is_native,
-    per_channel,
-)
+from rocm_passes.ops.group_norm_pad import GroupNormPad
 
 
 @triton.jit
@@ -122,68 +116,40 @@ def group_norm_pad_kernel(
         )
 
 
-def group_norm_pad(
-    x: Tensor,
-    groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    padding: Sequence[int],
-    mode: str,
-    *,
-    silu: bool = False,
-    out_dtype: torch.dtype | None = None,
-    x_bias: Tensor | None = None,
-    channels_last: bool = True,
-    tile: PadTile | None = None,
-) -> Tensor:
-    """GroupNorm of `x` ([N, C, H, W] or [N, C, T, H, W], float32/float16/bfloat16) in fp32, rounded
-    once, padded.
+def group_norm_pad(call: GroupNormPad, tile: PadTile | None = None) -> Tensor:
+    """The call's norm in fp32, rounded once, padded; zeros stand beside what is normalised.
 
-    weight, bias: [C], any float dtype. x_bias: [C], added to x before the norm, unrounded. padding,
-    mode: as `pad`'s; zeros stand beside what is normalised. Returns `out_dtype` (x's by default),
-    dense, channels-last or contiguous. Raises TypeError on dtypes, ValueError on sizes and modes.
+    Raises TypeError on dtypes, ValueError on sizes and modes.
     """
-    check_dtype("x", x)
-    g = geometry(x, padding, mode, None, 0)
-    channels = x.shape[1]
-    if groups < 1 or channels % groups:
-        raise ValueError(f"{channels} channels do not divide into {groups} groups")
-    weight, bias = per_channel("weight", weight, channels), per_channel("bias", bias, channels)
-    x_bias = per_channel("x_bias", x_bias, channels)
-    out = empty_padded(x, g, channels_last, out_dtype or x.dtype)
+    check_dtype("x", call.x)
+    g = geometry(call.x, call.padding, call.mode, None, 0)
+    norm = checked(call.norm())
+    out = empty_padded(call.x, g, call.channels_last, call.out_dtype)
     check_dtype("out", out)
-    if x.numel() == 0:
+    if call.x.numel() == 0:
         return out.zero_()
-    view = dense_view(x)
+    view = dense_view(call.x)
     if not is_native(view):
-        view = dense_view(x.contiguous())
-    x = view.tensor
-    pixels = x.numel() // (x.shape[0] * channels)
+        view = dense_view(call.x.contiguous())
+    x, channels = view.tensor, view.channels
+    samples = x.shape[0]
+    pixels = x.numel() // (samples * channels)
     statistics = group_statistics(
-        view,
-        x_bias,
-        groups,
-        eps,
-        choose_statistics_tile(x.shape[0], channels, pixels, view.inner == 1),
+        norm, view, choose_statistics_tile(samples, channels, pixels, view.inner == 1)
     )
     read_last = reads_channels_last(x)
-    tile = tile or choose_tile(
-        channels, g.pixels, max(x.itemsize, out.itemsize), read_last, channels_last
-    )
-    pixel_blocks, channel_blocks = (
-        triton.cdiv(g.pixels, tile.pixels),
-        triton.cdiv(channels, tile.channels),
-    )
+    itemsize = max(x.itemsize, out.itemsize)
+    tile = tile or choose_tile(channels, g.pixels, itemsize, read_last, call.channels_last)
+    pixel_blocks = triton.cdiv(g.pixels, tile.pixels)
+    channel_blocks = triton.cdiv(channels, tile.channels)
     launch(
-        group_norm_pad_kernel, (x.shape[0] * pixel_blocks * channel_blocks,),
-        x, x if x_bias is None else x_bias, *statistics.unbind(),
-        *(x if t is None else t for t in (weight, bias)),
-        out, g.pixels, pixel_blocks, channel_blocks, *g.out[1:], *g.source, *g.before, *strides(x),
-        C=channels, GROUPS=groups, CHANNELS=tile.channels, PIXELS=tile.pixels, MODE=mode,
-        HAS_X_BIAS=x_bias is not None, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None,
-        SILU=silu,
-        READ_LAST=read_last, WRITE_LAST=channels_last, WIDE=is_wide(x, out, tile),
+        group_norm_pad_kernel, (samples * pixel_blocks * channel_blocks,),
+        x, norm.x_bias, *statistics.unbind(), norm.weight, norm.bias, out,
+        g.pixels, pixel_blocks, channel_blocks, *g.out[1:], *g.source, *g.before, *strides(x),
+        C=channels, GROUPS=call.groups, CHANNELS=tile.channels, PIXELS=tile.pixels, MODE=call.mode,
+        HAS_X_BIAS=norm.x_bias is not None, HAS_WEIGHT=norm.weight is not None,
+        HAS_BIAS=norm.bias is not None, SILU=call.silu,
+        READ_LAST=read_last, WRITE_LAST=call.channels_last, WIDE=is_wide(x, out, tile),
         num_warps=tile.num_warps,
     )  # fmt: skip
     return out

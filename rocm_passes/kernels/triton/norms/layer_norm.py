@@ -10,16 +10,10 @@ from rocm_passes.target import Target, needs_import, needs_triton
 
 
 def run(call: LayerNorm) -> Tensor:
-    from rocm_passes.kernels.triton.norms import norm
+    from rocm_passes.kernels.triton.norms.norm import Norm, Operands, fused_norm
 
-    outs, _ = norm.fused_norm(
-        call.x,
-        kind="layer",
-        eps=call.eps,
-        weight=call.weight,
-        bias=call.bias,
-        out_dtype=call.out_dtype,
-    )
+    operands = Operands(call.x, weight=call.weight, bias=call.bias)
+    outs, _ = fused_norm(operands, Norm("layer", eps=call.eps, out_dtype=call.out_dtype))
     return outs[0]
 
 

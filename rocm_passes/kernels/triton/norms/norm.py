@@ -11,95 +11,41 @@ copy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from rocm_passes.kernels.triton.launch import launch
 from rocm_passes.kernels.triton.norms.norm_kernel import fused_norm_kernel
-from rocm_passes.kernels.triton.norms.norm_plan import (
-    MAX_MODULATIONS,
-    NormKind,
-    NormTile,
-    plan_launch,
-)
+from rocm_passes.kernels.triton.norms.norm_plan import Norm, NormTile, Operands, plan_launch
 
-Modulation = tuple[Tensor | None, Tensor | None]
+__all__ = ["Norm", "NormTile", "Operands", "fused_norm"]
 
 
 def fused_norm(
-    x: Tensor,
-    *,
-    kind: NormKind,
-    eps: float = 0.0,
-    branch: Tensor | None = None,
-    gate: Tensor | None = None,
-    branch_weight: Tensor | None = None,
-    branch_weight_offset: float = 0.0,
-    branch_eps: float | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    weight_offset: float = 0.0,
-    round_before_weight: bool = False,
-    modulations: Sequence[Modulation] = (),
-    scale_offset: float = 1.0,
-    out_dtype: torch.dtype | None = None,
-    sum_dtype: torch.dtype | None = None,
-    round_sum: bool = False,
-    eps_kind: str = "add",
-    tile: NormTile | None = None,
+    operands: Operands, norm: Norm, tile: NormTile | None = None
 ) -> tuple[list[Tensor], Tensor | None]:
-    """Residual, norm and modulation of the rows of `x` ([..., D], float32/float16/bfloat16, D up to
-    65536).
-
-    kind: "rms" or "layer" (no outputs without a norm: "none" gives the sum alone, and needs
-    `sum_dtype`).
-    branch: same shape as x up to broadcasting of leading dims. With `branch_eps` it is
-        RMS-normalised first (times `branch_weight`): Z-Image, Lumina2, Mochi.
-    gate, weight, bias, scale, shift, branch_weight: any float dtype, broadcastable to x.
-    weight_offset, branch_weight_offset: 1.0 for Gemma's (1 + w).
-    round_before_weight: the norm is rounded to x's dtype before the weight, as diffusers' RMSNorm
-    does.
-    modulations: up to two (scale, shift) pairs, each an output; none means one output, the norm
-    itself.
-    out_dtype: of the outputs; x's by default.
-    sum_dtype: where given, s is returned in it as the second result.
-    eps_kind: how eps guards the root of an RMSNorm: "add", "clamp" or "after_root" (`inverse_rms`).
-    round_sum: the norm reads s rounded to `sum_dtype` (or x's dtype), as eager low precision does.
+    """Residual, norm and modulation of the rows of x.
 
     Returns contiguous outputs and the sum. Raises TypeError on dtypes, ValueError on shapes and
     arguments.
     """
-    if len(modulations) > MAX_MODULATIONS:
-        raise ValueError(f"{len(modulations)} modulations; at most {MAX_MODULATIONS} are taken")
-    (scale0, shift0), (scale1, shift1) = (*modulations, (None, None), (None, None))[:2]
-    operands = (x, branch, gate, branch_weight, weight, bias, scale0, shift0, scale1, shift1)
     # Planning costs the host more than the launch: a call like an earlier one takes over its plan.
     plan = plan_launch(
-        tuple(None if t is None else (t.shape, t.stride(), t.dtype) for t in operands),
-        kind,
-        float(eps),
-        branch_eps,
-        float(branch_weight_offset),
-        float(weight_offset),
-        round_before_weight,
-        len(modulations),
-        float(scale_offset),
-        out_dtype,
-        sum_dtype,
-        round_sum,
-        eps_kind,
-        tile,
+        tuple(None if t is None else (t.shape, t.stride(), t.dtype) for t in operands), norm, tile
     )
-    pointers = [x if t is None else t for t in operands]
+    pointers: list[Tensor | None] = list(operands)
     for k, (dtype, expand) in plan.copies.items():
-        copied = pointers[k].to(dtype)
+        given = operands[k]
+        assert given is not None
+        copied = given.to(dtype)
         pointers[k] = (copied.expand(plan.shape) if expand else copied).contiguous()
+    device = operands.x.device
     outs = [
-        torch.empty(plan.shape, dtype=plan.out_dtype, device=x.device) for _ in range(plan.outputs)
+        torch.empty(plan.shape, dtype=plan.out_dtype, device=device) for _ in range(plan.outputs)
     ]
-    total = None if sum_dtype is None else torch.empty(plan.shape, dtype=sum_dtype, device=x.device)
+    total = None
+    if norm.sum_dtype is not None:
+        total = torch.empty(plan.shape, dtype=norm.sum_dtype, device=device)
     if plan.blocks == 0:
         return outs, total
     spare = outs[0] if total is None else total

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 import triton
+from torch import Tensor
 from torch._prims_common import make_contiguous_strides_for
 
 from rocm_passes.kernels.triton.common import INT32_MAX, TRITON_TYPE, broadcasts_to
@@ -24,6 +25,63 @@ MAX_RESIDENT_WIDTH = 8192
 MAX_MODULATIONS = 2
 
 TABLES = ("gate", "bw", "weight", "bias", "scale0", "shift0", "scale1", "shift1")
+
+
+class Operands(NamedTuple):
+    """What the kernel reads, in its order.
+
+    x: [..., D], float32, float16 or bfloat16, D up to 65536. branch: of x's shape, up to
+    broadcasting of leading dims. The others: any float dtype, broadcastable to x.
+    """
+
+    x: Tensor
+    branch: Tensor | None = None
+    gate: Tensor | None = None
+    branch_weight: Tensor | None = None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    scale0: Tensor | None = None
+    shift0: Tensor | None = None
+    scale1: Tensor | None = None
+    shift1: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Norm:
+    """What is computed of the operands.
+
+    kind: "rms" or "layer" (no outputs without a norm: "none" gives the sum alone, and needs
+        `sum_dtype`).
+    branch_eps: where given, the branch is RMS-normalised first (times `branch_weight`): Z-Image,
+        Lumina2, Mochi.
+    weight_offset, branch_weight_offset: 1.0 for Gemma's (1 + w).
+    round_before_weight: the norm is rounded to x's dtype before the weight, as diffusers' RMSNorm
+        does.
+    modulations: how many (scale, shift) pairs give an output each, up to two; 0 means one output,
+        the norm itself.
+    out_dtype: of the outputs; x's by default.
+    sum_dtype: where given, the sum is returned in it as the second result.
+    round_sum: the norm reads the sum rounded to `sum_dtype` (or x's dtype), as eager low precision
+        does.
+    eps_kind: how eps guards the root of an RMSNorm: "add", "clamp" or "after_root" (`inverse_rms`).
+    """
+
+    kind: NormKind
+    eps: float = 0.0
+    branch_eps: float | None = None
+    branch_weight_offset: float = 0.0
+    weight_offset: float = 0.0
+    round_before_weight: bool = False
+    modulations: int = 0
+    scale_offset: float = 1.0
+    out_dtype: torch.dtype | None = None
+    sum_dtype: torch.dtype | None = None
+    round_sum: bool = False
+    eps_kind: str = "add"
+
+    @property
+    def outputs(self) -> int:
+        return 0 if self.kind == "none" else max(self.modulations, 1)
 
 
 @dataclass(frozen=True)
@@ -105,41 +163,24 @@ class Plan:
 
 
 @functools.lru_cache(maxsize=4096)
-def plan_launch(
-    metas: tuple[Meta | None, ...],
-    kind: NormKind,
-    eps: float,
-    branch_eps: float | None,
-    branch_weight_offset: float,
-    weight_offset: float,
-    round_before_weight: bool,
-    modulations: int,
-    scale_offset: float,
-    out_dtype: torch.dtype | None,
-    sum_dtype: torch.dtype | None,
-    round_sum: bool,
-    eps_kind: str,
-    tile: NormTile | None,
-) -> Plan:
-    """Plan a launch. metas: of x, branch and `TABLES`, None where absent. Raises as `fused_norm`
-    says.
-    """
-    _check(metas, kind, branch_eps, modulations, out_dtype, sum_dtype)
+def plan_launch(metas: tuple[Meta | None, ...], norm: Norm, tile: NormTile | None) -> Plan:
+    """Plan a launch. metas: of the operands, None where absent. Raises as `fused_norm` says."""
+    _check(metas, norm)
     x, branch = metas[:2]
     assert x is not None
     shape = x[0] if branch is None else torch.broadcast_shapes(x[0], branch[0])
     width = shape[-1]
-    x_dtype = x[2]
-    outputs = 0 if kind == "none" else max(modulations, 1)
+    out_dtype = norm.out_dtype or x[2]
     if 0 in shape:
-        return Plan(shape, outputs, out_dtype or x_dtype, {}, 0, (), {}, 1)
+        return Plan(shape, norm.outputs, out_dtype, {}, 0, (), {}, 1)
     copies = {
-        k: (_read_as(m), False) for k, m in enumerate(metas) if m is not None and _needs_copy(k, m)
+        k: (_read_as(m), False) for k, m in enumerate(metas) if m is not None and needs_copy(k, m)
     }
     strides, index = _numbered(metas, copies, shape)
     if tile is None:
-        twice = branch_eps is not None and kind != "none"
-        tile = choose_tile(width, branch is not None or modulations > 0, index.rows if twice else 0)
+        twice = norm.branch_eps is not None and norm.kind != "none"
+        chain = branch is not None or norm.modulations > 0
+        tile = choose_tile(width, chain, index.rows if twice else 0)
     modes, grouped = _modes(metas, index, tile)
     blocks = RowBlocks.over(index, tile.rows * tile.loop, grouped)
     integers: list[int] = []
@@ -156,27 +197,27 @@ def plan_launch(
         "LOOP": tile.loop,
         "RESIDENT": tile.resident,
         "WIDE_ROWS": index.rows + tile.rows * tile.loop > INT32_MAX,
-        "KIND": kind,
-        "EPS": eps,
-        "EPS_KIND": eps_kind,
+        "KIND": norm.kind,
+        "EPS": float(norm.eps),
+        "EPS_KIND": norm.eps_kind,
         "BRANCH": branch is not None,
-        "BRANCH_NORM": branch_eps is not None,
-        "BRANCH_EPS": float(branch_eps or 0.0),
-        "BW_OFFSET": branch_weight_offset,
+        "BRANCH_NORM": norm.branch_eps is not None,
+        "BRANCH_EPS": float(norm.branch_eps or 0.0),
+        "BW_OFFSET": float(norm.branch_weight_offset),
         **{f"{name.upper()}_MODE": mode for name, mode in modes.items()},
-        "OUTPUTS": outputs,
-        "STORE_SUM": sum_dtype is not None,
-        "ROUND_SUM": round_sum,
-        "SUM_TYPE": TRITON_TYPE[sum_dtype or x_dtype],
-        "ROUND_NORM": round_before_weight,
-        "NORM_TYPE": TRITON_TYPE[x_dtype],
-        "WEIGHT_OFFSET": weight_offset,
-        "SCALE_OFFSET": scale_offset,
+        "OUTPUTS": norm.outputs,
+        "STORE_SUM": norm.sum_dtype is not None,
+        "ROUND_SUM": norm.round_sum,
+        "SUM_TYPE": TRITON_TYPE[norm.sum_dtype or x[2]],
+        "ROUND_NORM": norm.round_before_weight,
+        "NORM_TYPE": TRITON_TYPE[x[2]],
+        "WEIGHT_OFFSET": float(norm.weight_offset),
+        "SCALE_OFFSET": float(norm.scale_offset),
     }
     return Plan(
         shape,
-        outputs,
-        out_dtype or x_dtype,
+        norm.outputs,
+        out_dtype,
         copies,
         blocks.blocks,
         tuple(integers),
@@ -185,21 +226,14 @@ def plan_launch(
     )
 
 
-def _check(
-    metas: tuple[Meta | None, ...],
-    kind: NormKind,
-    branch_eps: float | None,
-    modulations: int,
-    out_dtype: torch.dtype | None,
-    sum_dtype: torch.dtype | None,
-) -> None:
+def _check(metas: tuple[Meta | None, ...], norm: Norm) -> None:
     (x, branch), tables = metas[:2], dict(zip(TABLES, metas[2:], strict=True))
     assert x is not None
     for name, dtype in (
         ("x", x[2]),
         ("branch", branch and branch[2]),
-        ("output", out_dtype),
-        ("sum", sum_dtype),
+        ("output", norm.out_dtype),
+        ("sum", norm.sum_dtype),
     ):
         if dtype is not None and dtype not in TRITON_TYPE:
             raise TypeError(f"{name} is {dtype}; float32, float16 or bfloat16 is needed")
@@ -211,17 +245,13 @@ def _check(
         raise ValueError(
             f"branch {tuple(branch[0])} and x {tuple(x[0])} differ in the last dimension"
         )
-    if branch is None and (tables["gate"] or tables["bw"] or branch_eps is not None):
+    if branch is None and (tables["gate"] or tables["bw"] or norm.branch_eps is not None):
         raise ValueError("gate, branch_weight and branch_eps need a branch")
-    if tables["bw"] and branch_eps is None:
+    if tables["bw"] and norm.branch_eps is None:
         raise ValueError("branch_weight needs branch_eps: it belongs to the branch's norm")
-    if kind not in ("rms", "layer", "none"):
-        raise ValueError(f"kind is {kind!r}; 'rms', 'layer' or 'none' is needed")
-    if kind == "none" and (tables["weight"] or tables["bias"] or modulations or sum_dtype is None):
-        raise ValueError(
-            "kind 'none' gives the sum alone: sum_dtype is needed, weight and modulation are not "
-            "taken"
-        )
+    if norm.modulations > MAX_MODULATIONS:
+        raise ValueError(f"{norm.modulations} modulations; at most {MAX_MODULATIONS} are taken")
+    _check_kind(norm, tables["weight"] is not None or tables["bias"] is not None)
     shape = x[0] if branch is None else torch.broadcast_shapes(x[0], branch[0])
     for table in tables.values():
         if table is not None and not table[2].is_floating_point:
@@ -232,7 +262,17 @@ def _check(
             )
 
 
-def _needs_copy(position: int, meta: Meta) -> bool:
+def _check_kind(norm: Norm, weighted: bool) -> None:
+    if norm.kind not in ("rms", "layer", "none"):
+        raise ValueError(f"kind is {norm.kind!r}; 'rms', 'layer' or 'none' is needed")
+    if norm.kind == "none" and (weighted or norm.modulations or norm.sum_dtype is None):
+        raise ValueError(
+            "kind 'none' gives the sum alone: sum_dtype is needed, weight and modulation are not "
+            "taken"
+        )
+
+
+def needs_copy(position: int, meta: Meta) -> bool:
     """x and the branch must have contiguous rows; a table a dtype and a reach that the kernel can
     read.
     """

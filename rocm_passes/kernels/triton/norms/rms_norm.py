@@ -11,19 +11,18 @@ from rocm_passes.target import Target, needs_import, needs_triton
 
 
 def run(call: RmsNorm) -> Tensor:
-    from rocm_passes.kernels.triton.norms import norm
+    from rocm_passes.kernels.triton.norms.norm import Norm, Operands, fused_norm
 
-    outs, _ = norm.fused_norm(
-        call.x,
-        kind="rms",
+    weight, bias = (None if t is None else t.reshape(-1) for t in (call.weight, call.bias))
+    norm = Norm(
+        "rms",
         eps=epsilon(call.eps_tensor, call.eps),
-        weight=None if call.weight is None else call.weight.reshape(-1),
-        bias=None if call.bias is None else call.bias.reshape(-1),
         weight_offset=call.weight_offset,
         round_before_weight=call.round_to is not None,
         out_dtype=call.out_dtype,
         eps_kind=call.eps_kind,
     )
+    outs, _ = fused_norm(Operands(call.x, weight=weight, bias=bias), norm)
     return outs[0]
 
 

@@ -10,7 +10,11 @@ from rocm_passes.target import needs_import, needs_triton
 
 
 def run(call: QkNormRotary) -> list[Tensor]:
-    from rocm_passes.kernels.triton.rotary.qk_norm_rotary_launch import qk_norm_rotary
+    from rocm_passes.kernels.triton.rotary.qk_norm_rotary_launch import (
+        HeadNorms,
+        Rotation,
+        qk_norm_rotary,
+    )
 
     out_q, out_k = joint(call.q, call.out_dtype), joint(call.k, call.out_dtype) if call.k else None
     begin = 0
@@ -21,19 +25,20 @@ def run(call: QkNormRotary) -> list[Tensor]:
             call.k[i] if call.k else None,
             call.cos[i],
             call.sin[i],
-            interleaved=call.interleaved,
-            eps_q=call.q_eps[i],
-            eps_k=call.k_eps[i] if call.k else None,
-            across_heads=call.across_heads,
-            q_weight=call.q_weight[i] if call.q_weight else None,
-            k_weight=call.k_weight[i] if call.k_weight else None,
-            round_before_weight=call.round_before_weight,
-            round_after_norm=call.round_after_norm,
-            rotary_dim=call.width,
-            conjugate=call.conjugate,
-            seq_start=call.seq_start[i],
-            out_q=out_q.narrow(1, begin, tokens),
-            out_k=None if out_k is None else out_k.narrow(1, begin, tokens),
+            Rotation(call.interleaved, call.width, call.conjugate, call.seq_start[i]),
+            HeadNorms(
+                call.q_eps[i],
+                call.k_eps[i] if call.k else 0.0,
+                call.across_heads,
+                call.q_weight[i] if call.q_weight else None,
+                call.k_weight[i] if call.k_weight else None,
+                call.round_before_weight,
+                call.round_after_norm,
+            ),
+            outs=(
+                out_q.narrow(1, begin, tokens),
+                None if out_k is None else out_k.narrow(1, begin, tokens),
+            ),
         )
         begin += tokens
     return [out_q] if out_k is None else [out_q, out_k]

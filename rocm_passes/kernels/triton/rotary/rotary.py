@@ -11,18 +11,11 @@ from rocm_passes.target import needs_import, needs_triton
 
 
 def run(call: Rotary) -> Tensor:
-    from rocm_passes.kernels.triton.rotary.rotary_launch import rotary
+    from rocm_passes.kernels.triton.rotary.rotary_launch import Rotation, rotary
 
-    return rotary(
-        call.x,
-        call.cos,
-        call.sin,
-        interleaved=call.interleaved,
-        rotary_dim=call.width,
-        conjugate=call.conjugate,
-        seq_start=call.seq_start,
-        out=torch.empty(call.x.shape, dtype=call.out_dtype, device=call.x.device),
-    )
+    rotation = Rotation(call.interleaved, call.width, call.conjugate, call.seq_start)
+    out = torch.empty(call.x.shape, dtype=call.out_dtype, device=call.x.device)
+    return rotary(call.x, call.cos, call.sin, rotation, out=out)
 
 
 TRITON = ROTARY.register(

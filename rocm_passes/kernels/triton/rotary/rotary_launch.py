@@ -14,9 +14,14 @@ than the graph; compiled Inductor computes as done here.
 # mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators
 # (Triton kernels carry no Python types: their arguments are device values.)
 
+from __future__ import annotations
+
+from dataclasses import dataclass
+
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from rocm_passes.kernels.triton.common import inverse_rms
 from rocm_passes.kernels.triton.launch import launch
@@ -157,94 +162,106 @@ def rotary_heads_kernel(
         )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Rotation:
+    """How tables turn the channels of a head.
+
+    interleaved: pairs are (2i, 2i+1), otherwise (i, i + R/2).
+    rotary_dim: the first so many channels are rotated, all by default; the others are copied.
+    conjugate: rotate by minus the angles (the backward of the rotation).
+    seq_start: the token that the tables' first row belongs to; tokens outside the tables are
+    copied.
+    """
+
+    interleaved: bool
+    rotary_dim: int | None = None
+    conjugate: bool = False
+    seq_start: int | None = None
+
+
+@dataclass(frozen=True)
+class HeadNorms:
+    """The RMSNorms of q and k in front of the rotation. Statistics and products are fp32.
+
+    across_heads: one mean over the H * D channels of a token, weights [H*D]; else one per head,
+    weights [D].
+    round_before_weight: x * rstd is rounded to x's dtype before the weight multiplies it (as
+    diffusers does).
+    round_after_norm: the normalised value is rounded to x's dtype before the rotation.
+    """
+
+    eps_q: float = 0.0
+    eps_k: float = 0.0
+    across_heads: bool = False
+    q_weight: Tensor | None = None
+    k_weight: Tensor | None = None
+    round_before_weight: bool = False
+    round_after_norm: bool = True
+
+
 def rotary(
-    x: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    rotation: Rotation,
     *,
-    interleaved: bool,
-    rotary_dim: int | None = None,
-    conjugate: bool = False,
-    seq_start: int | None = None,
     out_dtype: torch.dtype | None = None,
-    out: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """Rotates the first `rotary_dim` channels of x (all by default) and copies the others.
+    out: Tensor | None = None,
+) -> Tensor:
+    """Rotates x.
 
     x: [B, S, H, D], D even or not, fp32/fp16/bf16, any strides; a channel stride other than 1 costs
     a copy.
     cos, sin: [1 or B, S, 1 or H, R/2 or R], fp32/fp16/bf16, any strides.
-    interleaved: pairs are (2i, 2i+1), otherwise (i, i + R/2).
-    conjugate: rotate by minus the angles (the backward of the rotation).
-    seq_start: the token that the tables' first row belongs to; tokens outside the tables are
-    copied. Returns [B, S, H, D] in `out_dtype` (x's by default), dense, in x's memory order; or
+    Returns [B, S, H, D] in `out_dtype` (x's by default), dense, in x's memory order; or
     `out`, which may have any strides with unit channel stride. Raises TypeError for other dtypes
     (fp64 and complex among them), ValueError for shapes that do not fit.
     """
-    rotated, _ = launch_heads(
-        x, None, cos, sin, interleaved=interleaved, rotary_dim=rotary_dim, conjugate=conjugate,
-        seq_start=seq_start, out_dtype=out_dtype, out_q=out, out_k=None,
-    )  # fmt: skip
-    return rotated
+    return launch_heads(x, None, cos, sin, rotation, out_dtype=out_dtype, outs=(out, None))[0]
 
 
 def rotary_pair(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
+    q: Tensor,
+    k: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    rotation: Rotation,
     *,
-    interleaved: bool,
-    rotary_dim: int | None = None,
-    conjugate: bool = False,
-    seq_start: int | None = None,
     out_dtype: torch.dtype | None = None,
-    out_q: torch.Tensor | None = None,
-    out_k: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
+    outs: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> tuple[Tensor, Tensor]:
     """`rotary` of q [B, S, Hq, D] and k [B, S, Hk, D] with the same tables in one launch."""
-    rotated_q, rotated_k = launch_heads(
-        q, k, cos, sin, interleaved=interleaved, rotary_dim=rotary_dim, conjugate=conjugate,
-        seq_start=seq_start, out_dtype=out_dtype, out_q=out_q, out_k=out_k,
-    )  # fmt: skip
-    assert rotated_k is not None
-    return rotated_q, rotated_k
+    turned_q, turned_k = launch_heads(q, k, cos, sin, rotation, out_dtype=out_dtype, outs=outs)
+    assert turned_k is not None
+    return turned_q, turned_k
 
 
 def launch_heads(
-    q: torch.Tensor,
-    k: torch.Tensor | None,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
+    q: Tensor,
+    k: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
+    rotation: Rotation,
     *,
-    interleaved: bool,
-    rotary_dim: int | None,
-    conjugate: bool,
-    seq_start: int | None,
-    out_dtype: torch.dtype | None,
-    out_q: torch.Tensor | None,
-    out_k: torch.Tensor | None,
-    norm: bool = False,
-    across_heads: bool = False,
-    q_weight: torch.Tensor | None = None,
-    k_weight: torch.Tensor | None = None,
-    eps_q: float = 0.0,
-    eps_k: float = 0.0,
-    round_before_weight: bool = False,
-    round_after_norm: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+    norms: HeadNorms | None = None,
+    out_dtype: torch.dtype | None = None,
+    outs: tuple[Tensor | None, Tensor | None] = (None, None),
+) -> tuple[Tensor, Tensor | None]:
     """Checks the arguments and launches the kernel. Weights are contiguous, [D], or [H*D] if
     across_heads.
     """
-    q, k, tables, width, start = check_pair(q, k, cos, sin, rotary_dim, seq_start)
+    q, k, tables, width, start = check_pair(q, k, cos, sin, rotation.rotary_dim, rotation.seq_start)
     batch, tokens, q_heads, channels = q.shape
     k_heads = 0 if k is None else k.shape[2]
-    q_out = output_like(q, out_q, out_dtype)
-    k_out = None if k is None else output_like(k, out_k, out_dtype)
+    q_out = output_like(q, outs[0], out_dtype)
+    k_out = None if k is None else output_like(k, outs[1], out_dtype)
     if batch * tokens == 0 or q_heads + k_heads == 0:
         return q_out, k_out
+    n = norms or HeadNorms()
     head_counts = tuple(h for h in (q_heads, k_heads) if h)
-    token_tile, head_tile, warps = tile_shape(head_counts, channels, norm, across_heads)
+    token_tile, head_tile, warps = tile_shape(
+        head_counts, channels, norms is not None, n.across_heads
+    )
     blocks = (
         batch
         * triton.cdiv(tokens, token_tile)
@@ -255,29 +272,28 @@ def launch_heads(
         rotary_heads_kernel, (blocks,),
         q, *q.stride()[:3], q_out, *q_out.stride()[:3],
         second, *second.stride()[:3], second_out, *second_out.stride()[:3],
-        tables.cos, tables.sin, *tables.strides,
-        q if q_weight is None else q_weight, second if k_weight is None else k_weight,
+        tables.cos, tables.sin, *tables.strides, n.q_weight, n.k_weight,
         tokens, start, tables.tokens,
         Q_HEADS=q_heads, K_HEADS=k_heads, D=channels, R=width, P=triton.next_power_of_2(width // 2),
         REST_P=triton.next_power_of_2(channels - width) if channels > width else 0,
-        T=token_tile, H=head_tile, INTERLEAVED=interleaved, CONJUGATE=conjugate,
+        T=token_tile, H=head_tile, INTERLEAVED=rotation.interleaved, CONJUGATE=rotation.conjugate,
         PER_CHANNEL=tables.per_channel, PER_HEAD=tables.per_head,
-        PARTIAL=tables.tokens != tokens, NORM=norm, ACROSS_HEADS=across_heads, Q_EPS=eps_q,
-        K_EPS=eps_k,
-        HAS_Q_WEIGHT=q_weight is not None, HAS_K_WEIGHT=k_weight is not None,
-        ROUND_BEFORE_WEIGHT=round_before_weight, ROUND_AFTER=round_after_norm, num_warps=warps,
+        PARTIAL=tables.tokens != tokens, NORM=norms is not None, ACROSS_HEADS=n.across_heads,
+        Q_EPS=n.eps_q, K_EPS=n.eps_k,
+        HAS_Q_WEIGHT=n.q_weight is not None, HAS_K_WEIGHT=n.k_weight is not None,
+        ROUND_BEFORE_WEIGHT=n.round_before_weight, ROUND_AFTER=n.round_after_norm, num_warps=warps,
     )  # fmt: skip
     return q_out, k_out
 
 
 def check_pair(
-    q: torch.Tensor,
-    k: torch.Tensor | None,
-    cos: torch.Tensor,
-    sin: torch.Tensor,
+    q: Tensor,
+    k: Tensor | None,
+    cos: Tensor,
+    sin: Tensor,
     rotary_dim: int | None,
     seq_start: int | None,
-) -> tuple[torch.Tensor, torch.Tensor | None, Tables, int, int]:
+) -> tuple[Tensor, Tensor | None, Tables, int, int]:
     """q, k and tables as the kernels take them, the rotary width, and the token of the tables'
     first row.
     """

@@ -13,23 +13,13 @@ from rocm_passes.target import needs_import, needs_triton
 
 
 def run(call: RotaryPair) -> Sequence[Tensor]:
-    from rocm_passes.kernels.triton.rotary.rotary_launch import rotary_pair
+    from rocm_passes.kernels.triton.rotary.rotary_launch import Rotation, rotary_pair
 
+    rotation = Rotation(call.interleaved, call.width, call.conjugate, call.seq_start)
     out_q, out_k = (
         torch.empty(x.shape, dtype=call.out_dtype, device=x.device) for x in (call.q, call.k)
     )
-    return rotary_pair(
-        call.q,
-        call.k,
-        call.cos,
-        call.sin,
-        interleaved=call.interleaved,
-        rotary_dim=call.width,
-        conjugate=call.conjugate,
-        seq_start=call.seq_start,
-        out_q=out_q,
-        out_k=out_k,
-    )
+    return rotary_pair(call.q, call.k, call.cos, call.sin, rotation, outs=(out_q, out_k))
 
 
 TRITON = ROTARY_PAIR.register(

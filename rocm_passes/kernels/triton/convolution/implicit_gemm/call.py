@@ -35,6 +35,7 @@ class Conv:
     space: Fill = "zeros"
     upsample: tuple[int, int, int] = (1, 1, 1)
     skipped: int = 0
+    groups: int = 1
 
     @staticmethod
     def of_idiom(
@@ -73,7 +74,6 @@ def refusal(
     conv: Conv | None = None,
     front: Tensor | None = None,
     residual: Tensor | None = None,
-    groups: int = 1,
     tile: Tile | None = None,
 ) -> str | None:
     """Why `conv3d` does not take the call, or None. Fake tensors will do: no value is read."""
@@ -82,8 +82,8 @@ def refusal(
     present = {name: t for name, t in tensors.items() if t is not None}
     return (
         _refuses_tensors(present)
-        or _refuses_shapes(x, weight, bias, front, groups)
         or _refuses_parameters(conv, front)
+        or _refuses_shapes(x, weight, bias, front)
         or _refuses_sizes(conv, x, weight, front, residual, tile)
     )
 
@@ -105,12 +105,10 @@ def _refuses_tensors(present: dict[str, Tensor]) -> str | None:
 
 
 def _refuses_shapes(
-    x: Tensor, weight: Tensor, bias: Tensor | None, front: Tensor | None, groups: int
+    x: Tensor, weight: Tensor, bias: Tensor | None, front: Tensor | None
 ) -> str | None:
     if x.dim() != 5 or weight.dim() != 5:
         return f"x has {x.dim()} dims and the weight {weight.dim()}; 5 of each are needed"
-    if groups != 1:
-        return f"groups={groups}; 1 is needed"
     out, channels = weight.shape[:2]
     if channels != x.shape[1]:
         return f"the weight takes {channels} channels and x has {x.shape[1]}"
@@ -127,6 +125,8 @@ def _refuses_shapes(
 
 
 def _refuses_parameters(conv: Conv, front: Tensor | None) -> str | None:
+    if conv.groups != 1:
+        return f"groups={conv.groups}; 1 is needed"
     for name in ("stride", "dilation", "upsample"):
         if min(getattr(conv, name)) < 1:
             return f"{name}={getattr(conv, name)}; at least 1 is needed"

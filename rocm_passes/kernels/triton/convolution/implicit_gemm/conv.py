@@ -37,7 +37,6 @@ def conv3d(
     front: Tensor | None = None,
     residual: Tensor | None = None,
     silu: bool = False,
-    groups: int = 1,
     tile: Tile | None = None,
 ) -> Tensor:
     """[N, C, T, H, W] by [O, C, kT, kH, kW] to [N, O, T', H', W'] in x's dtype, channels-last.
@@ -48,9 +47,7 @@ def conv3d(
     Raises ValueError with `refusal`'s reason.
     """
     conv = conv or Conv()
-    reason = refusal(
-        x, weight, bias, conv=conv, front=front, residual=residual, groups=groups, tile=tile
-    )
+    reason = refusal(x, weight, bias, conv=conv, front=front, residual=residual, tile=tile)
     if reason is not None:
         raise ValueError(reason)
     kernel = tuple(weight.shape[2:])
@@ -75,8 +72,7 @@ def conv3d(
     added = residual if residual is not None else out
     launch(
         conv_kernel, (pixel_blocks * out_blocks,),
-        x, before, pack_weight(weight), bias if bias is not None else x,
-        residual if residual is not None else x, out,
+        x, before, pack_weight(weight), bias, residual, out,
         x.shape[2], front.shape[2] if front is not None else 0, x.shape[3], x.shape[4],
         *size, frame_blocks, pixel_blocks,
         x.stride(0), x.stride(2), before.stride(0), before.stride(2), x.stride(3), x.stride(4),
@@ -106,7 +102,6 @@ def conv2d(
     conv: Conv | None = None,
     residual: Tensor | None = None,
     silu: bool = False,
-    groups: int = 1,
     tile: Tile | None = None,
 ) -> Tensor:
     """[N, C, H, W] by [O, C, kH, kW] to [N, O, H', W'], channels-last: `conv3d` of one frame.
@@ -118,7 +113,7 @@ def conv2d(
             f"x has {x.dim()} dims and the weight {weight.dim()}; 4 of each are needed"
         )
     y = conv3d(
-        x.unsqueeze(2), weight.unsqueeze(2), bias, conv=conv, silu=silu, groups=groups, tile=tile,
+        x.unsqueeze(2), weight.unsqueeze(2), bias, conv=conv, silu=silu, tile=tile,
         residual=None if residual is None else residual.unsqueeze(2),
     )  # fmt: skip
     return y.squeeze(2)

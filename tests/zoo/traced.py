@@ -1,0 +1,120 @@
+"""Models of the zoo as Dynamo traced them: once a process, for every test that compiles one whole.
+
+Dynamo takes most of the time of a compile without code generation, and no option of the backend
+changes what it does. Tests that vary the backend's options compile copies of these graphs.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, fx, nn
+from torch._dynamo.utils import detect_fake_mode
+from torch._guards import TracingContext, tracing
+
+from tests.rewriting import copied
+
+from . import case, tensors_in
+
+Backend = Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]
+T = TypeVar("T")
+
+
+def _once(make: Callable[[str, torch.dtype], T]) -> Callable[..., T]:
+    """Kept by model and dtype, bfloat16 by default."""
+    kept = functools.cache(make)
+
+    @functools.wraps(make)
+    def found(name: str, dtype: torch.dtype = torch.bfloat16) -> T:
+        return kept(name, dtype)
+
+    return found
+
+
+@_once
+def built(name: str, dtype: torch.dtype) -> nn.Module:
+    """The model, for tests that leave it as it is."""
+    return case(name).build(dtype)
+
+
+@_once
+def live(name: str, dtype: torch.dtype) -> Counter[str]:
+    return case(name).live(built(name, dtype))
+
+
+@_once
+def results(name: str, dtype: torch.dtype) -> list[Tensor]:
+    """Of one eager call."""
+    return case(name).run(built(name, dtype))
+
+
+@_once
+def exact(name: str, dtype: torch.dtype) -> list[Tensor]:
+    """The same call in float64."""
+    return case(name).reference(built(name, dtype))
+
+
+@dataclass
+class Traced:
+    """graphs: as the backend was given them, each with its fake inputs. executed: the number of
+    every graph that one call ran. values: the real inputs of the last.
+    """
+
+    graphs: list[tuple[fx.GraphModule, list[Any]]] = field(default_factory=list)
+    executed: list[int] = field(default_factory=list)
+    values: tuple[Any, ...] = ()
+
+    def compiled(self, backend: Backend) -> list[Callable[..., Any]]:
+        """What the backend makes of a copy of each graph."""
+        return [compile_alone(backend, *each) for each in self.graphs]
+
+
+@_once
+def traced(name: str, dtype: torch.dtype) -> Traced:
+    zoo, model = case(name), built(name, dtype)
+    args, kwargs = zoo.inputs(model)
+    if zoo.warm_up:
+        zoo.run(model)
+    seen = Traced()
+    torch._dynamo.reset()
+    compiled = torch.compile(zoo.function(model), backend=functools.partial(_keep, seen))
+    with torch.no_grad():
+        found = tensors_in(compiled(*args, **kwargs))
+    torch._dynamo.reset()
+    assert zoo.one_graph == (len(seen.graphs) == 1), len(seen.graphs)
+    for one, other in zip(found, results(name, dtype), strict=True):
+        assert torch.equal(one, other)
+    return seen
+
+
+def _keep(seen: Traced, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+    number = len(seen.graphs)
+    fakes = [node.meta["example_value"] for node in gm.graph.find_nodes(op="placeholder")]
+    seen.graphs.append((_copied(gm), fakes))
+
+    def run(*values: Any) -> Any:
+        seen.executed.append(number)
+        seen.values = values
+        return gm.forward(*values)
+
+    return run
+
+
+def _copied(gm: fx.GraphModule) -> fx.GraphModule:
+    graph = copied(gm.graph)
+    for node in graph.nodes:
+        node.meta.pop("grapharg", None)
+    made = fx.GraphModule(gm, graph)
+    made.meta = dict(gm.meta)
+    return made
+
+
+def compile_alone(backend: Backend, gm: fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
+    """What the backend makes of a copy of the graph, called as Dynamo would call it."""
+    with tracing(TracingContext(detect_fake_mode(inputs))), torch.no_grad():
+        return backend(_copied(gm), list(inputs))
