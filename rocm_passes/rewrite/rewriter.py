@@ -33,8 +33,13 @@ class Applied:
 
 
 class Rewriter:
-    def __init__(self, graph: fx.Graph, fake_mode: FakeTensorMode) -> None:
+    """strict: results keep the strides of what they replace, by which ATen may choose how to sum
+    behind them.
+    """
+
+    def __init__(self, graph: fx.Graph, fake_mode: FakeTensorMode, strict: bool = False) -> None:
         self.graph = graph
+        self._strict = strict
         self.applied: list[Applied] = []
         self._fake_mode = fake_mode
         self._replaced: dict[fx.Node, fx.Node] = {}
@@ -62,7 +67,7 @@ class Rewriter:
                     results = (results,)
                 _check(match, results)
                 results = tuple(
-                    _with_strides(b, old, new)
+                    _with_strides(b, old, new, self._strict)
                     for old, new in zip(match.outputs, results, strict=True)
                 )
         except RewriteError:
@@ -122,17 +127,19 @@ def _check(match: Match, results: Sequence[fx.Node]) -> None:
             raise RewriteError(f"it gives {_kind(have)} where the graph has {_kind(want)}")
 
 
-def _with_strides(b: Builder, old: fx.Node, new: fx.Node) -> fx.Node:
-    """`new`, with the strides of `old` where these differ and a reader depends on them."""
+def _with_strides(b: Builder, old: fx.Node, new: fx.Node, always: bool) -> fx.Node:
+    """`new`, with the strides of `old` where these differ, and a reader depends on them or always
+    is asked for.
+    """
     if same_strides(n.tensor(new), n.tensor(old)):
         return new
     reader = reader_of_strides(old)
-    if reader is None:
+    if reader is None and not always:
         return new
     found = restrided(b, new, n.tensor(old))
     if found is None:
         raise RewriteError(
-            f"{reader.name} depends on the strides {list(n.tensor(old).stride())}, which can't be "
+            f"{reader.name if reader is not None else 'strict numerics'} depends on the strides {list(n.tensor(old).stride())}, which can't be "
             "asked for"
         )
     return found
