@@ -138,9 +138,9 @@ def _with_strides(b: Builder, old: fx.Node, new: fx.Node, always: bool) -> fx.No
         return new
     found = restrided(b, new, n.tensor(old))
     if found is None:
+        who = "strict numerics" if reader is None else reader.name
         raise RewriteError(
-            f"{reader.name if reader is not None else 'strict numerics'} depends on the strides {list(n.tensor(old).stride())}, which can't be "
-            "asked for"
+            f"{who} depends on the strides {list(n.tensor(old).stride())}, which can't be asked for"
         )
     return found
 
