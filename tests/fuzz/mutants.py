@@ -33,13 +33,18 @@ class Mutant:
     kind: str = ""
 
 
+def kinds_of(call: Any) -> list[str]:
+    """Names of its classes: some calls of an idiom have a class of their own."""
+    return [c.__name__ for c in type(call).__mro__]
+
+
 @contextmanager
 def changed_call(kind: str, change: Changed) -> Iterator[None]:
     """Each typed call of that class is changed between the match and the rewrite."""
     original = Rewriter.apply
 
     def apply(self: Rewriter, match: Any, *rest: Any) -> Any:
-        if type(match.call).__name__ == kind:
+        if kind in kinds_of(match.call):
             match = replace(match, call=replace(match.call, **change(match.call)))
         return original(self, match, *rest)
 
@@ -145,7 +150,7 @@ def sound(seed: int) -> Sound:
     original = Rewriter.apply
 
     def apply(self: Rewriter, match: Any, *rest: Any) -> Any:
-        kinds.add(type(match.call).__name__)
+        kinds.update(kinds_of(match.call))
         return original(self, match, *rest)
 
     with mock.patch.object(Rewriter, "apply", apply):
