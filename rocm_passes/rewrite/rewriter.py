@@ -4,7 +4,7 @@ as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,22 +174,3 @@ def escapes(nodes: frozenset[fx.Node], outputs: Iterable[fx.Node]) -> fx.Node | 
         if node not in allowed and any(user not in nodes for user in node.users):
             return node
     return None
-
-
-def is_convex(match: Match, order: Mapping[fx.Node, int]) -> bool:
-    """Can the match alone be computed at once? (With others that are taken:
-    `fx.convexity.Contraction`.)
-    """
-    inputs = set(match.inputs())
-    last = max((order.get(i, -1) for i in inputs), default=-1)
-    stack = [u for o in match.outputs for u in o.users if u not in match.nodes]
-    seen: set[fx.Node] = set()
-    while stack:
-        node = stack.pop()
-        if node in inputs:
-            return False
-        if node in seen or order.get(node, -1) > last:
-            continue
-        seen.add(node)
-        stack.extend(node.users)
-    return True
