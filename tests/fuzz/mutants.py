@@ -26,11 +26,11 @@ Changed = Callable[[Any], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Mutant:
-    """kind: the class of the calls that it changes, or "" where it changes something else."""
+    """changes: would it change that call? None where it changes something else than calls."""
 
     name: str
     plant: Callable[[], Any]
-    kind: str = ""
+    changes: Callable[[Any], bool] | None = None
 
 
 def kinds_of(call: Any) -> list[str]:
@@ -53,7 +53,18 @@ def changed_call(kind: str, change: Changed) -> Iterator[None]:
 
 
 def call(name: str, kind: str, change: Changed) -> Mutant:
-    return Mutant(name, functools.partial(changed_call, kind, change), kind)
+    def changes(made: Any) -> bool:
+        if kind not in kinds_of(made):
+            return False
+        return any(getattr(made, field) is not new and not _equal(getattr(made, field), new)
+                   for field, new in change(made).items())  # fmt: skip
+
+    return Mutant(name, functools.partial(changed_call, kind, change), changes)
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Nodes are the same or not; lists are compared as such."""
+    return bool(type(a) is type(b) and a == b)
 
 
 def patched(name: str, target: str, new: Any) -> Mutant:
@@ -138,34 +149,34 @@ def _failures(made: Program) -> frozenset[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Sound:
-    """A program without a planted fault: how it fails, and the classes of the calls it rewrites."""
+    """A program without a planted fault: how it fails, and which mutants would change its calls."""
 
     failures: frozenset[tuple[str, str]]
-    kinds: frozenset[str]
+    mutants: frozenset[str]
 
 
 @functools.cache
 def sound(seed: int) -> Sound:
-    kinds: set[str] = set()
+    found: set[str] = set()
     original = Rewriter.apply
 
     def apply(self: Rewriter, match: Any, *rest: Any) -> Any:
-        kinds.update(kinds_of(match.call))
+        found.update(m.name for m in MUTANTS if m.changes is not None and m.changes(match.call))
         return original(self, match, *rest)
 
     with mock.patch.object(Rewriter, "apply", apply):
         failures = _failures(program(seed))
-    return Sound(failures, frozenset(kinds))
+    return Sound(failures, frozenset(found))
 
 
 def caught_at(mutant: Mutant) -> int | None:
     """How many programs it took, or None where none of them failed.
 
-    A program without such a call is as it would be without the fault: it is not run again. One that
-    fails without the fault as well does not count.
+    A program whose calls it leaves as they are is as it would be without the fault: it is not run
+    again. One that fails without the fault as well does not count.
     """
     for seed in range(WITHIN):
-        if mutant.kind and mutant.kind not in sound(seed).kinds:
+        if mutant.changes is not None and mutant.name not in sound(seed).mutants:
             continue
         with ExitStack() as planted:
             planted.enter_context(mutant.plant())
