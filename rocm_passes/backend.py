@@ -92,7 +92,8 @@ def _compiled(
     if not graph_pass.idioms:
         return _inductor(gm, example_inputs, patch)
     table = None
-    if graph_pass.may_rewrite(rotary.IDIOM):
+    strict = graph_pass.options.rewrite_numerics == "strict"
+    if graph_pass.may_rewrite(rotary.IDIOM) and not strict:
         patch["joint_custom_pre_pass"] = after_the_users(
             patch, "joint_custom_pre_pass", ComplexToReal(graph_pass.uuid)
         )

@@ -138,7 +138,8 @@ class GraphPass(CustomGraphPass):
 
     def _rewrite(self, work: Work, plan: Plan) -> None:
         """Carry out what was decided. A rewrite that fails or can't be placed is undone alone."""
-        rewriter = Rewriter(work.graph, work.fake_mode)
+        strict = self.options.rewrite_numerics == "strict"
+        rewriter = Rewriter(work.graph, work.fake_mode, strict)
         validator = Validator(work.graph, self.options, work.ledger)
         placed: list[tuple[Applied, Decision, int]] = []
         # The entries read the graph as the user's code made it: all are written before the first

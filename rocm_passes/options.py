@@ -59,10 +59,9 @@ class Options:
     rewrite_numerics: str = option(
         "default",
         option_values.choice(*REWRITE_NUMERICS),
-        "strict: refuse a lowering that rounds elsewhere than the graph does (the default where "
-        "Inductor's own "
-        "option numerics is strict); fast: also allow fp64 rotary arithmetic (complex128 tables) "
-        "in fp32, "
+        "strict: give the bits of the graph's own nodes, or refuse (the default where Inductor's "
+        "own option numerics is strict); fast: also allow fp64 rotary arithmetic (complex128 "
+        "tables) in fp32, "
         "and 3-D convolutions as sums of temporal taps that are rounded to 16 bits",
     )
     layout: str = option(
@@ -269,6 +268,16 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
     if values.get("conv_dtype") and values.get("rewrite_numerics") == "strict":
         yield (
             f"conv_dtype={values['conv_dtype']!r} rounds more, and rewrite_numerics='strict' "
+            "refuses that"
+        )
+    if values.get("layout") == "channels_last" and values.get("rewrite_numerics") == "strict":
+        yield (
+            "layout='channels_last' has convolutions sum in another order, and "
+            "rewrite_numerics='strict' refuses that"
+        )
+    if values.get("conv_search") == "on" and values.get("rewrite_numerics") == "strict":
+        yield (
+            "conv_search='on' may choose another order of sums, and rewrite_numerics='strict' "
             "refuses that"
         )
     if values.get("conv_search") == "on" and values.get("tune_seconds") == 0:

@@ -19,7 +19,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from rocm_passes.graph_pass import GraphPass
 from rocm_passes.idioms.convolution import conv3d
 from rocm_passes.idioms.norms import rms_norm
-from rocm_passes.ops.operator import Call, Lowering, Operator
+from rocm_passes.ops.operator import Call, Lowering, Operator, same_bits
 from rocm_passes.options import Options, parse
 from rocm_passes.report.ledger import Entry, LoweringVerdict
 from rocm_passes.rewrite.cache_key import cache_key
@@ -230,7 +230,21 @@ def test_strict_numerics_refuses_a_lowering_that_rounds_elsewhere() -> None:
     assert (taken.outcome, taken.notes) == ("rewritten", ("bf16 stores truncate",))
 
 
-LAUNCHES = Lowering[Anything]("triton", run=lambda call: call.x, launches=True)
+def test_strict_numerics_take_what_promises_the_graph_s_bits_alone() -> None:
+    copy, silent = LAUNCHES, Lowering[Anything]("kernel", run=lambda call: call.x)
+    assert chosen(copy, torch.empty(3), rewrite_numerics="strict").outcome == "rewritten"
+    refused = chosen(silent, torch.empty(3), rewrite_numerics="strict")
+    assert (refused.outcome, refused.reason) == (
+        "refused",
+        "kernel: rewrite_numerics='strict': its bits may differ from those of the graph's own "
+        "nodes: it may sum in another order",
+    )
+    assert chosen(silent, torch.empty(3)).outcome == "rewritten"
+
+
+LAUNCHES = Lowering[Anything](
+    "triton", run=lambda call: call.x, launches=True, other_bits=same_bits
+)
 LIBRARY = Lowering[Anything](
     "aiter", note=lambda *_: "bf16 stores truncate", run=lambda call: call.x
 )

@@ -226,6 +226,8 @@ def test_a_folder_is_no_file(name: str, tmp_path: Path, monkeypatch: pytest.Monk
         ({"idioms": "-rms_norm", "lowering": "rms_norm=triton"}, "idioms leaves it out"),
         ({"conv_dtype": "bf16", "rewrite_numerics": "strict"}, "conv_dtype='bf16' rounds more"),
         ({"conv_search": "on", "tune_seconds": 0}, "tune_seconds=0 leaves no time"),
+        ({"conv_search": "on", "rewrite_numerics": "strict"}, "may choose another order of sums"),
+        ({"layout": "channels_last", "rewrite_numerics": "strict"}, "sum in another order"),
     ],
 )
 def test_options_that_contradict_each_other(

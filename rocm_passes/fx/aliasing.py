@@ -50,11 +50,27 @@ def keep_apart(graph: fx.Graph, before: Sharing, fake_mode: FakeTensorMode) -> i
 
 def root_of(node: fx.Node) -> fx.Node:
     """The node whose memory the node's value lies in."""
-    while True:
-        source = _viewed(node)
-        if source is None:
-            return node
-        node = source
+    return viewed_by(node)[-1]
+
+
+def viewed_by(node: fx.Node) -> list[fx.Node]:
+    """The node, what it is a view of, and so on, up to the node whose memory it is."""
+    found = [node]
+    while (source := _viewed(found[-1])) is not None:
+        found.append(source)
+    return found
+
+
+def is_view_of(user: fx.Node, node: fx.Node) -> bool:
+    return _viewed(user) is node
+
+
+def reaches_the_outputs(node: fx.Node) -> bool:
+    """Is the node an output of the graph, or a view of it?"""
+    return any(
+        user.op == "output" or (_viewed(user) is node and reaches_the_outputs(user))
+        for user in node.users
+    )
 
 
 def _viewed(node: fx.Node) -> fx.Node | None:

@@ -19,6 +19,7 @@ from torch._inductor import inductor_prims
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_arg
 
+from rocm_passes.fx import aliasing
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Builder, outputs, set_outputs
 from rocm_passes.fx.nodes import aten
@@ -80,9 +81,16 @@ def _is_alias(user: fx.Node) -> bool:
     return schema is not None and any(r.alias_info is not None for r in schema.returns)
 
 
-def output_strides(graph: fx.Graph) -> list[torch.Tensor | None]:
-    """What the outputs are, for `keep_output_strides` after a change."""
-    return [n.value(output) for output in outputs(graph)]
+#: Of each output: how it lies, and how that lies which it is a view of.
+OutputStrides = list[tuple[torch.Tensor | None, torch.Tensor | None]]
+
+
+def output_strides(graph: fx.Graph) -> OutputStrides:
+    """How the outputs lie, for `keep_output_strides` after a change."""
+    return [
+        (n.value(o), n.value(aliasing.root_of(o)) if isinstance(o, fx.Node) else None)
+        for o in outputs(graph)
+    ]
 
 
 #: By a reader that sees strides: how the tensors lie that it reads, behind their views.
@@ -94,21 +102,25 @@ def promises(graph: fx.Graph) -> Promises:
     found = {}
     for node in graph.nodes:
         if node.op == "call_function" and sees_strides(node):
-            read = tuple(n.tensor(root) for root in _roots(node))
+            read = tuple(n.tensor(chain[-1]) for chain in _chains(node))
             if read:
                 found[node] = read
     return found
 
 
-def _roots(reader: fx.Node) -> list[fx.Node]:
-    """What the reader's inputs are views of. A graph's inputs lie as they do."""
-    roots = []
+def _chains(reader: fx.Node) -> list[list[fx.Node]]:
+    """Each input of the reader, and what that is a view of, one behind the other. A graph's inputs
+    lie as they do.
+    """
+    chains = []
     for node in reader.all_input_nodes:
+        chain = [node]
         while (node.target in n.VIEWS or _is_alias(node)) and node.all_input_nodes:
             node = node.all_input_nodes[0]
+            chain.append(node)
         if node.op == "call_function" and n.value(node) is not None:
-            roots.append(node)
-    return roots
+            chains.append(chain)
+    return chains
 
 
 def keep_promises(graph: fx.Graph, before: Promises, fake_mode: FakeTensorMode) -> int:
@@ -123,9 +135,9 @@ def keep_promises(graph: fx.Graph, before: Promises, fake_mode: FakeTensorMode) 
     _recompute_values(graph, fake_mode)
     changed = 0
     for reader in left:
-        roots = _roots(reader)
-        for root, was in zip(roots, before[reader], strict=False):
-            if not n.same_shape(n.shape(root), was.shape) or same_strides(n.tensor(root), was):
+        for chain, was in zip(_chains(reader), before[reader], strict=False):
+            root = _last_of_shape(chain, was)
+            if root is None or same_strides(n.tensor(root), was):
                 continue
             with graph.inserting_after(root):
                 b = Builder(graph, fake_mode, root)
@@ -138,9 +150,7 @@ def keep_promises(graph: fx.Graph, before: Promises, fake_mode: FakeTensorMode) 
     return changed
 
 
-def keep_output_strides(
-    graph: fx.Graph, before: Sequence[torch.Tensor | None], fake_mode: FakeTensorMode
-) -> int:
+def keep_output_strides(graph: fx.Graph, before: OutputStrides, fake_mode: FakeTensorMode) -> int:
     """Give the outputs the strides that they had before a change. Returns how many were not so.
 
     Inductor lays out what a user sees as eager does. It does not so for a branch or body of control
@@ -151,9 +161,10 @@ def keep_output_strides(
         return 0
     # What stands behind a change says still how it lay before.
     _recompute_values(graph, fake_mode)
-    found, changed = outputs(graph), 0
+    changed = _keep_strides_of_shared(graph, before, fake_mode)
+    found = outputs(graph)
     made: dict[tuple[fx.Node, tuple[Any, ...]], fx.Node] = {}
-    for place, (output, was) in enumerate(zip(found, before, strict=True)):
+    for place, (output, (was, _)) in enumerate(zip(found, before, strict=True)):
         now = n.value(output)
         if was is None or now is None or now.stride() == was.stride():
             continue
@@ -170,6 +181,46 @@ def keep_output_strides(
             changed += 1
     set_outputs(graph, found)
     return changed
+
+
+def _keep_strides_of_shared(
+    graph: fx.Graph, before: OutputStrides, fake_mode: FakeTensorMode
+) -> int:
+    """Where outputs share memory, lay that out as it was: copied one by one they would not share
+    it.
+    """
+    changed = 0
+    for place, (_, was) in enumerate(before):
+        found = outputs(graph)
+        output = found[place]
+        if not isinstance(output, fx.Node) or was is None:
+            continue
+        chain = aliasing.viewed_by(output)
+        others = (o for o in found if isinstance(o, fx.Node) and o is not output)
+        if not any(aliasing.root_of(o) is chain[-1] for o in others):
+            continue
+        root = _last_of_shape(chain, was)
+        asked = None
+        if root is not None and not same_strides(n.tensor(root), was):
+            with graph.inserting_after(root):
+                asked = restrided(Builder(graph, fake_mode, root), root, was)
+        if root is not None and asked is not None:
+            _replace_for_others(root, asked)
+            _recompute_values(graph, fake_mode)
+            changed += 1
+    return changed
+
+
+def _last_of_shape(chain: Sequence[fx.Node], was: torch.Tensor) -> fx.Node | None:
+    """What was the root of a chain of views: it may be a view itself by now, as of a decomposed
+    norm.
+    """
+    alike = (
+        node
+        for node in reversed(chain)
+        if n.value(node) is not None and n.same_shape(n.shape(node), was.shape)
+    )
+    return next(alike, None)
 
 
 def _recompute_values(graph: fx.Graph, fake_mode: FakeTensorMode) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rocm_passes.ops.operator import Call, Operator
 from rocm_passes.ops.rms_norm import epsilon, inverse_root
+from rocm_passes.target import Target
 
 
 @dataclass(frozen=True)
@@ -126,4 +127,15 @@ def fake(call: FusedNorm) -> list[Tensor]:
     return [torch.empty(call.x.shape, dtype=dtype, device=call.x.device) for dtype in dtypes]
 
 
-FUSED_NORM = Operator("fused_norm", FusedNorm, reference, fake, results=(1, 2, 3))
+def other_bits(call: FusedNorm, target: Target) -> str | None:
+    """A LayerNorm's own weight and bias are applied apart, where ATen's LayerNorm applies them."""
+    if call.kind != "layer":
+        return None
+    if call.weight is not None or call.bias is not None:
+        return "its LayerNorm's weight and bias may be rounded apart"
+    return None if call.x.dtype is torch.float32 else f"x is {call.x.dtype}"
+
+
+FUSED_NORM = Operator(
+    "fused_norm", FusedNorm, reference, fake, results=(1, 2, 3), other_bits=other_bits
+)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rocm_passes.ops.operator import Call, Operator
+from rocm_passes.target import Target
 
 
 @dataclass(frozen=True)
@@ -42,4 +43,11 @@ def fake(call: LayerNorm) -> Tensor:
     return torch.empty(call.x.shape, dtype=call.out_dtype, device=call.x.device)
 
 
-LAYER_NORM = Operator("layer_norm", LayerNorm, reference, fake)
+def other_bits(call: LayerNorm, target: Target) -> str | None:
+    """ATen's LayerNorm of 16-bit rows sums in another order than that of the same rows widened."""
+    if call.x.dtype is not torch.float32:
+        return f"x is {call.x.dtype}: ATen may not widen it as the graph does"
+    return None
+
+
+LAYER_NORM = Operator("layer_norm", LayerNorm, reference, fake, other_bits=other_bits)

@@ -46,6 +46,18 @@ def _nothing(call: Call, target: Target) -> str | None:
     return None
 
 
+def may_give_other_bits(call: Any, target: Target) -> str | None:
+    """Of a lowering that promises nothing to strict numerics: most do not."""
+    return "its bits may differ from those of the graph's own nodes: it may sum in another order"
+
+
+def same_bits(call: Any, target: Target) -> str | None:
+    """Of a lowering that gives the bits of the graph's own nodes: it moves elements, or takes the
+    same steps in the same order.
+    """
+    return None
+
+
 def needs_cpu(target: Target) -> str | None:
     return "plain torch is for CPU graphs and tests" if target.is_gpu else None
 
@@ -68,6 +80,8 @@ class Lowering(Generic[C]):
     refuses: why it can't take this call, or None. The call holds fake tensors.
     note: how its rounding differs from the graph's, where it must; rewrite_numerics="strict"
     refuses it then.
+    other_bits: why it may give other bits than the graph's own nodes, run one by one by ATen on the
+    same device, or None where it gives theirs. rewrite_numerics="strict" takes no other.
     run: the kernel, over real tensors (an opaque call in the graph);
     launches: `run` only allocates and launches Triton kernels, so that Inductor can launch them
     itself; or
@@ -84,6 +98,7 @@ class Lowering(Generic[C]):
     launches: bool = False
     write: Callable[[Any, C], Any] | None = None
     inexact: Callable[[C, Target], str | None] = _nothing
+    other_bits: Callable[[C, Target], str | None] = may_give_other_bits
 
 
 class Computation(Generic[C]):
@@ -139,6 +154,7 @@ class Operator(Computation[C]):
     reference: plain torch, any device; it runs on CPU tensors and wherever a kernel fails.
     fake: gives the shapes, dtypes and strides that every lowering returns.
     refuses: why the reference can't take a call, or None.
+    other_bits: of the reference, as `Lowering` has it.
     results: how many tensors it may return. There is one overload for each number, `default` for
     the first: a schema with `Tensor[]` crashes under `cpp_wrapper` where the list has one tensor
     (torch 2.13).
@@ -152,10 +168,17 @@ class Operator(Computation[C]):
         fake: Callable[[C], Results],
         results: Sequence[int] = (1,),
         refuses: Callable[[C, Target], str | None] = _nothing,
+        other_bits: Callable[[C, Target], str | None] = may_give_other_bits,
     ) -> None:
         super().__init__(name, call)
         self.reference = reference
-        plain = Lowering(REFERENCE, requires=(needs_cpu,), refuses=refuses, note=reference_note)
+        plain = Lowering(
+            REFERENCE,
+            requires=(needs_cpu,),
+            refuses=refuses,
+            note=reference_note,
+            other_bits=other_bits,
+        )
         self.lowerings.append(plain)
         self._failed: set[str] = set()
         self._fake = fake

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rocm_passes.ops.operator import Call, Operator
+from rocm_passes.ops.operator import Call, Operator, same_bits
 
 
 @dataclass(frozen=True)
@@ -87,4 +87,4 @@ def empty(
     return torch.empty(tuple(shape), dtype=dtype or x.dtype, device=x.device, memory_format=layout)
 
 
-PAD = Operator("pad", Pad, reference, fake)
+PAD = Operator("pad", Pad, reference, fake, other_bits=same_bits)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rocm_passes.ops.operator import Call, Operator
+from rocm_passes.ops.operator import Call, Operator, same_bits
 
 
 @dataclass(frozen=True)
@@ -101,4 +101,4 @@ def rounds_unlike(round_to: torch.dtype | None, x: Tensor) -> str | None:
     return None
 
 
-RMS_NORM = Operator("rms_norm", RmsNorm, reference, fake)
+RMS_NORM = Operator("rms_norm", RmsNorm, reference, fake, other_bits=same_bits)

@@ -174,5 +174,12 @@ def _tables_misfit(own: Rotary) -> str | None:
     return None
 
 
+def other_bits(call: SpelledRotary, target: Target) -> str | None:
+    """Real products and sums are elementwise: plain torch rounds each, as the graph's nodes do."""
+    if call.recipe.complex:
+        return "the graph multiplies complex numbers, whose products ATen may leave unrounded"
+    return None
+
+
 #: Lowerings are asked about a `SpelledRotary` and run a `Rotary`.
-ROTARY: Operator[Any] = Operator("rotary", Rotary, reference, fake, refuses=refuses)
+ROTARY: Operator[Any] = Operator("rotary", Rotary, reference, fake, (1,), refuses, other_bits)

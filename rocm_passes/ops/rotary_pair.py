@@ -105,5 +105,11 @@ def refuses(call: SpelledRotaryPair, target: Target) -> str | None:
     return None
 
 
+def other_bits(call: SpelledRotaryPair, target: Target) -> str | None:
+    return next((why for each in call.each() if (why := one.other_bits(each, target))), None)
+
+
 #: Lowerings are asked about a `SpelledRotaryPair` and run a `RotaryPair`.
-ROTARY_PAIR: Operator[Any] = Operator("rotary_pair", RotaryPair, reference, fake, (2,), refuses)
+ROTARY_PAIR: Operator[Any] = Operator(
+    "rotary_pair", RotaryPair, reference, fake, (2,), refuses, other_bits
+)

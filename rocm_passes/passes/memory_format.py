@@ -16,6 +16,7 @@ from torch._inductor import inductor_prims
 from torch._prims_common import make_channels_last_strides_for
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from rocm_passes.fx import aliasing
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Builder
 from rocm_passes.fx.nodes import aten
@@ -101,6 +102,11 @@ def share_layouts(graph: fx.Graph) -> int:
             graph.erase_node(node)
         elif x.op != "placeholder" and strides == make_channels_last_strides_for(n.shape(x)):
             readers = {user for user in x.users if user is not node and user.op != "output"}
+            leaving = {user for user in readers if aliasing.is_view_of(user, x)}
+            leaving = {user for user in leaving if aliasing.reaches_the_outputs(user)}
+            if len(leaving) + any(user.op == "output" for user in x.users) > 1:
+                # Outputs that share x's memory go on sharing it.
+                readers -= leaving
             redirected += len(readers)
             x.replace_all_uses_with(node, delete_user_cb=readers.__contains__)
     return redirected

@@ -36,7 +36,12 @@ RULES = [
 
 
 def channels_last(graph: fx.Graph, options: Options, target: Target) -> bool:
-    """Do this graph's convolutions run channels-last? As the option says, or by rule."""
+    """Do this graph's convolutions run channels-last? As the option says, or by rule.
+
+    Not in strict numerics: in another layout a library sums in another order.
+    """
+    if options.rewrite_numerics == "strict":
+        return False
     if options.layout != "auto":
         return options.layout == "channels_last"
     convolutions = sum(mixes_pixels(node) for node in n.calls(graph, aten.convolution.default))

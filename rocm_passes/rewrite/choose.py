@@ -102,8 +102,10 @@ def _rounds_too_much(
     inexact = lowering.inexact(call, target)
     if inexact is not None:
         return f"rewrite_numerics='fast' is needed: {inexact}"
-    note = lowering.note(call, target) if options.rewrite_numerics == "strict" else None
-    return f"rewrite_numerics='strict': {note}" if note else None
+    if options.rewrite_numerics != "strict":
+        return None
+    reason = lowering.note(call, target) or lowering.other_bits(call, target)
+    return f"rewrite_numerics='strict': {reason}" if reason else None
 
 
 def obstacle(lowering: Lowering[Any], call: Call, target: Target, options: Options) -> str | None:

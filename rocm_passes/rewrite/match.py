@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from torch import fx
 
+from rocm_passes.fx.convexity import Contraction
 from rocm_passes.ops.operator import Call, Lowering, Operator
 from rocm_passes.options import Options
 from rocm_passes.target import Target
@@ -45,6 +46,10 @@ class Match:
 
     def inputs(self) -> list[fx.Node]:
         return self.call.nodes()
+
+    def obstacle(self, contraction: Contraction) -> str | None:
+        """Why it cannot be computed at once, beside what was taken so far, or None where it can."""
+        return contraction.obstacle(self.nodes, self.inputs(), self.outputs)
 
 
 @dataclass(frozen=True)
@@ -111,9 +116,20 @@ def guarded(
     """What `read` finds at the anchor. An exception is a fault of this package, and costs this
     candidate only.
     """
+
+    def missed(reason: str) -> Found:
+        return Miss(anchor, reason, covers)
+
+    found = read_or(missed, anchor, read, *arguments)
+    return [] if found is None else [found]
+
+
+def read_or(
+    missed: Callable[[str], T], anchor: fx.Node, read: Callable[..., T | None], *arguments: Any
+) -> T | None:
+    """What `read` gives for the anchor, or what `missed` makes of the exception that it raised."""
     try:
-        found = read(*arguments)
+        return read(*arguments)
     except Exception as error:
         log.exception("rocm_passes: reading the candidate at %s failed", anchor)
-        found = Miss(anchor, f"reading it failed: {type(error).__name__}: {error}", covers)
-    return [] if found is None else [found]
+        return missed(f"reading it failed: {type(error).__name__}: {error}")

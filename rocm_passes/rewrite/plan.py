@@ -96,7 +96,7 @@ class Plan:
             self._say_cut(idiom, found)
 
     def _decide_match(self, idiom: Idiom, match: Match) -> None:
-        obstacle = self._contraction.obstacle(match.nodes, match.inputs(), match.outputs)
+        obstacle = match.obstacle(self._contraction)
         if obstacle is not None:
             self._refuse(idiom, match, obstacle)
             return

@@ -4,7 +4,7 @@ as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,8 +33,13 @@ class Applied:
 
 
 class Rewriter:
-    def __init__(self, graph: fx.Graph, fake_mode: FakeTensorMode) -> None:
+    """strict: results keep the strides of what they replace, by which ATen may choose how to sum
+    behind them.
+    """
+
+    def __init__(self, graph: fx.Graph, fake_mode: FakeTensorMode, strict: bool = False) -> None:
         self.graph = graph
+        self._strict = strict
         self.applied: list[Applied] = []
         self._fake_mode = fake_mode
         self._replaced: dict[fx.Node, fx.Node] = {}
@@ -62,7 +67,7 @@ class Rewriter:
                     results = (results,)
                 _check(match, results)
                 results = tuple(
-                    _with_strides(b, old, new)
+                    _with_strides(b, old, new, self._strict)
                     for old, new in zip(match.outputs, results, strict=True)
                 )
         except RewriteError:
@@ -122,18 +127,20 @@ def _check(match: Match, results: Sequence[fx.Node]) -> None:
             raise RewriteError(f"it gives {_kind(have)} where the graph has {_kind(want)}")
 
 
-def _with_strides(b: Builder, old: fx.Node, new: fx.Node) -> fx.Node:
-    """`new`, with the strides of `old` where these differ and a reader depends on them."""
+def _with_strides(b: Builder, old: fx.Node, new: fx.Node, always: bool) -> fx.Node:
+    """`new`, with the strides of `old` where these differ, and a reader depends on them or always
+    is asked for.
+    """
     if same_strides(n.tensor(new), n.tensor(old)):
         return new
     reader = reader_of_strides(old)
-    if reader is None:
+    if reader is None and not always:
         return new
     found = restrided(b, new, n.tensor(old))
     if found is None:
+        who = "strict numerics" if reader is None else reader.name
         raise RewriteError(
-            f"{reader.name} depends on the strides {list(n.tensor(old).stride())}, which can't be "
-            "asked for"
+            f"{who} depends on the strides {list(n.tensor(old).stride())}, which can't be asked for"
         )
     return found
 
@@ -167,22 +174,3 @@ def escapes(nodes: frozenset[fx.Node], outputs: Iterable[fx.Node]) -> fx.Node | 
         if node not in allowed and any(user not in nodes for user in node.users):
             return node
     return None
-
-
-def is_convex(match: Match, order: Mapping[fx.Node, int]) -> bool:
-    """Can the match alone be computed at once? (With others that are taken:
-    `fx.convexity.Contraction`.)
-    """
-    inputs = set(match.inputs())
-    last = max((order.get(i, -1) for i in inputs), default=-1)
-    stack = [u for o in match.outputs for u in o.users if u not in match.nodes]
-    seen: set[fx.Node] = set()
-    while stack:
-        node = stack.pop()
-        if node in inputs:
-            return False
-        if node in seen or order.get(node, -1) > last:
-            continue
-        seen.add(node)
-        stack.extend(node.users)
-    return True

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch._functorch.aot_autograd import aot_function
 from torch._inductor import compile_fx
+from torch.fx._lazy_graph_module import _LazyGraphModule, _use_lazy_graph_module
 from torch.utils._python_dispatch import _disable_current_modes
 
 from rocm_passes.fx import decompositions, strides
@@ -53,7 +54,6 @@ class Traced:
             compile_fx.view_to_reshape(gm)
             ComplexToReal(lambda: "fuzz")(gm.graph)
             gm.graph.eliminate_dead_code()
-            gm.recompile()
         self._original = self._now = gm
 
         def run(args: list[Any]) -> Any:
@@ -67,7 +67,8 @@ class Traced:
 
     def trace(self) -> None:
         """Run once as it is, to have the graph."""
-        self._call(*self._inputs)
+        with _use_lazy_graph_module(True):
+            self._call(*self._inputs)
 
     def rewrite(self, options: Options, target: Target, visible: bool = True) -> Ledger:
         """Rewrite a copy of the graph; calls run it from now on.
@@ -86,7 +87,6 @@ class Traced:
             GraphPass(options, target, ledgers.append)(gm.graph)
         gm.graph.lint()
         compile_fx.view_to_reshape(gm)  # Inductor lowers a view as a reshape.
-        gm.recompile()
         self._now = gm
         return ledgers[0]
 
@@ -137,7 +137,8 @@ def copied(gm: fx.GraphModule) -> fx.GraphModule:
     for old, new in zip(gm.graph.nodes, graph.nodes, strict=True):
         new.meta = copy.copy(old.meta)
     output.meta = copy.copy(gm.graph.output_node().meta)
-    return fx.GraphModule(gm, graph)
+    # Lazy: the graph is interpreted, and no Python of it need be written.
+    return _LazyGraphModule(gm, graph)
 
 
 def target_named(name: str) -> Target:

@@ -97,6 +97,8 @@ def convolution(d: Draft, x: str) -> str:
         kernel = [1] * rank
     x, own = padded(d, x, kernel)
     channels, out = d.shape(x)[1], d.size(2, 4)
+    if channels == 0:
+        raise Unfit("no channels")
     groups = 2 if channels % 2 == 0 and out % 2 == 0 and d.maybe(0.1) else 1
     scale = round(1 / math.sqrt(channels * math.prod(kernel) / groups), 3)
     weight = d.tensor([out, channels // groups, *kernel], d.dtype_of(x), scale=scale)

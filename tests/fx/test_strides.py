@@ -101,3 +101,34 @@ def test_strict_rounds_a_convolution_behind_its_bias() -> None:
         (found,) = traced(x, w, b)
     away = (found != f(x, w, b)[0]).double().mean().item()
     assert away < 0.02
+
+
+def test_a_reader_behind_a_decomposed_norm() -> None:
+    """What it read was the norm's own result, and is a view by now: it ends the decomposition."""
+
+    def f(x: Tensor, w: Tensor) -> Tensor:
+        y = F.group_norm(F.conv3d(x, w), 2)[:, 0]
+        return torch.as_strided(y, (12, 5), (5, 1), 0) + 1
+
+    seen = rewrite(f, VIDEO, KERNEL, options={"layout": "channels_last", "idioms": ("conv3d",)})
+    assert [e.outcome for e in seen.sites] == ["rewritten"]
+    torch.testing.assert_close(seen.result, f(VIDEO, KERNEL))
+    whole = rewrite(f, VIDEO, KERNEL, options={"layout": "channels_last", "select": "auto"})
+    torch.testing.assert_close(whole.result, f(VIDEO, KERNEL))
+
+
+@pytest.mark.parametrize("views", ["y, y[:1]", "y[:1], y", "y[:1], y[1:]", "y, y.transpose(0, 1)"])
+def test_outputs_of_a_body_that_share_memory_go_on_sharing_it(views: str) -> None:
+    f = eval(f"lambda x, w: (lambda y: ({views}))(F.conv3d(x, w))", {"F": F})
+    with torch.no_grad(), references_run():
+        traced = Traced(f, (VIDEO, KERNEL))
+        traced.trace()
+        traced.rewrite(
+            Options(select="always", layout="channels_last"), target_named("cpu"), visible=False
+        )
+        found = traced(VIDEO, KERNEL)
+    one, other = (t.untyped_storage().data_ptr() for t in found)
+    assert one == other
+    for got, want in zip(found, f(VIDEO, KERNEL), strict=True):
+        torch.testing.assert_close(got, want)
+        assert got.stride() == want.stride()

@@ -208,4 +208,6 @@ def test_its_one_rounding_is_noted_and_strict_refuses_it(monkeypatch: pytest.Mon
     wider = rewrite(
         residual, *stream(F32), *affine(F32), options={**options, "rewrite_numerics": "strict"}
     )
-    assert (wider.only().idiom, wider.only().lowering) == ("residual_norm", "triton")
+    assert all(e.lowering != "triton" for e in wider.sites), "it sums in an order of its own"
+    considered = [c for e in wider.sites for c in e.considered]
+    assert any("strict': its bits may differ" in c for c in considered)

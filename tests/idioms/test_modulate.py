@@ -167,3 +167,4 @@ def test_rounding_differences_are_noted_and_strict_refuses_them(
     assert any("rewrite_numerics='strict'" in c for c in seen.only().considered)
     seen = rewrite(block, rows(F32), table(1, dtype=F32), options={"rewrite_numerics": "strict"})
     assert outcomes(seen) == TAKEN
+    assert seen.only().lowering == "reference", "the kernel sums in an order of its own"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from tests.idioms.rotary_graphs import passed
 from tests.idioms.rotary_spellings import DOUBLE, SPELLINGS, Spelling, example
@@ -145,6 +145,10 @@ def test_k_of_another_result_dtype_is_a_call_of_its_own() -> None:
         assert torch.allclose(got.float(), wanted.float(), rtol=1e-2, atol=1e-2)
 
 
+def tensor_of(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), Tensor)
+
+
 @pytest.mark.parametrize("dtype", [BF16, F16, F32], ids=str)
 @pytest.mark.parametrize("spelling", (*SPELLINGS, *DOUBLE), ids=lambda s: f"{s.name}{s.fp64}")
 def test_strict_gives_the_bits_of_the_graph_or_refuses(
@@ -156,7 +160,9 @@ def test_strict_gives_the_bits_of_the_graph_or_refuses(
     in_16_bits = spelling.name in ("p4b", "first_channels") and dtype is not F32
     fused = spelling.name == "p8"
     (entry,) = seen.sites
-    assert entry.outcome == ("refused" if in_16_bits or fused else "rewritten")
+    by_complex = any(node.meta["val"].is_complex() for node in seen.graph.nodes if tensor_of(node))
+    assert by_complex == ("complex numbers" in entry.reason)
+    assert entry.outcome == ("refused" if in_16_bits or fused or by_complex else "rewritten")
     if in_16_bits:
         name = str(dtype)
         assert (

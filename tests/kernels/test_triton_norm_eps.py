@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
+from rocm_passes.kernels.triton.common import inverse_rms
 from rocm_passes.kernels.triton.norms.norm_plan import NormTile
 from rocm_passes.ops.rms_norm import inverse_root
 from tests.kernels.kernel_calls import fused_norm
@@ -43,3 +51,51 @@ def test_the_kinds_differ() -> None:
     x, w = torch.full((1, D), 1e-3), torch.ones(D)
     given = {float(original(x, w, 1e-3, kind)[0, 0]) for kind in ("add", "clamp", "after_root")}
     assert len(given) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("power", [-62, -64, -66, -70])
+def test_rows_whose_mean_of_squares_is_subnormal(power: int, dtype: torch.dtype) -> None:
+    """Without an eps nothing guards the root."""
+    x = torch.ldexp(torch.ones(3, D), torch.tensor(power)).to(dtype)
+    (got,), _ = fused_norm(x, kind="rms", eps=0.0)
+    assert got.isfinite().all()
+    torch.testing.assert_close(got.double(), torch.ones(3, D).double(), rtol=1e-2, atol=0)
+
+
+ROOT = """
+import json, sys
+import triton, triton.language as tl
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from rocm_passes.kernels.triton.common import inverse_rms
+from tests.kernels.test_triton_norm_eps import root
+found = {}
+for arch in ("gfx942", "gfx1201"):
+    for eps in (0.0, 1e-6):
+        source = ASTSource(fn=root, signature={"x": "*fp32", "y": "*fp32", "EPS": "constexpr"},
+                           constexprs={"EPS": eps})
+        wave = 64 if arch.startswith("gfx9") else 32
+        built = triton.compile(source, target=GPUTarget("hip", arch, wave))
+        found[f"{arch} {eps}"] = built.asm["amdgcn"]
+json.dump(found, sys.stdout)
+"""
+
+
+@triton.jit
+def root(x, y, EPS: tl.constexpr):  # type: ignore[no-untyped-def]
+    at = tl.arange(0, 64)
+    tl.store(y + at, inverse_rms(tl.load(x + at), 64, EPS, tl.bfloat16, "add"))
+
+
+def test_amd_s_rsqrt_is_used_where_eps_keeps_its_argument_normal() -> None:
+    """The instruction flushes a subnormal argument, whatever the mode of denormals."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    done = subprocess.run(
+        [sys.executable, "-c", ROOT], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rsqrt = {
+        name: bool(re.search(r"\bv_rsq_f32", a)) for name, a in json.loads(done.stdout).items()
+    }
+    assert rsqrt == {name: name.endswith("1e-06") for name in rsqrt} and len(rsqrt) == 4

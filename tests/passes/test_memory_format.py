@@ -137,3 +137,17 @@ def test_a_norm_reads_what_was_copied_for_it_where_the_others_read_it() -> None:
     x = torch.randn(SHAPE, dtype=torch.float64)
     for ours, theirs in zip(gm(x), function(x), strict=True):
         torch.testing.assert_close(ours, theirs)
+
+
+def test_outputs_that_share_memory_go_on_sharing_it() -> None:
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        y = x.sin()
+        return y, y[:1], last(y).cos()
+
+    mode = FakeTensorMode()
+    with mode:
+        gm = make_fx(function)(torch.empty(SHAPE, dtype=torch.float64))
+    share_layouts(gm.graph)
+    gm.recompile()
+    whole, part, _ = gm(torch.randn(SHAPE, dtype=torch.float64))
+    assert part.untyped_storage().data_ptr() == whole.untyped_storage().data_ptr()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 
 from torch import fx
@@ -13,10 +12,8 @@ from rocm_passes.idioms.norms import layer, rms
 from rocm_passes.idioms.norms.layer import Layer
 from rocm_passes.idioms.norms.rms import RMS
 from rocm_passes.idioms.norms.rows import roots
-from rocm_passes.rewrite.match import Context
+from rocm_passes.rewrite.match import Context, read_or
 from rocm_passes.rewrite.rewriter import escapes
-
-log = logging.getLogger(__name__)
 
 Norm = RMS | Layer
 
@@ -50,13 +47,8 @@ def _read(graph: fx.Graph, _: Context) -> list[Reading]:
 
 
 def _at(anchor: fx.Node) -> Reading | None:
-    """A fault of a reader costs the norm that it was met at."""
-    try:
-        return _read_at(anchor)
-    except Exception as error:
-        log.exception("rocm_passes: reading the norm at %s failed", anchor)
-        name = "layer_norm" if n.is_call(anchor, aten.native_layer_norm.default) else "rms_norm"
-        return Reading(anchor, name, f"reading it failed: {type(error).__name__}: {error}")
+    name = "layer_norm" if n.is_call(anchor, aten.native_layer_norm.default) else "rms_norm"
+    return read_or(lambda reason: Reading(anchor, name, reason), anchor, _read_at, anchor)
 
 
 def _read_at(anchor: fx.Node) -> Reading | None:

@@ -25,6 +25,7 @@ from typing import Any
 from torch import fx
 
 from rocm_passes.fx import nodes as n
+from rocm_passes.fx.convexity import Contraction
 from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.norms import rms as norms
 from rocm_passes.idioms.rotary import rotary
@@ -47,7 +48,7 @@ from rocm_passes.ops import qk_norm_rotary as op
 from rocm_passes.ops.qk_norm_rotary import Streams
 from rocm_passes.ops.rotary_layout import Recipe
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match
-from rocm_passes.rewrite.rewriter import escapes, is_convex
+from rocm_passes.rewrite.rewriter import escapes
 
 NAME = "qk_norm_rotary"
 
@@ -58,10 +59,10 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
         return
     found = rotations(graph)
     merge_tables(found)
-    order = {node: i for i, node in enumerate(graph.nodes)}
+    contraction = Contraction(graph)
     attentions: list[tuple[Normed, ...]] = []
     single = {r.core: r for r in found}
-    for q, k in pairs(found, order):
+    for q, k in pairs(found, contraction):
         recipes = recipes_of(q, k, context)
         both = [
             normed(r, recipe, results) for r, recipe in zip((q, k), recipes or (), strict=False)
@@ -74,28 +75,24 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
         alone = normed(rotation, recipe, results) if isinstance(recipe, Recipe) else None
         if alone is not None:
             attentions.append((alone,))
-    yield from _sites(attentions, results, order)
+    yield from _sites(attentions, results, contraction)
 
 
 def _sites(
     attentions: list[tuple[Normed, ...]],
     results: Mapping[fx.Node, norms.RMS],
-    order: Mapping[fx.Node, int],
+    contraction: Contraction,
 ) -> Iterator[Found]:
     done: set[fx.Node] = set()
     by_result = {a[0].rotation.result: a for a in attentions}
     for attention in attentions:
         if attention[0].rotation.core in done:
             continue
-        site, members = _joined(attention, by_result, results, order), [attention]
+        site, members = _joined(attention, by_result, results), [attention]
         if site is not None:
             members = site[1]
         found = site[0] if site is not None else _site(attention)
-        if (
-            found is not None
-            and not found.nodes.intersection(found.inputs())
-            and is_convex(found, order)
-        ):
+        if found is not None and found.obstacle(contraction) is None:
             done |= {m.rotation.core for a in members for m in a}
             yield found
         elif site is not None:
@@ -210,7 +207,6 @@ def _joined(
     attention: tuple[Normed, ...],
     by_result: Mapping[fx.Node, tuple[Normed, ...]],
     results: Mapping[fx.Node, norms.RMS],
-    order: Mapping[fx.Node, int],
 ) -> tuple[Match, list[tuple[Normed, ...]]] | None:
     """The site of all streams whose q are joined by one cat and whose k by another, behind the
     rotation.

@@ -9,12 +9,13 @@ When it pays: as `rotary`, with half the launches, and table rows read once for 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from torch import fx
 
+from rocm_passes.fx.convexity import Contraction
 from rocm_passes.idioms.rotary import rotary
 from rocm_passes.idioms.rotary.rotations import Rotation, rotations
 from rocm_passes.idioms.rotary.tables import merge_tables, share_tables
@@ -22,7 +23,6 @@ from rocm_passes.ops import rotary_pair as op
 from rocm_passes.ops.operator import Call
 from rocm_passes.ops.rotary_layout import Recipe
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match
-from rocm_passes.rewrite.rewriter import is_convex
 
 NAME = "rotary_pair"
 COVERS = {"rotary": 2}
@@ -33,8 +33,7 @@ NEAR = 8
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
     found = rotations(graph)
     merge_tables(found)
-    order = {node: i for i, node in enumerate(graph.nodes)}
-    for q, k in pairs(found, order):
+    for q, k in pairs(found, Contraction(graph)):
         recipes = recipes_of(q, k, context)
         if recipes is not None:
             yield _site(q, k, *recipes)
@@ -55,9 +54,7 @@ def recipes_of(q: Rotation, k: Rotation, context: Context) -> tuple[Recipe, Reci
     return recipe, k_recipe
 
 
-def pairs(
-    found: list[Rotation], order: Mapping[fx.Node, int]
-) -> Iterator[tuple[Rotation, Rotation]]:
+def pairs(found: list[Rotation], contraction: Contraction) -> Iterator[tuple[Rotation, Rotation]]:
     """Neighbours in graph order that share tables and do not need each other: one attention's q and
     k.
     """
@@ -66,16 +63,13 @@ def pairs(
         if rotation.leak is not None:
             continue
         for other in reversed(waiting[-NEAR:]):
-            if share_tables(other, rotation) and _independent(_site_of(other, rotation), order):
+            both = _site_of(other, rotation)
+            if share_tables(other, rotation) and both.obstacle(contraction) is None:
                 waiting.remove(other)
                 yield other, rotation
                 break
         else:
             waiting.append(rotation)
-
-
-def _independent(site: Match, order: Mapping[fx.Node, int]) -> bool:
-    return not site.nodes.intersection(site.inputs()) and is_convex(site, order)
 
 
 @dataclass(frozen=True)

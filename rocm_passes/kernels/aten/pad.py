@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rocm_passes.ops.operator import Lowering
+from rocm_passes.ops.operator import Lowering, same_bits
 from rocm_passes.ops.pad import PAD, Pad
 from rocm_passes.target import Target
 
@@ -18,4 +18,6 @@ def write(b: Any, call: Pad) -> Any:
     return call.x
 
 
-DROP = PAD.register(Lowering("drop", refuses=refuses, write=write), first=True)
+DROP = PAD.register(
+    Lowering("drop", refuses=refuses, write=write, other_bits=same_bits), first=True
+)

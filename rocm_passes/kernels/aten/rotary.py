@@ -23,6 +23,10 @@ def refuses(call: SpelledRotary, target: Target) -> str | None:
     return None if call.recipe.complex else "the graph rotates in real numbers already"
 
 
+def other_bits(call: SpelledRotary, target: Target) -> str | None:
+    return "the graph multiplies complex numbers, whose products ATen may leave unrounded"
+
+
 def write(b: Any, call: SpelledRotary) -> Any:
     x: Any = call.x
     recipe = call.recipe
@@ -75,4 +79,4 @@ def _cast(b: Any, x: Any, recipe: Recipe) -> Any:
     return x if b.value(x).dtype is recipe.out_dtype else b(convert, x, recipe.out_dtype)
 
 
-REAL = ROTARY.register(Lowering("real", refuses=refuses, write=write))
+REAL = ROTARY.register(Lowering("real", refuses=refuses, write=write, other_bits=other_bits))

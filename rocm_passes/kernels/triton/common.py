@@ -88,7 +88,11 @@ def inverse_rms(
             mean = tl.maximum(mean, EPS, propagate_nan=tl.PropagateNan.ALL)
         else:
             mean = mean + EPS
-        rstd = exact_rsqrt(mean) if dtype == tl.float32 else tl.rsqrt(mean)
+        # AMD's rsqrt takes a subnormal number for zero, and gives inf. From EPS on, none is one.
+        if dtype == tl.float32 or EPS < 1.1754944e-38:
+            rstd = exact_rsqrt(mean)
+        else:
+            rstd = tl.rsqrt(mean)
     return rstd
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rocm_passes.ops.operator import Lowering
+from rocm_passes.ops.operator import Lowering, same_bits
 from rocm_passes.ops.pad import PAD, Pad
 from rocm_passes.target import Target, needs_import, needs_triton
 
@@ -34,5 +34,6 @@ TRITON = PAD.register(
         refuses=refuses,
         run=run,
         launches=True,
+        other_bits=same_bits,
     )
 )
