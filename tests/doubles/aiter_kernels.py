@@ -8,74 +8,43 @@ does this one.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-HALVES = (torch.float16, torch.bfloat16)
-ROUNDING_BF16 = ("gfx950", "gfx1200", "gfx1201", "gfx1250")
-
-
-class ContractViolation(AssertionError):
-    """The real aiter would have died, or answered with garbage."""
-
-
-def hold(condition: bool, harm: str) -> None:
-    if not condition:
-        raise ContractViolation(harm)
-
-
-def insist(condition: bool, message: str) -> None:
-    """A check of aiter's own in Python."""
-    if not condition:
-        raise AssertionError(message)
-
-
-def span_bytes(t: Tensor) -> int:
-    last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
-    return (last + 1) * t.element_size()
-
-
-def reachable(*tensors: Tensor) -> None:
-    for t in tensors:
-        hold(not isinstance(t, FakeTensor), "a fake tensor has no memory")
-        hold(t.numel() > 0, "empty: a grid of 0 blocks leaves a sticky launch error")
-        hold(
-            max(span_bytes(t), t.numel() * t.element_size()) < 2**31, "int32 byte offset overflows"
-        )
-
-
-def same_bits(t: Tensor, like: Tensor) -> None:
-    hold(t.dtype == like.dtype, f"the bits of {t.dtype} are read as {like.dtype}")
-
-
-def parameter(t: Tensor, length: int, like: Tensor) -> None:
-    same_bits(t, like)
-    hold(t.is_contiguous(), "a strided parameter is read as contiguous")
-    hold(t.numel() >= length, "reads past the end of a parameter")
-    hold(t.dim() == 1 and t.numel() == length, "a parameter of another shape is misread")
-    hold(
-        t.storage_offset() * t.element_size() % 4 == 0,
-        "a parameter that does not begin at a whole word",
-    )
-
-
-def single(t: Tensor) -> Tensor:
-    """float32 with denormals flushed to zero."""
-    value = t.to(torch.float32)
-    return torch.where(value.abs() < torch.finfo(torch.float32).tiny, value * 0, value)
+from .aiter_convolutions import Pack, flydsl_conv, triton_conv
+from .aiter_harm import (
+    FLOATS,
+    HALVES,
+    ContractViolation,
+    Logged,
+    hold,
+    insist,
+    logged,
+    parameter,
+    reachable,
+    same_bits,
+    single,
+)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One version of aiter on one architecture."""
+    """One version of aiter on one architecture.
+
+    log: every call, in order. compiled: calls of convolutions that have been compiled. capturing: a
+    graph is being captured.
+    """
 
     version: tuple[int, ...]
     arch: str
     truncating: bool
+    log: list[Logged] = field(default_factory=list, compare=False)
+    compiled: set[str] = field(default_factory=set, compare=False)
+    capturing: list[bool] = field(default_factory=list, compare=False)
 
     def refuse(self, dies_since: tuple[int, ...], message: str) -> None:
         """A failed check in C++: an exception in old versions, the end of the process in
@@ -96,11 +65,13 @@ class Machine:
 
     # RMSNorm
 
+    @logged
     def rmsnorm2d_fwd(self, input: Tensor, weight: Tensor, epsilon: float, mode: int) -> Tensor:
         out = torch.empty_like(input)
         self._rms_norm(out, input, None, None, weight, epsilon, mode)
         return out
 
+    @logged
     def rmsnorm2d_fwd_with_add(
         self,
         out: Tensor,
@@ -224,6 +195,7 @@ class Machine:
 
     # GroupNorm
 
+    @logged
     def groupnorm_run(
         self, input: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float
     ) -> Tensor:
@@ -255,6 +227,7 @@ class Machine:
 
     # LayerNorm
 
+    @logged
     def layernorm2d_fwd(
         self,
         input: Tensor,
@@ -280,6 +253,7 @@ class Machine:
 
     # Rotation
 
+    @logged
     def rope_cached_fwd(
         self,
         inputs: tuple[Tensor, ...],
@@ -341,6 +315,7 @@ class Machine:
 
     # RMSNorm per head and rotation
 
+    @logged
     def fused_qk_norm_rope_1way(
         self,
         q: Tensor,
@@ -385,3 +360,42 @@ class Machine:
                 normed.transpose(0, 1), cos, sin, head_size, int(is_interleaved), True
             )
             out.copy_(turned.transpose(0, 1))
+
+    # Convolution
+
+    @logged
+    def triton_conv(
+        self,
+        kind: str,
+        packs: Pack,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        parameters: tuple[Any, Any, Any],
+        layout: str,
+    ) -> Tensor:
+        self._compile("triton", kind, x, weight, parameters)
+        return triton_conv(
+            self.version, self.arch, kind, packs, x, weight, bias, parameters, layout
+        )
+
+    @logged
+    def flydsl_conv(
+        self,
+        packs: dict[int, Any],
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        parameters: tuple[Any, Any, Any],
+        groups: int,
+        splitk: int | None,
+        layouts: tuple[str, str],
+    ) -> Tensor:
+        self._compile("flydsl", "implicit", x, weight, parameters)
+        return flydsl_conv(self.arch, packs, x, weight, bias, parameters, groups, splitk, layouts)
+
+    def _compile(self, *key: Any) -> None:
+        """Each new shape is compiled, and its configuration is read from a file."""
+        found = str([tuple(k.shape) if isinstance(k, Tensor) else k for k in key])
+        hold(found in self.compiled or not self.capturing, "compiles within a graph capture")
+        self.compiled.add(found)

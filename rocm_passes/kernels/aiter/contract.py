@@ -69,6 +69,11 @@ def architecture(device: torch.device) -> str | None:
     return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
 
 
+def first_architecture() -> str | None:
+    """The target of the first GPU, which parts of aiter compile for whatever device they run on."""
+    return architecture(torch.device("cuda", 0))
+
+
 def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
