@@ -295,6 +295,33 @@ CONV2D = [
     Rule("conv2d", "direct", "any", {}, False, "it is what the graph has", EXACT),
 ]
 
+ONE_PRODUCT = Evidence(
+    figures="by construction: it reads the input once and writes the result once, as any way must"
+)
+
+CONV_TRANSPOSED = [
+    Rule(
+        "conv_transposed",
+        "product",
+        "gpu",
+        {},
+        True,
+        "kernel = stride, depthwise: one product for each output, which Inductor fuses",
+        ONE_PRODUCT,
+    ),
+    Rule(
+        "conv_transposed",
+        "product",
+        "any",
+        {},
+        False,
+        "on a CPU the library's convolution is kept: the products were not measured there",
+        NOT_MEASURED,
+    ),
+    Rule("conv_transposed", "matmul", "any", {}, False, BY_CALL, NOT_MEASURED),
+    Rule("conv_transposed", "direct", "any", {}, False, "it is what the graph has", EXACT),
+]
+
 REPEATED = {"repetition": at_least(LEAST_REPETITION.value)}
 
 UPSAMPLED_CONV = [
@@ -318,4 +345,4 @@ UPSAMPLED_CONV = [
     ),
 ]
 
-RULES = [*AITER_CONV3D, *CONV3D, *CONV2D, *UPSAMPLED_CONV]
+RULES = [*AITER_CONV3D, *CONV3D, *CONV2D, *CONV_TRANSPOSED, *UPSAMPLED_CONV]

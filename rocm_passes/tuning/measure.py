@@ -22,6 +22,7 @@ from rocm_passes.ops.aiter_conv import AITER_CONV
 from rocm_passes.ops.computed import COMPUTED
 from rocm_passes.ops.conv2d import Conv2d
 from rocm_passes.ops.conv3d import Conv3d
+from rocm_passes.ops.conv_transposed import ConvTransposed
 from rocm_passes.ops.implicit_gemm_conv import IMPLICIT_GEMM_CONV
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.tuning import rounds
@@ -38,7 +39,7 @@ FUSED = frozenset({torch.ops.prims.convert_element_type.default, aten.add.Tensor
 NOMINAL_RATE = 1e12
 
 #: Calls that are chosen by measurement.
-Convolution = Conv3d | Conv2d
+Convolution = Conv3d | Conv2d | ConvTransposed
 Work = Callable[[], Any]
 #: Told of each lowering's first run, the library's search included: name, seconds. False: measure
 #: no more.

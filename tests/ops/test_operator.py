@@ -163,6 +163,7 @@ ORDER = {
     "conv2d": [
         *("aiter_flydsl", "aiter_triton", "aiter_winograd", "channels_last", "triton", "direct"),
     ],
+    "conv_transposed": ["product", "matmul", "direct"],
     "aiter_conv": ["flydsl", "triton", "winograd", "reference"],
     "implicit_gemm_conv": ["triton", "reference"],
     "upsampled_conv": ["before_upsampling"],
