@@ -83,6 +83,14 @@ LAYER_NORM = """
 def layernorm2d_fwd(input, weight, bias, epsilon=1e-5, x_bias=None):
     return double.machine.layernorm2d_fwd(input, weight, bias, epsilon, x_bias)
 """
+ADD_LAYER_NORM = """
+def layernorm2d_fwd_with_add(
+    out, input, residual_in, residual_out, weight, bias, epsilon, x_bias=None
+):
+    double.machine.layernorm2d_fwd_with_add(
+        out, input, residual_in, residual_out, weight, bias, epsilon, x_bias
+    )
+"""
 ROPE = """
 def rope_cached_fwd(
     input, cos, sin, rotate_style, reuse_freqs_front_part, nope_first,
@@ -214,7 +222,10 @@ def map_aiter(function, iterator):
 
 @contextlib.contextmanager
 def installed(
-    version: str = "0.1.20", arch: str = "gfx942", truncating: bool | None = None
+    version: str = "0.1.20",
+    arch: str = "gfx942",
+    truncating: bool | None = None,
+    rocm: tuple[int, int] = (7, 2),
 ) -> Iterator[None]:
     """AMD's aiter in one version on one architecture, on a machine that passes for one with ROCm.
 
@@ -222,12 +233,14 @@ def installed(
     architecture.
     """
     numbers = tuple(map(int, re.findall(r"\d+", version)[:3]))
-    truncates = arch not in ROUNDING_BF16 if truncating is None else truncating
+    rounds = arch in ROUNDING_BF16 and rocm >= (7, 0)
+    truncates = not rounds if truncating is None else truncating
     with (
         _package(_sources(numbers), {"amd-aiter": version}),
         mock.patch.object(sys.modules[__name__], "machine", Machine(numbers, arch, truncates)),
         mock.patch.object(contract, "DEVICE_TYPES", frozenset({"cpu", "cuda"})),
         mock.patch.object(contract, "architecture", lambda device: arch),
+        mock.patch.object(contract, "rocm_version", lambda: rocm),
         mock.patch.object(installation, "ROCM_BUILD", True),
     ):
         yield
@@ -292,7 +305,7 @@ def _sources(version: tuple[int, ...]) -> dict[str, str]:
         "ops/__init__.py": "",
         "ops/rmsnorm.py": HEADER + "".join(rms_norm),
         "ops/groupnorm.py": HEADER + group_norm if version >= (0, 1, 10) else "",
-        "ops/norm.py": HEADER + LAYER_NORM,
+        "ops/norm.py": HEADER + LAYER_NORM + ADD_LAYER_NORM,
         "ops/rope.py": HEADER + ROPE,
         "ops/fused_qk_norm_rope_cache_quant.py": HEADER + QK_NORM_ROPE
         if version >= (0, 1, 15)

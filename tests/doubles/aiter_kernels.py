@@ -8,6 +8,7 @@ does this one.
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,6 +64,18 @@ class Machine:
             return bits.view(torch.float32).to(dtype)
         return value.to(dtype)
 
+    def compile_hip(self) -> None:
+        """Without Composable Kernel's headers RDNA 3 is not recognised."""
+        hold(
+            os.environ.get("ENABLE_CK") != "0" or not self.arch.startswith("gfx11"),
+            "stores are dropped",
+        )
+
+    def compile_ck(self) -> None:
+        if os.environ.get("ENABLE_CK") == "0":
+            raise RuntimeError("module_norm has no sources")
+        hold(self.arch.startswith("gfx9"), "CK faults on RDNA")
+
     # RMSNorm
 
     @logged
@@ -97,6 +110,7 @@ class Machine:
         mode: int,
         gemma: bool = False,
     ) -> None:
+        self.compile_hip()
         if self.version >= (0, 1, 18):
             on_hip = mode == 0 and x.dim() == 2 and x.element_size() == 2 and x.shape[-1] <= 8192
         else:
@@ -209,6 +223,8 @@ class Machine:
             self.refuse((0, 1, 19), "groupnorm requires non-empty affine weight and bias")
         hold(not isinstance(input, FakeTensor) and input.numel() > 0, "no memory to work on")
         hold(input.numel() < 2**32, "uint32 index overflows")
+        group = input.numel() // (samples * num_groups)
+        hold(group <= 2**32 - 2**24, "the uint32 loop index wraps")
         hold(samples * num_groups <= 65535, "the grid's second dimension overflows")
         hold(channels % num_groups == 0, "groups straddle channels")
         for t in (weight, bias):
@@ -240,7 +256,7 @@ class Machine:
         assert weight is not None and bias is not None and x_bias is None
         if input.dtype not in HALVES:
             raise RuntimeError("ck layernorm2d only support fp16 and bf16 data type")
-        hold(self.arch.startswith("gfx9"), "CK faults on RDNA")
+        self.compile_ck()
         hold(
             input.dim() == 2 and input.stride(-1) == 1,
             "size(-1) and stride(0) are not those of the rows",
@@ -250,6 +266,34 @@ class Machine:
         parameter(bias, input.shape[1], input)
         norm = torch.nn.functional.layer_norm(single(input), (input.shape[1],), eps=epsilon)
         return (norm * single(weight) + single(bias)).to(input.dtype)
+
+    @logged
+    def layernorm2d_fwd_with_add(
+        self,
+        out: Tensor,
+        input: Tensor,
+        residual_in: Tensor,
+        residual_out: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        epsilon: float,
+        x_bias: Tensor | None,
+    ) -> None:
+        if input.dtype not in HALVES:
+            raise RuntimeError("ck layernorm2d only support fp16 and bf16 data type")
+        self.compile_ck()
+        assert x_bias is None
+        for t in (input, residual_in, out, residual_out):
+            hold(t.dim() == 2 and t.shape == input.shape, "read or written out of bounds")
+            hold(t.stride(-1) == 1, "the last stride is taken for 1")
+            same_bits(t, input)
+            reachable(t)
+        for t in (weight, bias):
+            parameter(t, input.shape[1], input)
+        total = single(input) + single(residual_in)
+        norm = torch.nn.functional.layer_norm(total, (input.shape[1],), eps=epsilon)
+        out.copy_((norm * single(weight) + single(bias)).to(input.dtype))
+        residual_out.copy_(total.to(input.dtype))
 
     # Rotation
 
@@ -263,6 +307,7 @@ class Machine:
         reuse: bool,
         nope_first: bool,
     ) -> tuple[Tensor, ...]:
+        self.compile_hip()
         x = inputs[0]
         tokens, batch, _, channels = x.shape
         for t in inputs:
@@ -330,6 +375,7 @@ class Machine:
         out_k: Tensor,
     ) -> None:
         batch, tokens, heads_q, heads_k, head_size = sizes
+        self.compile_hip()
         hold(self.version >= (0, 1, 17), "the table is read out of bounds")
         hold(
             all(t.is_contiguous() for t in (q, k, w_q, w_k, cos_sin, out_q, out_k)),

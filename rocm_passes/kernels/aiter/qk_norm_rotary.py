@@ -124,6 +124,7 @@ def _violations(
             "needed"
         )
     yield from contract.placement({"q": q, "k": k, "wq": wq, "wk": wk, "cos": cos, "sin": sin})
+    yield from contract.kept_stores(contract.architecture(q.device))
     if not round_before_weight:
         yield (
             "the graph multiplies by the weight before it rounds: aiter's fused kernel rounds twice"
