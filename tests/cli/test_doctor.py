@@ -247,6 +247,10 @@ def gpu_of(arch: str) -> Gpu:
             {"gpus": (RX7900,), "variables": {"ROCM_PASSES_LAYOUT": "channels_last"}},
             "miopen-nhwc-on-rdna",
         ),
+        (
+            {"hip": "6.4.43482", "variables": {"ROCM_PASSES_LAYOUT": "channels_last"}},
+            "miopen-nhwc-off",
+        ),
         ({"gpus": (RX7900,)}, "miopen-rdna-conv3d"),
         ({"gpus": (gpu_of("gfx950"),)}, "miopen-transposed"),
         ({"rocm": "7.14.1-60850"}, "rocm-7.14.1-vae-attention"),
@@ -277,6 +281,18 @@ def test_every_known_issue_has_a_machine_above() -> None:
         ({"rocm": "7.14.0"}, "rocm-7.14.1-vae-attention"),
         ({"gpus": (gpu_of("gfx1030"),)}, "miopen-search-crashes"),
         ({"gpus": (RX7900,)}, "miopen-nhwc-on-rdna"),
+        ({"variables": {"ROCM_PASSES_LAYOUT": "channels_last"}}, "miopen-nhwc-off"),
+        ({"hip": "6.4"}, "miopen-nhwc-off"),
+        (
+            {
+                "hip": "6.4",
+                "variables": {
+                    "ROCM_PASSES_LAYOUT": "channels_last",
+                    "PYTORCH_MIOPEN_SUGGEST_NHWC": "1",
+                },
+            },
+            "miopen-nhwc-off",
+        ),
     ],
 )
 def test_what_does_not_misbehave(changes: dict[str, object], name: str) -> None:

@@ -171,6 +171,18 @@ KNOWN_ISSUES = (
         "pytorch/pytorch#170947",
     ),
     KnownIssue(
+        "miopen-nhwc-off",
+        lambda m: (
+            m.miopen is not None
+            and _hip(m) < (7, 0)
+            and _is_set(m, "ROCM_PASSES_LAYOUT", "CHANNELS_LAST")
+            and not _is_set(m, "PYTORCH_MIOPEN_SUGGEST_NHWC", "1")
+        ),
+        "before ROCm 7.0 torch transposes the tensors of a channels-last convolution for MIOpen",
+        "set PYTORCH_MIOPEN_SUGGEST_NHWC=1, or unset ROCM_PASSES_LAYOUT",
+        "pytorch/pytorch#170947",
+    ),
+    KnownIssue(
         "miopen-rdna-conv3d",
         lambda m: m.miopen is not None and _rdna(m),
         "MIOpen has no heuristics for 3-D convolutions on RDNA: it unrolls the input in memory, "
