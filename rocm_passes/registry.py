@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rocm_passes import option_values
-from rocm_passes.idioms.convolution import conv2d, conv3d, pad, upsampled_conv
+from rocm_passes.idioms.convolution import conv2d, conv3d, conv_transposed, pad, upsampled_conv
 from rocm_passes.idioms.norms import (
     channel_norm,
     group_norm,
@@ -45,6 +45,7 @@ IDIOMS: tuple[Idiom, ...] = (
     upsampled_conv.IDIOM,
     conv3d.IDIOM,
     conv2d.IDIOM,
+    conv_transposed.IDIOM,
     # Behind conv3d, which has padding of its own for zeros.
     pad.IDIOM,
 )

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from rocm_passes.graph_pass import GraphPass
 from rocm_passes.idioms.convolution import conv3d
 from rocm_passes.idioms.norms import rms_norm
+from rocm_passes.kernels.aiter import installation
 from rocm_passes.ops.operator import Call, Lowering, Operator, same_bits
 from rocm_passes.options import Options, parse
 from rocm_passes.report.ledger import Entry, LoweringVerdict
@@ -26,6 +28,7 @@ from rocm_passes.rewrite.cache_key import cache_key
 from rocm_passes.rewrite.choose import Choice, choose
 from rocm_passes.rewrite.match import Context, Idiom, Match, Miss
 from rocm_passes.target import Target, needs_import
+from tests.doubles.aiter_double import installed
 from tests.rewriting import rewrite
 
 CPU = Target("cpu", "", "CPU", torch.__version__, None)
@@ -316,6 +319,23 @@ def test_cache_key_covers_options_target_and_keep_table() -> None:
     }
     assert len(keys) == 4
     assert cache_key(Options(), CPU, ()) == cache_key(Options(), CPU, ())
+
+
+def test_cache_key_covers_what_aiter_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its version, its build, and FlyDSL, which is a package of its own."""
+    amd = Target("amd", "gfx950", "MI350X", "2.13", "3.6")
+    keys = []
+    for version in ("0.1.22", "0.1.23"):
+        with installed(version, "gfx950"):
+            keys.append(cache_key(Options(), amd, ()))
+            monkeypatch.setenv("ENABLE_CK", "0")
+            keys.append(cache_key(Options(), amd, ()))
+            monkeypatch.delenv("ENABLE_CK")
+    with installed("0.1.23", "gfx950"):
+        gone = mock.patch.object(installation, "import_error", lambda module: f"no {module}")
+        with gone:
+            keys.append(cache_key(Options(), amd, ()))
+    assert len(set(keys)) == 5
 
 
 class Deep(nn.Module):

@@ -273,12 +273,18 @@ def _named(row: Mapping[str, Any], which: str) -> str:
     return (row[which] or "left to Inductor") + (", by rule" if row["by"] == "rule" else "")
 
 
+#: Lowerings that have a column where they were measured.
+BY_AITER = ("aiter_flydsl", "aiter_triton")
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Markdown, by model: of each lowering milliseconds and MiB beside its tensors, and which one
     is chosen.
     """
     by_call = {row["call"]: row for row in rows}
-    columns = ("matmul", "conv2d", "triton", "direct", "taps", "taps_tiled", "unfold", "tiled")
+    aiter = [n for n in BY_AITER if any(n in held_against(row) for row in rows)]
+    columns = ("matmul", "conv2d", "triton", *aiter, "direct", "taps", "taps_tiled")
+    columns = (*columns, "unfold", "tiled")
     lines = []
     for model, calls in CALLS.items():
         known = [by_call[call] for call in calls if call in by_call]

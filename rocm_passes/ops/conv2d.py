@@ -1,4 +1,4 @@
-"""Conv2d as ATen's convolution has it, in a graph whose convolutions run in one memory format."""
+"""Conv2d as ATen's convolution has it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,9 @@ from rocm_passes.ops.time_axis import out_size
 
 @dataclass(frozen=True)
 class Conv2d(Call):
-    """The arguments of aten.convolution, x [N, C, H, W]. x, the weight and the result are
-    channels-last.
+    """The arguments of aten.convolution, x [N, C, H, W].
+
+    channels_last: whether x, the weight and the result are channels-last in memory.
     """
 
     x: Tensor
@@ -30,10 +31,12 @@ class Conv2d(Call):
     transposed: bool
     output_padding: Sequence[int]
     groups: int
+    channels_last: bool = True
 
-    @property
-    def channels_last(self) -> bool:
-        return True
+    def of_aten(self) -> tuple[Any, ...]:
+        """The arguments of aten.convolution."""
+        *found, _ = self.arguments().values()
+        return tuple(found)
 
     def pair(self, name: str) -> tuple[int, int]:
         """A list argument as (height, width); ATen lets one number stand for both."""
@@ -66,7 +69,7 @@ class Conv2d(Call):
             f"stride {by(stride)}" if set(stride) != {1} else "",
             f"dilation {by(dilation)}" if set(dilation) != {1} else "",
             f"groups {self.groups}" if self.groups != 1 else "",
-            "channels-last",
+            "channels-last" if self.channels_last else "",
             "tf32" if dtype == "float32" and torch.backends.cudnn.allow_tf32 else "",
         ]
         return " ".join(w for w in words if w)

@@ -31,6 +31,34 @@ ASKED_FOR = Evidence(figures="by construction: the user chose the dtype")
 MEASURED_ONLY = (Evidence("H200", figures="by call", docs=CALLS), CONV3D_CHOICES)
 TILES = "tiles bound the peak memory"
 
+FLYDSL = Evidence(
+    published="ROCm/aiter#5370 and AMD's Lumen on an MI350X",
+    figures="Wan 2.1 VAE encode 427.5 -> 314.5 ms (293.5 with tuned tiles), Qwen-Image 36.5 -> "
+    "19.5 ms, vs. MIOpen",
+    docs="docs/aiter.md",
+)
+AITER_TRITON = Evidence(
+    published="ROCm/aiter#5640",
+    figures="conv3d 1.67 to 4.32 times MIOpen on gfx1201, mostly by Winograd, which is not called "
+    "here",
+    docs="docs/aiter.md",
+)
+BY_CALL = "it is taken where a measurement of the call says so"
+
+AITER_CONV3D = [
+    Rule(
+        "conv3d",
+        "aiter_flydsl",
+        "gfx950",
+        {"channels_last": True, "dtype": "bfloat16", "conv_dtype_given": False, "groups": 1},
+        True,
+        "aiter's FlyDSL convolution was faster than MIOpen over whole encodes",
+        FLYDSL,
+    ),
+    Rule("conv3d", "aiter_flydsl", "any", {}, False, BY_CALL, FLYDSL),
+    Rule("conv3d", "aiter_triton", "any", {}, False, BY_CALL, AITER_TRITON),
+]
+
 CONV3D = [
     Rule(
         "conv3d",
@@ -177,7 +205,7 @@ CONV3D = [
         "any",
         {},
         False,
-        "it is taken where a measurement of the call says so",
+        BY_CALL,
         Evidence("H100", figures="by call", docs=TUNING),
         CONV_KERNEL,
     ),
@@ -250,6 +278,9 @@ CONV3D = [
 ]
 
 CONV2D = [
+    Rule("conv2d", "aiter_flydsl", "any", {}, False, BY_CALL, NOT_MEASURED),
+    Rule("conv2d", "aiter_triton", "any", {}, False, BY_CALL, NOT_MEASURED),
+    Rule("conv2d", "aiter_winograd", "any", {}, False, BY_CALL, NOT_MEASURED),
     Rule("conv2d", "channels_last", "any", {}, True, CHANNELS_LAST, BY_LAYOUT),
     Rule(
         "conv2d",
@@ -257,10 +288,38 @@ CONV2D = [
         "any",
         {},
         False,
-        "it is taken where a measurement of the call says so",
+        BY_CALL,
         Evidence("H100", figures="by call", docs=TUNING),
         CONV_KERNEL,
     ),
+    Rule("conv2d", "direct", "any", {}, False, "it is what the graph has", EXACT),
+]
+
+ONE_PRODUCT = Evidence(
+    figures="by construction: it reads the input once and writes the result once, as any way must"
+)
+
+CONV_TRANSPOSED = [
+    Rule(
+        "conv_transposed",
+        "product",
+        "gpu",
+        {},
+        True,
+        "kernel = stride, depthwise: one product for each output, which Inductor fuses",
+        ONE_PRODUCT,
+    ),
+    Rule(
+        "conv_transposed",
+        "product",
+        "any",
+        {},
+        False,
+        "on a CPU the library's convolution is kept: the products were not measured there",
+        NOT_MEASURED,
+    ),
+    Rule("conv_transposed", "matmul", "any", {}, False, BY_CALL, NOT_MEASURED),
+    Rule("conv_transposed", "direct", "any", {}, False, "it is what the graph has", EXACT),
 ]
 
 REPEATED = {"repetition": at_least(LEAST_REPETITION.value)}
@@ -286,4 +345,4 @@ UPSAMPLED_CONV = [
     ),
 ]
 
-RULES = [*CONV3D, *CONV2D, *UPSAMPLED_CONV]
+RULES = [*AITER_CONV3D, *CONV3D, *CONV2D, *CONV_TRANSPOSED, *UPSAMPLED_CONV]

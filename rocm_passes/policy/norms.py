@@ -91,6 +91,15 @@ LAYER_NORM = [
 CHAIN_SIZE = {"columns": at_least(1024), "elements": at_least(2**20)}
 
 FUSED_NORM = [
+    Rule(
+        "fused_norm",
+        "aiter",
+        "any",
+        {"kind": "layer"},
+        False,
+        "no times of aiter's LayerNorm against Inductor are published",
+        NOT_MEASURED,
+    ),
     *aiter_rms_norm("fused_norm"),
     Rule("fused_norm", "triton", "cpu", {}, False, ON_A_CPU, NO_KERNEL),
     Rule(

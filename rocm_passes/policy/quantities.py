@@ -87,6 +87,7 @@ def _conv3d(call: Conv3d) -> Quantities:
         "out_channels": static_int(out),
         "in_channels": static_int(channels),
         "spatial_kernel": math.prod(spatial),
+        "groups": call.groups,
         "dtype": _dtype(call.x[0]),
         "channels_last": bool(call.channels_last),
         "absorbs_padding": bool(call.absorbed),

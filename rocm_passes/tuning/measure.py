@@ -18,9 +18,11 @@ from torch._inductor import inductor_prims
 from torch.utils._python_dispatch import _disable_current_modes
 
 from rocm_passes.fx.builder import Eager
+from rocm_passes.ops.aiter_conv import AITER_CONV
 from rocm_passes.ops.computed import COMPUTED
 from rocm_passes.ops.conv2d import Conv2d
 from rocm_passes.ops.conv3d import Conv3d
+from rocm_passes.ops.conv_transposed import ConvTransposed
 from rocm_passes.ops.implicit_gemm_conv import IMPLICIT_GEMM_CONV
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.tuning import rounds
@@ -28,16 +30,16 @@ from rocm_passes.tuning.store import Measured
 
 aten = torch.ops.aten
 
-#: The library's own work, and our kernel's: run and timed.
+#: The library's own work, our kernel's and aiter's: run and timed.
 LIBRARY = frozenset({aten.convolution.default, aten.mm.default, aten.addmm.default})
-TIMED = LIBRARY | {IMPLICIT_GEMM_CONV.overload}
+TIMED = LIBRARY | {IMPLICIT_GEMM_CONV.overload, AITER_CONV.overload}
 #: Code that Inductor fuses behind the convolutions: each reads what they wrote.
 FUSED = frozenset({torch.ops.prims.convert_element_type.default, aten.add.Tensor, aten.mul.Tensor})
 #: A copy rate to assume where it isn't measured (tests on a CPU), bytes a second.
 NOMINAL_RATE = 1e12
 
 #: Calls that are chosen by measurement.
-Convolution = Conv3d | Conv2d
+Convolution = Conv3d | Conv2d | ConvTransposed
 Work = Callable[[], Any]
 #: Told of each lowering's first run, the library's search included: name, seconds. False: measure
 #: no more.
@@ -105,8 +107,10 @@ class Meter(Eager):
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
         work: Work = functools.partial(target, *args, **kwargs)
-        if target not in LIBRARY:
+        if target is IMPLICIT_GEMM_CONV.overload:
             work = _launches(args, kwargs)
+        elif target is AITER_CONV.overload:
+            work = _runs(args, kwargs)
         result = work()
         if on_gpu:
             torch.cuda.synchronize()
@@ -186,6 +190,17 @@ def _launches(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Work:
         return result
 
     return work
+
+
+def _runs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Work:
+    """aiter's call, with the weight packed anew each time, as in the compiled graph.
+
+    What it raises leaves the lowering out.
+    """
+    call, name = AITER_CONV.bind(args, kwargs)
+    lowering = AITER_CONV.lowering(name)
+    assert lowering is not None and lowering.run is not None, f"{name} has no kernel"
+    return functools.partial(lowering.run, call)
 
 
 def measure(

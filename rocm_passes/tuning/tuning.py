@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from rocm_passes.kernels import register_lowerings
+from rocm_passes.kernels.aiter import installation
 from rocm_passes.ops.operator import Lowering, computation_of
 from rocm_passes.options import Options
 from rocm_passes.policy.bounds import NOISE, SEARCH_SHARE
@@ -59,11 +60,13 @@ BUDGET = Budget()
 
 
 def machine(target: Target) -> str:
-    """What a measurement holds for: architecture, torch, and the convolution library."""
+    """What a measurement holds for: architecture, torch, the convolution library, and aiter."""
     library = torch.backends.cudnn.version() if target.is_gpu else None
     name = "miopen" if target.vendor == "amd" else "cudnn"
     version = target.torch_version.split("+")[0]
-    return f"{target.label} / torch {version}" + (f" / {name} {library}" if library else "")
+    found = installation.find() if target.vendor == "amd" else None
+    aiter = f" / aiter {found.version}" if found and found.status == "usable" else ""
+    return f"{target.label} / torch {version}" + (f" / {name} {library}" if library else "") + aiter
 
 
 def pick(

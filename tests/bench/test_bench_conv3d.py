@@ -276,6 +276,14 @@ def test_the_table_has_every_lowering_of_each_call() -> None:
     assert text.count("###") == 2
 
 
+def test_the_table_has_aiter_s_columns_where_it_was_measured() -> None:
+    rows = [again("aiter_triton", aiter_triton=1.0, direct=2.0) | {"call": WHOLE[0]}]
+    assert "| call | matmul | conv2d | triton | aiter_triton | direct | taps |" in (
+        text := conv3d.table(rows)
+    )
+    assert f"| {WHOLE[0]} |  |  |  | 1, 0 | 2, 0 |  |" in text and "aiter_flydsl" not in text
+
+
 #: Calls, how each is chosen, and the lowerings that have times.
 TRIED = {
     "4-4 3x3x3 2+1f 8x8": ("rule", "direct", {"taps", "direct", "unfold"}),

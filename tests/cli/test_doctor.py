@@ -207,6 +207,10 @@ def test_versions_and_architectures_are_read_alike() -> None:
     ]
 
 
+def gpu_of(arch: str) -> Gpu:
+    return replace(MI300X_GPU, arch=arch)
+
+
 @pytest.mark.parametrize(
     ("changes", "name"),
     [
@@ -230,6 +234,28 @@ def test_versions_and_architectures_are_read_alike() -> None:
             "gfx1201-nan-when-warm",
         ),
         ({"gpus": (RX7900,)}, "gfx1100-wide-attention"),
+        ({"miopen": Miopen((3, 5, 1))}, "miopen-first-run"),
+        ({"variables": {"MIOPEN_NAIVE_DISABLE_IF_ALT": "0"}}, "miopen-naive-timed"),
+        (
+            {"gpus": (gpu_of("gfx1030"),), "variables": {"MIOPEN_FIND_ENFORCE": "SEARCH"}},
+            "miopen-search-crashes",
+        ),
+        ({"miopen": Miopen((3, 5, 2), "/tmp/db", "/home/u/c")}, "miopen-temporary-folder"),
+        ({"miopen": Miopen((3, 5, 2), "/home/u/d", "/dev/shm/c")}, "miopen-temporary-folder"),
+        ({"gpus": (MI300X_GPU, MI300X_GPU)}, "miopen-shared-database"),
+        (
+            {"gpus": (RX7900,), "variables": {"ROCM_PASSES_LAYOUT": "channels_last"}},
+            "miopen-nhwc-on-rdna",
+        ),
+        (
+            {"hip": "6.4.43482", "variables": {"ROCM_PASSES_LAYOUT": "channels_last"}},
+            "miopen-nhwc-off",
+        ),
+        ({"gpus": (RX7900,)}, "miopen-rdna-conv3d"),
+        ({"gpus": (gpu_of("gfx950"),)}, "miopen-transposed"),
+        ({"rocm": "7.14.1-60850"}, "rocm-7.14.1-vae-attention"),
+        ({"gpus": (gpu_of("gfx1151"),)}, "bf16-vae-black"),
+        ({"gpus": (gpu_of("gfx1201"),)}, "gfx1201-miopen-nan"),
         ({"miopen": Miopen((3, 5, 2), "/a", "/b", writable=False)}, "miopen-unwritable"),
     ],
 )
@@ -239,12 +265,39 @@ def test_versions_that_are_known_to_misbehave(changes: dict[str, object], name: 
     assert name not in names(MI300X)
 
 
-def test_every_known_issue_has_a_machine_above_and_a_source() -> None:
-    tested = {
-        *("miopen-naive-search", "miopen-find-db", "miopen-cache-disabled", "no-conv3d-heuristics"),
-        *("gfx1201-nan-when-warm", "gfx1100-wide-attention"),
+def test_every_known_issue_has_a_machine_above() -> None:
+    (cases,) = (mark.args[1] for mark in test_versions_that_are_known_to_misbehave.pytestmark)  # type: ignore[attr-defined]
+    assert {issue.name for issue in KNOWN_ISSUES} == {name for _, name in cases} - {
+        "miopen-unwritable"
     }
-    assert {issue.name for issue in KNOWN_ISSUES} == tested
+    assert all("#" in issue.source for issue in KNOWN_ISSUES)
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"variables": {"MIOPEN_FIND_MODE": "FAST"}}, "miopen-first-run"),
+        ({"miopen": Miopen((3, 5, 2))}, "miopen-first-run"),
+        ({"rocm": "7.14.0"}, "rocm-7.14.1-vae-attention"),
+        ({"gpus": (gpu_of("gfx1030"),)}, "miopen-search-crashes"),
+        ({"gpus": (RX7900,)}, "miopen-nhwc-on-rdna"),
+        ({"variables": {"ROCM_PASSES_LAYOUT": "channels_last"}}, "miopen-nhwc-off"),
+        ({"hip": "6.4"}, "miopen-nhwc-off"),
+        (
+            {
+                "hip": "6.4",
+                "variables": {
+                    "ROCM_PASSES_LAYOUT": "channels_last",
+                    "PYTORCH_MIOPEN_SUGGEST_NHWC": "1",
+                },
+            },
+            "miopen-nhwc-off",
+        ),
+    ],
+)
+def test_what_does_not_misbehave(changes: dict[str, object], name: str) -> None:
+    machine = replace(MI300X, **{"miopen": Miopen((3, 5, 1)), **changes})  # type: ignore[arg-type]
+    assert name not in names(machine)
 
 
 @pytest.mark.parametrize("status", ["unrelated", "broken"])

@@ -23,11 +23,15 @@ from unittest import mock
 
 from rocm_passes.kernels.aiter import contract, installation
 
-from .aiter_kernels import ROUNDING_BF16, ContractViolation, Machine
+from .aiter_convolutions import configs
+from .aiter_harm import ROUNDING_BF16, ContractViolation, Logged
+from .aiter_kernels import Machine
 
-__all__ = ["VERSIONS", "ContractViolation", "absent", "broken", "installed", "unrelated"]
+__all__ = ["VERSIONS", "ContractViolation", "absent", "broken", "installed", "log", "unrelated"]
 
-VERSIONS = ("0.1.9", "0.1.12", "0.1.15", "0.1.17", "0.1.18", "0.1.20")
+#: 0.1.23 stands for the main branch, whose 3-D convolutions are in no tag yet.
+VERSIONS = ("0.1.9", "0.1.12", "0.1.15", "0.1.17", "0.1.18", "0.1.20", "0.1.22", "0.1.23")
+CONV2D_SINCE, CONV3D_SINCE = (0, 1, 18), (0, 1, 23)
 
 machine: Machine | None = None
 
@@ -79,6 +83,14 @@ LAYER_NORM = """
 def layernorm2d_fwd(input, weight, bias, epsilon=1e-5, x_bias=None):
     return double.machine.layernorm2d_fwd(input, weight, bias, epsilon, x_bias)
 """
+ADD_LAYER_NORM = """
+def layernorm2d_fwd_with_add(
+    out, input, residual_in, residual_out, weight, bias, epsilon, x_bias=None
+):
+    double.machine.layernorm2d_fwd_with_add(
+        out, input, residual_in, residual_out, weight, bias, epsilon, x_bias
+    )
+"""
 ROPE = """
 def rope_cached_fwd(
     input, cos, sin, rotate_style, reuse_freqs_front_part, nope_first,
@@ -109,6 +121,78 @@ def _laid_out(outputs, transpose_output):
         return outputs
     return tuple(out.transpose(0, 1).contiguous().transpose(0, 1) for out in outputs)
 """
+PREPACK = """
+from collections import OrderedDict
+
+
+class _LRUPackCache:
+    def __init__(self):
+        self._d = OrderedDict()
+
+
+_PACK_CACHE = _LRUPackCache()
+_PACK_CACHE_3x3 = _LRUPackCache()
+_PACK_CACHE_WINOGRAD_F4X3 = _LRUPackCache()
+_PACK_CACHE_3D_GENERAL = _LRUPackCache()
+"""
+CONV2D = """
+from aiter.ops.triton.conv import _prepack
+
+
+def conv2d_1x1(
+    x, w_oihw, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), activation="none",
+    block_k=64, layout="nchw"
+):
+    packs, parameters = _prepack._PACK_CACHE._d, (stride, padding, dilation)
+    return double.machine.triton_conv("1x1", packs, x, w_oihw, bias, parameters, layout)
+
+
+def conv2d_general(
+    x, w_oihw, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), activation="none",
+    block_k=64, layout="nchw"
+):
+    packs, parameters = _prepack._PACK_CACHE._d, (stride, padding, dilation)
+    return double.machine.triton_conv("general", packs, x, w_oihw, bias, parameters, layout)
+
+
+def conv2d_nhwc_3x3(
+    x, w_oihw, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), activation="none",
+    block_k=64
+):
+    packs, parameters = _prepack._PACK_CACHE_3x3._d, (stride, padding, dilation)
+    return double.machine.triton_conv("3x3", packs, x, w_oihw, bias, parameters, "nhwc")
+
+
+def conv2d_winograd_f4x3(
+    x, w_oihw, bias=None, stride=(1, 1), padding=(0, 0), dilation=(1, 1), activation="none",
+    block_k=64, layout="nchw"
+):
+    packs, parameters = _prepack._PACK_CACHE_WINOGRAD_F4X3._d, (stride, padding, dilation)
+    return double.machine.triton_conv("winograd", packs, x, w_oihw, bias, parameters, layout)
+"""
+CONV3D = """
+from aiter.ops.triton.conv import _prepack
+
+
+def conv3d(
+    x, w_oidhw, bias=None, stride=(1, 1, 1), padding=(0, 0, 0), dilation=(1, 1, 1),
+    activation="none", layout="ncdhw"
+):
+    packs, parameters = _prepack._PACK_CACHE_3D_GENERAL._d, (stride, padding, dilation)
+    return double.machine.triton_conv("conv3d", packs, x, w_oidhw, bias, parameters, layout)
+"""
+FLYDSL = """
+_WEIGHT_CACHE = {}
+
+
+def flydsl_conv_implicit(x, weight, bias=None, stride=1, padding=0, dilation=1, **kwargs):
+    assert set(kwargs) <= {"groups", "splitk", "input_layout", "output_layout"}
+    layouts = (kwargs.get("input_layout", "NCDHW"), kwargs.get("output_layout", "NCDHW"))
+    return double.machine.flydsl_conv(
+        _WEIGHT_CACHE, x, weight, bias, (stride, padding, dilation), kwargs.get("groups", 1),
+        kwargs.get("splitk"), layouts
+    )
+"""
 QK_NORM_ROPE = """
 def fused_qk_norm_rope_1way(
     q, k, w_q, w_k, cos_sin, batch_size, num_tokens, num_heads_q, num_heads_k, head_size,
@@ -138,7 +222,10 @@ def map_aiter(function, iterator):
 
 @contextlib.contextmanager
 def installed(
-    version: str = "0.1.20", arch: str = "gfx942", truncating: bool | None = None
+    version: str = "0.1.20",
+    arch: str = "gfx942",
+    truncating: bool | None = None,
+    rocm: tuple[int, int] = (7, 2),
 ) -> Iterator[None]:
     """AMD's aiter in one version on one architecture, on a machine that passes for one with ROCm.
 
@@ -146,15 +233,23 @@ def installed(
     architecture.
     """
     numbers = tuple(map(int, re.findall(r"\d+", version)[:3]))
-    truncates = arch not in ROUNDING_BF16 if truncating is None else truncating
+    rounds = arch in ROUNDING_BF16 and rocm >= (7, 0)
+    truncates = not rounds if truncating is None else truncating
     with (
         _package(_sources(numbers), {"amd-aiter": version}),
         mock.patch.object(sys.modules[__name__], "machine", Machine(numbers, arch, truncates)),
         mock.patch.object(contract, "DEVICE_TYPES", frozenset({"cpu", "cuda"})),
         mock.patch.object(contract, "architecture", lambda device: arch),
+        mock.patch.object(contract, "rocm_version", lambda: rocm),
         mock.patch.object(installation, "ROCM_BUILD", True),
     ):
         yield
+
+
+def log() -> list[Logged]:
+    """The calls so far of the aiter that is installed."""
+    assert machine is not None, "no double is installed"
+    return machine.log
 
 
 @contextlib.contextmanager
@@ -191,17 +286,31 @@ def _sources(version: tuple[int, ...]) -> dict[str, str]:
     rms_norm = [RMS_NORM, ADD_RMS_NORM_GEMMA if version >= (0, 1, 17) else ADD_RMS_NORM]
     rms_norm += [HIP_RMS_NORM] if version >= (0, 1, 11) else []
     rms_norm += [OPUS] if version >= (0, 1, 18) else []
+    convolutions: dict[str, str] = {}
+    if version >= CONV2D_SINCE:
+        packages = ("ops/triton", "ops/triton/conv")
+        convolutions |= {f"{package}/__init__.py": "" for package in packages}
+        convolutions |= {
+            "ops/triton/conv/_prepack.py": PREPACK,
+            "ops/triton/conv/conv2d.py": HEADER + CONV2D,
+            **configs(version),
+        }
+    if version >= CONV3D_SINCE:
+        convolutions["ops/triton/conv/conv3d.py"] = HEADER + CONV3D
+        convolutions["ops/flydsl/__init__.py"] = ""
+        convolutions["ops/flydsl/conv_kernels.py"] = HEADER + FLYDSL
     group_norm = GROUP_NORM if version >= (0, 1, 19) else FUNCTIONAL_GROUP_NORM
     return {
         "__init__.py": STAR_IMPORTS,
         "ops/__init__.py": "",
         "ops/rmsnorm.py": HEADER + "".join(rms_norm),
         "ops/groupnorm.py": HEADER + group_norm if version >= (0, 1, 10) else "",
-        "ops/norm.py": HEADER + LAYER_NORM,
+        "ops/norm.py": HEADER + LAYER_NORM + ADD_LAYER_NORM,
         "ops/rope.py": HEADER + ROPE,
         "ops/fused_qk_norm_rope_cache_quant.py": HEADER + QK_NORM_ROPE
         if version >= (0, 1, 15)
         else "",
+        **convolutions,
     }
 
 

@@ -8,74 +8,44 @@ does this one.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-FLOATS = (torch.float16, torch.bfloat16, torch.float32)
-HALVES = (torch.float16, torch.bfloat16)
-ROUNDING_BF16 = ("gfx950", "gfx1200", "gfx1201", "gfx1250")
-
-
-class ContractViolation(AssertionError):
-    """The real aiter would have died, or answered with garbage."""
-
-
-def hold(condition: bool, harm: str) -> None:
-    if not condition:
-        raise ContractViolation(harm)
-
-
-def insist(condition: bool, message: str) -> None:
-    """A check of aiter's own in Python."""
-    if not condition:
-        raise AssertionError(message)
-
-
-def span_bytes(t: Tensor) -> int:
-    last = sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
-    return (last + 1) * t.element_size()
-
-
-def reachable(*tensors: Tensor) -> None:
-    for t in tensors:
-        hold(not isinstance(t, FakeTensor), "a fake tensor has no memory")
-        hold(t.numel() > 0, "empty: a grid of 0 blocks leaves a sticky launch error")
-        hold(
-            max(span_bytes(t), t.numel() * t.element_size()) < 2**31, "int32 byte offset overflows"
-        )
-
-
-def same_bits(t: Tensor, like: Tensor) -> None:
-    hold(t.dtype == like.dtype, f"the bits of {t.dtype} are read as {like.dtype}")
-
-
-def parameter(t: Tensor, length: int, like: Tensor) -> None:
-    same_bits(t, like)
-    hold(t.is_contiguous(), "a strided parameter is read as contiguous")
-    hold(t.numel() >= length, "reads past the end of a parameter")
-    hold(t.dim() == 1 and t.numel() == length, "a parameter of another shape is misread")
-    hold(
-        t.storage_offset() * t.element_size() % 4 == 0,
-        "a parameter that does not begin at a whole word",
-    )
-
-
-def single(t: Tensor) -> Tensor:
-    """float32 with denormals flushed to zero."""
-    value = t.to(torch.float32)
-    return torch.where(value.abs() < torch.finfo(torch.float32).tiny, value * 0, value)
+from .aiter_convolutions import Pack, flydsl_conv, triton_conv
+from .aiter_harm import (
+    FLOATS,
+    HALVES,
+    ContractViolation,
+    Logged,
+    hold,
+    insist,
+    logged,
+    parameter,
+    reachable,
+    same_bits,
+    single,
+)
 
 
 @dataclass(frozen=True)
 class Machine:
-    """One version of aiter on one architecture."""
+    """One version of aiter on one architecture.
+
+    log: every call, in order. compiled: calls of convolutions that have been compiled. capturing: a
+    graph is being captured.
+    """
 
     version: tuple[int, ...]
     arch: str
     truncating: bool
+    log: list[Logged] = field(default_factory=list, compare=False)
+    compiled: set[str] = field(default_factory=set, compare=False)
+    capturing: list[bool] = field(default_factory=list, compare=False)
 
     def refuse(self, dies_since: tuple[int, ...], message: str) -> None:
         """A failed check in C++: an exception in old versions, the end of the process in
@@ -94,13 +64,27 @@ class Machine:
             return bits.view(torch.float32).to(dtype)
         return value.to(dtype)
 
+    def compile_hip(self) -> None:
+        """Without Composable Kernel's headers RDNA 3 is not recognised."""
+        hold(
+            os.environ.get("ENABLE_CK") != "0" or not self.arch.startswith("gfx11"),
+            "stores are dropped",
+        )
+
+    def compile_ck(self) -> None:
+        if os.environ.get("ENABLE_CK") == "0":
+            raise RuntimeError("module_norm has no sources")
+        hold(self.arch.startswith("gfx9"), "CK faults on RDNA")
+
     # RMSNorm
 
+    @logged
     def rmsnorm2d_fwd(self, input: Tensor, weight: Tensor, epsilon: float, mode: int) -> Tensor:
         out = torch.empty_like(input)
         self._rms_norm(out, input, None, None, weight, epsilon, mode)
         return out
 
+    @logged
     def rmsnorm2d_fwd_with_add(
         self,
         out: Tensor,
@@ -126,6 +110,7 @@ class Machine:
         mode: int,
         gemma: bool = False,
     ) -> None:
+        self.compile_hip()
         if self.version >= (0, 1, 18):
             on_hip = mode == 0 and x.dim() == 2 and x.element_size() == 2 and x.shape[-1] <= 8192
         else:
@@ -224,6 +209,7 @@ class Machine:
 
     # GroupNorm
 
+    @logged
     def groupnorm_run(
         self, input: Tensor, num_groups: int, weight: Tensor, bias: Tensor, eps: float
     ) -> Tensor:
@@ -237,6 +223,8 @@ class Machine:
             self.refuse((0, 1, 19), "groupnorm requires non-empty affine weight and bias")
         hold(not isinstance(input, FakeTensor) and input.numel() > 0, "no memory to work on")
         hold(input.numel() < 2**32, "uint32 index overflows")
+        group = input.numel() // (samples * num_groups)
+        hold(group <= 2**32 - 2**24, "the uint32 loop index wraps")
         hold(samples * num_groups <= 65535, "the grid's second dimension overflows")
         hold(channels % num_groups == 0, "groups straddle channels")
         for t in (weight, bias):
@@ -255,6 +243,7 @@ class Machine:
 
     # LayerNorm
 
+    @logged
     def layernorm2d_fwd(
         self,
         input: Tensor,
@@ -267,7 +256,7 @@ class Machine:
         assert weight is not None and bias is not None and x_bias is None
         if input.dtype not in HALVES:
             raise RuntimeError("ck layernorm2d only support fp16 and bf16 data type")
-        hold(self.arch.startswith("gfx9"), "CK faults on RDNA")
+        self.compile_ck()
         hold(
             input.dim() == 2 and input.stride(-1) == 1,
             "size(-1) and stride(0) are not those of the rows",
@@ -278,8 +267,37 @@ class Machine:
         norm = torch.nn.functional.layer_norm(single(input), (input.shape[1],), eps=epsilon)
         return (norm * single(weight) + single(bias)).to(input.dtype)
 
+    @logged
+    def layernorm2d_fwd_with_add(
+        self,
+        out: Tensor,
+        input: Tensor,
+        residual_in: Tensor,
+        residual_out: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        epsilon: float,
+        x_bias: Tensor | None,
+    ) -> None:
+        if input.dtype not in HALVES:
+            raise RuntimeError("ck layernorm2d only support fp16 and bf16 data type")
+        self.compile_ck()
+        assert x_bias is None
+        for t in (input, residual_in, out, residual_out):
+            hold(t.dim() == 2 and t.shape == input.shape, "read or written out of bounds")
+            hold(t.stride(-1) == 1, "the last stride is taken for 1")
+            same_bits(t, input)
+            reachable(t)
+        for t in (weight, bias):
+            parameter(t, input.shape[1], input)
+        total = single(input) + single(residual_in)
+        norm = torch.nn.functional.layer_norm(total, (input.shape[1],), eps=epsilon)
+        out.copy_((norm * single(weight) + single(bias)).to(input.dtype))
+        residual_out.copy_(total.to(input.dtype))
+
     # Rotation
 
+    @logged
     def rope_cached_fwd(
         self,
         inputs: tuple[Tensor, ...],
@@ -289,6 +307,7 @@ class Machine:
         reuse: bool,
         nope_first: bool,
     ) -> tuple[Tensor, ...]:
+        self.compile_hip()
         x = inputs[0]
         tokens, batch, _, channels = x.shape
         for t in inputs:
@@ -341,6 +360,7 @@ class Machine:
 
     # RMSNorm per head and rotation
 
+    @logged
     def fused_qk_norm_rope_1way(
         self,
         q: Tensor,
@@ -355,6 +375,7 @@ class Machine:
         out_k: Tensor,
     ) -> None:
         batch, tokens, heads_q, heads_k, head_size = sizes
+        self.compile_hip()
         hold(self.version >= (0, 1, 17), "the table is read out of bounds")
         hold(
             all(t.is_contiguous() for t in (q, k, w_q, w_k, cos_sin, out_q, out_k)),
@@ -385,3 +406,42 @@ class Machine:
                 normed.transpose(0, 1), cos, sin, head_size, int(is_interleaved), True
             )
             out.copy_(turned.transpose(0, 1))
+
+    # Convolution
+
+    @logged
+    def triton_conv(
+        self,
+        kind: str,
+        packs: Pack,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        parameters: tuple[Any, Any, Any],
+        layout: str,
+    ) -> Tensor:
+        self._compile("triton", kind, x, weight, parameters)
+        return triton_conv(
+            self.version, self.arch, kind, packs, x, weight, bias, parameters, layout
+        )
+
+    @logged
+    def flydsl_conv(
+        self,
+        packs: dict[int, Any],
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        parameters: tuple[Any, Any, Any],
+        groups: int,
+        splitk: int | None,
+        layouts: tuple[str, str],
+    ) -> Tensor:
+        self._compile("flydsl", "implicit", x, weight, parameters)
+        return flydsl_conv(self.arch, packs, x, weight, bias, parameters, groups, splitk, layouts)
+
+    def _compile(self, *key: Any) -> None:
+        """Each new shape is compiled, and its configuration is read from a file."""
+        found = str([tuple(k.shape) if isinstance(k, Tensor) else k for k in key])
+        hold(found in self.compiled or not self.capturing, "compiles within a graph capture")
+        self.compiled.add(found)

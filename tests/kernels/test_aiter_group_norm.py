@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rocm_passes.kernels.aiter import contract
 from rocm_passes.kernels.aiter import group_norm as adapter
@@ -204,3 +205,20 @@ def test_either_a_reason_or_the_right_answer(
     assert out.shape == x.shape and out.is_contiguous()
     if x.numel():
         check(out, x, groups, weight, bias)
+
+
+@pytest.mark.parametrize(
+    ("elements", "samples", "reason"),
+    [
+        (2**32 - 2**24, 1, None),
+        (2**32 - 2**24 + 4, 1, "32-bit loop index wraps"),
+        (2**31, 2, "index ends at 2^32"),
+    ],
+)
+def test_indices_of_32_bits(elements: int, samples: int, reason: str | None) -> None:
+    """In a fake mode: such a tensor takes 8 GiB. The loop steps past its end before it stops."""
+    with installed(), FakeTensorMode():
+        x = torch.empty(samples, 4, elements // 4, dtype=torch.float16)
+        weight = torch.empty(4, dtype=torch.float16)
+        found = adapter.refusal(x, 1, weight, weight, EPS)
+    assert found is None if reason is None else reason in (found or "")

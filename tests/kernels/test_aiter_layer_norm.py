@@ -140,3 +140,53 @@ def test_either_a_reason_or_the_right_answer(
     assert out.shape == x.shape
     if x.numel():
         check(out, x, weight, bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("affine", [(True, True), (False, False), (True, False)])
+@pytest.mark.parametrize("shape", [(4, 64), (2, 3, 769), (0, 8)])
+def test_with_a_residual(
+    shape: tuple[int, ...], affine: tuple[bool, bool], dtype: torch.dtype
+) -> None:
+    x, residual = torch.randn(2, *shape).to(dtype)
+    weight, bias = (torch.randn(shape[-1]).to(dtype) if given else None for given in affine)
+    with installed():
+        out, total = adapter.add_layer_norm(x, residual, weight, bias, EPS)
+    assert out.shape == total.shape == x.shape and out.is_contiguous() and total.is_contiguous()
+    if x.numel():
+        wide = [None if t is None else t.double() for t in (weight, bias)]
+        exact = x.double() + residual.double()
+        normed = F.layer_norm(x + residual, shape[-1:], weight, bias, EPS)
+        assert_no_worse(total, x + residual, exact)
+        assert_no_worse(out, normed, F.layer_norm(exact, shape[-1:], *wide, EPS))
+
+
+def test_with_a_strided_residual() -> None:
+    x, residual = torch.randn(4, 64).half(), torch.randn(64, 4).half().t()
+    with installed():
+        _, total = adapter.add_layer_norm(x, residual, None, None, EPS)
+    assert torch.equal(total, x + residual)
+
+
+@pytest.mark.parametrize(
+    ("residual", "reason"),
+    [
+        (X[:2], "residual has shape [2, 64] and x [4, 64]"),
+        (X.bfloat16(), "residual is bfloat16 and x is float16"),
+    ],
+)
+def test_a_residual_is_refused(residual: Tensor, reason: str) -> None:
+    with installed():
+        assert reason in (adapter.add_refusal(X, residual, W, W, EPS) or "")
+        with pytest.raises(AiterContractError, match="layernorm2d_fwd_with_add was not called"):
+            adapter.add_layer_norm(X, residual, W, W, EPS)
+
+
+def test_without_composable_kernel_there_is_no_layer_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENABLE_CK", "0")
+    with installed():
+        assert "ENABLE_CK=0" in (adapter.refusal(X, W, W, EPS) or "")
+        from aiter.ops.norm import layernorm2d_fwd
+
+        with pytest.raises(RuntimeError, match="no sources"):
+            layernorm2d_fwd(X, W, W, EPS)

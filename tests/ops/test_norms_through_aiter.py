@@ -12,9 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rocm_passes.ops.fused_norm import FUSED_NORM, FusedNorm
 from rocm_passes.target import Target
+from tests.accuracy import assert_no_worse
 from tests.doubles.aiter_double import installed
 from tests.idioms.norm_cases import BF16, F16, draw, listed, wide
+from tests.policy.calls import CHAIN
 from tests.rewriting import Rewritten, rewrite
 
 D = 64
@@ -124,11 +127,45 @@ def test_refuses_a_modulation() -> None:
     assert ("residual_norm", "aiter") in [(e.idiom, e.lowering) for e in seen.sites]
 
 
-def test_refuses_a_layer_norm_after_the_sum() -> None:
-    def fn(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return F.layer_norm(x + y, (D,)), x + y
+def add_layer(x: Tensor, y: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    x = x + y
+    return layer(x, w, b), x
 
-    assert "with an RMSNorm only" in chain_reasons(fn, *rows())
+
+def test_a_layer_norm_after_the_sum() -> None:
+    args = (*rows(), draw(D, dtype=BF16, seed=3), draw(D, dtype=BF16, seed=4))
+    seen = through_aiter(add_layer, *args)
+    assert seen.only().lowering == "aiter" and "Composable Kernel" in seen.only().notes[0]
+    exact = add_layer(*(a.double() for a in args))
+    for ours, theirs, true in zip(seen.result, add_layer(*args), exact, strict=True):
+        assert_no_worse(ours, theirs, true)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"kind": "none", "outputs": 0}, "with a norm only"),
+        ({"branch": None}, "with a norm only"),
+        ({"weight_offset": 1.0}, "no (1 + weight) form"),
+        ({"round_to": BF16}, "rounds within the norm"),
+        ({"round_product": BF16}, "rounds within the norm"),
+        ({"sum_dtype": torch.float32}, "aiter wants one dtype"),
+        ({"outputs": 2}, "no modulation after the norm"),
+    ],
+)
+def test_a_layer_norm_after_the_sum_is_refused(changes: dict[str, Any], reason: str) -> None:
+    x, w = draw(3, D, dtype=BF16), draw(D, dtype=BF16)
+    given = CHAIN | {"x": x, "branch": x, "branch_norm": False, "kind": "layer", "weight": w}
+    lowering = FUSED_NORM.lowering("aiter")
+    assert lowering is not None
+    with installed("0.1.18", "gfx942"):
+        assert lowering.refuses(FusedNorm(**given), MI300) is None
+        assert reason in (lowering.refuses(FusedNorm(**given | changes), MI300) or "")
+
+
+def test_no_rule_takes_a_layer_norm_through_aiter() -> None:
+    args = (*rows(), draw(D, dtype=BF16), draw(D, dtype=BF16))
+    assert "aiter" not in [e.lowering for e in through_aiter(add_layer, *args, select="auto").sites]
 
 
 def test_refuses_a_norm_without_a_weight() -> None:

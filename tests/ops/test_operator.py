@@ -156,8 +156,15 @@ ORDER = {
     "group_norm_pad": ["triton", "reference"],
     "channel_norm": ["triton", "reference"],
     "pad": ["drop", "triton", "reference"],
-    "conv3d": ["matmul", "conv2d", "taps", "taps_tiled", "triton", "direct", "unfold", "tiled"],
-    "conv2d": ["channels_last", "triton"],
+    "conv3d": [
+        *("matmul", "aiter_flydsl", "aiter_triton", "conv2d", "taps", "taps_tiled", "triton"),
+        *("direct", "unfold", "tiled"),
+    ],
+    "conv2d": [
+        *("aiter_flydsl", "aiter_triton", "aiter_winograd", "channels_last", "triton", "direct"),
+    ],
+    "conv_transposed": ["product", "matmul", "direct"],
+    "aiter_conv": ["flydsl", "triton", "winograd", "reference"],
     "implicit_gemm_conv": ["triton", "reference"],
     "upsampled_conv": ["before_upsampling"],
     "rotary": ["aiter", "triton", "real", "reference"],

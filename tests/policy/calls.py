@@ -14,6 +14,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from rocm_passes.ops.channel_norm import ChannelNorm
 from rocm_passes.ops.conv2d import Conv2d
 from rocm_passes.ops.conv3d import Conv3d
+from rocm_passes.ops.conv_transposed import ConvTransposed
 from rocm_passes.ops.fused_norm import FusedNorm
 from rocm_passes.ops.group_norm import GroupNorm
 from rocm_passes.ops.group_norm_pad import GroupNormPad
@@ -90,6 +91,9 @@ def calls() -> dict[str, list[Any]]:
         "pad": list(pads()),
         "conv2d": [Conv2d(meta(1, 8, 9, 9), meta(8, 8, 3, 3), None, [1], [1], [1], False, [0], 1)],
         "conv3d": list(convolutions()),
+        "conv_transposed": [
+            ConvTransposed(meta(1, 8, 9, 9), meta(8, 8, 2, 2), None, [2], [0], [1], [0], 1)
+        ],
         "upsampled_conv": list(upsampled()),
         "rotary": [rotation(x, *kind) for x in heads() for kind in SPELLINGS],
         "rotary_pair": [rotation_pair(x, *kind) for x in heads() for kind in SPELLINGS],

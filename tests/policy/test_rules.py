@@ -53,7 +53,7 @@ def _cases() -> Iterator[Case]:
             with config.patch({"triton.cudagraphs": graphs}):
                 found = [dict(quantities(operator, call)) for call in every.get(operator, [])]
             distinct = list({str(each): each for each in found}.values())
-            for known in distinct or [{"convolutional": True}, {}]:
+            for known in distinct or [{"convolutional": True, "flydsl": True}, {}]:
                 yield from ((operator, low, known, t) for low in names for t in TARGETS.values())
 
 

@@ -12,11 +12,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rocm_passes.ops.conv2d import CONV2D, Conv2d
-from rocm_passes.ops.conv3d import Conv3d
+from rocm_passes.ops.conv3d import CONV3D, Conv3d
 from rocm_passes.ops.implicit_gemm_conv import IMPLICIT_GEMM_CONV, fake
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.tuning import measure as measuring
 from rocm_passes.tuning import rounds
+from tests.doubles import aiter_double
+from tests.doubles.aiter_double import installed
 from tests.ops.test_conv3d_lowerings import LOWERINGS, call, with_tensors
 
 ABLE = [low for low in LOWERINGS if low.name in ("taps", "direct", "unfold")]
@@ -161,8 +163,33 @@ def test_a_kernel_that_raises_is_left_out_and_not_timed_as_plain_torch() -> None
 def test_a_conv2d_is_measured() -> None:
     x, weight = torch.empty(1, 4, 9, 9), torch.empty(6, 4, 3, 3)
     c = Conv2d(x, weight, torch.empty(6), [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
-    found = measuring.measure(CONV2D.lowerings[:1], c)
-    assert set(found.ms) == {"channels_last"} and not found.skipped
+    able = [low for low in CONV2D.lowerings if low.name in ("channels_last", "direct")]
+    found = measuring.measure(able, c)
+    assert set(found.ms) == {"channels_last", "direct"} and not found.skipped
+
+
+def test_aiter_s_convolution_is_run_and_what_it_raises_leaves_it_out() -> None:
+    """Its fresh copy of the weight is in the time, and so is what the lowering joins first."""
+    c = call((2, 4), zeros=(1, 0), channels=8, out=8, size=(5, 6), dtype=torch.bfloat16)
+    able = [low for low in CONV3D.lowerings if low.name in ("aiter_flydsl", "direct")]
+    with installed("0.1.23", "gfx950"):
+        found = measuring.measure(able, c)
+        assert set(found.ms) == {"aiter_flydsl", "direct"}
+        assert all(entry.harm is None for entry in aiter_double.log())
+    with installed("0.1.23", "gfx942"):
+        found = measuring.measure(able, c)
+    assert set(found.ms) == {"direct"} and "gfx942" in found.skipped["aiter_flydsl"]
+
+
+def test_frames_joined_for_aiter_are_counted() -> None:
+    c = call((2, 4), channels=8, out=8, size=(128, 256), dtype=torch.bfloat16)
+    c, meter = replace(c, bias=None), measuring.Meter()
+    flydsl = CONV3D.lowering("aiter_flydsl")
+    assert flydsl is not None and flydsl.write is not None
+    with installed("0.1.23", "gfx950"):
+        flydsl.write(meter, c)
+    # The two cached frames are copied in front of the others.
+    assert meter.moved == 2 * c.x[0].numel() * 2
 
 
 def test_a_lowering_that_raises_is_one_less() -> None:

@@ -22,9 +22,11 @@ from rocm_passes.target import AMD_ARCHITECTURES, Target
 from rocm_passes.tuning import measure as measuring
 from rocm_passes.tuning import tuning
 from rocm_passes.tuning.store import Measured, Store, store
+from tests.doubles.aiter_double import absent, installed
 from tests.ops.test_conv3d_lowerings import LOWERINGS, call
 
 MI300 = Target("amd", "gfx942", "MI300X", "2.11.0+rocm7", "3.6")
+H200 = Target("nvidia", "sm_90", "H200", "2.11.0+cu130", "3.6")
 ABLE = [low for low in LOWERINGS if low.name in ("taps", "direct", "unfold")]
 KEY = "conv3d some call"
 ANY = call((1,))
@@ -267,13 +269,22 @@ def test_a_conv2d_is_measured(
 ) -> None:
     monkeypatch.setattr(measuring, "measure", clock := Clock(triton=triton, channels_last=3.0))
     options = Options(choices=str(tmp_path / "c.json"))
-    assert conv2d.measured(CONV2D.lowerings, image(), MI300, options) is None
-    assert conv2d.measured(CONV2D.lowerings[:1], image(1024), MI300, options) is None
+    able = [low for low in CONV2D.lowerings if low.name in ("channels_last", "triton")]
+    assert conv2d.measured(able, image(), MI300, options) is None
+    assert conv2d.measured(able[:1], image(1024), MI300, options) is None
     assert clock.asked == []
-    found = conv2d.measured(CONV2D.lowerings, image(1024), MI300, options)
+    found = conv2d.measured(able, image(1024), MI300, options)
     assert found is not None and found[0].name == expected
     kept = Store(tmp_path / "c.json").find(tuning.machine(MI300), image(1024).key())
     assert kept is not None and set(kept.ms) == {"triton", "channels_last"}
+
+
+def test_a_measurement_holds_for_one_version_of_aiter() -> None:
+    with absent():
+        alone = tuning.machine(MI300)
+    with installed("0.1.20"):
+        assert tuning.machine(MI300) == f"{alone} / aiter 0.1.20"
+        assert "aiter" not in tuning.machine(H200)
 
 
 def test_a_conv2d_s_key_tells_calls_apart() -> None:
@@ -287,6 +298,7 @@ def test_a_conv2d_s_key_tells_calls_apart() -> None:
         image(padding=[0, 1]),
         image(dilation=[1, 2]),
         image(groups=2),
+        image(channels_last=False),
         image(x=image().x.half(), weight=image().weight.half()),
         image(weight=image().weight[:8]),
     ]

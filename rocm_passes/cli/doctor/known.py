@@ -67,6 +67,21 @@ def _searches(machine: Machine) -> bool:
     )
 
 
+def _rdna(machine: Machine) -> bool:
+    return _arch(machine).startswith(("gfx10", "gfx11", "gfx12"))
+
+
+def _is_set(machine: Machine, name: str, *values: str) -> bool:
+    return machine.variables.get(name, "").upper() in values
+
+
+def _lost_at_restart(machine: Machine) -> bool:
+    """Do MIOpen's folders lie where a reboot, or the next container, finds nothing?"""
+    miopen = machine.miopen
+    folders = (miopen.database, miopen.cache) if miopen else ()
+    return any(folder.startswith(("/tmp", "/var/tmp", "/dev/shm")) for folder in folders)
+
+
 def _hip(machine: Machine) -> tuple[int, ...]:
     """(7, 14) for a torch that was built for HIP 7.14.60850; () where it was not."""
     return tuple(int(n) for n in (machine.hip or "").split(".")[:2] if n.isdigit())
@@ -106,6 +121,85 @@ KNOWN_ISSUES = (
         "ROCm/legacy-rocm-build#6008",
     ),
     KnownIssue(
+        "miopen-first-run",
+        lambda m: _miopen(m, before=(3, 5, 2)) and "MIOPEN_FIND_MODE" not in m.variables,
+        "before version 3.5.2 MIOpen's first run of each new resolution can take minutes",
+        "set MIOPEN_FIND_MODE=FAST, and keep to few resolutions and lengths; a search that was "
+        "made once is kept in the find-db",
+        "Comfy-Org/ComfyUI#5759, ROCm/TheRock#2591",
+        note=True,
+    ),
+    KnownIssue(
+        "miopen-naive-timed",
+        lambda m: m.miopen is not None and _is_set(m, "MIOPEN_NAIVE_DISABLE_IF_ALT", "0"),
+        "MIOPEN_NAIVE_DISABLE_IF_ALT=0: MIOpen's search times its naive convolutions beside others",
+        "unset MIOPEN_NAIVE_DISABLE_IF_ALT",
+        "ROCm/TheRock#2591",
+    ),
+    KnownIssue(
+        "miopen-search-crashes",
+        lambda m: m.miopen is not None and _arch(m) == "gfx1030" and _searches(m),
+        "MIOpen's search took 10 to 23 minutes on gfx1030, and crashed",
+        "leave torch.backends.cudnn.benchmark and conv_search off, and unset the MIOPEN_FIND_* "
+        "variables",
+        "unslothai/unsloth#11636",
+    ),
+    KnownIssue(
+        "miopen-temporary-folder",
+        _lost_at_restart,
+        "MIOpen's find-db or its compiled kernels lie in a temporary folder: after a restart it "
+        "searches and compiles again",
+        "set MIOPEN_USER_DB_PATH and MIOPEN_CUSTOM_CACHE_DIR to folders that stay, in a container "
+        "to mounted ones",
+        "ROCm/legacy-rocm-build#6008",
+    ),
+    KnownIssue(
+        "miopen-shared-database",
+        lambda m: m.miopen is not None and len(m.gpus) > 1,
+        "several processes that search at once have corrupted MIOpen's database",
+        "give each process a MIOPEN_USER_DB_PATH of its own, or search in one process first",
+        "ROCm/MIOpen#1878",
+        note=True,
+    ),
+    KnownIssue(
+        "miopen-nhwc-on-rdna",
+        lambda m: (
+            m.miopen is not None and _rdna(m) and _is_set(m, "ROCM_PASSES_LAYOUT", "CHANNELS_LAST")
+        ),
+        "channels-last convolutions of MIOpen are much slower than others on RDNA",
+        "unset ROCM_PASSES_LAYOUT",
+        "pytorch/pytorch#170947",
+    ),
+    KnownIssue(
+        "miopen-nhwc-off",
+        lambda m: (
+            m.miopen is not None
+            and _hip(m) < (7, 0)
+            and _is_set(m, "ROCM_PASSES_LAYOUT", "CHANNELS_LAST")
+            and not _is_set(m, "PYTORCH_MIOPEN_SUGGEST_NHWC", "1")
+        ),
+        "before ROCm 7.0 torch transposes the tensors of a channels-last convolution for MIOpen",
+        "set PYTORCH_MIOPEN_SUGGEST_NHWC=1, or unset ROCM_PASSES_LAYOUT",
+        "pytorch/pytorch#170947",
+    ),
+    KnownIssue(
+        "miopen-rdna-conv3d",
+        lambda m: m.miopen is not None and _rdna(m),
+        "MIOpen has no heuristics for 3-D convolutions on RDNA: it unrolls the input in memory, "
+        "which is slow and has failed at large tiles",
+        "run `rocm-passes tune` on your script; if memory runs out, decode in smaller tiles",
+        "ROCm/rocm-libraries#5133, ROCm/TheRock#5845",
+        note=True,
+    ),
+    KnownIssue(
+        "miopen-transposed",
+        lambda m: m.miopen is not None and _arch(m) == "gfx950",
+        "MIOpen's transposed convolutions reached 29 TFLOPS on an MI355X",
+        "run `rocm-passes tune`: those without overlap are measured against a matrix product",
+        "ROCm/MIOpen#3952",
+        note=True,
+    ),
+    KnownIssue(
         "no-conv3d-heuristics",
         lambda m: m.miopen is not None and _arch(m) in _CDNA and _hip(m) < (7, 2),
         "before ROCm 7.2 MIOpen has no heuristics for 3-D convolutions: it may take a naive kernel",
@@ -119,6 +213,29 @@ KNOWN_ISSUES = (
         "second",
         "use another torch or ROCm, and check a second result for NaN",
         "Comfy-Org/ComfyUI#15914",
+    ),
+    KnownIssue(
+        "rocm-7.14.1-vae-attention",
+        lambda m: (m.rocm or "").startswith("7.14.1"),
+        "with ROCm 7.14.1 the attention of a VAE has regressed",
+        "use another ROCm, or decode within torch.nn.attention.sdpa_kernel(SDPBackend.MATH)",
+        "Nerogar/OneTrainer#1716",
+    ),
+    KnownIssue(
+        "bf16-vae-black",
+        lambda m: _arch(m) in ("gfx1151", "gfx1201"),
+        "bf16 VAEs have given NaN, and black images, on this architecture",
+        "if an image is black, decode in float32, or set check_finite to find where it begins",
+        "Comfy-Org/ComfyUI#14249, Comfy-Org/ComfyUI#14379",
+        note=True,
+    ),
+    KnownIssue(
+        "gfx1201-miopen-nan",
+        lambda m: m.miopen is not None and _arch(m) == "gfx1201",
+        "convolutions of MIOpen have given NaN on gfx1201",
+        "if a decode looks wrong, set check_finite, and compare one result with the CPU's",
+        "ModelTC/LightX2V#1549",
+        note=True,
     ),
     KnownIssue(
         "gfx1100-wide-attention",

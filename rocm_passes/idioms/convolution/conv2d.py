@@ -1,5 +1,5 @@
-"""Conv2d in a graph that runs channels-last: the same convolution, its input and weight in that
-layout.
+"""Conv2d: the same convolution in the layout that the graph's convolutions run in, or by a kernel
+that was measured to be faster.
 
 Before                                  After
     y = convolution(x, w, bias, ...)        y = convolution(channels_last(x), channels_last(w),
@@ -10,12 +10,16 @@ which is so for whatever a convolution, a norm or pointwise code computes. Induc
 itself on some devices, unless its own heuristics say otherwise; a graph that mixes conv2d and
 conv3d needs one answer for both.
 
-Refused: nothing; a convolution that layout does not suit is not a site.
+On AMD a conv2d is a site in every layout: MIOpen's kernels have rivals there. Elsewhere, in a graph
+that does not run channels-last, nothing is to be chosen, and it is no site.
+
+Refused: transposed convolutions, which `conv_transposed` has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
@@ -37,15 +41,18 @@ NAME = "conv2d"
 
 
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
-    if not layout.channels_last(graph, context.options, context.target):
-        return
+    graphs = layout.channels_last(graph, context.options, context.target)
     for node in n.calls(graph, aten.convolution.default):
-        if len(n.shape(node.args[0])) == 4 and not node.args[6] and memory_format.suits(node):
+        if len(n.shape(node.args[0])) != 4 or node.args[6]:
+            continue
+        last = graphs and memory_format.suits(node)
+        if last or context.target.vendor == "amd":
             parameters = (
                 {"channels_sorted_by": node.meta[SORTED_BY]} if SORTED_BY in node.meta else {}
             )
             arguments: Any = node.args
-            yield Match(node, frozenset({node}), (node,), op.Conv2d(*arguments), {}, parameters)
+            call = replace(op.Conv2d(*arguments), channels_last=last)
+            yield Match(node, frozenset({node}), (node,), call, {}, parameters)
 
 
 def measured(

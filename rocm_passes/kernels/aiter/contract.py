@@ -9,6 +9,7 @@ as good as real ones.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
@@ -25,8 +26,10 @@ DEVICE_TYPES: Collection[str] = frozenset({"cuda"})
 # aiter's kernels compute byte offsets in int32.
 INT32_BYTES = 2**31
 
-# The targets that round bfloat16 in hardware; on all others aiter's RMSNorm truncates.
+# The targets that round bfloat16 in hardware; on all others aiter's RMSNorm truncates. The
+# instruction is used from clang 20 on, which came with this ROCm; an older compiler truncates.
 ROUNDING_BF16_ARCHS = frozenset({"gfx950", "gfx1200", "gfx1201", "gfx1250"})
+ROUNDING_BF16_SINCE = (7, 0)
 
 HALF_DTYPES = frozenset({torch.float16, torch.bfloat16})
 FLOAT_DTYPES = frozenset({torch.float16, torch.bfloat16, torch.float32})
@@ -67,6 +70,29 @@ def architecture(device: torch.device) -> str | None:
     if device.type != "cuda" or torch.version.hip is None or not torch.cuda.is_available():
         return None
     return str(torch.cuda.get_device_properties(device).gcnArchName).split(":")[0]
+
+
+def rocm_version() -> tuple[int, ...]:
+    """Of the ROCm that torch was built for, which aiter is compiled with; () where it is none."""
+    return tuple(int(n) for n in (torch.version.hip or "").split(".")[:2] if n.isdigit())
+
+
+def without_ck() -> bool:
+    """Whether aiter is compiled without Composable Kernel: aiter reads this variable as well."""
+    return os.environ.get("ENABLE_CK", "1").strip() == "0"
+
+
+def kept_stores(arch: str | None) -> Iterator[str]:
+    """aiter tells RDNA 3 by a macro of Composable Kernel's headers. Without them its kernels write
+    nothing there: no error, no result.
+    """
+    if without_ck() and arch is not None and arch.startswith("gfx11"):
+        yield f"ENABLE_CK=0: compiled so, aiter's kernel drops its stores on {arch}"
+
+
+def first_architecture() -> str | None:
+    """The target of the first GPU, which parts of aiter compile for whatever device they run on."""
+    return architecture(torch.device("cuda", 0))
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -178,7 +204,8 @@ def truncates(dtype: torch.dtype, arch: str | None) -> bool:
     """Whether aiter's RMSNorm stores results of `dtype` by truncation; of an unknown architecture,
     yes.
     """
-    return dtype == torch.bfloat16 and arch not in ROUNDING_BF16_ARCHS
+    rounds = arch in ROUNDING_BF16_ARCHS and rocm_version() >= ROUNDING_BF16_SINCE
+    return dtype == torch.bfloat16 and not rounds
 
 
 def truncation_note(dtype: torch.dtype, arch: str | None) -> Iterator[str]:

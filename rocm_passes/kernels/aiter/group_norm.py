@@ -26,6 +26,9 @@ BLOCKS_OF_VECTOR_PATH = 16
 # One row of thread blocks per sample and group; HIP's grid has no more than these in its second
 # dimension.
 GRID_Y_MAX = 65535
+# aiter's loop steps by as many elements at most, in 32 bits.
+LOOP_STEP = 2**24
+GROUP_MAX = 2**32 - LOOP_STEP
 
 
 def group_norm(
@@ -85,6 +88,9 @@ def _violations(
 
 
 def _kernel_violations(x: Tensor, num_groups: int, channels: int) -> Iterator[str]:
+    group = channels // num_groups * math.prod(x.shape[2:])
+    if group > GROUP_MAX:
+        yield f"a group has {group} elements: from {GROUP_MAX} on aiter's 32-bit loop index wraps"
     if x.numel() >= 2**32:
         yield f"x has {x.numel()} elements: aiter's 32-bit index ends at 2^32"
     if x.shape[0] * num_groups > GRID_Y_MAX:
@@ -93,7 +99,6 @@ def _kernel_violations(x: Tensor, num_groups: int, channels: int) -> Iterator[st
             "them"
         )
     spatial = math.prod(x.shape[2:])
-    group = channels // num_groups * spatial
     if spatial % 4 and group % 4 == 0 and math.ceil(group / BLOCK) >= BLOCKS_OF_VECTOR_PATH:
         yield (
             f"{spatial} positions per channel are no multiple of 4, in groups of {group} elements: "

@@ -52,6 +52,7 @@ _QK_NORM_ROPE = (
     *("q", "k", "w_q", "w_k", "cos_sin", "batch_size", "num_tokens", "num_heads_q", "num_heads_k"),
     *("head_size", "is_interleaved", "eps", "out_q", "out_k"),
 )
+_CONV = ("bias", "stride", "padding", "dilation")
 _RMS_NORM_MODE = ("use_model_sensitive_rmsnorm",)
 
 FEATURES: dict[str, Signature] = {
@@ -77,6 +78,30 @@ FEATURES: dict[str, Signature] = {
     ),
     "layernorm2d_fwd": Signature(
         "ops/norm.py", "layernorm2d_fwd", ("input", "weight", "bias", "epsilon")
+    ),
+    "layernorm2d_fwd_with_add": Signature(
+        "ops/norm.py",
+        "layernorm2d_fwd_with_add",
+        ("out", "input", "residual_in", "residual_out", "weight", "bias", "epsilon"),
+    ),
+    # The kernel that takes channels-last tensors, without a choice of Winograd's.
+    "triton_conv2d": Signature(
+        "ops/triton/conv/conv2d.py", "conv2d_general", ("x", "w_oihw", *_CONV), ("layout",)
+    ),
+    "triton_conv2d_1x1": Signature(
+        "ops/triton/conv/conv2d.py", "conv2d_1x1", ("x", "w_oihw", *_CONV), ("layout",)
+    ),
+    "triton_conv2d_3x3": Signature(
+        "ops/triton/conv/conv2d.py", "conv2d_nhwc_3x3", ("x", "w_oihw", *_CONV)
+    ),
+    "triton_conv2d_winograd": Signature(
+        "ops/triton/conv/conv2d.py", "conv2d_winograd_f4x3", ("x", "w_oihw", *_CONV), ("layout",)
+    ),
+    "triton_conv3d": Signature(
+        "ops/triton/conv/conv3d.py", "conv3d", ("x", "w_oidhw", *_CONV), ("layout",)
+    ),
+    "flydsl_conv": Signature(
+        "ops/flydsl/conv_kernels.py", "flydsl_conv_implicit", ("x", "weight", *_CONV)
     ),
     "rope_cached_fwd": Signature("ops/rope.py", "rope_cached_fwd", ("input", *_ROPE)),
     "rope_cached_2c_fwd": Signature(
@@ -127,7 +152,35 @@ def find() -> Installation:
 def reset() -> None:
     """Forget what `find` found: for tests, and after an installation in a running process."""
     find.cache_clear()
+    import_error.cache_clear()
+    has_conv_tables.cache_clear()
     importlib.invalidate_caches()
+
+
+@functools.cache
+def import_error(module: str) -> str | None:
+    """Why a module of aiter's does not import, or None. Remembered, since a failure takes long."""
+    try:
+        importlib.import_module(module)
+    except (Exception, SystemExit) as error:
+        return f"{module} does not import: {type(error).__name__}: {' '.join(str(error).split())}"
+    return None
+
+
+@functools.cache
+def has_conv_tables(arch: str) -> bool:
+    """Whether aiter has launch configurations of convolutions for the architecture.
+
+    Where they lie has changed with versions, so any JSON file counts whose path names both.
+    """
+    located = _locate()
+    if isinstance(located, Installation):
+        return False
+    for file in (located / "ops" / "triton" / "configs").rglob("*.json"):
+        words = re.split(r"[^a-z0-9]+", str(file.relative_to(located)).lower())
+        if arch in words and any(word.startswith("conv") for word in words):
+            return True
+    return False
 
 
 def unmet(arch: str | None) -> str | None:

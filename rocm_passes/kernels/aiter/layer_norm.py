@@ -1,5 +1,5 @@
-"""LayerNorm over the last dimension through aiter's `layernorm2d_fwd`, which is Composable Kernel's
-(CK).
+"""LayerNorm over the last dimension, alone or of a sum: aiter's `layernorm2d_fwd` and
+`layernorm2d_fwd_with_add`, which are Composable Kernel's (CK).
 
 Source: aiter/ops/norm.py, csrc/py_itfs_ck/norm_kernels.cu. CK supports the CDNA architectures
 (gfx9) only.
@@ -41,9 +41,43 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     return out.reshape(x.shape).contiguous()
 
 
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """`x + residual` [..., C] and its LayerNorm, all of one dtype; float16 or bfloat16.
+
+    Returns (norm, sum), both fresh, contiguous and of x's shape and dtype. Raises
+    AiterContractError instead of calling aiter with what it does not take.
+    """
+    contract.enforce("layernorm2d_fwd_with_add", add_refusal(x, residual, weight, bias, eps))
+    out, total = x.new_empty(x.shape), x.new_empty(x.shape)
+    if x.numel() == 0:
+        return out, total
+    from aiter.ops.norm import layernorm2d_fwd_with_add
+
+    with contract.device_guard(x):
+        layernorm2d_fwd_with_add(
+            contract.rows(out),
+            contract.rows(x),
+            contract.rows(residual),
+            contract.rows(total),
+            x.new_ones(x.shape[-1]) if weight is None else weight,
+            x.new_zeros(x.shape[-1]) if bias is None else bias,
+            eps,
+        )
+    return out, total
+
+
 def refusal(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> str | None:
     """Why `layer_norm` can not take this call; None if it can."""
-    return next(_violations(x, weight, bias), None)
+    return next(_violations(x, None, weight, bias), None)
+
+
+def add_refusal(
+    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> str | None:
+    """Why `add_layer_norm` can not take this call; None if it can."""
+    return next(_violations(x, residual, weight, bias), None)
 
 
 def numerics_note(x: Tensor, *, arch: str | None = None) -> str | None:
@@ -51,10 +85,17 @@ def numerics_note(x: Tensor, *, arch: str | None = None) -> str | None:
     return contract.joined(_notes(x))
 
 
-def _violations(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Iterator[str]:
-    yield from contract.available("layernorm2d_fwd")
+def _violations(
+    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None
+) -> Iterator[str]:
+    yield from contract.available(
+        "layernorm2d_fwd" if residual is None else "layernorm2d_fwd_with_add"
+    )
+    if contract.without_ck():
+        yield "ENABLE_CK=0: aiter has no LayerNorm without Composable Kernel"
     affine = {name: t for name, t in (("weight", weight), ("bias", bias)) if t is not None}
-    yield from contract.placement({"x": x, **affine})
+    inputs = {"x": x} if residual is None else {"x": x, "residual": residual}
+    yield from contract.placement({**inputs, **affine})
     arch = contract.architecture(x.device)
     if arch is not None and not arch.startswith("gfx9"):
         yield f"the GPU is {arch}: aiter's LayerNorm runs on gfx9 only"
@@ -65,7 +106,13 @@ def _violations(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Iterat
         yield "hidden size 0: aiter divides by it"
     for name, t in affine.items():
         yield from contract.vector(name, t, x.shape[-1], "x", x)
-    yield from contract.within_int32("x", x)
+    if residual is not None:
+        if residual.shape != x.shape:
+            found, expected = contract.shape_name(residual), contract.shape_name(x)
+            yield f"residual has shape {found} and x {expected}: aiter does not broadcast"
+        yield from contract.same_dtype("residual", residual, "x", x)
+    for name, t in inputs.items():
+        yield from contract.within_int32(name, t)
 
 
 def _notes(x: Tensor) -> Iterator[str]:

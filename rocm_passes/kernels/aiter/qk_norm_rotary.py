@@ -102,6 +102,7 @@ def _violations(given: Arguments) -> Iterator[str]:
     q, k, cos, sin = given.q, given.k, given.cos, given.sin
     weights = {"wq": given.wq, "wk": given.wk}
     yield from contract.placement({"q": q, "k": k, **weights, "cos": cos, "sin": sin})
+    yield from contract.kept_stores(contract.architecture(q.device))
     if not given.round_before_weight:
         yield (
             "the graph multiplies by the weight before it rounds: aiter's fused kernel rounds twice"

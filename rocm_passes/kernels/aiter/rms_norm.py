@@ -142,6 +142,7 @@ def _violations(
     yield from contract.available("rmsnorm2d_fwd" if residual is None else "rmsnorm2d_fwd_with_add")
     inputs = {"x": x} if residual is None else {"x": x, "residual": residual}
     yield from contract.placement({**inputs, "weight": weight})
+    yield from contract.kept_stores(contract.architecture(x.device))
     yield from contract.dtype("x", x, contract.FLOAT_DTYPES)
     if x.dim() == 0:
         yield "x has no dimension to normalise"

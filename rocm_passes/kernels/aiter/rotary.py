@@ -157,6 +157,7 @@ def _violations(
 ) -> Iterator[str]:
     yield from contract.available("rope_cached_fwd" if len(inputs) == 1 else "rope_cached_2c_fwd")
     yield from contract.placement({**inputs, "cos": cos, "sin": sin})
+    yield from contract.kept_stores(contract.architecture(next(iter(inputs.values())).device))
     first_name, first = next(iter(inputs.items()))
     for name, t in inputs.items():
         yield from contract.dtype(name, t, contract.FLOAT_DTYPES)

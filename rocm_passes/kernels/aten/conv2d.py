@@ -1,4 +1,4 @@
-"""The same convolution, its input and weight channels-last."""
+"""The library's convolution: its input and weight channels-last, or as they are."""
 
 from __future__ import annotations
 
@@ -11,15 +11,29 @@ from torch._prims_common import make_channels_last_strides_for
 
 from rocm_passes.ops.conv2d import CONV2D, Conv2d
 from rocm_passes.ops.operator import Lowering
+from rocm_passes.target import Target
 
 
 def write(b: Any, call: Conv2d) -> Any:
     made = replace(call, x=channels_last(b, call.x), weight=channels_last(b, call.weight))
-    return b(torch.ops.aten.convolution.default, *made.arguments().values())
+    return b(torch.ops.aten.convolution.default, *made.of_aten())
 
 
 def channels_last(b: Any, t: Any) -> Any:
     return b(inductor_prims.force_stride_order, t, make_channels_last_strides_for(b.value(t).shape))
 
 
-CHANNELS_LAST = CONV2D.register(Lowering("channels_last", write=write))
+def refuses(call: Conv2d, target: Target) -> str | None:
+    return None if call.channels_last else "the graph's convolutions are not channels-last"
+
+
+def write_direct(b: Any, call: Conv2d) -> Any:
+    return b(torch.ops.aten.convolution.default, *call.of_aten())
+
+
+def refuses_direct(call: Conv2d, target: Target) -> str | None:
+    return "the graph's convolutions are channels-last" if call.channels_last else None
+
+
+CHANNELS_LAST = CONV2D.register(Lowering("channels_last", refuses=refuses, write=write))
+DIRECT = CONV2D.register(Lowering("direct", refuses=refuses_direct, write=write_direct))

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._inductor import inductor_prims
+from torch._prims_common import make_contiguous_strides_for
 
 from rocm_passes.kernels.aten.conv2d import channels_last
 from rocm_passes.kernels.aten.conv3d_steps import LOW_PRECISION, Writer, aten
@@ -18,7 +20,10 @@ from rocm_passes.target import Target
 def write(b: Writer, call: Conv2d) -> Any:
     x, weight = (b(aten.unsqueeze.default, channels_last(b, t), 2) for t in (call.x, call.weight))
     made = ImplicitGemmConv(x=x, front=None, weight=weight, bias=call.bias, **_parameters(call))
-    return b(aten.squeeze.dim, IMPLICIT_GEMM_CONV.write(b, made, "triton"), 2)
+    y = b(aten.squeeze.dim, IMPLICIT_GEMM_CONV.write(b, made, "triton"), 2)
+    if call.channels_last:
+        return y
+    return b(inductor_prims.force_stride_order, y, make_contiguous_strides_for(b.value(y).shape))
 
 
 def refuses(call: Conv2d, target: Target) -> str | None:
@@ -49,5 +54,6 @@ def _parameters(call: Conv2d) -> dict[str, Any]:
 
 
 TRITON = CONV2D.register(
-    Lowering("triton", requires=implicit_gemm_conv.REQUIRES, refuses=refuses, write=write)
+    Lowering("triton", requires=implicit_gemm_conv.REQUIRES, refuses=refuses, write=write),
+    before="direct",
 )

@@ -1,0 +1,61 @@
+"""conv2d through aiter, channels-last.
+
+In a graph of another memory format the lowerings write copies of the input and of the result, which
+a measurement counts.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch._inductor import inductor_prims
+from torch._prims_common import make_contiguous_strides_for
+
+from rocm_passes.kernels.aiter.aiter_conv import inexact, needs_conv
+from rocm_passes.kernels.aiter.conv_contract import Entry, refusal
+from rocm_passes.kernels.aten.conv2d import channels_last
+from rocm_passes.ops.aiter_conv import AITER_CONV, AiterConv
+from rocm_passes.ops.conv2d import CONV2D, Conv2d
+from rocm_passes.ops.operator import Lowering
+from rocm_passes.target import Target
+
+BEFORE = "channels_last"
+
+
+def _write(b: Any, call: Conv2d, entry: Entry) -> Any:
+    y = AITER_CONV.write(b, _call(call, channels_last(b, call.x)), entry)
+    if call.channels_last:
+        return y
+    return b(inductor_prims.force_stride_order, y, make_contiguous_strides_for(b.value(y).shape))
+
+
+def _call(call: Conv2d, x: Any) -> AiterConv:
+    stride, padding, dilation = map(call.pair, ("stride", "padding", "dilation"))
+    return AiterConv(x, call.weight, call.bias, stride, padding, dilation, call.groups)
+
+
+def _refuses(call: Conv2d, target: Target, entry: Entry) -> str | None:
+    if call.transposed:
+        return "it is transposed"
+    return refusal(_call(call, call.x), entry, target.arch)
+
+
+def _register(name: str, entry: Entry) -> None:
+    def write(b: Any, call: Conv2d) -> Any:
+        return _write(b, call, entry)
+
+    CONV2D.register(
+        Lowering(
+            name,
+            requires=(needs_conv(entry),),
+            refuses=lambda call, target: _refuses(call, target, entry),
+            inexact=lambda call, target: inexact(entry),
+            write=write,
+        ),
+        before=BEFORE,
+    )
+
+
+_register("aiter_flydsl", "flydsl")
+_register("aiter_triton", "triton")
+_register("aiter_winograd", "winograd")
