@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from rocm_passes import option_values
+from rocm_passes.idioms.attention import attention
 from rocm_passes.idioms.convolution import conv2d, conv3d, pad, upsampled_conv
 from rocm_passes.idioms.norms import (
     channel_norm,
@@ -47,6 +48,7 @@ IDIOMS: tuple[Idiom, ...] = (
     conv2d.IDIOM,
     # Behind conv3d, which has padding of its own for zeros.
     pad.IDIOM,
+    attention.IDIOM,
 )
 
 #: After the rewrites: what hands our operators the nodes around them.

@@ -18,26 +18,33 @@ from torch._inductor import inductor_prims
 from torch.utils._python_dispatch import _disable_current_modes
 
 from rocm_passes.fx.builder import Eager
+from rocm_passes.ops.attention import ATTENTION, Attention
 from rocm_passes.ops.computed import COMPUTED
 from rocm_passes.ops.conv2d import Conv2d
 from rocm_passes.ops.conv3d import Conv3d
 from rocm_passes.ops.implicit_gemm_conv import IMPLICIT_GEMM_CONV
-from rocm_passes.ops.operator import Lowering
+from rocm_passes.ops.operator import Lowering, Operator, computation_of
 from rocm_passes.tuning import rounds
 from rocm_passes.tuning.store import Measured
 
 aten = torch.ops.aten
 
 #: The library's own work, and our kernel's: run and timed.
-LIBRARY = frozenset({aten.convolution.default, aten.mm.default, aten.addmm.default})
-TIMED = LIBRARY | {IMPLICIT_GEMM_CONV.overload}
+LIBRARY = frozenset(
+    {
+        *(aten.convolution.default, aten.mm.default, aten.addmm.default),
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_efficient_attention.default,
+    }
+)
+TIMED = LIBRARY | {IMPLICIT_GEMM_CONV.overload, ATTENTION.overload}
 #: Code that Inductor fuses behind the convolutions: each reads what they wrote.
 FUSED = frozenset({torch.ops.prims.convert_element_type.default, aten.add.Tensor, aten.mul.Tensor})
 #: A copy rate to assume where it isn't measured (tests on a CPU), bytes a second.
 NOMINAL_RATE = 1e12
 
-#: Calls that are chosen by measurement.
-Convolution = Conv3d | Conv2d
+#: Calls that are chosen by measurement: convolutions, and attention by the same rules.
+Convolution = Conv3d | Conv2d | Attention
 Work = Callable[[], Any]
 #: Told of each lowering's first run, the library's search included: name, seconds. False: measure
 #: no more.
@@ -105,15 +112,17 @@ class Meter(Eager):
             torch.cuda.reset_peak_memory_stats()
             before = torch.cuda.memory_allocated()
         work: Work = functools.partial(target, *args, **kwargs)
-        if target not in LIBRARY:
+        if target is ATTENTION.overload:
+            work = _run(args, kwargs)
+        elif target not in LIBRARY:
             work = _launches(args, kwargs)
         result = work()
         if on_gpu:
             torch.cuda.synchronize()
-            peak = torch.cuda.max_memory_allocated() - before - _bytes(result)
+            peak = torch.cuda.max_memory_allocated() - before - _bytes(_first(result))
             self.workspace = max(self.workspace, peak)
         self.work.append(work)
-        self._outputs[result.untyped_storage().data_ptr()] = result
+        self._outputs[_first(result).untyped_storage().data_ptr()] = _first(result)
         return result
 
     def _in_layout(self, x: torch.Tensor, strides: list[int]) -> torch.Tensor:
@@ -165,6 +174,20 @@ class Meter(Eager):
                 self._read(a)
             elif isinstance(a, torch.Tensor) and a.untyped_storage().data_ptr() in self._outputs:
                 self.moved += _bytes(a)
+
+
+def _first(result: Any) -> torch.Tensor:
+    """What an operator computes: of attention's several results the first."""
+    found: torch.Tensor = result[0] if isinstance(result, (list, tuple)) else result
+    return found
+
+
+def _run(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Work:
+    """A lowering of attention without its operator, which has plain torch for where it raises."""
+    call, name = ATTENTION.bind(args, kwargs)
+    lowering = ATTENTION.lowering(name)
+    assert lowering is not None and lowering.run is not None, f"{name} has no kernel"
+    return functools.partial(lowering.run, call)
 
 
 def _launches(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Work:
@@ -271,12 +294,22 @@ class _Session:
         return rounds.in_turn(prepared, rounds.bursts_on(self._device), **self._patience)
 
     def _prepared(self, lowering: Lowering[Any]) -> list[Work]:
-        assert lowering.write is not None, f"{lowering.name} is not written in plain ATen"
         meter = Meter(counts_layouts=not self._call.channels_last)
-        result = lowering.write(meter, self._call)
+        result = _written(lowering, meter, self._call)
         self._mib[lowering.name] = meter.finish(result)
         self._moved[lowering.name] = meter.moved
         return meter.work
+
+
+def _written(lowering: Lowering[Any], meter: Meter, call: Convolution) -> torch.Tensor:
+    """What the rewriter would write, computed."""
+    if lowering.write is not None:
+        found = lowering.write(meter, call)
+    else:
+        operator = computation_of(call)
+        assert isinstance(operator, Operator), f"{lowering.name} is not written in plain ATen"
+        found = operator.write(meter, call, lowering.name)
+    return _first(found)
 
 
 @contextmanager
@@ -314,9 +347,10 @@ def _like(value: Any, device: torch.device, channels_last: bool) -> Any:
 
 
 def _device(call: Convolution) -> torch.device:
-    """The weight's; the current GPU for a call on the meta device, noted to be measured later."""
-    if call.weight.device.type != "meta":
-        return call.weight.device
+    """The call's; the current GPU for a call on the meta device, noted to be measured later."""
+    device = call.tensors()[0].device
+    if device.type != "meta":
+        return device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
+from torch._inductor import config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from rocm_passes.ops.attention import Attention
 from rocm_passes.ops.channel_norm import ChannelNorm
 from rocm_passes.ops.conv2d import Conv2d
 from rocm_passes.ops.conv3d import Conv3d
@@ -78,6 +82,16 @@ def rows() -> Iterator[Tensor]:
     yield with_symbol(4096, 3072)
 
 
+@contextmanager
+def surroundings(graphs: bool) -> Iterator[None]:
+    """What rules ask for beside the call: CUDA graphs or none, and the ROCm of torch's build."""
+    with (
+        config.patch({"triton.cudagraphs": graphs}),
+        mock.patch.object(torch.version, "hip", "7.0.2"),
+    ):
+        yield
+
+
 def calls() -> dict[str, list[Any]]:
     """The calls of each computation, by its name."""
     return {
@@ -91,10 +105,28 @@ def calls() -> dict[str, list[Any]]:
         "conv2d": [Conv2d(meta(1, 8, 9, 9), meta(8, 8, 3, 3), None, [1], [1], [1], False, [0], 1)],
         "conv3d": list(convolutions()),
         "upsampled_conv": list(upsampled()),
+        "attention": list(attentions()),
         "rotary": [rotation(x, *kind) for x in heads() for kind in SPELLINGS],
         "rotary_pair": [rotation_pair(x, *kind) for x in heads() for kind in SPELLINGS],
         "qk_norm_rotary": [normed_rotation(q) for q in streams()],
     }
+
+
+def attentions() -> Iterator[Attention]:
+    """Head sizes that torch is wrong for, lengths on both sides of 1024, scores that do not fit."""
+    kernels = ("flash", "efficient", "math", "cpu")
+    lengths = (200, 1024, 16384)
+    for kernel, size, length in itertools.product(kernels, (64, 128, 384, 512), lengths):
+        q, k = meta(1, 1, length, size), meta(1, 1, max(length, 1024), size)
+        yield Attention(q, k, k, None, 0.1, False, 256.0, kernel)
+    q = meta(1, 2, 1024, 128)
+    yield Attention(q, q, q[:, :, :200], None, 0.1, False, 256.0, "flash")
+    yield Attention(q, q, unlike(q), None, 0.1, False, 256.0, "flash")
+
+
+def unlike(q: Tensor) -> Tensor:
+    """Of q's shape, with heads and tokens in the other order in memory."""
+    return q.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def rms_norm(x: Tensor) -> RmsNorm:
