@@ -1,7 +1,7 @@
 """What to do where nothing was measured on the user's machine: tables of rules and of bounds.
 
 A rule is one row, in `norms.py`, `rotary.py`, `convolution.py`, `padding.py`,
-`attention.py` or `layout.py`. A
+`attention.py`, `activation.py` or `layout.py`. A
 bound is one in `bounds.py`. `rocm-passes rules` prints both, and docs/rules.md lists them.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rocm_passes.policy import attention, convolution, layout, norms, padding, rotary
+from rocm_passes.policy import activation, attention, convolution, layout, norms, padding, rotary
 from rocm_passes.policy.bounds import BOUNDS, Bound
 from rocm_passes.policy.quantities import quantities
 from rocm_passes.policy.rules import EVERY, Evidence, Rule, Verdict, decide
@@ -46,6 +46,7 @@ RULES: tuple[Rule, ...] = (
     *convolution.RULES,
     *padding.RULES,
     *attention.RULES,
+    *activation.RULES,
     *layout.RULES,
     *OTHERS,
 )

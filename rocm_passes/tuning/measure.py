@@ -23,6 +23,7 @@ from rocm_passes.ops.computed import COMPUTED
 from rocm_passes.ops.conv2d import Conv2d
 from rocm_passes.ops.conv3d import Conv3d
 from rocm_passes.ops.implicit_gemm_conv import IMPLICIT_GEMM_CONV
+from rocm_passes.ops.linear_gelu import LinearGelu
 from rocm_passes.ops.operator import Lowering, Operator, computation_of
 from rocm_passes.tuning import rounds
 from rocm_passes.tuning.store import Measured
@@ -33,6 +34,7 @@ aten = torch.ops.aten
 LIBRARY = frozenset(
     {
         *(aten.convolution.default, aten.mm.default, aten.addmm.default),
+        aten._addmm_activation.default,
         aten._scaled_dot_product_flash_attention.default,
         aten._scaled_dot_product_efficient_attention.default,
     }
@@ -43,8 +45,9 @@ FUSED = frozenset({torch.ops.prims.convert_element_type.default, aten.add.Tensor
 #: A copy rate to assume where it isn't measured (tests on a CPU), bytes a second.
 NOMINAL_RATE = 1e12
 
-#: Calls that are chosen by measurement: convolutions, and attention by the same rules.
-Convolution = Conv3d | Conv2d | Attention
+#: Calls that are chosen by measurement: convolutions, and by the same rules attention and linear
+#: layers.
+Convolution = Conv3d | Conv2d | Attention | LinearGelu
 Work = Callable[[], Any]
 #: Told of each lowering's first run, the library's search included: name, seconds. False: measure
 #: no more.
@@ -242,7 +245,9 @@ class _Session:
         self._patience = patience
         self._stopped = False
         like = {k: _like(v, device, call.channels_last) for k, v in call.arguments().items()}
-        self._call: Convolution = type(call)(**like | {"bias": None})
+        # The bias of a convolution is added by Inductor's code.
+        without_bias = {"bias": None} if "bias" in like else {}
+        self._call: Convolution = type(call)(**like | without_bias)
         self._moved: dict[str, int] = {}
         self._mib: dict[str, int] = {}
         self._skipped: dict[str, str] = {}

@@ -19,9 +19,11 @@ from rocm_passes.ops.channel_norm import ChannelNorm
 from rocm_passes.ops.conv2d import Conv2d
 from rocm_passes.ops.conv3d import Conv3d
 from rocm_passes.ops.fused_norm import FusedNorm
+from rocm_passes.ops.gated_activation import GatedActivation
 from rocm_passes.ops.group_norm import GroupNorm
 from rocm_passes.ops.group_norm_pad import GroupNormPad
 from rocm_passes.ops.layer_norm import LayerNorm
+from rocm_passes.ops.linear_gelu import LinearGelu
 from rocm_passes.ops.pad import Pad
 from rocm_passes.ops.qk_norm_rotary import SpelledQkNormRotary, Streams
 from rocm_passes.ops.rms_norm import RmsNorm
@@ -106,6 +108,8 @@ def calls() -> dict[str, list[Any]]:
         "conv3d": list(convolutions()),
         "upsampled_conv": list(upsampled()),
         "attention": list(attentions()),
+        "gated_activation": [GatedActivation(meta(8, 8), meta(8, 8), "silu")],
+        "linear_gelu": [LinearGelu(meta(8, 8), meta(8, 8), meta(8), (8, 8), "tanh")],
         "rotary": [rotation(x, *kind) for x in heads() for kind in SPELLINGS],
         "rotary_pair": [rotation_pair(x, *kind) for x in heads() for kind in SPELLINGS],
         "qk_norm_rotary": [normed_rotation(q) for q in streams()],
