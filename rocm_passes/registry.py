@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from rocm_passes import option_values
+from rocm_passes.idioms.activation import gated_activation, linear_gelu
+from rocm_passes.idioms.attention import attention
 from rocm_passes.idioms.convolution import conv2d, conv3d, conv_transposed, pad, upsampled_conv
 from rocm_passes.idioms.norms import (
     channel_norm,
@@ -48,6 +50,9 @@ IDIOMS: tuple[Idiom, ...] = (
     conv_transposed.IDIOM,
     # Behind conv3d, which has padding of its own for zeros.
     pad.IDIOM,
+    attention.IDIOM,
+    gated_activation.IDIOM,
+    linear_gelu.IDIOM,
 )
 
 #: After the rewrites: what hands our operators the nodes around them.

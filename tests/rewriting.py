@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,6 +54,7 @@ def rewrite(
     grad: bool = False,
     fullgraph: bool = True,
     codegen: bool | None = None,
+    runs: bool = True,
     **kwargs: Any,
 ) -> Rewritten:
     """Compile past every cache, with select="always" by default, and call the result once.
@@ -61,6 +62,7 @@ def rewrite(
     codegen: whether Inductor generates code, which takes some 20 s a graph in C++. Otherwise the
     rewritten graph is run as it is in under 1 s, with the same ledger and the same operators.
     The default is False, and True under pytest's option --codegen.
+    runs: False where the graph may have operators of another device, which do not run here.
     """
     seen = Rewritten()
     generating = {None: codegen_if_asked, False: without_codegen, True: nullcontext}[codegen]
@@ -73,7 +75,8 @@ def rewrite(
         dynamic=dynamic,
         fullgraph=fullgraph,
     )
-    with torch.set_grad_enabled(grad), generating():
+    unrunnable = nullcontext() if runs else suppress(NotImplementedError)
+    with torch.set_grad_enabled(grad), generating(), unrunnable:
         seen.result = compiled(*args, **kwargs)
     return seen
 

@@ -1,6 +1,7 @@
 """What to do where nothing was measured on the user's machine: tables of rules and of bounds.
 
-A rule is one row, in `norms.py`, `rotary.py`, `convolution.py`, `padding.py` or `layout.py`. A
+A rule is one row, in `norms.py`, `rotary.py`, `convolution.py`, `padding.py`,
+`attention.py`, `activation.py` or `layout.py`. A
 bound is one in `bounds.py`. `rocm-passes rules` prints both, and docs/rules.md lists them.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rocm_passes.policy import convolution, layout, norms, padding, rotary
+from rocm_passes.policy import activation, attention, convolution, layout, norms, padding, rotary
 from rocm_passes.policy.bounds import BOUNDS, Bound
 from rocm_passes.policy.quantities import quantities
 from rocm_passes.policy.rules import EVERY, Evidence, Rule, Verdict, decide
@@ -44,6 +45,8 @@ RULES: tuple[Rule, ...] = (
     *rotary.RULES,
     *convolution.RULES,
     *padding.RULES,
+    *attention.RULES,
+    *activation.RULES,
     *layout.RULES,
     *OTHERS,
 )

@@ -149,6 +149,13 @@ LEAST_RUN = Bound(
     "included",
     VAE,
 )
+ATTENTION_MIB = Bound(
+    "ATTENTION_MIB",
+    256,
+    "MiB beside q, k, v and the result",
+    "attention in tiles keeps to it; a graph that holds more scores at once is computed so on AMD",
+    "by construction: tiles of 4096 queries and keys with heads of 512 take 96 MiB",
+)
 NEARLY_ALL = Bound(
     "NEARLY_ALL",
     0.9,
@@ -175,5 +182,6 @@ BOUNDS = (
     NODES_PER_CONVOLUTION,
     LEAST_REPETITION,
     LEAST_RUN,
+    ATTENTION_MIB,
     NEARLY_ALL,
 )

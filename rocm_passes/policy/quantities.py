@@ -9,10 +9,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch._inductor import config as inductor_config
 
 from rocm_passes.fx.nodes import static_int
+from rocm_passes.ops.attention import Attention
 from rocm_passes.ops.channel_norm import ChannelNorm
 from rocm_passes.ops.conv3d import Conv3d
 from rocm_passes.ops.fused_norm import FusedNorm
@@ -23,6 +25,7 @@ from rocm_passes.ops.qk_norm_rotary import SpelledQkNormRotary
 from rocm_passes.ops.rotary import SpelledRotary
 from rocm_passes.ops.rotary_pair import SpelledRotaryPair
 from rocm_passes.ops.upsampled_conv import UpsampledConv
+from rocm_passes.policy import bounds
 from rocm_passes.policy.memory import usual_memory_mib
 
 Quantities = Mapping[str, Any]
@@ -96,6 +99,24 @@ def _conv3d(call: Conv3d) -> Quantities:
     }
 
 
+def _attention(call: Attention) -> Quantities:
+    """scores_fit: all scores in float32 keep to the bound. v_lies_unlike_k: their dims stand in
+    another order in memory. rocm: the version that torch was built for.
+    """
+    fit = call.scores_mib() <= bounds.ATTENTION_MIB.value if call.has_numbers() else None
+    return {
+        "kernel": call.kernel,
+        "dtype": _dtype(call.q),
+        "head_size": static_int(call.q.shape[3]),
+        "queries": static_int(call.q.shape[2]),
+        "keys": static_int(call.k.shape[2]),
+        "masked": call.bias is not None,
+        "scores_fit": fit,
+        "v_lies_unlike_k": call.v_lies_unlike_k(),
+        "rocm": ".".join((torch.version.hip or "").split(".")[:2]),
+    }
+
+
 def _upsampled_conv(call: UpsampledConv) -> Quantities:
     return {"repetition": call.repetition()}
 
@@ -143,6 +164,7 @@ QUANTITIES: dict[str, Callable[[Any], Quantities]] = {
     "pad": _pad,
     "conv3d": _conv3d,
     "upsampled_conv": _upsampled_conv,
+    "attention": _attention,
     "rotary": _rotary,
     "rotary_pair": _rotary_pair,
     "qk_norm_rotary": _qk_norm_rotary,

@@ -19,27 +19,39 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from rocm_passes.fx.builder import Eager
 from rocm_passes.ops.aiter_conv import AITER_CONV
+from rocm_passes.ops.attention import ATTENTION, Attention
 from rocm_passes.ops.computed import COMPUTED
 from rocm_passes.ops.conv2d import Conv2d
 from rocm_passes.ops.conv3d import Conv3d
 from rocm_passes.ops.conv_transposed import ConvTransposed
 from rocm_passes.ops.implicit_gemm_conv import IMPLICIT_GEMM_CONV
-from rocm_passes.ops.operator import Lowering
+from rocm_passes.ops.linear_gelu import LinearGelu
+from rocm_passes.ops.operator import Lowering, Operator, computation_of
 from rocm_passes.tuning import rounds
 from rocm_passes.tuning.store import Measured
 
 aten = torch.ops.aten
 
 #: The library's own work, our kernel's and aiter's: run and timed.
-LIBRARY = frozenset({aten.convolution.default, aten.mm.default, aten.addmm.default})
-TIMED = LIBRARY | {IMPLICIT_GEMM_CONV.overload, AITER_CONV.overload}
+LIBRARY = frozenset(
+    {
+        *(aten.convolution.default, aten.mm.default, aten.addmm.default),
+        aten._addmm_activation.default,
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_efficient_attention.default,
+    }
+)
+#: Operators whose lowering is run without the operator, which has plain torch for where it raises.
+CALLED = {AITER_CONV.overload: AITER_CONV, ATTENTION.overload: ATTENTION}
+TIMED = LIBRARY | {IMPLICIT_GEMM_CONV.overload, *CALLED}
 #: Code that Inductor fuses behind the convolutions: each reads what they wrote.
 FUSED = frozenset({torch.ops.prims.convert_element_type.default, aten.add.Tensor, aten.mul.Tensor})
 #: A copy rate to assume where it isn't measured (tests on a CPU), bytes a second.
 NOMINAL_RATE = 1e12
 
-#: Calls that are chosen by measurement.
-Convolution = Conv3d | Conv2d | ConvTransposed
+#: Calls that are chosen by measurement: convolutions, and by the same rules attention and linear
+#: layers.
+Convolution = Conv3d | Conv2d | ConvTransposed | Attention | LinearGelu
 Work = Callable[[], Any]
 #: Told of each lowering's first run, the library's search included: name, seconds. False: measure
 #: no more.
@@ -109,15 +121,15 @@ class Meter(Eager):
         work: Work = functools.partial(target, *args, **kwargs)
         if target is IMPLICIT_GEMM_CONV.overload:
             work = _launches(args, kwargs)
-        elif target is AITER_CONV.overload:
-            work = _runs(args, kwargs)
+        elif target in CALLED:
+            work = _runs(CALLED[target], args, kwargs)
         result = work()
         if on_gpu:
             torch.cuda.synchronize()
-            peak = torch.cuda.max_memory_allocated() - before - _bytes(result)
+            peak = torch.cuda.max_memory_allocated() - before - _bytes(_first(result))
             self.workspace = max(self.workspace, peak)
         self.work.append(work)
-        self._outputs[result.untyped_storage().data_ptr()] = result
+        self._outputs[_first(result).untyped_storage().data_ptr()] = _first(result)
         return result
 
     def _in_layout(self, x: torch.Tensor, strides: list[int]) -> torch.Tensor:
@@ -171,6 +183,12 @@ class Meter(Eager):
                 self.moved += _bytes(a)
 
 
+def _first(result: Any) -> torch.Tensor:
+    """What an operator computes: of attention's several results the first."""
+    found: torch.Tensor = result[0] if isinstance(result, (list, tuple)) else result
+    return found
+
+
 def _launches(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Work:
     """The kernel launches of our operator's call, prepared as Inductor's code has them.
 
@@ -192,13 +210,14 @@ def _launches(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Work:
     return work
 
 
-def _runs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Work:
-    """aiter's call, with the weight packed anew each time, as in the compiled graph.
+def _runs(operator: Operator[Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Work:
+    """A lowering's own call. aiter's convolution packs the weight anew each time, as in the
+    compiled graph.
 
     What it raises leaves the lowering out.
     """
-    call, name = AITER_CONV.bind(args, kwargs)
-    lowering = AITER_CONV.lowering(name)
+    call, name = operator.bind(args, kwargs)
+    lowering = operator.lowering(name)
     assert lowering is not None and lowering.run is not None, f"{name} has no kernel"
     return functools.partial(lowering.run, call)
 
@@ -234,7 +253,9 @@ class _Session:
         self._patience = patience
         self._stopped = False
         like = {k: _like(v, device, call.channels_last) for k, v in call.arguments().items()}
-        self._call: Convolution = type(call)(**like | {"bias": None})
+        # The bias of a convolution is added by Inductor's code.
+        without_bias = {"bias": None} if "bias" in like else {}
+        self._call: Convolution = type(call)(**like | without_bias)
         self._moved: dict[str, int] = {}
         self._mib: dict[str, int] = {}
         self._skipped: dict[str, str] = {}
@@ -286,12 +307,22 @@ class _Session:
         return rounds.in_turn(prepared, rounds.bursts_on(self._device), **self._patience)
 
     def _prepared(self, lowering: Lowering[Any]) -> list[Work]:
-        assert lowering.write is not None, f"{lowering.name} is not written in plain ATen"
         meter = Meter(counts_layouts=not self._call.channels_last)
-        result = lowering.write(meter, self._call)
+        result = _written(lowering, meter, self._call)
         self._mib[lowering.name] = meter.finish(result)
         self._moved[lowering.name] = meter.moved
         return meter.work
+
+
+def _written(lowering: Lowering[Any], meter: Meter, call: Convolution) -> torch.Tensor:
+    """What the rewriter would write, computed."""
+    if lowering.write is not None:
+        found = lowering.write(meter, call)
+    else:
+        operator = computation_of(call)
+        assert isinstance(operator, Operator), f"{lowering.name} is not written in plain ATen"
+        found = operator.write(meter, call, lowering.name)
+    return _first(found)
 
 
 @contextmanager
@@ -329,9 +360,10 @@ def _like(value: Any, device: torch.device, channels_last: bool) -> Any:
 
 
 def _device(call: Convolution) -> torch.device:
-    """The weight's; the current GPU for a call on the meta device, noted to be measured later."""
-    if call.weight.device.type != "meta":
-        return call.weight.device
+    """The call's; the current GPU for a call on the meta device, noted to be measured later."""
+    device = call.tensors()[0].device
+    if device.type != "meta":
+        return device
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -23,6 +23,7 @@ from unittest import mock
 
 from rocm_passes.kernels.aiter import contract, installation
 
+from . import aiter_attention
 from .aiter_convolutions import configs
 from .aiter_harm import ROUNDING_BF16, ContractViolation, Logged
 from .aiter_kernels import Machine
@@ -210,6 +211,7 @@ from .ops.groupnorm import *
 from .ops.norm import *
 from .ops.rope import *
 from .ops.fused_qk_norm_rope_cache_quant import *
+from .ops.mha import *
 """
 UNRELATED = """
 __version__ = "0.13.20191203"
@@ -307,6 +309,7 @@ def _sources(version: tuple[int, ...]) -> dict[str, str]:
         "ops/groupnorm.py": HEADER + group_norm if version >= (0, 1, 10) else "",
         "ops/norm.py": HEADER + LAYER_NORM + ADD_LAYER_NORM,
         "ops/rope.py": HEADER + ROPE,
+        "ops/mha.py": HEADER + aiter_attention.sources(version),
         "ops/fused_qk_norm_rope_cache_quant.py": HEADER + QK_NORM_ROPE
         if version >= (0, 1, 15)
         else "",

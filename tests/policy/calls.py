@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor
+from torch._inductor import config
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from rocm_passes.ops.attention import Attention
 from rocm_passes.ops.channel_norm import ChannelNorm
 from rocm_passes.ops.conv2d import Conv2d
 from rocm_passes.ops.conv3d import Conv3d
 from rocm_passes.ops.conv_transposed import ConvTransposed
 from rocm_passes.ops.fused_norm import FusedNorm
+from rocm_passes.ops.gated_activation import GatedActivation
 from rocm_passes.ops.group_norm import GroupNorm
 from rocm_passes.ops.group_norm_pad import GroupNormPad
 from rocm_passes.ops.layer_norm import LayerNorm
+from rocm_passes.ops.linear_gelu import LinearGelu
 from rocm_passes.ops.pad import Pad
 from rocm_passes.ops.qk_norm_rotary import SpelledQkNormRotary, Streams
 from rocm_passes.ops.rms_norm import RmsNorm
@@ -79,6 +85,16 @@ def rows() -> Iterator[Tensor]:
     yield with_symbol(4096, 3072)
 
 
+@contextmanager
+def surroundings(graphs: bool) -> Iterator[None]:
+    """What rules ask for beside the call: CUDA graphs or none, and the ROCm of torch's build."""
+    with (
+        config.patch({"triton.cudagraphs": graphs}),
+        mock.patch.object(torch.version, "hip", "7.0.2"),
+    ):
+        yield
+
+
 def calls() -> dict[str, list[Any]]:
     """The calls of each computation, by its name."""
     return {
@@ -95,10 +111,30 @@ def calls() -> dict[str, list[Any]]:
             ConvTransposed(meta(1, 8, 9, 9), meta(8, 8, 2, 2), None, [2], [0], [1], [0], 1)
         ],
         "upsampled_conv": list(upsampled()),
+        "attention": list(attentions()),
+        "gated_activation": [GatedActivation(meta(8, 8), meta(8, 8), "silu")],
+        "linear_gelu": [LinearGelu(meta(8, 8), meta(8, 8), meta(8), (8, 8), "tanh")],
         "rotary": [rotation(x, *kind) for x in heads() for kind in SPELLINGS],
         "rotary_pair": [rotation_pair(x, *kind) for x in heads() for kind in SPELLINGS],
         "qk_norm_rotary": [normed_rotation(q) for q in streams()],
     }
+
+
+def attentions() -> Iterator[Attention]:
+    """Head sizes that torch is wrong for, lengths on both sides of 1024, scores that do not fit."""
+    kernels = ("flash", "efficient", "math", "cpu")
+    lengths = (200, 1024, 16384)
+    for kernel, size, length in itertools.product(kernels, (64, 128, 384, 512), lengths):
+        q, k = meta(1, 1, length, size), meta(1, 1, max(length, 1024), size)
+        yield Attention(q, k, k, None, 0.1, False, 256.0, kernel)
+    q = meta(1, 2, 1024, 128)
+    yield Attention(q, q, q[:, :, :200], None, 0.1, False, 256.0, "flash")
+    yield Attention(q, q, unlike(q), None, 0.1, False, 256.0, "flash")
+
+
+def unlike(q: Tensor) -> Tensor:
+    """Of q's shape, with heads and tokens in the other order in memory."""
+    return q.transpose(1, 2).contiguous().transpose(1, 2)
 
 
 def rms_norm(x: Tensor) -> RmsNorm:

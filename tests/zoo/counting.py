@@ -29,6 +29,7 @@ FUNCTIONS: dict[Callable[..., Any], str] = {
     F.group_norm: "group_norm",
     torch.group_norm: "group_norm",
     F.conv3d: "conv3d",
+    F.scaled_dot_product_attention: "attention",
 }
 
 # Modules that spell their norm out in elementary operations; functional calls inside them do not
@@ -57,9 +58,9 @@ LIBRARIES = ("diffusers.", "transformers.")
 def count_idioms(
     model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], entry: str = "forward"
 ) -> Counter[str]:
-    """Run `entry` of the model once, without gradients, and count conv3d, rms_norm, layer_norm,
-    group_norm, channel_norm (a norm over the channel dimension of an image or video), pad (of an
-    image or video, by values that it has) and rotary (tensors rotated).
+    """Run `entry` of the model once, without gradients, and count attention, conv3d, rms_norm,
+    layer_norm, group_norm, channel_norm (a norm over the channel dimension of an image or video),
+    pad (of an image or video, by values that it has) and rotary (tensors rotated).
     """
     counts: Counter[str] = Counter()
     mode = _FunctionCounter(counts)

@@ -34,6 +34,7 @@ WAN = Case(
     # RMSNorm on q and k of self- and of cross-attention, LayerNorm 1-3, rotation of
     # self-attention's q and k; once more the output LayerNorm and the patch embedding.
     expected={
+        "attention": 2 * WAN_LAYERS,
         "conv3d": 1,
         "rms_norm": 4 * WAN_LAYERS,
         "layer_norm": 3 * WAN_LAYERS + 1,
@@ -67,6 +68,7 @@ Z_IMAGE = Case(
     # Four hidden norms, q and k norms, two rotations per block; noise and context refiners are such
     # blocks. Once more the caption norm and the final LayerNorm.
     expected={
+        "attention": Z_IMAGE_LAYERS + 2 * Z_IMAGE_REFINERS,
         "rms_norm": 6 * (Z_IMAGE_LAYERS + 2 * Z_IMAGE_REFINERS) + 1,
         "layer_norm": 1,
         "rotary": 2 * (Z_IMAGE_LAYERS + 2 * Z_IMAGE_REFINERS),
@@ -99,6 +101,7 @@ QWEN_IMAGE = Case(
     # Two streams, each with q and k norms, two LayerNorms, q and k rotations.
     # Once more the text norm and the output norm.
     expected={
+        "attention": QWEN_LAYERS,
         "rms_norm": 4 * QWEN_LAYERS + 1,
         "layer_norm": 4 * QWEN_LAYERS + 1,
         "rotary": 4 * QWEN_LAYERS,
@@ -139,6 +142,7 @@ FLUX = Case(
     # LayerNorm. The streams are joined before the rotation, so each block rotates q and k once.
     # Once more the output norm.
     expected={
+        "attention": FLUX_DOUBLE + FLUX_SINGLE,
         "rms_norm": 4 * FLUX_DOUBLE + 2 * FLUX_SINGLE,
         "layer_norm": 4 * FLUX_DOUBLE + FLUX_SINGLE + 1,
         "rotary": 2 * (FLUX_DOUBLE + FLUX_SINGLE),

@@ -33,7 +33,7 @@ FLUX2 = Case(
     ),
     # As FLUX.1: double 4 RMSNorm, 4 LayerNorm, 2 rotations; single 2, 1 and 2. Once more the output
     # norm.
-    expected={"rms_norm": 4 + 2 * 2, "layer_norm": 4 + 2 + 1, "rotary": 2 + 2 * 2},
+    expected={"attention": 3, "rms_norm": 4 + 2 * 2, "layer_norm": 4 + 2 + 1, "rotary": 2 + 2 * 2},
 )
 
 CHROMA = Case(
@@ -60,7 +60,7 @@ CHROMA = Case(
         return_dict=False,
     ),
     # Flux's blocks; one RMSNorm per layer of the approximator.
-    expected={"rms_norm": 4 + 2 + 1, "layer_norm": 4 + 1 + 1, "rotary": 2 + 2},
+    expected={"attention": 2, "rms_norm": 4 + 2 + 1, "layer_norm": 4 + 1 + 1, "rotary": 2 + 2},
 )
 
 HIDREAM = Case(
@@ -93,7 +93,7 @@ HIDREAM = Case(
     ),
     # Double 4 LayerNorm and 4 RMSNorm, single 2 and 2, each rotating q and k. Once more the output
     # norm.
-    expected={"rms_norm": 4 + 2, "layer_norm": 4 + 2 + 1, "rotary": 2 + 2},
+    expected={"attention": 2, "rms_norm": 4 + 2, "layer_norm": 4 + 2 + 1, "rotary": 2 + 2},
     one_graph=False,
     breaks="the mixture of experts counts its tokens with bincount",
 )
@@ -124,7 +124,7 @@ LUMINA2 = Case(
     ),
     # Four hidden norms, q and k norms, two rotations, in refiners (noise, caption) too. Once more
     # the caption norm and the output LayerNorm.
-    expected={"rms_norm": 6 * (2 + 2) + 1, "layer_norm": 1, "rotary": 2 * (2 + 2)},
+    expected={"attention": 4, "rms_norm": 6 * (2 + 2) + 1, "layer_norm": 1, "rotary": 2 * (2 + 2)},
     one_graph=False,
     breaks="caption lengths are read off the mask with tolist",
 )
@@ -157,7 +157,7 @@ SD35 = Case(
     # Two LayerNorms and q and k norms for each stream; the dual block's second attention has its
     # own q and k norms but shares a LayerNorm; the last block's text has one LayerNorm only. Once
     # more the output norm.
-    expected={"rms_norm": 4 * 3 + 2, "layer_norm": 4 * 3 - 1 + 1},
+    expected={"attention": 4, "rms_norm": 4 * 3 + 2, "layer_norm": 4 * 3 - 1 + 1},
 )
 
 SANA = Case(
@@ -184,7 +184,7 @@ SANA = Case(
     ),
     # Two LayerNorms; q and k norms of self- and of cross-attention. Once more caption norm and
     # output norm.
-    expected={"rms_norm": 4 * 2 + 1, "layer_norm": 2 * 2 + 1},
+    expected={"attention": 2, "rms_norm": 4 * 2 + 1, "layer_norm": 2 * 2 + 1},
 )
 
 AURAFLOW = Case(
@@ -211,7 +211,7 @@ AURAFLOW = Case(
     ),
     # Double: 4 hidden LayerNorms, q and k LayerNorms for both streams; single: 2 and 2. No output
     # norm.
-    expected={"layer_norm": 8 + 4},
+    expected={"attention": 2, "layer_norm": 8 + 4},
 )
 
 OMNIGEN_TEXT = 8
@@ -243,7 +243,7 @@ OMNIGEN = Case(
         return_dict=False,
     ),
     # Two norms, two rotations. Once more the last norm and the output LayerNorm.
-    expected={"rms_norm": 2 * 2 + 1, "layer_norm": 1, "rotary": 2 * 2},
+    expected={"attention": 2, "rms_norm": 2 * 2 + 1, "layer_norm": 1, "rotary": 2 * 2},
     one_graph=False,
     breaks="the rotary embedding branches on the sequence length, a tensor",
 )

@@ -36,8 +36,8 @@ def _encoder(
     )
 
 
-TWO_NORMS_AND_A_ROTATION = {"rms_norm": 2 * 2 + 1, "rotary": 2 * 2}
-"""Per layer two norms, q and k rotated; once more the last norm."""
+A_DECODER = {"attention": 2, "rms_norm": 2 * 2 + 1, "rotary": 2 * 2}
+"""Per layer two norms, q and k rotated, an attention; once more the last norm."""
 
 T5 = _encoder(
     "text_t5",
@@ -52,24 +52,24 @@ T5 = _encoder(
         feed_forward_proj="gated-gelu",
         dropout_rate=0.1,
     ),
-    # Two norms. Once more the last.
-    {"rms_norm": 2 * 2 + 1},
+    # Two norms and an attention. Once more the last norm.
+    {"attention": 2, "rms_norm": 2 * 2 + 1},
 )
-LLAMA = _encoder("text_llama", "LlamaModel", DECODER, TWO_NORMS_AND_A_ROTATION, use_cache=False)
-QWEN25 = _encoder("text_qwen25", "Qwen2Model", DECODER, TWO_NORMS_AND_A_ROTATION, use_cache=False)
+LLAMA = _encoder("text_llama", "LlamaModel", DECODER, A_DECODER, use_cache=False)
+QWEN25 = _encoder("text_qwen25", "Qwen2Model", DECODER, A_DECODER, use_cache=False)
 QWEN3 = _encoder(
     "text_qwen3",
     "Qwen3Model",
     DECODER | dict(head_dim=8),
     # As Llama, and q and k norms.
-    {"rms_norm": 4 * 2 + 1, "rotary": 2 * 2},
+    {"attention": 2, "rms_norm": 4 * 2 + 1, "rotary": 2 * 2},
     use_cache=False,
 )
 GEMMA2 = _encoder(
     "text_gemma2",
     "Gemma2Model",
     DECODER | dict(head_dim=8),
-    # Norms before and after both sublayers.
+    # Norms before and after both sublayers. Its attention caps the scores and is spelled out.
     {"rms_norm": 4 * 2 + 1, "rotary": 2 * 2},
     use_cache=False,
 )

@@ -25,7 +25,11 @@ WAN = Case(
     # two convolutions; the attention's and the output's norm; convolutions in and out; 2 shortcuts
     # where an upsampler had halved the channels. Two temporal upsamplers skip the first frame.
     # Once: post_quant_conv.
-    expected={"conv3d": 1 + 3 * (2 * 10 + 2 + 2) + 2 * 2, "channel_norm": 3 * (2 * 10 + 2)},
+    expected={
+        "attention": 3,
+        "conv3d": 1 + 3 * (2 * 10 + 2 + 2) + 2 * 2,
+        "channel_norm": 3 * (2 * 10 + 2),
+    },
 )
 
 
@@ -63,7 +67,11 @@ WAN22 = _decoder(
     (1, 4, 3, 4, 5),
     # As Wan 2.1, but a single shortcut: upsamplers keep the channels, and only the last block
     # halves them.
-    expected={"conv3d": 1 + 3 * (2 * 10 + 2 + 1) + 2 * 2, "channel_norm": 3 * (2 * 10 + 2)},
+    expected={
+        "attention": 3,
+        "conv3d": 1 + 3 * (2 * 10 + 2 + 1) + 2 * 2,
+        "channel_norm": 3 * (2 * 10 + 2),
+    },
 )
 
 QWEN_IMAGE = _decoder(
@@ -80,7 +88,7 @@ QWEN_IMAGE = _decoder(
     ),
     (1, 4, 1, 4, 5),
     # The Wan decoder's first step.
-    expected={"conv3d": 1 + 2 * 10 + 2 + 2, "channel_norm": 2 * 10 + 2},
+    expected={"attention": 1, "conv3d": 1 + 2 * 10 + 2 + 2, "channel_norm": 2 * 10 + 2},
 )
 
 IMAGE = _decoder(
@@ -97,7 +105,7 @@ IMAGE = _decoder(
     (1, 4, 6, 8),
     # Resnets: 2 in the middle, 2 in each of 2 blocks, with two norms each; attention's and output's
     # norm.
-    expected={"group_norm": 2 * 6 + 2},
+    expected={"attention": 1, "group_norm": 2 * 6 + 2},
 )
 
 HUNYUAN_VIDEO = _decoder(
@@ -115,7 +123,12 @@ HUNYUAN_VIDEO = _decoder(
     # Resnets: 2 in the middle, 2 in each of 4 blocks, with two norms and two convolutions each;
     # attention's and output's norm; convolutions in, out, post_quant and of 3 upsamplers, all of
     # them causal but post_quant: a pad each.
-    expected={"conv3d": 2 * 10 + 3 + 3, "group_norm": 2 * 10 + 2, "pad": 2 * 10 + 2 + 3},
+    expected={
+        "attention": 1,
+        "conv3d": 2 * 10 + 3 + 3,
+        "group_norm": 2 * 10 + 2,
+        "pad": 2 * 10 + 2 + 3,
+    },
 )
 
 HUNYUAN_VIDEO15 = _decoder(
@@ -131,7 +144,12 @@ HUNYUAN_VIDEO15 = _decoder(
     (1, 8, 2, 4, 4),
     # As HunyuanVideo, without post_quant; the attention's q, k, v and output are convolutions, and
     # not causal.
-    expected={"conv3d": 2 * 10 + 2 + 3 + 4, "channel_norm": 2 * 10 + 2, "pad": 2 * 10 + 2 + 3},
+    expected={
+        "attention": 1,
+        "conv3d": 2 * 10 + 2 + 3 + 4,
+        "channel_norm": 2 * 10 + 2,
+        "pad": 2 * 10 + 2 + 3,
+    },
     one_graph=False,
     breaks="add_temporal_upsample is a numpy bool",
 )

@@ -35,6 +35,7 @@ WAN_I2V = replace(
     # Besides text-to-video: a norm of the image's keys per block; once more two norms of the image
     # embedding.
     expected={
+        "attention": 2 * 3,
         "conv3d": 1,
         "rms_norm": 5 * WAN_LAYERS,
         "layer_norm": 3 * WAN_LAYERS + 1 + 2,
@@ -71,7 +72,13 @@ HUNYUAN_VIDEO = Case(
     ),
     # Double 4 RMSNorm, 4 LayerNorm, rotations of the video's q and k; single 2, 1 and 2; token
     # refiner 2 LayerNorm. Once more the output norm and the patch embedding.
-    expected={"conv3d": 1, "rms_norm": 4 + 2, "layer_norm": 4 + 1 + 2 + 1, "rotary": 2 + 2},
+    expected={
+        "attention": 3,
+        "conv3d": 1,
+        "rms_norm": 4 + 2,
+        "layer_norm": 4 + 1 + 2 + 1,
+        "rotary": 2 + 2,
+    },
 )
 
 LTX = Case(
@@ -98,7 +105,7 @@ LTX = Case(
     ),
     # Two hidden norms without weight, q and k norms of self- and cross-attention, two rotations.
     # Once more the output LayerNorm.
-    expected={"rms_norm": 6 * 2, "layer_norm": 1, "rotary": 2 * 2},
+    expected={"attention": 2 * 2, "rms_norm": 6 * 2, "layer_norm": 1, "rotary": 2 * 2},
 )
 
 LTX2_CONFIG = dict(
@@ -140,7 +147,7 @@ def _ltx2(name: str, rope_type: str) -> Case:
         ),
         # Eight hidden norms, q and k norms of six attentions, of which four rotate q and k. Once
         # more the two output LayerNorms.
-        expected={"rms_norm": 8 + 12, "layer_norm": 2, "rotary": 8},
+        expected={"attention": 6, "rms_norm": 8 + 12, "layer_norm": 2, "rotary": 8},
     )
 
 
@@ -172,7 +179,7 @@ COGVIDEOX = Case(
         return_dict=False,
     ),
     # Two LayerNorms for each stream, q and k LayerNorms, two rotations. Once more two output norms.
-    expected={"layer_norm": 6 * 2 + 2, "rotary": 2 * 2},
+    expected={"attention": 2, "layer_norm": 6 * 2 + 2, "rotary": 2 * 2},
 )
 
 MOCHI = Case(
@@ -199,7 +206,7 @@ MOCHI = Case(
     ),
     # Four hidden norms, q and k norms for each stream; the last block's text has one hidden norm
     # only. Once more the output LayerNorm.
-    expected={"rms_norm": 12 * 2 - 3, "layer_norm": 1, "rotary": 2 * 2},
+    expected={"attention": 3, "rms_norm": 12 * 2 - 3, "layer_norm": 1, "rotary": 2 * 2},
 )
 
 COSMOS = Case(
@@ -228,7 +235,7 @@ COSMOS = Case(
     ),
     # Three LayerNorms, q and k norms of self- and cross-attention, two rotations. Once
     # more the timestep's norm and the output's.
-    expected={"rms_norm": 4 * 2 + 1, "layer_norm": 3 * 2 + 1, "rotary": 2 * 2},
+    expected={"attention": 2 * 2, "rms_norm": 4 * 2 + 1, "layer_norm": 3 * 2 + 1, "rotary": 2 * 2},
 )
 
 KANDINSKY5 = Case(
@@ -257,7 +264,12 @@ KANDINSKY5 = Case(
     ),
     # Visual: 3 LayerNorms, q and k norms of self- and cross-attention; text: 2 and 2; each rotates
     # q and k once. Once more the norms of both text embeddings and the output.
-    expected={"rms_norm": 4 * 2 + 2, "layer_norm": 3 * 2 + 2 + 3, "rotary": 2 * 2 + 2},
+    expected={
+        "attention": 1 + 2 * 2,
+        "rms_norm": 4 * 2 + 2,
+        "layer_norm": 3 * 2 + 2 + 3,
+        "rotary": 2 * 2 + 2,
+    },
 )
 
 SKYREELS_V2 = Case(
@@ -280,7 +292,13 @@ SKYREELS_V2 = Case(
         encoder_hidden_states=draw.normal(1, 7, 16),
         return_dict=False,
     ),
-    expected={"conv3d": 1, "rms_norm": 4 * 2, "layer_norm": 3 * 2 + 1, "rotary": 2 * 2},
+    expected={
+        "attention": 2 * 2,
+        "conv3d": 1,
+        "rms_norm": 4 * 2,
+        "layer_norm": 3 * 2 + 1,
+        "rotary": 2 * 2,
+    },
 )
 
 

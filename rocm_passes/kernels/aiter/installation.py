@@ -110,6 +110,20 @@ FEATURES: dict[str, Signature] = {
     "fused_qk_norm_rope_1way": Signature(
         "ops/fused_qk_norm_rope_cache_quant.py", "fused_qk_norm_rope_1way", _QK_NORM_ROPE
     ),
+    # Versions without sink_ptr have kernels that misread strides and wrap at 4 GiB.
+    "flash_attn_func": Signature(
+        "ops/mha.py",
+        "flash_attn_func",
+        ("q", "k", "v", "dropout_p", "softmax_scale", "causal", "window_size"),
+        ("return_lse", "how_v3_bf16_cvt", "sink_ptr"),
+    ),
+    # Without sink_ptr, the result was in 8 bits too.
+    "flash_attn_fp8_pertensor_func": Signature(
+        "ops/mha.py",
+        "flash_attn_fp8_pertensor_func",
+        ("q", "k", "v", "q_descale", "k_descale", "v_descale", "causal"),
+        ("softmax_scale", "sink_ptr"),
+    ),
 }
 
 

@@ -1,0 +1,1 @@
+"""Attention, as torch's kernels for it or spelled out."""

@@ -1,0 +1,1 @@
+"""Activations that multiply: SwiGLU and GEGLU."""
