@@ -24,7 +24,7 @@ ENVIRONMENT_PREFIX = "ROCM_PASSES_"
 #: (report/dump.py).
 NO_OPTIONS = ("ROCM_PASSES_DUMP",)
 
-SELECT = ("auto", "always", "off")
+SELECT = ("auto", "always", "off", "rules", "measure")
 REWRITE_NUMERICS = ("default", "strict", "fast")
 LAYOUTS = ("auto", "channels_last", "as_is")
 CONV_DTYPES = ("", "bf16", "fp16")
@@ -46,7 +46,8 @@ class Options:
         option_values.choice(*SELECT),
         "auto: rewrite a site where it is known to pay on this machine; always: rewrite all that "
         "can be; "
-        "off: change nothing, only report",
+        "off: change nothing, only report; rules: as auto, and nothing is measured or looked up; "
+        "measure: as auto, and what is known is measured again (past Inductor's caches)",
     )
     idioms: tuple[str, ...] | None = option(
         None,

@@ -126,6 +126,35 @@ HOST_SECONDS = Bound(
     "not measured here; a burst waits so long behind a copy",
 )
 
+NEIGHBOURS = Bound(
+    "NEIGHBOURS",
+    300,
+    "nodes",
+    "a site with more nodes in its neighbourhood is not measured: rules decide",
+    "not measured: a transformer block's neighbourhoods have 10 to 80 nodes",
+)
+WORTH_MEASURING_SITE_MIB = Bound(
+    "WORTH_MEASURING_SITE_MIB",
+    2,
+    "MiB that enter and leave",
+    "a site whose neighbourhood moves fewer bytes is not measured: rules decide",
+    "such a neighbourhood takes a microsecond of memory traffic on an H200, less than a launch",
+)
+SITE_MEMORY_SHARE = Bound(
+    "SITE_MEMORY_SHARE",
+    0.25,
+    "of the free memory",
+    "the buffers of one measurement of a site take no more than this",
+    "not measured: the model's own tensors stay where they are",
+)
+INFINITY_CACHE_MIB = Bound(
+    "INFINITY_CACHE_MIB",
+    256,
+    "MiB",
+    "the last cache of an AMD GPU, which torch does not report; buffers that rotate are larger",
+    "an MI300X's Infinity Cache, by AMD's data sheet; others have less",
+)
+
 NODES_PER_CONVOLUTION = Bound(
     "NODES_PER_CONVOLUTION",
     300,
@@ -172,6 +201,10 @@ BOUNDS = (
     ROUND_SECONDS,
     WARM_SECONDS,
     HOST_SECONDS,
+    NEIGHBOURS,
+    WORTH_MEASURING_SITE_MIB,
+    SITE_MEMORY_SHARE,
+    INFINITY_CACHE_MIB,
     NODES_PER_CONVOLUTION,
     LEAST_REPETITION,
     LEAST_RUN,
