@@ -28,7 +28,9 @@ SELECT = ("auto", "always", "off", "rules", "measure")
 REWRITE_NUMERICS = ("default", "strict", "fast")
 LAYOUTS = ("auto", "channels_last", "as_is")
 CONV_DTYPES = ("", "bf16", "fp16")
-LAUNCHES = ("inductor", "python")
+LAUNCHES = ("inductor", "static", "python")
+#: Inductor's option behind launch="static"; torch 2.11 has none.
+STATIC_LAUNCH = "static_launch_user_defined_triton_kernels"
 
 
 def option(default: Any, check: Callable[[str, object], Any], doc: str) -> Any:
@@ -114,8 +116,8 @@ class Options:
     launch: str = option(
         "inductor",
         option_values.choice(*LAUNCHES),
-        "who launches our Triton kernels: inductor: its generated code, at its own kernels' cost; "
-        "python: an "
+        "who launches our Triton kernels: inductor: its generated code; static: the same, by its "
+        "static launcher, as its own kernels (not measured yet); python: an "
         "operator call each, slower for the host, and where a kernel fails plain torch takes over",
     )
     fuel: int | None = option(
@@ -180,7 +182,12 @@ def parse(options: Mapping[str, Any] | None, mode: str | None) -> tuple[Options,
     ours |= _given_by_old_name(given, ours)
     patch = _mode_patch(mode or inner_mode)
     patch.update(_inductor_options(given))
-    return _resolve(ours, patch), patch
+    settings = _resolve(ours, patch)
+    if settings.launch == "static":
+        if STATIC_LAUNCH not in inductor_config.get_config_copy():
+            raise OptionError("launch='static' needs a torch whose Inductor has " + STATIC_LAUNCH)
+        patch.setdefault(STATIC_LAUNCH, True)
+    return settings, patch
 
 
 def _given_by_old_name(given: dict[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:
