@@ -165,7 +165,8 @@ class Neighbourhoods:
 
     def _with_views(self, owned: Collection[fx.Node], site: Match) -> set[fx.Node]:
         """With views and casts of what enters: a value and its view must not enter as two values.
-        Inductor computes them anew wherever they are read.
+        Inductor computes them anew wherever they are read. So with the calls whose results enter
+        one by one.
         """
         whole = set(owned)
         stack = [*owned, *site.inputs()]
@@ -173,6 +174,7 @@ class Neighbourhoods:
             node = stack.pop()
             for near in (*node.all_input_nodes, node):
                 cheap = near.target in n.VIEWS or n.is_cast(near)
+                cheap = cheap or (node.target is operator.getitem and near not in self._solid)
                 if cheap and near not in whole:
                     whole.add(near)
                     stack.append(near)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import fx
 from torch._inductor import config as inductor_config
+from torch._inductor import ir
 from torch._inductor.codecache import PyCodeCache
 from torch._inductor.debug import DebugContext
 from torch._inductor.fx_passes.post_grad import post_grad_passes, view_to_reshape
@@ -27,6 +28,8 @@ from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import _disable_current_modes
+
+from rocm_passes.kernels.triton.inductor import Written
 
 #: Runs compiled code: takes its arguments in a list, which it empties.
 Compiled = Callable[[list[Any]], Any]
@@ -74,9 +77,22 @@ def generated(gm: fx.GraphModule) -> Code:
         with V.set_graph_handler(lowering):
             lowering.run(*inputs)
             code = lowering.codegen()[0]
-            moved = lowering.count_bytes()[0]
+            moved = sum(map(_moved, lowering.scheduler.nodes))
     text = str(getattr(code, "value", code))
-    return Code(text, dict(lowering.constants), _launches(text), int(moved), lowering)
+    return Code(text, dict(lowering.constants), _launches(text), moved, lowering)
+
+
+def _moved(node: Any) -> int:
+    """Bytes that a scheduler's node reads and writes. A kernel of this package reads or writes each
+    of its arguments once; to Inductor it also reads what it writes.
+    """
+    if isinstance(node.node, Written):
+        return 0
+    if not isinstance(node.node, ir.UserDefinedTritonKernel):
+        return int(node.get_read_write_buffers_sizes())
+    arguments = [a for a in node.node.kernel_args.values() if isinstance(a, ir.TensorBox)]
+    sizes = {a.get_name(): (a.get_numel(), a.get_dtype().itemsize) for a in arguments}
+    return sum(int(count) * size for count, size in sizes.values())
 
 
 def loaded(codes: Mapping[str, Code]) -> tuple[dict[str, Compiled], dict[str, str]]:
