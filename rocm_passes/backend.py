@@ -20,6 +20,7 @@ from rocm_passes.passes.complex_to_real import ComplexToReal, is_training
 from rocm_passes.policy.layout import is_convolutional
 from rocm_passes.report import dump, remembered
 from rocm_passes.report.ledger import Ledger
+from rocm_passes.rewrite.cache_key import with_choices
 from rocm_passes.rewrite.watch import inner_compile
 from rocm_passes.target import Target
 from rocm_passes.tuning import ahead, library_search
@@ -49,6 +50,7 @@ def rocm_diffusion(
     settings, patch = parse(options, mode)
     # What these look at or count happens in the passes, which do not run on a hit.
     looks = settings.verify != "off" or settings.check_finite or settings.fuel_total is not None
+    looks = looks or settings.select == "measure"
     if not caches or looks or dump.folder() is not None:
         patch["force_disable_caches"] = True
     target = Target.of_inputs(_tensors(gm, example_inputs))
@@ -63,7 +65,11 @@ def rocm_diffusion(
         # It sinks what only leaves the graph, a video VAE's cached frames, to the end, and so keeps
         # the padded inputs that these are read from alive through the whole graph.
         patch.setdefault("reorder_for_locality", False)
-    key = remembered.key_of(gm, example_inputs, graph_pass.uuid()) if _cached(patch) else None
+    key = None
+    if _cached(patch):
+        described = remembered.key_of(gm, example_inputs, graph_pass.static_key())
+        graph_pass.recall(described)
+        key = with_choices(described, graph_pass.asked)
     compiled = _compiled(gm, example_inputs, graph_pass, patch)
     if key is not None and graph_pass.idioms:
         _keep_or_recall(key, graph_pass)

@@ -23,15 +23,17 @@ from rocm_passes.report import ledger as ledgers
 from rocm_passes.report.dump import Dump
 from rocm_passes.report.ledger import Entry, Ledger
 from rocm_passes.rewrite import plan as planning
-from rocm_passes.rewrite.cache_key import cache_key
+from rocm_passes.rewrite.cache_key import cache_key, recalled, with_choices
 from rocm_passes.rewrite.choose import Choice
 from rocm_passes.rewrite.match import Context, Idiom
+from rocm_passes.rewrite.measuring import Measuring
 from rocm_passes.rewrite.plan import Decision, Plan
 from rocm_passes.rewrite.rewriter import Applied, RewriteError, Rewriter
 from rocm_passes.rewrite.validation import Validator
 from rocm_passes.rewrite.watch import Watch
 from rocm_passes.rewrite.work import WholeGraphPass, Work
 from rocm_passes.target import Target
+from rocm_passes.tuning.consulted import Record, keep, recording
 
 log = logging.getLogger(__name__)
 
@@ -59,6 +61,9 @@ class GraphPass(CustomGraphPass):
         self._context = Context(options, target)
         self._listener = listener
         self._uuid: str | None = None
+        #: What the choices of this pass's graphs depend on, and where it is kept.
+        self.asked = Record()
+        self._asked_at: str | None = None
         self.published: list[Ledger] = []
         self._training: list[Entry] = []
         #: What the last graph's first calls are to be watched for.
@@ -66,8 +71,19 @@ class GraphPass(CustomGraphPass):
 
     def uuid(self) -> str:
         if self._uuid is None:
-            self._uuid = cache_key(self.options, self.target, self.keep)
+            self._uuid = with_choices(self.static_key(), self.asked)
         return self._uuid
+
+    def static_key(self) -> str:
+        """What the pass depends on, less the measurements."""
+        return cache_key(self.options, self.target, self.keep)
+
+    def recall(self, key: str) -> None:
+        """Take up what the graph of that key asked of the measurements when it was last
+        compiled.
+        """
+        self._asked_at = key
+        self.asked = recalled(key, self.options, self.target)
 
     def taken_watch(self) -> Watch | None:
         """What the graph that was last passed over leaves to watch, once."""
@@ -95,7 +111,10 @@ class GraphPass(CustomGraphPass):
             shared, laid_out = aliasing.sharing(graph), strides.output_strides(graph)
             promised = strides.promises(graph)
             self._passes(work, PREPARE, dump)
-            plan = self._decided(work)
+            with recording(self.asked):
+                plan = self._decided(work)
+            if self._asked_at is not None:
+                keep(self._asked_at, self.asked)
             self._rewrite(work, plan)
             dump.step("rewritten", graph)
             self._passes(work, FINISH, dump)
@@ -131,7 +150,8 @@ class GraphPass(CustomGraphPass):
 
     def _decided(self, work: Work) -> Plan:
         """Find the matches of every idiom and choose for each; nothing is changed yet."""
-        plan = Plan(work.graph, self._context, work.ledger)
+        measuring = Measuring(work.graph, self.target, self.options, self.keep, work.channels_last)
+        plan = Plan(work.graph, self._context, work.ledger, measuring)
         for idiom in self.idioms:
             plan.consider(idiom)
         return plan

@@ -24,11 +24,13 @@ ENVIRONMENT_PREFIX = "ROCM_PASSES_"
 #: (report/dump.py).
 NO_OPTIONS = ("ROCM_PASSES_DUMP",)
 
-SELECT = ("auto", "always", "off")
+SELECT = ("auto", "always", "off", "rules", "measure")
 REWRITE_NUMERICS = ("default", "strict", "fast")
 LAYOUTS = ("auto", "channels_last", "as_is")
 CONV_DTYPES = ("", "bf16", "fp16")
-LAUNCHES = ("inductor", "python")
+LAUNCHES = ("inductor", "static", "python")
+#: Inductor's option behind launch="static"; torch 2.11 has none.
+STATIC_LAUNCH = "static_launch_user_defined_triton_kernels"
 
 
 def option(default: Any, check: Callable[[str, object], Any], doc: str) -> Any:
@@ -46,7 +48,8 @@ class Options:
         option_values.choice(*SELECT),
         "auto: rewrite a site where it is known to pay on this machine; always: rewrite all that "
         "can be; "
-        "off: change nothing, only report",
+        "off: change nothing, only report; rules: as auto, and nothing is measured or looked up; "
+        "measure: as auto, and what is known is measured again (past Inductor's caches)",
     )
     idioms: tuple[str, ...] | None = option(
         None,
@@ -112,8 +115,8 @@ class Options:
     launch: str = option(
         "inductor",
         option_values.choice(*LAUNCHES),
-        "who launches our Triton kernels: inductor: its generated code, at its own kernels' cost; "
-        "python: an "
+        "who launches our Triton kernels: inductor: its generated code; static: the same, by its "
+        "static launcher, as its own kernels (not measured yet); python: an "
         "operator call each, slower for the host, and where a kernel fails plain torch takes over",
     )
     fuel: int | None = option(
@@ -178,7 +181,12 @@ def parse(options: Mapping[str, Any] | None, mode: str | None) -> tuple[Options,
     ours |= _given_by_old_name(given, ours)
     patch = _mode_patch(mode or inner_mode)
     patch.update(_inductor_options(given))
-    return _resolve(ours, patch), patch
+    settings = _resolve(ours, patch)
+    if settings.launch == "static":
+        if STATIC_LAUNCH not in inductor_config.get_config_copy():
+            raise OptionError("launch='static' needs a torch whose Inductor has " + STATIC_LAUNCH)
+        patch.setdefault(STATIC_LAUNCH, True)
+    return settings, patch
 
 
 def _given_by_old_name(given: dict[str, Any], ours: Mapping[str, Any]) -> dict[str, Any]:

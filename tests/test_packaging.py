@@ -109,7 +109,7 @@ def test_the_wheel_has_the_package_whole_and_nothing_else(built: Built) -> None:
     wanted = {
         str(p.relative_to(ROOT))
         for p in package.rglob("*")
-        if p.suffix in (".py", ".css", ".js") or p.name == "py.typed"
+        if p.suffix in (".py", ".css", ".js", ".json") or p.name == "py.typed"
     }
     assert {
         "rocm_passes/report/report.css",

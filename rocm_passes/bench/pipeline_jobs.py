@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rocm_passes.bench.pipeline_specs import Spec
+from rocm_passes.bench.pipeline_spec import Spec
 from rocm_passes.bench.workers import Worker
 
 TIMES = ("denoise", "decode", "denoise_host", "decode_host")

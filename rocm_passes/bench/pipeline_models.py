@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rocm_passes.bench.pipeline_specs import Spec
+from rocm_passes.bench.pipeline_spec import Spec
 
 SEED = 0
 

@@ -35,7 +35,8 @@ from typing import Any
 
 from rocm_passes.bench import pipeline_forms, pipeline_table, pipeline_worker
 from rocm_passes.bench.pipeline_jobs import Job, decided
-from rocm_passes.bench.pipeline_specs import PIPELINES, Spec
+from rocm_passes.bench.pipeline_spec import Spec
+from rocm_passes.bench.pipeline_specs import PIPELINES
 from rocm_passes.bench.workers import Admission, Worker, WorkerFailed
 
 #: Seconds: of one turn, of what a worker does last, of a start from warm caches, and the least

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Unpack
 
@@ -24,6 +24,7 @@ from rocm_passes.diffusers_pipeline.components import (
 from rocm_passes.diffusers_pipeline.denoiser import compile_denoiser
 from rocm_passes.diffusers_pipeline.report import Report
 from rocm_passes.diffusers_pipeline.settings import HowToCompile, Settings
+from rocm_passes.diffusers_pipeline.tuned import compile_tuned
 from rocm_passes.diffusers_pipeline.vae import compile_resampler, compile_vae_parts
 from rocm_passes.errors import OptionError, nearest
 
@@ -37,6 +38,7 @@ def compile_pipeline(
     exclude: Iterable[str] = (),
     cache_artifacts: str | os.PathLike[str] | None = None,
     warm: warming.Sizes | None = None,
+    tune: warming.Sizes | None = None,
     **settings: Unpack[HowToCompile],
 ) -> Report:
     """Compile a diffusers pipeline, or a bare denoiser or VAE, in place. Without `warm` nothing
@@ -53,13 +55,17 @@ def compile_pipeline(
     cache_artifacts: file to load compiled code from; `report.save_cache_artifacts()` writes it.
     warm: arguments of a call of the pipeline (or a list), e.g. {"height": 1024, "width": 1024}: run
     it now, with two steps unless given, and save the artifacts.
+    tune: arguments like those of `warm`: run the pipeline now, twice for each way to compile its
+    denoisers (whole, by blocks, and with CUDA graphs where the host is the slower one), and take
+    the fastest. The report has the times, and the share of the time in eager that is compiled.
 
     Offloading hooks, LoRA adapters and attention processors stay. The report has a line for each
     component. Raises TypeError on what is neither a pipeline nor a module, OptionError on a wrong
     argument or option.
     """
     checked = Settings.checked(**settings)
-    runs = warming.calls(pipe, warm)
+    runs, tries = warming.calls(pipe, warm), warming.calls(pipe, tune, "tune")
+    trial = (lambda: warming.once(pipe, tries)) if tries else None
     components = _components(pipe)
     wanted = Wanted.checked(components, transformer, vae, include, exclude)
     report = Report()
@@ -74,7 +80,8 @@ def compile_pipeline(
         elif (reason := wanted.leaves(name)) is not None:
             report.add(name, "skipped", reason)
         else:
-            _compile(name, component, _role(name, component, kind), wanted, report, checked)
+            found = _role(name, component, kind)
+            _compile(name, component, found, wanted, report, checked, trial)
     for arguments in runs:
         warming.run(pipe, arguments, report)
     if runs and report.artifacts_path is not None:
@@ -144,7 +151,13 @@ def _role(name: str, component: nn.Module, pipeline: type | None) -> Role:
 
 
 def _compile(
-    name: str, component: nn.Module, found: Role, wanted: Wanted, report: Report, settings: Settings
+    name: str,
+    component: nn.Module,
+    found: Role,
+    wanted: Wanted,
+    report: Report,
+    settings: Settings,
+    trial: Callable[[], object] | None,
 ) -> None:
     refusal = wanted.refuses(name, found)
     if refusal is not None:
@@ -153,5 +166,7 @@ def _compile(
         compile_vae_parts(component, name=name, report=report, settings=settings)
     elif found.kind == RESAMPLER:
         compile_resampler(component, name=name, report=report, settings=settings)
+    elif trial is not None:
+        compile_tuned(component, name=name, report=report, settings=settings, run=trial)
     else:
         compile_denoiser(component, name=name, report=report, settings=settings)

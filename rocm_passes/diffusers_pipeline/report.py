@@ -17,18 +17,20 @@ from rocm_passes.errors import RocmPassesError
 class Part:
     """One line of the report.
 
-    action: "compiled", "skipped", "changed", "cache" or "warm"; detail: how, or why not.
-    share: of a compiled part, the share of its weights in convolutions and linear layers that
-    compiled modules hold (0 to 1); None for the other actions.
+    action: "compiled", "skipped", "changed", "tuned", "cache" or "warm"; detail: how, or why not.
+    share: of a compiled part, the share (0 to 1) that compiled modules have of its weights in
+    convolutions and linear layers, or of its time in eager: share_of says which. None for the other
+    actions.
     """
 
     name: str
     action: str
     detail: str
     share: float | None = None
+    share_of: str = "weights"
 
     def __str__(self) -> str:
-        share = "" if self.share is None else f"; {percent(self.share)} of its weights"
+        share = "" if self.share is None else f"; {percent(self.share)} of its {self.share_of}"
         return f"{self.name}: {self.action}: {self.detail}{share}"
 
 
@@ -69,7 +71,7 @@ class Report:
     @property
     def shares(self) -> dict[str, float]:
         """Each compiled part's share of weights (convolutions and linear layers) in compiled
-        modules.
+        modules; with `tune`, of its time in eager.
         """
         return {p.name: p.share for p in self.parts if p.share is not None}
 

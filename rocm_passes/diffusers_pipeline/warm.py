@@ -23,15 +23,15 @@ STEPS = 2
 Sizes = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
 
-def calls(pipe: Any, warm: Sizes | None) -> list[dict[str, Any]]:
-    """The keyword arguments of each warm run. Raises OptionError on a name that the pipeline does
-    not take.
+def calls(pipe: Any, warm: Sizes | None, option: str = "warm") -> list[dict[str, Any]]:
+    """The keyword arguments of each run that the option of that name asks for. Raises OptionError
+    on a name that the pipeline does not take.
     """
     if warm is None:
         return []
     given = [warm] if isinstance(warm, Mapping) else warm
     if not isinstance(given, (list, tuple)) or not all(isinstance(g, Mapping) for g in given):
-        raise OptionError.value("warm", "a dict of call arguments, or a list of them", warm)
+        raise OptionError.value(option, "a dict of call arguments, or a list of them", warm)
     names, any_name = _arguments(pipe)
     result = []
     for each in given:
@@ -41,7 +41,7 @@ def calls(pipe: Any, warm: Sizes | None) -> list[dict[str, Any]]:
         unknown = [n for n in arguments if n not in names and not any_name]
         if unknown:
             raise OptionError(
-                f"warm: {type(pipe).__name__} takes no argument "
+                f"{option}: {type(pipe).__name__} takes no argument "
                 f"{unknown[0]!r}{nearest(unknown[0], names)}"
             )
         result.append(arguments)
@@ -64,6 +64,13 @@ def run(pipe: Any, arguments: Mapping[str, Any], report: Report) -> None:
     if missed:
         detail += f"; did not run: {', '.join(missed)}"
     report.add("warm", "warm", f"{sizes or 'defaults'}: first calls: {detail}")
+
+
+def once(pipe: Any, runs: Sequence[Mapping[str, Any]]) -> None:
+    """Run the pipeline for each of these arguments as `run` does, and report nothing."""
+    with torch.no_grad(), _random_state():
+        for arguments in runs:
+            pipe(**_completed(pipe, arguments, Report()))
 
 
 def _arguments(pipe: Any) -> tuple[set[str], bool]:

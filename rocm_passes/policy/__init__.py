@@ -12,10 +12,10 @@ from typing import Any
 from rocm_passes.policy import activation, attention, convolution, layout, norms, padding, rotary
 from rocm_passes.policy.bounds import BOUNDS, Bound
 from rocm_passes.policy.quantities import quantities
-from rocm_passes.policy.rules import EVERY, Evidence, Rule, Verdict, decide
+from rocm_passes.policy.rules import EVERY, Evidence, Rule, Verdict, decide, deciding
 from rocm_passes.target import Target
 
-__all__ = ["BOUNDS", "RULES", "Bound", "Evidence", "Rule", "Verdict", "verdict"]
+__all__ = ["BOUNDS", "RULES", "Bound", "Evidence", "Rule", "Verdict", "settled", "verdict"]
 
 #: Of lowerings that have no row of their own. They may still be measured, or forced.
 OTHERS = [
@@ -27,6 +27,7 @@ OTHERS = [
         False,
         "on a CPU, Inductor's fused code is faster than one operator in plain torch",
         Evidence(figures="not measured: it reads and writes memory at every step"),
+        beyond_doubt=True,
     ),
     Rule(
         EVERY,
@@ -55,3 +56,9 @@ RULES: tuple[Rule, ...] = (
 def verdict(operator: str, lowering: str, call: Any, target: Target) -> Verdict:
     """Does the lowering of the operator pay for this call, of fake tensors, on the target?"""
     return decide(RULES, operator, lowering, quantities(operator, call), target)
+
+
+def settled(operator: str, lowering: str, call: Any, target: Target) -> tuple[bool, bool]:
+    """Does the lowering pay by the rule that decides, and is that rule beyond doubt here?"""
+    rule = deciding(RULES, operator, lowering, quantities(operator, call), target)
+    return rule.pays, rule.settles(target)

@@ -126,6 +126,35 @@ HOST_SECONDS = Bound(
     "not measured here; a burst waits so long behind a copy",
 )
 
+NEIGHBOURS = Bound(
+    "NEIGHBOURS",
+    300,
+    "nodes",
+    "a site with more nodes in its neighbourhood is not measured: rules decide",
+    "not measured: a transformer block's neighbourhoods have 10 to 80 nodes",
+)
+WORTH_MEASURING_SITE_MIB = Bound(
+    "WORTH_MEASURING_SITE_MIB",
+    2,
+    "MiB that enter and leave",
+    "a site whose neighbourhood moves fewer bytes is not measured: rules decide",
+    "such a neighbourhood takes a microsecond of memory traffic on an H200, less than a launch",
+)
+SITE_MEMORY_SHARE = Bound(
+    "SITE_MEMORY_SHARE",
+    0.25,
+    "of the free memory",
+    "the buffers of one measurement of a site take no more than this",
+    "not measured: the model's own tensors stay where they are",
+)
+INFINITY_CACHE_MIB = Bound(
+    "INFINITY_CACHE_MIB",
+    256,
+    "MiB",
+    "the last cache of an AMD GPU, which torch does not report; buffers that rotate are larger",
+    "an MI300X's Infinity Cache, by AMD's data sheet; others have less",
+)
+
 NODES_PER_CONVOLUTION = Bound(
     "NODES_PER_CONVOLUTION",
     300,
@@ -161,7 +190,18 @@ NEARLY_ALL = Bound(
     0.9,
     "of a denoiser's weights",
     "blocks that hold as much are compiled one by one; with less the denoiser is compiled whole",
-    "of diffusers 0.42: transformers 0.92 to 0.999, UNets 0.29 (SD 1.5) to 0.85 (SDXL)",
+    "of diffusers 0.42: transformers 0.92 to 0.999, UNets 0.29 (SD 1.5) to 0.85 (SDXL). SDXL, 8 "
+    "steps, on an H100, Inductor: blocks 744 ms, whole 544 (docs/measured/pipelines.md)",
+    "python -m rocm_passes.bench.pipelines --only sdxl",
+)
+HOST_BOUND = Bound(
+    "HOST_BOUND",
+    0.9,
+    "of a forward's time",
+    "where the host takes as long to enqueue a forward, compile_pipeline(tune=) tries CUDA graphs",
+    "SDXL whole, 8 steps, on an H100: 544 ms, with CUDA graphs 341; the device needed 287 in both "
+    "(docs/measured/pipelines.md)",
+    "python -m rocm_passes.bench.pipelines --only sdxl",
 )
 
 BOUNDS = (
@@ -179,9 +219,14 @@ BOUNDS = (
     ROUND_SECONDS,
     WARM_SECONDS,
     HOST_SECONDS,
+    NEIGHBOURS,
+    WORTH_MEASURING_SITE_MIB,
+    SITE_MEMORY_SHARE,
+    INFINITY_CACHE_MIB,
     NODES_PER_CONVOLUTION,
     LEAST_REPETITION,
     LEAST_RUN,
     ATTENTION_MIB,
     NEARLY_ALL,
+    HOST_BOUND,
 )

@@ -77,6 +77,8 @@ def rotations(operator: str, lowering: str) -> list[Rule]:
                 why,
                 evidence,
                 KERNELS,
+                # Complex numbers cost Inductor five times the kernel's time.
+                beyond_doubt=spelling == "complex",
             )
             for spelling, why, evidence in spellings
             for enough in KEEPS_UP[lowering]
@@ -100,7 +102,18 @@ def normed_rotations(lowering: str) -> list[Rule]:
     return [
         Rule(operator, lowering, "cpu", {}, False, ON_A_CPU, NO_KERNEL),
         *(
-            Rule(operator, lowering, where, enough, True, NORMED, NORMED_EVIDENCE, KERNELS)
+            Rule(
+                operator,
+                lowering,
+                where,
+                enough,
+                True,
+                NORMED,
+                NORMED_EVIDENCE,
+                KERNELS,
+                # Inductor takes 2.6 to 5 times as long.
+                beyond_doubt=True,
+            )
             for enough in KEEPS_UP[lowering]
         ),
         Rule(operator, lowering, where, {}, False, SMALL, SMALL_EVIDENCE, BLOCKS),
@@ -118,6 +131,7 @@ RULES = [
         True,
         "Inductor generates no code for complex numbers, and fuses their parts",
         Evidence(figures="by construction: the graph's complex operators are left out"),
+        beyond_doubt=True,
     ),
     *rotations("rotary_pair", "aiter"),
     *rotations("rotary_pair", "triton"),

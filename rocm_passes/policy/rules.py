@@ -16,6 +16,8 @@ from rocm_passes.target import Target
 
 #: Stands for every operator, or for every lowering.
 EVERY = "*"
+#: Of the machines that evidence names.
+ARCHITECTURES = {"H100": "sm_90", "H200": "sm_90"}
 
 
 class Verdict(NamedTuple):
@@ -62,6 +64,7 @@ class Rule:
     condition: tests by quantity, all of which must hold; a bare value means equality. {}: always.
     reason: for the ledger. `{rows}` stands for that quantity of the call, `{unmet}` for the tests
     that the call fails of the nearest rule that pays. command: what measured the evidence.
+    beyond_doubt: no measurement on the user's machine is needed.
     """
 
     operator: str
@@ -72,6 +75,14 @@ class Rule:
     reason: str
     evidence: Evidence = field(default_factory=Evidence)
     command: str = ""
+    beyond_doubt: bool = False
+
+    def settles(self, target: Target) -> bool:
+        """Is nothing to be measured where this rule decides? Evidence of a machine holds for its
+        architecture.
+        """
+        arch = ARCHITECTURES.get(self.evidence.machine, "")
+        return self.beyond_doubt and arch in ("", target.arch)
 
     @property
     def tests(self) -> dict[str, Check]:

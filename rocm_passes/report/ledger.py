@@ -33,12 +33,13 @@ VERDICTS = ("taken", "able", "not_faster", "refused", "unavailable", "failed", "
 
 class LoweringVerdict(NamedTuple):
     """What became of one lowering at one site. verdict: one of VERDICTS. reason: in words, may be
-    empty.
+    empty. measured: its figures and those of Inductor's own code, where it was measured.
     """
 
     lowering: str
     verdict: str
     reason: str
+    measured: Mapping[str, float] | None = None
 
 
 #: Begins the reason of a site that some lowerings could take and none is known to be faster at.

@@ -14,7 +14,9 @@ from rocm_passes.kernels.aiter.aiter_conv import needs_conv
 from rocm_passes.kernels.aiter.conv_contract import Entry
 from rocm_passes.options import Options
 from rocm_passes.target import Target, unmet
-from rocm_passes.tuning.store import store
+from rocm_passes.tuning import sites, tuning
+from rocm_passes.tuning.consulted import SITE, Asked, Record, record_of
+from rocm_passes.tuning.known import known
 
 
 @cache
@@ -39,7 +41,9 @@ def _convolutions(target: Target) -> list[str | None]:
 
 
 def cache_key(options: Options, target: Target, kept: Sequence[str]) -> str:
-    """Everything that can change the generated code and that Inductor does not itself hash."""
+    """What can change the generated code and what Inductor does not itself hash, less the
+    measurements.
+    """
     aiter = installation.find()
     parts = [
         _source_hash(),
@@ -49,6 +53,25 @@ def cache_key(options: Options, target: Target, kept: Sequence[str]) -> str:
         repr((aiter.status, aiter.version, sorted(aiter.features), contract.without_ck())),
         repr(_convolutions(target)),
         repr(torch.version.hip or torch.version.cuda),
-        store(options.choices).digest() if target.is_gpu else "",
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def with_choices(key: str, asked: Record) -> str:
+    """The key with the choices of the graph at hand."""
+    return hashlib.sha256(f"{key}\0{asked.token}".encode()).hexdigest()
+
+
+def recalled(key: str, options: Options, target: Target) -> Record:
+    """What the graph of that key asked of the measurements, with the token that it has now."""
+
+    def answer(each: Asked) -> str:
+        found = known(options, each.machine, each.key)
+        if found is None:
+            return ""
+        if each.kind == SITE:
+            return sites.decide(found.times, each.able, each.replayed) or ""
+        return tuning.fastest(each.able, found.times, each.mib_at_most, each.given) or ""
+
+    may_measure = target.is_gpu and options.tune_seconds > 0
+    return record_of(key, answer, may_measure)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +11,12 @@ from rocm_passes.ops.operator import Call, Lowering
 from rocm_passes.options import Options
 from rocm_passes.report.ledger import LEFT, LoweringVerdict, summary
 from rocm_passes.rewrite.match import Idiom, Match
+from rocm_passes.rewrite.measuring import Measuring
 from rocm_passes.target import Target, unmet
+from rocm_passes.tuning import sites
+from rocm_passes.tuning.consulted import INDUCTOR
+from rocm_passes.tuning.sites import Picked
+from rocm_passes.tuning.store import Measured
 
 
 @dataclass(frozen=True)
@@ -33,20 +39,36 @@ class Choice:
         """
         assert self.lowering is not None
         name = self.lowering.name
-        changed = LoweringVerdict(name, verdict, reason)
-        verdicts = tuple(changed if v.lowering == name else v for v in self.verdicts)
+        verdicts = tuple(
+            v._replace(verdict=verdict, reason=reason) if v.lowering == name else v
+            for v in self.verdicts
+        )
         return Choice(outcome, reason, verdicts=verdicts, number=self.number)
 
 
-def choose(idiom: Idiom, site: Match, target: Target, options: Options) -> Choice:
-    """The lowering for a site, or why none. Every lowering that could be asked has a verdict."""
+def choose(
+    idiom: Idiom,
+    site: Match,
+    target: Target,
+    options: Options,
+    measuring: Measuring | None = None,
+) -> Choice:
+    """The lowering for a site, or why none. Every lowering that could be asked has a verdict.
+
+    measuring: whom to ask for times of an idiom that has no measurement of its own.
+    """
     found: dict[str, LoweringVerdict] = {}
-    choice = _choose(idiom, site, target, options, found)
+    choice = _choose(idiom, site, target, options, measuring, found)
     return replace(choice, verdicts=tuple(found.values()))
 
 
 def _choose(
-    idiom: Idiom, site: Match, target: Target, options: Options, said: dict[str, LoweringVerdict]
+    idiom: Idiom,
+    site: Match,
+    target: Target,
+    options: Options,
+    measuring: Measuring | None,
+    said: dict[str, LoweringVerdict],
 ) -> Choice:
     call = site.values()
     forced = options.forced_lowering(idiom.name)
@@ -60,23 +82,63 @@ def _choose(
         return Choice("kept", f"select='off': it could be rewritten by {able[0].name}")
 
     def taken(lowering: Lowering[Any], reason: str) -> Choice:
-        said[lowering.name] = LoweringVerdict(lowering.name, "taken", reason)
+        before = said[lowering.name]
+        said[lowering.name] = before._replace(verdict="taken", reason=reason)
         return _taken(lowering, reason, call, target, options)
 
     if forced is not None:
         return taken(able[0], f"lowering {forced!r} was asked for")
     if options.select == "always":
         return taken(able[0], "select='always'")
-    if idiom.measured is not None:
+    notes: tuple[str, ...] = ()
+    if idiom.measured is not None and options.select != "rules":
         found = idiom.measured(able, call, target, options)
         if found is not None:
-            return taken(*found)
+            _figures_of_convolutions(able, found.found, said)
+            return taken(found.lowering, found.reason)
+    elif idiom.measured is None and measuring is not None:
+        answer = measuring.ask(idiom, site, able)
+        if answer.picked is not None:
+            return _measured(answer.picked, able, said, taken)
+        notes = (answer.reason,) if answer.reason else ()
     for lowering in able:
         pays, reason = policy.verdict(idiom.rules, lowering.name, call, target)
         if pays:
-            return taken(lowering, reason)
+            choice = taken(lowering, reason)
+            return replace(choice, notes=(*choice.notes, *notes))
         said[lowering.name] = LoweringVerdict(lowering.name, "not_faster", reason)
-    return Choice("kept", LEFT + summary(said.values()))
+    return Choice("kept", LEFT + summary(said.values()), notes=notes)
+
+
+def _measured(
+    picked: Picked,
+    able: Sequence[Lowering[Any]],
+    said: dict[str, LoweringVerdict],
+    taken: Callable[[Lowering[Any], str], Choice],
+) -> Choice:
+    """By measurement of the site with its neighbours. Each lowering's verdict has its figures."""
+    choice = Choice("kept", LEFT + picked.reason)
+    for lowering in able:
+        name, skipped = lowering.name, picked.found.skipped.get(lowering.name)
+        if name == picked.name:
+            choice = taken(lowering, picked.reason)
+        elif skipped is not None:
+            verdict = "wrong" if skipped.startswith("wrong") else "failed"
+            said[name] = LoweringVerdict(name, verdict, skipped)
+        elif name in picked.found.ms:
+            verdict = "able" if picked.name != INDUCTOR else "not_faster"
+            said[name] = LoweringVerdict(name, verdict, picked.reason)
+        figures = sites.verdict(picked.found, name)
+        said[name] = said[name]._replace(measured=figures)
+    return choice
+
+
+def _figures_of_convolutions(
+    able: Sequence[Lowering[Any]], found: Measured, said: dict[str, LoweringVerdict]
+) -> None:
+    for name in (low.name for low in able if low.name in found.ms):
+        figures = {"ms": found.ms[name], "mib": float(found.mib[name])}
+        said[name] = said[name]._replace(measured=figures)
 
 
 def asked(lowering: Lowering[Any], call: Call, target: Target, options: Options) -> LoweringVerdict:

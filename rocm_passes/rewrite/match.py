@@ -13,6 +13,7 @@ from rocm_passes.fx.convexity import Contraction
 from rocm_passes.ops.operator import Call, Lowering, Operator
 from rocm_passes.options import Options
 from rocm_passes.target import Target
+from rocm_passes.tuning.tuning import Picked
 
 T = TypeVar("T")
 
@@ -90,8 +91,9 @@ class Idiom:
     name: as in the ledger and in the options. operator: what a site becomes; None where every
     lowering writes plain ATen. keeps: ATen operators that must be kept whole for the idiom to be
     seen.
-    measured: asks for a choice by measurement, `measured(able, call, target, options)`: (lowering,
-    reason), or None where it is not known and the rules decide (`policy/`).
+    measured: asks for a choice by measurement of the call alone, `measured(able, call, target,
+    options)`: what was picked, or None where it is not known and the rules decide (`policy/`).
+    Without it a site is measured with its neighbours (`measuring.py`).
     fuses: it covers other idioms; where it isn't taken those get their own entries, and its reason
     is noted on them instead of standing alone.
     """
@@ -102,7 +104,7 @@ class Idiom:
     operator: Operator[Any] | None = None
     keeps: tuple[str, ...] = ()
     fuses: bool = False
-    measured: Callable[..., tuple[Lowering[Any], str] | None] | None = None
+    measured: Callable[..., Picked | None] | None = None
 
     @property
     def rules(self) -> str:

@@ -18,6 +18,7 @@ from rocm_passes.fx.convexity import Contraction
 from rocm_passes.report.ledger import Entry, Ledger
 from rocm_passes.rewrite.choose import Choice, choose
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
+from rocm_passes.rewrite.measuring import Measuring
 
 log = logging.getLogger(__name__)
 
@@ -53,12 +54,19 @@ class Plan:
     its nodes.
     """
 
-    def __init__(self, graph: fx.Graph, context: Context, ledger: Ledger) -> None:
+    def __init__(
+        self,
+        graph: fx.Graph,
+        context: Context,
+        ledger: Ledger,
+        measuring: Measuring | None = None,
+    ) -> None:
         self.decisions: list[Decision] = []
         self._graph = graph
         self._context = context
         self._ledger = ledger
         self._contraction = Contraction(graph)
+        self._measuring = measuring
         self._taken: dict[fx.Node, tuple[Idiom, Match]] = {}
         self._considered: dict[fx.Node, list[str]] = {}
         self._fuel = context.options.fuel
@@ -100,7 +108,8 @@ class Plan:
         if obstacle is not None:
             self._refuse(idiom, match, obstacle)
             return
-        choice = self._fuelled(choose(idiom, match, self._context.target, self._context.options))
+        target, options = self._context.target, self._context.options
+        choice = self._fuelled(choose(idiom, match, target, options, self._measuring))
         if choice.outcome == "rewritten":
             self._taken |= dict.fromkeys(match.nodes, (idiom, match))
             self._contraction.contract(match.nodes, match.inputs(), match.outputs)

@@ -27,7 +27,7 @@ from rocm_passes.rewrite.sources import Sources
 #: different values.
 EXPANSIONS = 256
 #: They cost more than the site: what they compute is drawn.
-_HEAVY = frozenset(
+HEAVY = frozenset(
     {
         aten.mm.default,
         aten.addmm.default,
@@ -222,7 +222,7 @@ class _Extraction:
 
 def _can_expand(node: fx.Node) -> bool:
     made = _maker(node)
-    if n.value(node) is None or made.op != "call_function" or made.target in _HEAVY:
+    if n.value(node) is None or made.op != "call_function" or made.target in HEAVY:
         return False
     # An operator of this package that is no site's result converts values for several sites.
     return getattr(made.target, "namespace", "") in (

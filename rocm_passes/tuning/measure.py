@@ -42,7 +42,7 @@ LIBRARY = frozenset(
     }
 )
 #: Operators whose lowering is run without the operator, which has plain torch for where it raises.
-CALLED = {AITER_CONV.overload: AITER_CONV, ATTENTION.overload: ATTENTION}
+CALLED: dict[Any, Operator[Any]] = {AITER_CONV.overload: AITER_CONV, ATTENTION.overload: ATTENTION}
 TIMED = LIBRARY | {IMPLICIT_GEMM_CONV.overload, *CALLED}
 #: Code that Inductor fuses behind the convolutions: each reads what they wrote.
 FUSED = frozenset({torch.ops.prims.convert_element_type.default, aten.add.Tensor, aten.mul.Tensor})

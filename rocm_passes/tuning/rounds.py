@@ -65,9 +65,11 @@ def _repeats(burst: Burst, work: Sequence[Work]) -> int:
     return max(1, math.ceil(bounds.BURST_SECONDS.value / max(burst(work, 1), 1e-7)))
 
 
-def bursts_on(device: torch.device) -> Burst:
-    """Bursts of the current stream of a GPU, or of the host's clock on a CPU."""
-    return GpuBursts(device) if device.type == "cuda" else _cpu_burst
+def bursts_on(device: torch.device, host_seconds: float = bounds.HOST_SECONDS.value) -> Burst:
+    """Bursts of the current stream of a GPU, or of the host's clock on a CPU. host_seconds: as of
+    GpuBursts.
+    """
+    return GpuBursts(device, host_seconds) if device.type == "cuda" else _cpu_burst
 
 
 def _cpu_burst(work: Sequence[Work], repeats: int) -> float:

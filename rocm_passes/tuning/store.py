@@ -18,7 +18,6 @@ replace, so that processes may share one file.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -46,17 +45,21 @@ class StoreError(RocmPassesError, ValueError):
 class Measured:
     """Each lowering's time in milliseconds, and its memory beside inputs and output in MiB.
 
-    skipped: lowerings that were left out, each with its reason.
+    skipped: lowerings that were left out, each with its reason. host_ms: of sites, what the host
+    takes to enqueue each.
     """
 
     ms: Mapping[str, float]
     mib: Mapping[str, int]
     skipped: Mapping[str, str] = field(default_factory=dict)
+    host_ms: Mapping[str, float] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         document: dict[str, Any] = {"ms": dict(self.ms), "mib": dict(self.mib)}
         if self.skipped:
             document["skipped"] = dict(self.skipped)
+        if self.host_ms:
+            document["host_ms"] = dict(self.host_ms)
         return document
 
     @staticmethod
@@ -65,6 +68,7 @@ class Measured:
             {str(k): float(v) for k, v in document["ms"].items()},
             {str(k): int(v) for k, v in document["mib"].items()},
             {str(k): str(v) for k, v in document.get("skipped", {}).items()},
+            {str(k): float(v) for k, v in document.get("host_ms", {}).items()},
         )
 
     def best(self, mib_at_most: float | None = None) -> str | None:
@@ -137,7 +141,9 @@ def _merged_entry(a: Measured, b: Measured) -> Measured:
     ms = {n: min(m.ms[n] for m in (a, b) if n in m.ms) for n in names}
     mib = {n: max(m.mib[n] for m in (a, b) if n in m.mib) for n in names}
     skipped = {k: v for k, v in sorted({**a.skipped, **b.skipped}.items()) if k not in ms}
-    return Measured(ms, mib, skipped)
+    hosts = sorted({*a.host_ms, *b.host_ms})
+    host = {n: min(m.host_ms[n] for m in (a, b) if n in m.host_ms) for n in hosts}
+    return Measured(ms, mib, skipped, host)
 
 
 class Store:
@@ -152,26 +158,22 @@ class Store:
         with self._lock:
             return self._content().get(machine, {}).get(key)
 
-    def add(self, machine: str, key: str, measured: Measured) -> None:
+    def add(self, machine: str, key: str, measured: Measured, anew: bool = False) -> None:
         """Keep a measurement here and in the file; a file that can't be written costs a warning
-        only.
+        only. anew: in the place of what was known of the call.
         """
         with self._lock:
             new = {machine: {key: measured}}
-            self._choices = merged(self._content(), new)
+            content = self._content()
+            self._choices = merged(_without(content, new) if anew else content, new)
             try:
-                update(self.path, new)
+                update(self.path, new, anew)
             except OSError as error:
                 log.warning(
                     "rocm_passes: %s can't be written (%s); choices last for this process",
                     self.path,
                     error,
                 )
-
-    def digest(self) -> str:
-        """Of the content: part of the cache key of compiled code."""
-        with self._lock:
-            return hashlib.sha256(dump(self._content()).encode()).hexdigest()
 
     def _content(self) -> Choices:
         if self._choices is None:
@@ -194,15 +196,25 @@ def store(path: str = "") -> Store:
         return _STORES.setdefault(where, Store(where))
 
 
-def update(path: Path, new: Choices) -> None:
-    """Merge into the file. Raises OSError where it can't be written or is none of ours."""
+def update(path: Path, new: Choices, anew: bool = False) -> None:
+    """Merge into the file. anew: what it has of these calls goes. Raises OSError where it can't be
+    written or is none of ours.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with _locked(path):
         try:
             content = load(path)
         except StoreError as error:
             raise OSError(str(error)) from error
-        _replace(path, dump(merged(content, new)))
+        _replace(path, dump(merged(_without(content, new) if anew else content, new)))
+
+
+def _without(content: Choices, calls: Choices) -> Choices:
+    """The content less these calls of these machines."""
+    return {
+        machine: {k: m for k, m in entries.items() if k not in calls.get(machine, {})}
+        for machine, entries in content.items()
+    }
 
 
 @contextlib.contextmanager

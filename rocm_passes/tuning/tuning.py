@@ -12,18 +12,18 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import torch
+from typing import Any, NamedTuple
 
 from rocm_passes.kernels import register_lowerings
-from rocm_passes.kernels.aiter import installation
 from rocm_passes.ops.operator import Lowering, computation_of
 from rocm_passes.options import Options
 from rocm_passes.policy.bounds import NOISE, SEARCH_SHARE
 from rocm_passes.target import Target
-from rocm_passes.tuning import ahead
+from rocm_passes.tuning import ahead, consulted
 from rocm_passes.tuning import measure as measuring
+from rocm_passes.tuning.consulted import CONVOLUTION, Asked
+from rocm_passes.tuning.known import Known, known
+from rocm_passes.tuning.known import machine as machine
 from rocm_passes.tuning.store import Measured, Store, store
 
 log = logging.getLogger(__name__)
@@ -59,14 +59,24 @@ class Budget:
 BUDGET = Budget()
 
 
-def machine(target: Target) -> str:
-    """What a measurement holds for: architecture, torch, the convolution library, and aiter."""
-    library = torch.backends.cudnn.version() if target.is_gpu else None
-    name = "miopen" if target.vendor == "amd" else "cudnn"
-    version = target.torch_version.split("+")[0]
-    found = installation.find() if target.vendor == "amd" else None
-    aiter = f" / aiter {found.version}" if found and found.status == "usable" else ""
-    return f"{target.label} / torch {version}" + (f" / {name} {library}" if library else "") + aiter
+class Picked(NamedTuple):
+    """The lowering, why, and what was measured of each that could be taken."""
+
+    lowering: Lowering[Any]
+    reason: str
+    found: Measured
+
+
+#: The calls that this process has measured although they were known.
+_ANEW: set[str] = set()
+
+
+def anew(key: str, options: Options) -> bool:
+    """Is it to be measured although it is known? Once a process, with select="measure"."""
+    if options.select != "measure" or key in _ANEW:
+        return False
+    _ANEW.add(key)
+    return True
 
 
 def pick(
@@ -77,7 +87,7 @@ def pick(
     options: Options,
     timer: Timer | None = None,
     usual_mib: float = math.inf,
-) -> tuple[Lowering[Any], str] | None:
+) -> Picked | None:
     """The fastest of the lowerings within the memory bound, and the reason in words; None if
     unknown.
 
@@ -87,44 +97,82 @@ def pick(
     """
     kept = store(options.choices)
     where = machine(target)
-    found = kept.find(where, key)
-    if found is None or any(
-        low.name not in found.ms and low.name not in found.skipped for low in able
-    ):
+    found = None if anew(key, options) else known(options, where, key)
+    if found is None or not found.covers([low.name for low in able]):
         if ahead.note(key, able, call):
             return None
         if options.tune_seconds > 0 and (target.is_gpu or timer is not None):
             # All of them, known ones too: times are compared within one measurement.
-            found = (
-                _measured(key, able, call, options, kept, where, timer or measuring.measure)
-                or found
-            )
-    if found is None:
+            times = _measured(key, able, call, options, kept, where, timer or measuring.measure)
+            found = Known(times) if times is not None else found
+    best = _best(able, found, options, usual_mib) if found is not None else None
+    consulted.note(
+        Asked(
+            kind=CONVOLUTION,
+            machine=where,
+            key=key,
+            able=tuple(low.name for low in able),
+            chosen=best.lowering.name if best is not None else "",
+            unmeasured=found is None and options.tune_seconds > 0,
+            mib_at_most=_bound(options, usual_mib),
+            given=options.conv_memory_mib is not None,
+        )
+    )
+    return best
+
+
+def fastest(
+    names: Sequence[str], found: Measured, mib_at_most: float | None, given: bool
+) -> str | None:
+    """The name of the fastest within the memory bound. Within the noise the least memory wins.
+
+    given: the user has given the bound; else, where nothing keeps to it, the least memory is taken.
+    """
+    able = within(names, found, mib_at_most, given)
+    if not able:
         return None
-    return _best(able, found, options, usual_mib)
+    limit = min(found.ms[name] for name in able) * (1 + NOISE.value)
+    alike = [name for name in able if found.ms[name] <= limit]
+    return min(alike, key=lambda name: found.mib[name])
+
+
+def within(
+    names: Sequence[str], found: Measured, mib_at_most: float | None, given: bool
+) -> list[str]:
+    """Those that were measured and may be taken."""
+    measured = [name for name in names if name in found.ms]
+    bound = math.inf if mib_at_most is None else mib_at_most
+    able = [name for name in measured if found.mib[name] <= bound]
+    if not able and not given:
+        able = sorted(measured, key=lambda name: found.mib[name])[:1]
+    return able
+
+
+def _bound(options: Options, usual_mib: float) -> float | None:
+    """MiB, or None for no bound."""
+    given = options.conv_memory_mib
+    bound = usual_mib if given is None else given or math.inf
+    return None if math.isinf(bound) else bound
 
 
 def _best(
-    able: Sequence[Lowering[Any]], found: Measured, options: Options, usual_mib: float
-) -> tuple[Lowering[Any], str] | None:
-    measured = [low for low in able if low.name in found.ms]
-    given = options.conv_memory_mib
-    bound = usual_mib if given is None else given or math.inf
-    known = [low for low in measured if found.mib[low.name] <= bound]
-    if not known and given is None:
-        known = sorted(measured, key=lambda low: found.mib[low.name])[:1]
-    if not known:
+    able: Sequence[Lowering[Any]], found: Known, options: Options, usual_mib: float
+) -> Picked | None:
+    times, bound = found.times, _bound(options, usual_mib)
+    given = options.conv_memory_mib is not None
+    names = [low.name for low in able]
+    best = fastest(names, times, bound, given)
+    if best is None:
         return None
-    fastest = min(found.ms[low.name] for low in known)
-    alike = [low for low in known if found.ms[low.name] <= fastest * (1 + NOISE.value)]
-    best = min(alike, key=lambda low: found.mib[low.name])
-    others = [f"{low.name} {found.ms[low.name]:.3g} ms" for low in known if low is not best]
-    others += [f"{low.name} {found.ms[low.name]:.3g} ms, which needs {found.mib[low.name]} MiB"
-               for low in measured if low not in known]  # fmt: skip
-    reason = f"measured on this machine: {found.ms[best.name]:.3g} ms" + (
+    known_ = within(names, times, bound, given)
+    measured = [name for name in names if name in times.ms]
+    others = [f"{name} {times.ms[name]:.3g} ms" for name in known_ if name != best]
+    others += [f"{name} {times.ms[name]:.3g} ms, which needs {times.mib[name]} MiB"
+               for name in measured if name not in known_]  # fmt: skip
+    reason = f"measured {found.origin}: {times.ms[best]:.3g} ms" + (
         f" against {', '.join(others)}" if others else ""
     )
-    return best, reason
+    return Picked(next(low for low in able if low.name == best), reason, times)
 
 
 def _measured(
@@ -156,17 +204,20 @@ def _measured(
         else:
             found = timer(lowerings, call, watch)
             if found.ms or found.skipped:
-                kept.add(where, key, found)
-        _progress(budget, options)
+                kept.add(where, key, found, options.select == "measure")
+        progress(budget, options)
     return kept.find(where, key)
 
 
-def _progress(budget: Budget, options: Options) -> None:
+def progress(budget: Budget, options: Options) -> None:
+    """One line on a terminal: what was measured, and the time that is left."""
     budget.measured += 1
     if sys.stderr.isatty():
-        spent = budget.spent + (time.perf_counter() - budget._started)
-        limit = options.tune_seconds
-        line = f"\rrocm-passes: measured {budget.measured} convolutions, {spent:.0f} of {limit:g} s"
+        left = max(0.0, budget.left(options.tune_seconds))
+        line = (
+            f"\rrocm-passes: measured {budget.measured} calls; "
+            f"{left:.0f} of {options.tune_seconds:g} s left"
+        )
         print(line, end="", file=sys.stderr, flush=True)
 
 

@@ -4,9 +4,11 @@ write.
 
 from __future__ import annotations
 
+import itertools
 import json
 import multiprocessing
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -72,12 +74,38 @@ def test_a_foreign_file_is_refused_and_left_alone(tmp_path: Path, text: str, rea
     assert path.read_text() == text
 
 
-def test_the_digest_follows_the_content(tmp_path: Path) -> None:
+def test_a_measurement_anew_takes_the_place_of_what_was_known(tmp_path: Path) -> None:
+    """And of nothing else; merging would keep each lowering's smaller time."""
     kept = Store(tmp_path / "choices.json")
-    empty = kept.digest()
     kept.add("a", "x", ONE)
-    assert kept.digest() != empty
-    assert Store(tmp_path / "choices.json").digest() == kept.digest()
+    kept.add("a", "y", ONE)
+    slower = Measured({"direct": 4.0}, {"direct": 0})
+    kept.add("a", "x", slower, anew=True)
+    for found in (kept, Store(tmp_path / "choices.json")):
+        assert found.find("a", "x") == slower
+        assert found.find("a", "y") == ONE
+
+
+def _write_for_ever(path: Path) -> None:
+    for at in itertools.count():
+        update(path, {"a": {f"call {at}": ONE}})
+
+
+def test_a_killed_process_leaves_a_sound_file(tmp_path: Path) -> None:
+    """And no lock that the next one would wait for."""
+    path = tmp_path / "choices.json"
+    for _ in range(3):
+        before = len(load(path).get("a", {}))
+        process = multiprocessing.get_context("fork").Process(target=_write_for_ever, args=(path,))
+        process.start()
+        while len(load(path).get("a", {})) <= before:
+            time.sleep(0.005)
+        process.kill()
+        process.join()
+        known = load(path)["a"]
+        assert all(found == ONE for found in known.values())
+        update(path, {"b": {"x": ONE}})
+        assert set(known) <= set(load(path)["a"])
 
 
 def test_a_folder_that_cannot_be_written_costs_a_warning_only(

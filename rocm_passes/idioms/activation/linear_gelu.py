@@ -72,7 +72,7 @@ def refusal(product: fx.Node, between: list[fx.Node]) -> str | None:
 
 def measured(
     able: Sequence[Lowering[Any]], call: op.LinearGelu, target: Target, options: Options
-) -> tuple[Lowering[Any], str] | None:
+) -> tuning.Picked | None:
     """By measurement, where there is a choice and it is enough work to time."""
     if len(able) < 2 or not call.has_numbers() or call.flops() < bounds.WORTH_MEASURING.value:
         return None

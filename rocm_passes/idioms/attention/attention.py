@@ -80,7 +80,7 @@ def _found(anchor: fx.Node, read: Any) -> Found:
 
 def measured(
     able: Sequence[Lowering[Any]], call: op.Attention, target: Target, options: Options
-) -> tuple[Lowering[Any], str] | None:
+) -> tuning.Picked | None:
     """By measurement, where aiter can take it and it is enough work to time."""
     libraries = [low for low in able if low.name in MEASURED]
     if len(libraries) < 2 or not call.has_numbers():

@@ -57,7 +57,7 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
 
 def measured(
     able: Sequence[Lowering[Any]], call: op.Conv2d, target: Target, options: Options
-) -> tuple[Lowering[Any], str] | None:
+) -> tuning.Picked | None:
     """By measurement, where there is a choice and it is enough work to time."""
     if len(able) < 2 or not call.has_numbers() or not worth_measuring(call):
         return None

@@ -132,7 +132,7 @@ def _three(values: object) -> tuple[int, ...]:
 
 def measured(
     able: Sequence[Lowering[Any]], call: op.Conv3d, target: Target, options: Options
-) -> tuple[Lowering[Any], str] | None:
+) -> tuning.Picked | None:
     """By measurement, where it is enough work to time and no lowering is the best one beyond doubt.
 
     A patch embedding is: as a matrix product it took at most a third of the time of any other

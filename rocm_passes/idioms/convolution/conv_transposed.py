@@ -55,7 +55,7 @@ def _found(node: fx.Node) -> Found:
 
 def measured(
     able: Sequence[Lowering[Any]], call: op.ConvTransposed, target: Target, options: Options
-) -> tuple[Lowering[Any], str] | None:
+) -> tuning.Picked | None:
     """By measurement, where it is enough work to time and is no pointwise code."""
     names = {low.name for low in able}
     if "matmul" not in names or "product" in names or not worth_measuring(call):
