@@ -142,6 +142,11 @@ class Ledger:
         self.entries.append(entry)
         log.debug("%s", entry)
 
+    def choices(self) -> str:
+        """What was chosen at each site, as a text to compare with another process's."""
+        chosen = [(e.idiom, e.module, e.outcome, e.lowering) for e in self.entries]
+        return json.dumps(chosen)
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "graph": self.graph,

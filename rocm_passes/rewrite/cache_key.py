@@ -12,7 +12,9 @@ import torch
 from rocm_passes.kernels.aiter import installation
 from rocm_passes.options import Options
 from rocm_passes.target import Target
-from rocm_passes.tuning.store import store
+from rocm_passes.tuning import ranks
+from rocm_passes.tuning.store import digest, store
+from rocm_passes.tuning.tuning import card
 
 
 @cache
@@ -36,6 +38,13 @@ def cache_key(options: Options, target: Target, kept: Sequence[str]) -> str:
         repr(tuple(kept)),
         repr((aiter.status, aiter.version, sorted(aiter.features))),
         repr(torch.version.hip or torch.version.cuda),
-        store(options.choices).digest() if target.is_gpu else "",
+        _measurements(options, target) if target.is_gpu else "",
     ]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def _measurements(options: Options, target: Target) -> str:
+    """A digest of what is known: in a process group also of what all ranks start from."""
+    kept, group = store(options.choices), ranks.current()
+    base = "" if group is None else digest(group.base(kept.choices, card(target)))
+    return base + kept.digest()

@@ -89,11 +89,16 @@ def load(path: Path) -> Choices:
         return {}
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error}") from error
+    return loads(text, str(path))
+
+
+def loads(text: str, source: str) -> Choices:
+    """What `dump` wrote. source: names the text in the error. Raises StoreError on other text."""
     try:
         document = json.loads(text)
         if document["format"] != FORMAT_VERSION:
             raise StoreError(
-                f"{path}: format {document['format']!r}; this version reads {FORMAT_VERSION}"
+                f"{source}: format {document['format']!r}; this version reads {FORMAT_VERSION}"
             )
         return {
             str(machine): {str(key): Measured.from_dict(m) for key, m in entries.items()}
@@ -103,7 +108,7 @@ def load(path: Path) -> Choices:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise StoreError(
-            f"{path}: not a file of measured choices: {type(error).__name__}: {error}"
+            f"{source}: not a file of measured choices: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -118,6 +123,10 @@ def dump(choices: Choices) -> str:
         machines.append(f"  {json.dumps(machine)}: {{\n" + ",\n".join(entries) + "\n  }")
     body = ",\n".join(machines)
     return f'{{\n "format": {FORMAT_VERSION},\n "choices": {{\n{body}\n }}\n}}\n'
+
+
+def digest(choices: Choices) -> str:
+    return hashlib.sha256(dump(choices).encode()).hexdigest()
 
 
 def merged(first: Choices, second: Choices) -> Choices:
@@ -168,10 +177,14 @@ class Store:
                     error,
                 )
 
+    def choices(self) -> Choices:
+        """All that is known, as it stands now."""
+        with self._lock:
+            return {machine: dict(entries) for machine, entries in self._content().items()}
+
     def digest(self) -> str:
         """Of the content: part of the cache key of compiled code."""
-        with self._lock:
-            return hashlib.sha256(dump(self._content()).encode()).hexdigest()
+        return digest(self.choices())
 
     def _content(self) -> Choices:
         if self._choices is None:

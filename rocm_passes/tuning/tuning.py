@@ -19,9 +19,9 @@ import torch
 from rocm_passes.kernels import register_lowerings
 from rocm_passes.ops.operator import Lowering, computation_of
 from rocm_passes.options import Options
-from rocm_passes.policy.bounds import NOISE, SEARCH_SHARE
+from rocm_passes.policy.bounds import NOISE, RANK_SHARE, SEARCH_SHARE
 from rocm_passes.target import Target
-from rocm_passes.tuning import ahead
+from rocm_passes.tuning import ahead, ranks
 from rocm_passes.tuning import measure as measuring
 from rocm_passes.tuning.store import Measured, Store, store
 
@@ -51,7 +51,13 @@ class Budget:
         with self._lock:
             self.spent += seconds
 
+    def remaining(self, limit: float) -> float:
+        """What is left of the limit, between measurements."""
+        with self._lock:
+            return limit - self.spent
+
     def left(self, limit: float) -> float:
+        """What is left of it, within a measurement."""
         return limit - self.spent - (time.perf_counter() - self._started)
 
 
@@ -84,25 +90,80 @@ def pick(
     """
     kept = store(options.choices)
     where = machine(target)
-    found = kept.find(where, key)
-    if found is None or any(
-        low.name not in found.ms and low.name not in found.skipped for low in able
-    ):
+    can_measure = target.is_gpu or timer is not None
+    group = ranks.current() if can_measure else None
+    if group is None:
+        found = kept.find(where, key)
+    else:
+        found = group.base(kept.choices, card(target)).get(where, {}).get(key)
+    measurer = "this machine"
+    if not _complete(found, able):
         if ahead.note(key, able, call):
             return None
-        if options.tune_seconds > 0 and (target.is_gpu or timer is not None):
+
+        def measure() -> Measured | None:
             # All of them, known ones too: times are compared within one measurement.
-            found = (
-                _measured(key, able, call, options, kept, where, timer or measuring.measure)
-                or found
+            return _measured(key, able, call, options, kept, where, timer or measuring.measure)
+
+        can_measure = can_measure and options.tune_seconds > 0
+        if group is not None:
+            found, measurer = _agreed(
+                group, where, key, able, target, options, measure if can_measure else None
             )
+        elif can_measure:
+            found = measure() or found
     if found is None:
         return None
-    return _best(able, found, options, usual_mib)
+    return _best(able, found, options, usual_mib, measurer)
+
+
+def card(target: Target) -> str:
+    """What tells the GPUs of a process group apart, for people."""
+    return f"{target.label} {target.name}"
+
+
+def _complete(found: Measured | None, able: Sequence[Lowering[Any]]) -> bool:
+    return found is not None and all(
+        low.name in found.ms or low.name in found.skipped for low in able
+    )
+
+
+def _agreed(
+    group: ranks.Ranks,
+    where: str,
+    key: str,
+    able: Sequence[Lowering[Any]],
+    target: Target,
+    options: Options,
+    measure: Callable[[], Measured | None] | None,
+) -> tuple[Measured | None, str]:
+    """What the ranks of the process group go by for a call, and which of them measured it.
+
+    Waiting for another rank is time of the budget, as measuring is.
+    """
+    kept = store(options.choices)
+    left = BUDGET.remaining(options.tune_seconds)
+    if left <= 0:
+        measure = None
+    known = kept.find(where, key)
+    if measure is not None and not _complete(known, able):
+        known = None
+    limit = min(left, RANK_SHARE.value * options.tune_seconds)
+    decision = group.decided(where, key, card(target), known, measure, limit)
+    BUDGET.spend(decision.waited)
+    if decision.rank == group.rank:
+        return decision.measured, "this machine"
+    if decision.measured is not None:
+        kept.add(where, key, decision.measured)
+    return decision.measured, f"rank {decision.rank}"
 
 
 def _best(
-    able: Sequence[Lowering[Any]], found: Measured, options: Options, usual_mib: float
+    able: Sequence[Lowering[Any]],
+    found: Measured,
+    options: Options,
+    usual_mib: float,
+    measurer: str,
 ) -> tuple[Lowering[Any], str] | None:
     measured = [low for low in able if low.name in found.ms]
     given = options.conv_memory_mib
@@ -118,7 +179,7 @@ def _best(
     others = [f"{low.name} {found.ms[low.name]:.3g} ms" for low in known if low is not best]
     others += [f"{low.name} {found.ms[low.name]:.3g} ms, which needs {found.mib[low.name]} MiB"
                for low in measured if low not in known]  # fmt: skip
-    reason = f"measured on this machine: {found.ms[best.name]:.3g} ms" + (
+    reason = f"measured on {measurer}: {found.ms[best.name]:.3g} ms" + (
         f" against {', '.join(others)}" if others else ""
     )
     return best, reason
