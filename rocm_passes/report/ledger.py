@@ -128,7 +128,10 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """The entries of one compiled graph. looked_for: the idioms that were looked for in it."""
+    """The entries of one compiled graph. looked_for: the idioms that were looked for in it.
+
+    ranks: of a process group, those that compiled it alike; empty where it is one process's.
+    """
 
     graph: str
     entries: list[Entry] = field(default_factory=list)
@@ -136,6 +139,7 @@ class Ledger:
     looked_for: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
     from_cache: bool = False
+    ranks: tuple[int, ...] = ()
 
     def add(self, entry: Entry) -> None:
         assert entry.outcome in OUTCOMES, entry.outcome
@@ -153,6 +157,7 @@ class Ledger:
             "pass_seconds": self.seconds,
             "looked_for": list(self.looked_for),
             "notes": list(self.notes),
+            "ranks": list(self.ranks),
             "sites": [e.to_dict() for e in self.entries],
         }
 
@@ -166,6 +171,7 @@ class Ledger:
             seconds=float(found["pass_seconds"]),
             looked_for=tuple(found["looked_for"]),
             notes=list(found["notes"]),
+            ranks=tuple(found.get("ranks", ())),
         )
 
 
@@ -208,6 +214,8 @@ def to_dict(
                 "sites": len(g.entries),
                 "pass_seconds": round(g.seconds, 6),
                 "from_cache": g.from_cache,
+                "notes": list(g.notes),
+                "ranks": list(g.ranks),
             }
             for g in ledgers
         ],

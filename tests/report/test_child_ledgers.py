@@ -22,8 +22,8 @@ def test_a_child_s_ledgers_are_read_in_order(
     publish(Ledger("graph0"))
     monkeypatch.setenv("RANK", "3")
     publish(Ledger("graph1"))
-    names = [found["graph"] for found in child_ledgers.read(str(tmp_path))]
-    assert names == [f"graph0 of process {os.getpid()}", "graph1 of rank 3"]
+    found = [(each["graph"], each["ranks"]) for each in child_ledgers.read(str(tmp_path))]
+    assert found == [(f"graph0 of process {os.getpid()}", []), ("graph1", [3])]
 
 
 def test_the_process_that_collects_hands_over_nothing(tmp_path: Path) -> None:
