@@ -200,16 +200,17 @@ class GraphPass(CustomGraphPass):
     def publish(self, ledger: Ledger) -> None:
         """Hand a finished ledger to whoever wants it."""
         self.published.append(ledger)
-        ledger = replace(ledger, notes=[*ledger.notes, *self._on_other_ranks(ledger)])
+        group = ranks.current()
+        ledger = replace(ledger, notes=[*ledger.notes, *self._on_other_ranks(ledger, group)])
         ledgers.publish(ledger)
         if self._listener is not None:
             self._listener(ledger)
         if self.options.report:
-            ledgers.write_report(self.options.report, document(ledgers.history()))
+            path = ledgers.of_rank(self.options.report, 0 if group is None else group.rank)
+            ledgers.write_report(path, document(ledgers.history()))
 
-    def _on_other_ranks(self, ledger: Ledger) -> list[str]:
+    def _on_other_ranks(self, ledger: Ledger, group: ranks.Ranks | None) -> list[str]:
         """What other ranks have otherwise: notes of this run, not of the graph."""
-        group = ranks.current()
         if group is None:
             return []
         if self.target.is_gpu:

@@ -223,6 +223,17 @@ def to_dict(
     }
 
 
+def from_document(found: Mapping[str, Any]) -> list[Ledger]:
+    """The graphs of the documented JSON form, which does not say what was looked for in them."""
+    sites: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
+    for site in found["sites"]:
+        sites[site["graph"]].append({k: v for k, v in site.items() if k != "graph"})
+    return [
+        Ledger.from_dict({**g, "looked_for": (), "sites": sites[g["graph"]]})
+        for g in found["graphs"]
+    ]
+
+
 def totals(entries: Iterable[Entry]) -> dict[str, dict[str, int]]:
     """Elementary idioms counted by outcome: {"rms_norm": {"rewritten": 2, "kept": 1, "refused":
     0}}.
@@ -233,6 +244,14 @@ def totals(entries: Iterable[Entry]) -> dict[str, dict[str, int]]:
             row = counts.setdefault(name, dict.fromkeys(OUTCOMES, 0))
             row[entry.outcome] += count
     return counts
+
+
+def of_rank(path: str, rank: int) -> str:
+    """Ranks of a process group are given one path: `ledger.json` is rank 0's, `ledger.rank1.json`
+    the next one's.
+    """
+    name, suffix = os.path.splitext(path)
+    return f"{name}.rank{rank}{suffix}" if rank else path
 
 
 def write_report(path: str, document: Mapping[str, Any]) -> None:

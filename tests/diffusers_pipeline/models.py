@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    FluxTransformer2DModel,
+    UNet2DConditionModel,
+    WanTransformer3DModel,
+)
 from torch import nn
 
 
-def flux(layers: int = 1) -> Any:
+def flux(layers: int = 1, heads: int = 3) -> Any:
     torch.manual_seed(0)
     return FluxTransformer2DModel(
         patch_size=1,
@@ -17,7 +22,7 @@ def flux(layers: int = 1) -> Any:
         num_layers=layers,
         num_single_layers=layers,
         attention_head_dim=16,
-        num_attention_heads=3,
+        num_attention_heads=heads,
         joint_attention_dim=32,
         pooled_projection_dim=32,
         axes_dims_rope=(4, 6, 6),
@@ -37,6 +42,36 @@ def flux_inputs() -> dict[str, Any]:
         "timestep": torch.tensor([0.5]),
         "img_ids": torch.zeros(16, 3),
         "txt_ids": torch.zeros(4, 3),
+        "return_dict": False,
+    }
+
+
+def wan(layers: int = 2) -> Any:
+    torch.manual_seed(0)
+    return WanTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        text_dim=32,
+        freq_dim=16,
+        ffn_dim=64,
+        num_layers=layers,
+        rope_max_seq_len=32,
+    ).eval()
+
+
+def wan_inputs() -> dict[str, Any]:
+    """Sixteen tokens of video, four of text."""
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    return {
+        "hidden_states": draw(1, 4, 4, 4, 4),
+        "encoder_hidden_states": draw(1, 4, 32),
+        "timestep": torch.tensor([500.0]),
         "return_dict": False,
     }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rocm_passes.report.folding import folded, named, summary
-from rocm_passes.report.ledger import Entry, Ledger, to_dict
+from rocm_passes.report.ledger import Entry, Ledger, from_document, of_rank, to_dict
 from rocm_passes.report.text import table
 
 
@@ -58,3 +58,13 @@ def test_ranks_are_named(ranks: list[int], expected: str) -> None:
 
 def test_a_process_alone_has_no_ranks() -> None:
     assert summary([graph("graph0", "kept")]) == ""
+
+
+def test_a_document_s_ledgers_are_folded_as_they_were() -> None:
+    graphs = [graph("graph0", "kept", notes=("a note",)), graph("graph1", "refused", "kept")]
+    found = from_document(to_dict(graphs))
+    assert to_dict(found) == to_dict(graphs)
+
+
+def test_each_rank_has_a_report_of_its_own() -> None:
+    assert [of_rank("out/l.json", rank) for rank in (0, 2)] == ["out/l.json", "out/l.rank2.json"]
