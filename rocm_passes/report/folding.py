@@ -13,8 +13,8 @@ from rocm_passes.report.ledger import Ledger
 def folded(by_rank: Mapping[int, Sequence[Ledger]]) -> list[Ledger]:
     """In the order of the first rank that compiled each graph. Times are those of the slowest.
 
-    Graphs are alike where every entry and note is: idioms, shapes, choices and their reasons. A
-    rank that compiled the same graph twice has it twice.
+    Graphs are alike where every entry and note is: idioms, shapes, choices and their reasons. (The
+    names of nodes may differ.) A rank that compiled the same graph twice has it twice.
     """
     alike: dict[tuple[str, int], dict[int, Ledger]] = {}
     for rank, graphs in sorted(by_rank.items()):
@@ -62,4 +62,6 @@ def summary(graphs: Iterable[Ledger]) -> str:
 
 def _content(graph: Ledger) -> str:
     found = graph.to_dict()
+    for site in found["sites"]:
+        site["inputs"] = [{**given, "name": ""} for given in site["inputs"]]
     return json.dumps([found["looked_for"], found["notes"], found["sites"]])

@@ -202,7 +202,7 @@ def measure(
     patience: keywords of `rounds.in_turn`, to measure for longer.
     """
     with real_tensors(), torch.no_grad():
-        device = _device(call)
+        device = device_of(call)
         with torch.cuda.device(device) if device.type == "cuda" else _nothing():
             session = _Session(call, device, watch or (lambda name, seconds: True), patience or {})
             return session.measured(lowerings)
@@ -313,11 +313,14 @@ def _like(value: Any, device: torch.device, channels_last: bool) -> Any:
     )
 
 
-def _device(call: Convolution) -> torch.device:
+def device_of(call: Convolution) -> torch.device:
     """The weight's; the current GPU for a call on the meta device, noted to be measured later."""
     if call.weight.device.type != "meta":
         return call.weight.device
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # With its index: what is cached by device must not serve another card of the machine.
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 @contextmanager

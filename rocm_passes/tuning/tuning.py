@@ -151,9 +151,7 @@ def _agreed(
     limit = min(left, RANK_SHARE.value * options.tune_seconds)
     decision = group.decided(where, key, card(target), known, measure, limit)
     BUDGET.spend(decision.waited)
-    if decision.rank == group.rank:
-        return decision.measured, "this machine"
-    if decision.measured is not None:
+    if decision.measured is not None and decision.rank != group.rank:
         kept.add(where, key, decision.measured)
     return decision.measured, f"rank {decision.rank}"
 

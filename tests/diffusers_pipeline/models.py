@@ -7,8 +7,11 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLWan,
     FluxTransformer2DModel,
     UNet2DConditionModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
     WanTransformer3DModel,
 )
 from torch import nn
@@ -74,6 +77,21 @@ def wan_inputs() -> dict[str, Any]:
         "timestep": torch.tensor([500.0]),
         "return_dict": False,
     }
+
+
+def wan_pipeline() -> Any:
+    """Without encoders of text: it is called with embeddings."""
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    pipe = WanPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=vae.eval(),
+        scheduler=UniPCMultistepScheduler(),
+        transformer=wan(layers=1),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def image_vae(channels: int = 4) -> Any:

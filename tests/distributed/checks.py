@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -33,12 +34,14 @@ def make(folder: Path) -> None:
     rank = dist.get_rank()
     for name, function in CHECKS.items():
         torch.manual_seed(0)
+        began = time.perf_counter()
         try:
             found = function()
         except Exception:
             found = {"raised": traceback.format_exc()}
         finally:
             torch._dynamo.reset()
+        found["seconds"] = time.perf_counter() - began
         (folder / f"{name}.{rank}.json").write_text(json.dumps(found))
         dist.barrier()
 

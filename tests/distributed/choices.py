@@ -54,9 +54,7 @@ class Clock:
     def __call__(self, lowerings: Sequence[Lowering[Any]], call: Any, watch: Any) -> Measured:
         self.asked += 1
         names = [low.name for low in lowerings]
-        return Measured(
-            {n: 1.0 if n == self.best else 5.0 for n in names}, dict.fromkeys(names, 1)
-        )
+        return Measured({n: 1.0 if n == self.best else 5.0 for n in names}, dict.fromkeys(names, 1))
 
 
 def _folder() -> Path:

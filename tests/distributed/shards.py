@@ -66,7 +66,7 @@ class Attention(nn.Module):
 
     def __init__(self, across_heads: bool) -> None:
         super().__init__()
-        self.across_heads = across_heads
+        self.across_heads, self.sharded = across_heads, False
         for name in ("to_q", "to_k", "to_v", "out"):
             setattr(self, name, nn.Linear(CHANNELS, CHANNELS, bias=False))
         size = CHANNELS if across_heads else WIDTH
@@ -76,7 +76,7 @@ class Attention(nn.Module):
         q, k, v = self.to_q(x), self.to_k(x), self.to_v(x)
         if self.across_heads:
             q, k = rms(q, self.norm_q), rms(k, self.norm_k)
-        if not isinstance(q, Tensor) or hasattr(q, "to_local"):
+        if self.sharded:
             q, k, v = (each.to_local() for each in (q, k, v))
         q, k, v = (each.unflatten(-1, (-1, WIDTH)) for each in (q, k, v))
         if not self.across_heads:
@@ -93,12 +93,15 @@ def _attention(across_heads: bool) -> Findings:
     cos, sin = tables()
     with torch.no_grad():
         expected = model(x, cos, sin)
-    columns = {n: ColwiseParallel(use_local_output=not across_heads) for n in ("to_q", "to_k", "to_v")}
+    columns = {
+        n: ColwiseParallel(use_local_output=not across_heads) for n in ("to_q", "to_k", "to_v")
+    }
     parallelize_module(model, mesh(), {**columns, "out": RowwiseParallel()})
     if across_heads:
         for name in ("norm_q", "norm_k"):
             sharded = distribute_tensor(getattr(model, name).data, mesh(), [Shard(0)])
             setattr(model, name, nn.Parameter(sharded))
+        model.sharded = True
     return found(rewrite(model, x, cos, sin), expected)
 
 
@@ -172,7 +175,7 @@ def _halo(dim: int, front: int, behind: int, padding: tuple[int, int, int]) -> F
     whole = nn.functional.conv3d(nn.functional.pad(x, around), weight, padding=padding)
     result = found(done, mine(whole, dim))
     (entry,) = done.sites
-    return {**result, "pieces": entry.parameters["pieces"], "notes": list(entry.notes)}
+    return {**result, "pieces": entry.parameters["pieces"], "halo": entry.parameters.get("halo")}
 
 
 @check
