@@ -14,7 +14,9 @@ DOCUMENT = REPOSITORY / "docs" / "scaling.md"
 
 def test_the_document_has_the_tables_as_computed() -> None:
     text = DOCUMENT.read_text(encoding="utf-8")
-    assert scaling.filled(text) == text, "python -m rocm_passes.bench.scaling --docs docs/scaling.md"
+    assert scaling.filled(text) == text, (
+        "python -m rocm_passes.bench.scaling --docs docs/scaling.md"
+    )
 
 
 def test_a_block_of_wan_on_eight_ranks_by_hand() -> None:

@@ -69,7 +69,7 @@ def ulysses_of_a_pipeline() -> Findings:
 @check
 def ulysses_after_compile_pipeline() -> Findings:
     def prepare(model: Any) -> Any:
-        report = compile_pipeline(model, options=ALWAYS)
+        report = compile_pipeline(model, how="blocks", options=ALWAYS)
         ulysses(model)
         return report
 
@@ -79,7 +79,7 @@ def ulysses_after_compile_pipeline() -> Findings:
 @check
 def ulysses_after_the_first_call() -> Findings:
     def prepare(model: Any) -> Any:
-        report = compile_pipeline(model, options=ALWAYS)
+        report = compile_pipeline(model, how="blocks", options=ALWAYS)
         model(**wan_inputs())
         ulysses(model)
         return report
@@ -125,7 +125,7 @@ def fsdp_before_compile_pipeline() -> Findings:
 @check
 def fsdp_after_compile_pipeline() -> Findings:
     def prepare(model: Any) -> Any:
-        report = compile_pipeline(model, options=ALWAYS)
+        report = compile_pipeline(model, how="blocks", options=ALWAYS)
         _shard(model)
         return report
 

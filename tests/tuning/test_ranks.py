@@ -231,7 +231,7 @@ def test_pick_takes_another_rank_s_measurement_and_keeps_it(pair: Pair, tmp_path
     pair(0)
     clock = Clock(taps=2.0, direct=3.0, unfold=2.5)
     name, reason = pick(clock, tmp_path / "0.json")
-    assert (name, reason.partition(":")[0]) == ("taps", "measured on this machine")
+    assert (name, reason.partition(":")[0]) == ("taps", "measured on rank 0")
     pair(1)
     name, reason = pick(other := Clock(), tmp_path / "1.json")
     assert (name, reason.partition(":")[0]) == ("taps", "measured on rank 0")
