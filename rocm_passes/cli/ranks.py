@@ -58,9 +58,9 @@ def gathered(
 
 
 def _gathered(name: str, mine: Any, place: Place, seconds: float) -> list[Any | None] | None:
-    import torch.distributed as dist
+    from torch.distributed.distributed_c10d import Store, TCPStore
 
-    store = dist.TCPStore(
+    store: Store = TCPStore(
         place.host, place.port, is_master=False, timeout=datetime.timedelta(seconds=seconds)
     )
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

@@ -118,7 +118,7 @@ def test_a_norm_across_sharded_channels_is_refused_with_its_reason(folder: Path)
         norms = [s for s in each["sites"] if s[0] == "rms_norm"]
         assert [s[1] for s in norms] == ["refused", "refused"]
         assert all("its rows are sharded over ranks, whose means all_reduce" in s[3] for s in norms)
-        assert [s[1] for s in each["sites"] if s[0].startswith("rotary")] == ["rewritten"]
+        assert {s[1] for s in each["sites"] if s[0].startswith("rotary")} == {"rewritten"}
         assert each["distance"] < BF16
 
 
@@ -176,3 +176,22 @@ def test_the_ledger_of_both_ranks_is_one(folder: Path) -> None:
     assert alone and all(name.endswith(("of rank 0", "of rank 1")) for name in alone)
     said = (folder / "out.txt").read_text()
     assert "on ranks 0-1, of which" in said and said.count("graphs compiled by") == 1
+
+
+def test_the_benchmark_of_several_gpus_runs_on_two_processes(folder: Path) -> None:
+    both = of(folder, "the_benchmark_of_several_gpus")
+    assert both[0]["rows"] == both[1]["rows"]
+    rows = {(r["case"], r["split"]): r for r in both[0]["rows"]}
+    # Plain SDPA gives no log-sum-exp, by which a ring adds up.
+    assert "return_lse" in rows.pop(("wan_1.3b", "ring"))["failed"]
+    assert set(rows) == {
+        ("wan_1.3b", "one"),
+        ("wan_1.3b", "ulysses"),
+        ("wan_decoder", "one"),
+        ("wan_decoder", "rows"),
+    }
+    for row in rows.values():
+        assert row["failed"] == "" and row["sites"] and set(row["ms"]) == {"eager", "ours"}
+        assert row["difference"]["ours"] < FP32
+    assert rows["wan_decoder", "rows"]["sites"]["conv3d"] > 0
+    assert both[0]["table"].count("\n") == 6

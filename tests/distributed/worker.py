@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from tests.distributed import choices, pipelines, shards  # noqa: F401  (they add their checks)
+from tests.distributed import benchmark, choices, pipelines, shards  # noqa: F401  (of checks)
 from tests.distributed.checks import make
 
 
