@@ -199,9 +199,10 @@ class GraphPass(CustomGraphPass):
 
     def publish(self, ledger: Ledger) -> None:
         """Hand a finished ledger to whoever wants it."""
-        self.published.append(ledger)
+        # A copy: what is remembered beside the caches has no notes on this run's other ranks.
+        self.published.append(replace(ledger, notes=list(ledger.notes)))
         group = ranks.current()
-        ledger = replace(ledger, notes=[*ledger.notes, *self._on_other_ranks(ledger, group)])
+        ledger.notes += self._on_other_ranks(ledger, group)
         ledgers.publish(ledger)
         if self._listener is not None:
             self._listener(ledger)

@@ -20,6 +20,14 @@ from torch._inductor import config as inductor_config
 
 from rocm_passes.fx import nodes as n
 
+#: What Inductor computes in a kernel of its own, wherever its reader stands. Pointwise code it
+#: computes where it is read, so behind the wait in any case.
+_OWN_KERNEL = frozenset(
+    {
+        *("mean", "sum", "var", "var_mean", "amax", "bmm", "mm", "addmm", "convolution"),
+        *("native_layer_norm", "native_group_norm", "_fused_rms_norm"),
+    }
+)
 #: Of torch.distributed: functional collectives, those with gradients, DTensor's own.
 _NAMESPACES = frozenset({"_c10d_functional", "_c10d_functional_autograd", "_dtensor"})
 _WAIT = "wait_tensor"
@@ -85,7 +93,7 @@ class Collectives:
         read, found = list(inputs), list(outputs)
         least = max((_elements(o) for o in found), default=0) / 2
         large = [m for m in (*nodes, *read) if _elements(m) >= least and m.op == "call_function"]
-        return self._delayed_start(large, found) or self._crossed_wait(large, nodes, read)
+        return self._delayed_start(large, found) or self._crossed_wait(nodes, read)
 
     def _delayed_start(self, large: list[fx.Node], outputs: list[fx.Node]) -> str | None:
         started = 0
@@ -101,9 +109,8 @@ class Collectives:
                 )
         return None
 
-    def _crossed_wait(
-        self, large: list[fx.Node], nodes: Collection[fx.Node], read: list[fx.Node]
-    ) -> str | None:
+    def _crossed_wait(self, nodes: Collection[fx.Node], read: list[fx.Node]) -> str | None:
+        kernels = [m for m in nodes if getattr(m.target, "_opname", "") in _OWN_KERNEL]
         needed = 0
         for node in (*nodes, *read):
             needed |= self._before[node]
@@ -112,7 +119,7 @@ class Collectives:
             if wait is None:
                 continue
             beside = range(self._order[start], self._order[wait])
-            early = [m for m in large if m in nodes and not self._before[m] & bit]
+            early = [m for m in kernels if not self._before[m] & bit]
             if any(self._moved or self._order[m] in beside for m in early):
                 return (
                     f"a part of it runs beside the collective {start.name}, and would move behind "

@@ -264,9 +264,10 @@ _CURRENT: tuple[Any, Ranks] | None = None
 def current() -> Ranks | None:
     """The default process group's ranks; None where there is none, or one of a single rank."""
     global _CURRENT
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() < 2:
-        return None
     with _LOCK:
+        if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() < 2:
+            _CURRENT = None
+            return None
         group = dist.group.WORLD
         if _CURRENT is None or _CURRENT[0] is not group:
             _CURRENT = (group, Ranks(_register(), dist.get_rank(), dist.get_world_size()))
@@ -276,5 +277,25 @@ def current() -> Ranks | None:
 def _register() -> Register:
     """The store by which the group was made; torch has no public name for it (2.11 to 2.15)."""
     c10d = dist.distributed_c10d
-    register: Register = c10d.PrefixStore("rocm_passes", c10d._get_default_store())
+    try:
+        register: Register = c10d.PrefixStore("rocm_passes", c10d._get_default_store())
+    except Exception as error:
+        # A group may have been made without one (MPI).
+        return _NoStore(str(error))
     return register
+
+
+class _NoStore:
+    """In place of a store that there is not: each use is answered by the reason."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def check(self, keys: list[str], /) -> bool:
+        raise RuntimeError(self._reason)
+
+    def get(self, key: str, /) -> bytes:
+        raise RuntimeError(self._reason)
+
+    def compare_set(self, key: str, expected: str, desired: str, /) -> bytes:
+        raise RuntimeError(self._reason)

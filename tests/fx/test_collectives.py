@@ -135,6 +135,20 @@ def test_a_norm_stays_beside_the_collective_that_its_modulation_waits_for() -> N
     assert "would move behind the wait" in found.only().considered[0]
 
 
+def test_a_cast_beside_a_collective_does_not_part_what_waits_for_it() -> None:
+    """Inductor computes pointwise code where it is read: behind the wait in any case."""
+
+    def block(x: Tensor, part: Tensor, weight: Tensor) -> Tensor:
+        start = torch.ops._c10d_functional.all_reduce(part, "sum", "0")
+        wide = x.float() * 2
+        y = wide + wait(start).float()
+        return (y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 1e-6)).to(x.dtype) * weight
+
+    found = compiled(block, *tensors((8, 64), (8, 64), (64,)))
+    assert order(found.after[0])[:2] == ["all_reduce", "wait_tensor"]
+    assert [s.outcome for s in found.sites] == ["rewritten"]
+
+
 def test_a_norm_behind_the_wait_takes_its_modulation() -> None:
     def behind(x: Tensor, scale: Tensor, weight: Tensor) -> Tensor:
         gathered = wait(torch.ops._c10d_functional.all_gather_into_tensor(scale, 2, "0"))

@@ -202,6 +202,18 @@ def test_a_store_out_of_reach_means_rules_and_is_said() -> None:
     assert time.now == 0
 
 
+def test_a_group_without_a_store_means_rules(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist.distributed_c10d, "_get_default_store", lambda: None)
+    of = ranks.current()
+    assert of is not None and of is ranks.current()
+    assert decided(of, measure=never).measured is None
+    monkeypatch.setattr(dist, "is_initialized", lambda: False)
+    assert ranks.current() is None
+
+
 # Through `pick`, with the budget and the files of two ranks.
 
 
