@@ -58,9 +58,10 @@ def gathered(
 
 
 def _gathered(name: str, mine: Any, place: Place, seconds: float) -> list[Any | None] | None:
-    from torch.distributed.distributed_c10d import Store, TCPStore
+    import torch
 
-    store: Store = TCPStore(
+    distributed: Any = torch.distributed
+    store = distributed.TCPStore(
         place.host, place.port, is_master=False, timeout=datetime.timedelta(seconds=seconds)
     )
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
