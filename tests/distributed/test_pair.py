@@ -191,7 +191,6 @@ def test_the_benchmark_of_several_gpus_runs_on_two_processes(folder: Path) -> No
         ("wan_decoder", "rows"),
     }
     for row in rows.values():
-        assert row["failed"] == "" and row["sites"] and set(row["ms"]) == {"eager", "ours"}
+        assert row["failed"] == "" and set(row["ms"]) == {"eager", "ours"}
         assert row["difference"]["ours"] < FP32
-    assert rows["wan_decoder", "rows"]["sites"]["conv3d"] > 0
     assert both[0]["table"].count("\n") == 6
