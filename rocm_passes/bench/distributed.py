@@ -43,7 +43,6 @@ from rocm_passes.bench.scaling import markdown
 
 FORMS = ("eager", "inductor", "ours")
 SPLITS = ("one", "ulysses", "ring", "fsdp", "rows")
-WARM = 3
 
 
 @dataclass
@@ -131,7 +130,7 @@ def measured(case: Case, split: str, given: argparse.Namespace, reference: Tenso
     before = len(history())
     try:
         subjects = {form: Subject(case, split, form, given) for form in given.forms}
-        results = {form: _warmed(subject) for form, subject in subjects.items()}
+        results = {form: _warmed(subject, given.warm) for form, subject in subjects.items()}
     except Exception as error:
         # Of shapes and installations, so on every rank alike.
         row.failed = f"{type(error).__name__}: {str(error).splitlines()[0]}"
@@ -159,8 +158,8 @@ def _own_rows(reference: Tensor) -> Tensor:
     return mine(reference)
 
 
-def _warmed(subject: Callable[[], Tensor]) -> Tensor:
-    for _ in range(WARM):
+def _warmed(subject: Callable[[], Tensor], calls: int) -> Tensor:
+    for _ in range(calls):
         result = subject()
     return result
 
@@ -254,6 +253,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--forms", type=lambda w: w.split(","), default=list(FORMS))
     parser.add_argument("--layers", type=int, help="blocks of each model; default: by case")
     parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--warm", type=int, default=3, help="calls before any is timed")
     parser.add_argument("--docs", type=Path)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--tiny", action="store_true")

@@ -54,10 +54,16 @@ def explain(
     folder = tempfile.mkdtemp(prefix="rocm-passes-ledgers-")
     try:
         with child_ledgers.collected_in(folder):
+            failed = True
             try:
-                return script.run()
+                code = script.run()
+                failed = code != 0
+                return code
+            except SystemExit as ended:
+                failed = ended.code not in (None, 0)
+                raise
             finally:
-                graphs = on_all_ranks(compiled_graphs(folder))
+                graphs = on_all_ranks(compiled_graphs(folder), failed)
                 if graphs is not None:
                     _print(graphs, script.name, every_site)
                     _write(graphs, script.name, json_file, html_file)
@@ -91,9 +97,12 @@ def compiled_graphs(folder: str) -> list[Ledger]:
     return [*history(), *(g for g in children if not g.ranks), *folded(by_rank)]
 
 
-def on_all_ranks(mine: list[Ledger]) -> list[Ledger] | None:
+def on_all_ranks(mine: list[Ledger], failed: bool) -> list[Ledger] | None:
     """Under torchrun: what all ranks compiled, on rank 0, and None on the others, which hand their
     ledgers over. Otherwise what this process has.
+
+    failed: the script did here. The other ranks may wait for this one then, and torchrun ends them
+    once it has ended.
     """
     from rocm_passes.cli import ranks
 
@@ -103,12 +112,13 @@ def on_all_ranks(mine: list[Ledger]) -> list[Ledger] | None:
     from rocm_passes.report.folding import folded, named
     from rocm_passes.report.ledger import Ledger
 
-    found = ranks.gathered("ledgers", [g.to_dict() for g in mine], place)
+    seconds = ranks.SECONDS_OF_FAILED if failed else ranks.SECONDS
+    found = ranks.gathered("ledgers", [g.to_dict() for g in mine], place, seconds)
     if found is None:
         return None
     missing = [rank for rank, graphs in enumerate(found) if graphs is None]
     if missing:
-        click.echo(f"{named(missing)} handed over no ledger in {ranks.SECONDS:g} s", err=True)
+        click.echo(f"{named(missing)} handed over no ledger in {seconds:g} s", err=True)
     return folded(
         {
             rank: [Ledger.from_dict(g) for g in graphs]

@@ -18,6 +18,7 @@ import click
 
 #: That rank 0 waits for the others, once it is done itself.
 SECONDS = 60.0
+SECONDS_OF_FAILED = 3.0
 _POLL_SECONDS = 0.05
 
 

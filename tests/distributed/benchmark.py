@@ -11,8 +11,9 @@ from tests.without_codegen import without_codegen
 
 @check
 def the_benchmark_of_several_gpus() -> Findings:
-    words = ["--tiny", "--only", "wan_1.3b,wan_decoder", "--splits", "one,ulysses,ring,rows"]
-    given = distributed.parse([*words, "--forms", "eager,ours", "--rounds", "1", "--layers", "1"])
+    cases = ["--tiny", "--only", "wan_1.3b,wan_decoder", "--splits", "one,ulysses,ring,rows"]
+    once = ["--rounds", "1", "--warm", "1", "--layers", "1"]
+    given = distributed.parse([*cases, *once, "--forms", "eager,ours"])
     with without_codegen():
         rows = distributed.run(given)
     return {"rows": [asdict(row) for row in rows], "table": distributed.table(rows)}
