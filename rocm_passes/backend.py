@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
@@ -23,7 +24,7 @@ from rocm_passes.report.ledger import Ledger
 from rocm_passes.rewrite.cache_key import with_choices
 from rocm_passes.rewrite.watch import inner_compile
 from rocm_passes.target import Target
-from rocm_passes.tuning import ahead, library_search
+from rocm_passes.tuning import ahead, library_search, ranks
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,9 @@ def rocm_diffusion(
         # It sinks what only leaves the graph, a video VAE's cached frames, to the end, and so keeps
         # the padded inputs that these are read from alive through the whole graph.
         patch.setdefault("reorder_for_locality", False)
+    if ranks.current() is not None:
+        same = replace(settings, choices="", report="")
+        graph_pass.name_on_ranks = remembered.key_of(gm, example_inputs, repr(same), False)
     key = None
     if _cached(patch):
         described = remembered.key_of(gm, example_inputs, graph_pass.static_key())

@@ -33,7 +33,9 @@ from rocm_passes.rewrite.validation import Validator
 from rocm_passes.rewrite.watch import Watch
 from rocm_passes.rewrite.work import WholeGraphPass, Work
 from rocm_passes.target import Target
+from rocm_passes.tuning import ranks
 from rocm_passes.tuning.consulted import Record, keep, recording
+from rocm_passes.tuning.ranks import card
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +67,8 @@ class GraphPass(CustomGraphPass):
         self.asked = Record()
         self._asked_at: str | None = None
         self.published: list[Ledger] = []
+        #: Of the Dynamo graph, the same on each rank of a process group; "": not to be compared.
+        self.name_on_ranks = ""
         self._training: list[Entry] = []
         #: What the last graph's first calls are to be watched for.
         self.watch: Watch | None = None
@@ -127,6 +131,7 @@ class GraphPass(CustomGraphPass):
         if changed or (work is not None and work.rewritten):
             _tidy(graph)
         dump.step("after", graph)
+        ledger.notes += [] if (group := ranks.current()) is None else group.taken_notes()
         ledger.seconds = time.perf_counter() - started
         dump.ledger(ledger)
         self.publish(ledger)
@@ -215,12 +220,26 @@ class GraphPass(CustomGraphPass):
 
     def publish(self, ledger: Ledger) -> None:
         """Hand a finished ledger to whoever wants it."""
-        self.published.append(ledger)
+        # A copy: what is remembered beside the caches has no notes on this run's other ranks.
+        self.published.append(replace(ledger, notes=list(ledger.notes)))
+        group = ranks.current()
+        ledger.notes += self._on_other_ranks(ledger, group)
         ledgers.publish(ledger)
         if self._listener is not None:
             self._listener(ledger)
         if self.options.report:
-            ledgers.write_report(self.options.report, document(ledgers.history()))
+            path = ledgers.of_rank(self.options.report, 0 if group is None else group.rank)
+            ledgers.write_report(path, document(ledgers.history()))
+
+    def _on_other_ranks(self, ledger: Ledger, group: ranks.Ranks | None) -> list[str]:
+        """What other ranks have otherwise: notes of this run, not of the graph."""
+        if group is None:
+            return []
+        if self.target.is_gpu:
+            group.look_for_other_cards(card(self.target))
+        if self.name_on_ranks:
+            group.same_graph(f"{self.name_on_ranks} {len(self.published)}", ledger.choices())
+        return group.taken_notes()
 
     def note_training(self, graph: fx.Graph) -> None:
         """Sites of the joint graph that stand on kept operators: refused, in the next graph's

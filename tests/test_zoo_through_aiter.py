@@ -15,7 +15,7 @@ from rocm_passes.ops.aiter_conv import AITER_CONV
 from rocm_passes.target import AMD_ARCHITECTURES, Target
 from tests.doubles import aiter_double
 from tests.doubles.aiter_double import installed
-from tests.rewriting import Rewritten, _recording
+from tests.rewriting import Rewritten, recording
 from tests.without_codegen import without_codegen
 from tests.zoo import case, tensors_in
 
@@ -71,7 +71,7 @@ def through_aiter(
     with pytest.MonkeyPatch.context() as patch, without_codegen(), torch.no_grad():
         patch.setattr("rocm_passes.backend.Target.of_inputs", staticmethod(lambda _: amd))
         compiled = torch.compile(
-            function, backend=lambda gm, i: _recording(seen, gm, i, options=options, caches=False)
+            function, backend=lambda gm, i: recording(seen, gm, i, options=options, caches=False)
         )
         return seen, tensors_in(compiled(*args, **kwargs))
 

@@ -83,7 +83,8 @@ def measure(
             order = found[turn % len(found) :] + found[: turn % len(found)]
             for form in (f for f in order if not f.failed):
                 left = seconds - (time.perf_counter() - began)
-                _run(form, words, Path(folder), left)
+                number = turn * len(found) + found.index(form)
+                _run(form, words, Path(folder), left, _of_run(number))
                 run = "cold" if turn == 0 else f"run {turn} of {rounds}"
                 say(f"{form.name}: {'failed' if form.failed else run}")
         reference = next((f.outputs for f in found if f.name == "eager"), None)
@@ -92,14 +93,26 @@ def measure(
         return rows, (ours or {}).get("ledger", {})
 
 
-def _run(form: Form, words: Sequence[str], folder: Path, seconds: float) -> None:
+def _of_run(number: int) -> dict[str, str]:
+    """Variables of one run under torchrun, the same on all ranks: its process group is made through
+    the agent's store, in which those of the earlier runs still stand.
+    """
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
+    if not attempt.isdigit():
+        return {}
+    return {"TORCHELASTIC_RESTART_COUNT": str(1000 * (int(attempt) + 1) + number)}
+
+
+def _run(
+    form: Form, words: Sequence[str], folder: Path, seconds: float, variables: Mapping[str, str]
+) -> None:
     """One process. A failure, or the end of the time, is written into `failed`."""
     if seconds <= 0:
         form.failed = "" if form.warm else "not run: --seconds were over"
         return
     file = folder / f"{form.name}.json"
     file.unlink(missing_ok=True)
-    env = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder / f"{form.name}.cache")}
+    env = {**os.environ, **variables, "TORCHINDUCTOR_CACHE_DIR": str(folder / f"{form.name}.cache")}
     try:
         done = subprocess.run(
             [sys.executable, "-m", "rocm_passes.bench.script_child", form.name, str(file), *words],
@@ -132,6 +145,25 @@ def difference(outputs: Path, reference: Path) -> float | None:
         return None
     a, b = (torch.cat([t.flatten() for t in each]) for each in (found, expected))
     return float(((a - b).norm() / b.norm()).item())
+
+
+def slowest(by_rank: Mapping[int, Sequence[Figures]]) -> list[Figures]:
+    """The rows of several ranks as one for each form: the slowest rank's time is the group's.
+
+    So is the largest memory, and the largest distance. A form that failed on one rank has failed.
+    """
+    rows = []
+    for same in zip(*by_rank.values(), strict=True):
+        row: Figures = {"form": same[0]["form"]}
+        for key in dict.fromkeys(k for r in same for k in r if k not in ("form", "failed")):
+            found = [r[key] for r in same if r.get(key) is not None]
+            row[key] = max(found, default=None)
+        failed = [f"rank {k}: {r['failed']}" for k, r in zip(by_rank, same, strict=True)
+                  if "failed" in r]  # fmt: skip
+        if failed:
+            row["failed"] = "; ".join(failed)
+        rows.append(row)
+    return rows
 
 
 HEAD = (

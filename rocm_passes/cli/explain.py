@@ -42,7 +42,8 @@ def explain(
 
     Inductor's caches are off meanwhile, so that the passes run. The script keeps its arguments, its
     exit code and its traceback. Processes that it starts (multiprocessing, torchrun) are in the
-    ledger too.
+    ledger too. Under torchrun (torchrun ... -m rocm_passes explain SCRIPT) rank 0 shows the ledger
+    of all ranks; what they have alike stands there once.
     """
     script = Script.find(module, words)
     check_writable(json_file, html_file)
@@ -53,12 +54,19 @@ def explain(
     folder = tempfile.mkdtemp(prefix="rocm-passes-ledgers-")
     try:
         with child_ledgers.collected_in(folder):
+            failed = True
             try:
-                return script.run()
+                code = script.run()
+                failed = code != 0
+                return code
+            except SystemExit as ended:
+                failed = ended.code not in (None, 0)
+                raise
             finally:
-                graphs = compiled_graphs(folder)
-                _print(graphs, script.name, every_site)
-                _write(graphs, script.name, json_file, html_file)
+                graphs = on_all_ranks(compiled_graphs(folder), failed)
+                if graphs is not None:
+                    _print(graphs, script.name, every_site)
+                    _write(graphs, script.name, json_file, html_file)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -74,23 +82,62 @@ def switch_caches_off() -> None:
 
 
 def compiled_graphs(folder: str) -> list[Ledger]:
-    """What this process compiled, then what its children did. Without torch nothing was
-    compiled.
+    """What this process compiled, then what its children did, ranks of theirs as one. Without torch
+    nothing was compiled.
     """
     from rocm_passes.report import child_ledgers
+    from rocm_passes.report.folding import folded
     from rocm_passes.report.ledger import Ledger, history
 
-    return [*history(), *(Ledger.from_dict(found) for found in child_ledgers.read(folder))]
+    children = [Ledger.from_dict(found) for found in child_ledgers.read(folder)]
+    by_rank: dict[int, list[Ledger]] = {}
+    for graph in children:
+        for rank in graph.ranks:
+            by_rank.setdefault(rank, []).append(graph)
+    return [*history(), *(g for g in children if not g.ranks), *folded(by_rank)]
+
+
+def on_all_ranks(mine: list[Ledger], failed: bool) -> list[Ledger] | None:
+    """Under torchrun: what all ranks compiled, on rank 0, and None on the others, which hand their
+    ledgers over. Otherwise what this process has.
+
+    failed: the script did here. The other ranks may wait for this one then, and torchrun ends them
+    once it has ended.
+    """
+    from rocm_passes.cli import ranks
+
+    place = ranks.of_this_process()
+    if place is None:
+        return mine
+    from rocm_passes.report.folding import folded, named
+    from rocm_passes.report.ledger import Ledger
+
+    seconds = ranks.SECONDS_OF_FAILED if failed else ranks.SECONDS
+    found = ranks.gathered("ledgers", [g.to_dict() for g in mine], place, seconds)
+    if found is None:
+        return None
+    missing = [rank for rank, graphs in enumerate(found) if graphs is None]
+    if missing:
+        click.echo(f"{named(missing)} handed over no ledger in {seconds:g} s", err=True)
+    return folded(
+        {
+            rank: [Ledger.from_dict(g) for g in graphs]
+            for rank, graphs in enumerate(found)
+            if graphs is not None
+        }
+    )
 
 
 def _print(graphs: list[Ledger], name: str, every_site: bool) -> None:
+    from rocm_passes.report.folding import summary
     from rocm_passes.report.text import every_site as all_of_them
     from rocm_passes.report.text import table
 
     click.echo()
     if graphs:
         click.echo(all_of_them(graphs) if every_site else table(graphs))
-        click.echo(f"{plural(len(graphs), 'graph')} compiled by {name}")
+        where = summary(graphs)
+        click.echo(f"{plural(len(graphs), 'graph')} compiled by {name}{where and ' ' + where}")
     else:
         click.echo(f"{name} compiled nothing with torch.compile(..., backend='rocm_diffusion')")
     sys.stdout.flush()

@@ -183,13 +183,13 @@ def _measured(call: Call, options: Options, target: Target, timer: Timer | None)
 
 
 def _why_not(found: Measured | None, options: Options, target: Target, timer: Timer | None) -> str:
-    from rocm_passes.tuning import tuning
+    from rocm_passes.tuning import budget
 
     if found is not None and found.skipped:
         return "no lowering could be run"
     if not target.is_gpu and timer is None:
         return "this machine has no GPU, and times of a CPU choose nothing"
-    if options.tune_seconds <= 0 or tuning.BUDGET.spent >= options.tune_seconds:
+    if options.tune_seconds <= 0 or budget.BUDGET.spent >= options.tune_seconds:
         return f"the {options.tune_seconds:g} seconds are spent (--seconds gives more)"
     return "the measurement gave no times"
 

@@ -33,9 +33,14 @@ def declared_blocks(model: nn.Module) -> list[nn.Module]:
     return list(_outermost(model, declared(model)))
 
 
+def is_of(module: nn.Module, classes: Sequence[str]) -> bool:
+    """Is the module of one of the classes? FSDP2 puts a class of its own before a module's."""
+    return any(c.__name__ in classes for c in type(unwrapped(module)).__mro__)
+
+
 def _outermost(module: nn.Module, classes: Sequence[str]) -> Iterator[nn.Module]:
     for child in unwrapped(module).children():
-        if type(unwrapped(child)).__name__ in classes:
+        if is_of(child, classes):
             yield child
         else:
             yield from _outermost(child, classes)
@@ -54,7 +59,7 @@ def _units(module: nn.Module, classes: Sequence[str]) -> Iterator[nn.Module]:
     for child in unwrapped(module).children():
         inner = unwrapped(child)
         is_member = members and not _is_container(inner)
-        if type(inner).__name__ in classes or (is_member and not _is_stage(inner, classes, alike)):
+        if is_of(inner, classes) or (is_member and not _is_stage(inner, classes, alike)):
             yield child
         else:
             yield from _units(child, classes)
@@ -74,7 +79,7 @@ def _is_stage(module: nn.Module, classes: Sequence[str], alike: bool) -> bool:
     blocks.
     """
     inside = [m for m in module.modules() if m is not module]
-    if any(type(unwrapped(m)).__name__ in classes for m in inside):
+    if any(is_of(m, classes) for m in inside):
         return True
     lists = (m for m in inside if isinstance(m, nn.ModuleList))
     return not alike and any(not _is_layer(unwrapped(m)) for each in lists for m in each.children())

@@ -89,6 +89,8 @@ def _compile_whole(
         model, options=settings.options, dynamic=settings.dynamic, graphs=settings.graphs
     )
     details = ["whole" + (f": {why}" if why else ""), hooks.note(model)]
+    if hooks.splits_tokens(model):
+        details.append(hooks.CONTEXT_PARALLEL)
     report.add_compiled(name, "; ".join(d for d in details if d), 1.0, [model])
 
 

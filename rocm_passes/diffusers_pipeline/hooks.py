@@ -19,6 +19,10 @@ GROUP = (
     "group offloading ({level}) moves weights within a call, and Dynamo breaks the graph at "
     "each move"
 )
+FSDP = "FSDP gathers its weights before a call"
+CONTEXT_PARALLEL = (
+    "context parallelism splits and gathers tokens within it, and Dynamo breaks the graph there"
+)
 PART_OFFLOAD = "CPU offloading of one of its parts moves weights within a call"
 
 
@@ -62,14 +66,26 @@ def note(module: nn.Module) -> str | None:
             return f"group offloading ({_level(hook)}) moves it before a call"
         if "AlignDevicesHook" in names:
             return "device_map moves its inputs before a call"
-    return None
+    return FSDP if is_sharded(module) else None
+
+
+def is_sharded(module: nn.Module) -> bool:
+    """Has fully_shard (FSDP2) taken the module?"""
+    return any(c.__name__ == "FSDPModule" for c in type(module).__mro__)
+
+
+def splits_tokens(module: nn.Module) -> bool:
+    """Does diffusers' context parallelism split or gather at a module within this one?"""
+    names = {type(h).__name__ for m in module.modules() if m is not module for h in hooks_of(m)}
+    return not names.isdisjoint({"ContextParallelSplitHook", "ContextParallelGatherHook"})
 
 
 def any_below(module: nn.Module) -> bool:
     """Whether any module below this one has a hook: block caches, group offloading, device_map,
-    casting.
+    casting, context parallelism, FSDP.
     """
-    return any(True for m in module.modules() if m is not module for _ in hooks_of(m))
+    below = [m for m in module.modules() if m is not module]
+    return any(is_sharded(m) or next(hooks_of(m), None) is not None for m in below)
 
 
 def hooks_of(module: nn.Module) -> Iterator[Any]:

@@ -55,7 +55,8 @@ def run(pipe: Any, arguments: Mapping[str, Any], report: Report) -> None:
     Adds a line to the report: seconds of the first calls of each compiled part, and which parts did
     not run.
     """
-    with _watched(report.modules) as seconds, torch.no_grad(), _random_state():
+    devices = _accelerators(report.modules)
+    with _watched(report.modules) as seconds, torch.no_grad(), random_state(devices):
         pipe(**_completed(pipe, arguments, report))
     sizes = ", ".join(f"{k}={v}" for k, v in arguments.items() if isinstance(v, (int, float, str)))
     ran = [f"{name} {spent:.1f} s" for name, spent in seconds.items()]
@@ -68,7 +69,9 @@ def run(pipe: Any, arguments: Mapping[str, Any], report: Report) -> None:
 
 def once(pipe: Any, runs: Sequence[Mapping[str, Any]]) -> None:
     """Run the pipeline for each of these arguments as `run` does, and report nothing."""
-    with torch.no_grad(), _random_state():
+    found = [pipe] if isinstance(pipe, nn.Module) else pipe.components.values()
+    modules = [each for each in found if isinstance(each, nn.Module)]
+    with torch.no_grad(), random_state(_accelerators({"": modules})):
         for arguments in runs:
             pipe(**_completed(pipe, arguments, Report()))
 
@@ -130,13 +133,21 @@ def _timed(name: str, call: Any, seconds: dict[str, float]) -> Any:
     return timed
 
 
+def _accelerators(modules: Mapping[str, list[nn.Module]]) -> set[torch.device]:
+    """Those that hold the compiled parts, which need not be the current one."""
+    weights = (p for each in modules.values() for m in each for p in m.parameters())
+    return {w.device for w in weights if w.device.type not in ("cpu", "meta")}
+
+
 @contextmanager
-def _random_state() -> Iterator[None]:
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-    if device is None:
+def random_state(devices: set[torch.device]) -> Iterator[None]:
+    """Within it the generators of the CPU, these devices and the current one may be used up."""
+    current = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if current is None:
         with torch.random.fork_rng(devices=[]):
             yield
     else:
-        index = torch.accelerator.current_device_index()
-        with torch.random.fork_rng(devices=[index], device_type=device.type):
+        indices = {d.index for d in devices if d.index is not None and d.type == current.type}
+        indices.add(torch.accelerator.current_device_index())
+        with torch.random.fork_rng(devices=sorted(indices), device_type=current.type):
             yield

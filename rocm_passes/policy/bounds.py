@@ -57,6 +57,20 @@ SEARCH_SHARE = Bound(
     "a first call that takes longer is not repeated: a library was searching for kernels",
     "not measured; MIOpen's find takes minutes for a shape (ROCm/rocm-libraries#3553)",
 )
+RANK_ZERO_SECONDS = Bound(
+    "RANK_ZERO_SECONDS",
+    10,
+    "s",
+    "a rank of a process group waits as long, once, for rank 0's measured choices",
+    "not measured: ranks of one program compile their first graph within some seconds",
+)
+RANK_SHARE = Bound(
+    "RANK_SHARE",
+    0.5,
+    "of tune_seconds",
+    "a rank waits as long, at most, for another rank's measurement of one call; then rules decide",
+    "twice SEARCH_SHARE, which a first run takes at most before it is said to be a search",
+)
 USUAL_MIB = Bound(
     "USUAL_MIB",
     512,
@@ -210,6 +224,8 @@ BOUNDS = (
     NOISE,
     AGREEMENT,
     SEARCH_SHARE,
+    RANK_ZERO_SECONDS,
+    RANK_SHARE,
     USUAL_MIB,
     USUAL_SHARE,
     ROUNDS,

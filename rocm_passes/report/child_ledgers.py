@@ -43,8 +43,11 @@ def hand_over(ledger: Callable[[], Mapping[str, Any]]) -> None:
     collector, _, folder = os.environ.get(VARIABLE, "").partition(":")
     if not folder or collector == str(os.getpid()):
         return
-    found = ledger()
-    line = json.dumps({**found, "graph": f"{found['graph']} of {_process()}"})
+    found, rank = ledger(), os.environ.get("RANK", "")
+    if rank.isdigit():
+        line = json.dumps({**found, "ranks": [int(rank)]})
+    else:
+        line = json.dumps({**found, "graph": f"{found['graph']} of process {os.getpid()}"})
     try:
         with open(Path(folder) / f"{os.getpid()}.jsonl", "a", encoding="utf-8") as file:
             file.write(line + "\n")
@@ -62,8 +65,3 @@ def read(folder: str) -> list[dict[str, Any]]:
             with contextlib.suppress(ValueError):
                 found.append(json.loads(line))
     return found
-
-
-def _process() -> str:
-    rank = os.environ.get("RANK")
-    return f"rank {rank}" if rank is not None else f"process {os.getpid()}"

@@ -129,7 +129,10 @@ class Entry:
 
 @dataclass
 class Ledger:
-    """The entries of one compiled graph. looked_for: the idioms that were looked for in it."""
+    """The entries of one compiled graph. looked_for: the idioms that were looked for in it.
+
+    ranks: of a process group, those that compiled it alike; empty where it is one process's.
+    """
 
     graph: str
     entries: list[Entry] = field(default_factory=list)
@@ -137,11 +140,17 @@ class Ledger:
     looked_for: tuple[str, ...] = ()
     notes: list[str] = field(default_factory=list)
     from_cache: bool = False
+    ranks: tuple[int, ...] = ()
 
     def add(self, entry: Entry) -> None:
         assert entry.outcome in OUTCOMES, entry.outcome
         self.entries.append(entry)
         log.debug("%s", entry)
+
+    def choices(self) -> str:
+        """What was chosen at each site, as a text to compare with another process's."""
+        chosen = [(e.idiom, e.module, e.outcome, e.lowering) for e in self.entries]
+        return json.dumps(chosen)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -149,6 +158,7 @@ class Ledger:
             "pass_seconds": self.seconds,
             "looked_for": list(self.looked_for),
             "notes": list(self.notes),
+            "ranks": list(self.ranks),
             "sites": [e.to_dict() for e in self.entries],
         }
 
@@ -162,6 +172,7 @@ class Ledger:
             seconds=float(found["pass_seconds"]),
             looked_for=tuple(found["looked_for"]),
             notes=list(found["notes"]),
+            ranks=tuple(found.get("ranks", ())),
         )
 
 
@@ -204,11 +215,24 @@ def to_dict(
                 "sites": len(g.entries),
                 "pass_seconds": round(g.seconds, 6),
                 "from_cache": g.from_cache,
+                "notes": list(g.notes),
+                "ranks": list(g.ranks),
             }
             for g in ledgers
         ],
         "sites": [{"graph": g.graph, **e.to_dict()} for g in ledgers for e in g.entries],
     }
+
+
+def from_document(found: Mapping[str, Any]) -> list[Ledger]:
+    """The graphs of the documented JSON form, which does not say what was looked for in them."""
+    sites: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
+    for site in found["sites"]:
+        sites[site["graph"]].append({k: v for k, v in site.items() if k != "graph"})
+    return [
+        Ledger.from_dict({**g, "looked_for": (), "sites": sites[g["graph"]]})
+        for g in found["graphs"]
+    ]
 
 
 def totals(entries: Iterable[Entry]) -> dict[str, dict[str, int]]:
@@ -221,6 +245,14 @@ def totals(entries: Iterable[Entry]) -> dict[str, dict[str, int]]:
             row = counts.setdefault(name, dict.fromkeys(OUTCOMES, 0))
             row[entry.outcome] += count
     return counts
+
+
+def of_rank(path: str, rank: int) -> str:
+    """Ranks of a process group are given one path: `ledger.json` is rank 0's, `ledger.rank1.json`
+    the next one's.
+    """
+    name, suffix = os.path.splitext(path)
+    return f"{name}.rank{rank}{suffix}" if rank else path
 
 
 def write_report(path: str, document: Mapping[str, Any]) -> None:

@@ -26,12 +26,18 @@ from rocm_passes.report.ledger import Ledger
 log = logging.getLogger("rocm_passes")
 
 
-def key_of(gm: fx.GraphModule, example_inputs: Sequence[Any], pass_key: str) -> str:
-    """What the ledgers of a Dynamo graph depend on, as a hash."""
+def key_of(
+    gm: fx.GraphModule, example_inputs: Sequence[Any], pass_key: str, of_device: bool = True
+) -> str:
+    """What the ledgers of a Dynamo graph depend on, as a hash.
+
+    of_device: False: the same for devices of all indices, as the ranks of a process group have
+    them.
+    """
     digest = hashlib.sha256(pass_key.encode())
     digest.update(str(gm.code).encode())
     for value in (*example_inputs, *gm.parameters(), *gm.buffers()):
-        digest.update(_description(value).encode())
+        digest.update(_description(value, of_device).encode())
     digest.update(str(torch.is_grad_enabled()).encode())
     return digest.hexdigest()
 
@@ -62,10 +68,8 @@ def _file(key: str) -> Path:
     return Path(cache_dir()) / "rocm_passes" / f"{key}.json"
 
 
-def _description(value: Any) -> str:
+def _description(value: Any, of_device: bool) -> str:
     if isinstance(value, torch.Tensor):
-        return (
-            f"{value.dtype} {tuple(value.shape)} {value.stride()} {value.device} "
-            f"{value.requires_grad}"
-        )
+        device = value.device if of_device else value.device.type
+        return f"{value.dtype} {tuple(value.shape)} {value.stride()} {device} {value.requires_grad}"
     return f"{type(value).__name__} {value}"

@@ -31,7 +31,22 @@ def table(ledgers: Iterable[Ledger], width: int | None = None) -> str:
         "\n".join([head, *_reasons(found, width)])
         for head, (_, found) in zip(heads, sorted(groups.items()), strict=True)
     ]
-    return "\n".join([*blocks, "", *textwrap.wrap(f"in all: {summary(entries)}", width)])
+    return "\n".join(
+        [*blocks, "", *notes(ledgers, width), *textwrap.wrap(f"in all: {summary(entries)}", width)]
+    )
+
+
+def notes(ledgers: Iterable[Ledger], width: int) -> list[str]:
+    """What was said of whole graphs, with the names of the graphs, as lines."""
+    said: dict[str, list[str]] = collections.defaultdict(list)
+    for graph in ledgers:
+        for note in graph.notes:
+            said[note].append(graph.graph)
+    return [
+        line
+        for note, graphs in said.items()
+        for line in textwrap.wrap(f"{', '.join(graphs)}: {note}", width, subsequent_indent="  ")
+    ]
 
 
 def every_site(ledgers: Iterable[Ledger]) -> str:

@@ -14,9 +14,8 @@ from rocm_passes.kernels.aiter.aiter_conv import needs_conv
 from rocm_passes.kernels.aiter.conv_contract import Entry
 from rocm_passes.options import Options
 from rocm_passes.target import Target, unmet
-from rocm_passes.tuning import sites, tuning
+from rocm_passes.tuning import agreed, sites, tuning
 from rocm_passes.tuning.consulted import SITE, Asked, Record, record_of
-from rocm_passes.tuning.known import known
 
 
 @cache
@@ -66,7 +65,7 @@ def recalled(key: str, options: Options, target: Target) -> Record:
     """What the graph of that key asked of the measurements, with the token that it has now."""
 
     def answer(each: Asked) -> str:
-        found = known(options, each.machine, each.key)
+        found = agreed.find(options, target, each.machine, each.key)
         if found is None:
             return ""
         if each.kind == SITE:

@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 from rocm_passes.fx import provenance
+from rocm_passes.fx.collectives import collectives
 from rocm_passes.fx.convexity import Contraction
 from rocm_passes.report.ledger import Entry, Ledger
 from rocm_passes.rewrite.choose import Choice, choose
@@ -67,6 +68,7 @@ class Plan:
         self._ledger = ledger
         self._contraction = Contraction(graph)
         self._measuring = measuring
+        self._collectives = context.read_once(graph, collectives)
         self._taken: dict[fx.Node, tuple[Idiom, Match]] = {}
         self._considered: dict[fx.Node, list[str]] = {}
         self._fuel = context.options.fuel
@@ -104,7 +106,8 @@ class Plan:
             self._say_cut(idiom, found)
 
     def _decide_match(self, idiom: Idiom, match: Match) -> None:
-        obstacle = match.obstacle(self._contraction)
+        place = (match.nodes, match.inputs(), match.outputs)
+        obstacle = match.obstacle(self._contraction) or self._collectives.obstacle(*place)
         if obstacle is not None:
             self._refuse(idiom, match, obstacle)
             return

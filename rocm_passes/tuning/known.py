@@ -84,6 +84,11 @@ def known(options: Options, where: str, key: str) -> Known | None:
     found = store(options.choices).find(where, key)
     if found is not None:
         return Known(found)
+    return shipped_for(where, key)
+
+
+def shipped_for(where: str, key: str) -> Known | None:
+    """From the package's files alone."""
     return shipped(where, key, _shipped())
 
 

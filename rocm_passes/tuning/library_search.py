@@ -22,8 +22,9 @@ from torch import fx
 from rocm_passes.options import Options
 from rocm_passes.policy.bounds import SEARCH_SHARE
 from rocm_passes.target import Target
+from rocm_passes.tuning import budget
+from rocm_passes.tuning.known import machine
 from rocm_passes.tuning.store import Measured, store
-from rocm_passes.tuning.tuning import BUDGET, machine
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +89,7 @@ class Search:
         self._off = self._store.find(self._where, key) is not None
 
     def __call__(self, *args: Any) -> Any:
-        if self._off or (not self._searched and self._limit - BUDGET.spent <= 0):
+        if self._off or (not self._searched and self._limit - budget.BUDGET.spent <= 0):
             return self._compiled(*args)
         started = time.perf_counter()
         with FLAG.up():
@@ -99,7 +100,7 @@ class Search:
 
     def _account(self, took: float) -> None:
         self._searched = True
-        BUDGET.spend(took)
+        budget.BUDGET.spend(took)
         if took <= SEARCH_SHARE.value * self._limit:
             return
         self._off = True

@@ -236,7 +236,7 @@ def measure(
     patience: keywords of `rounds.in_turn`, to measure for longer.
     """
     with real_tensors(), torch.no_grad():
-        device = _device(call)
+        device = device_of(call)
         with torch.cuda.device(device) if device.type == "cuda" else _nothing():
             session = _Session(call, device, watch or (lambda name, seconds: True), patience or {})
             return session.measured(lowerings)
@@ -359,12 +359,15 @@ def _like(value: Any, device: torch.device, channels_last: bool) -> Any:
     )
 
 
-def _device(call: Convolution) -> torch.device:
+def device_of(call: Convolution) -> torch.device:
     """The call's; the current GPU for a call on the meta device, noted to be measured later."""
     device = call.tensors()[0].device
     if device.type != "meta":
         return device
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    # With its index: what is cached by device must not serve another card of the machine.
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 @contextmanager

@@ -7,6 +7,7 @@ faster than Inductor's code by more than the noise.
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,10 +20,10 @@ from torch import Tensor
 from rocm_passes.options import Options
 from rocm_passes.policy.bounds import INFINITY_CACHE_MIB, NOISE
 from rocm_passes.target import Target
-from rocm_passes.tuning import consulted, rounds, tuning
+from rocm_passes.tuning import agreed, budget, consulted, rounds, tuning
 from rocm_passes.tuning.consulted import INDUCTOR, SITE, Asked
 from rocm_passes.tuning.inductor_code import Compiled
-from rocm_passes.tuning.known import Known, known, site_machine
+from rocm_passes.tuning.known import Known, site_machine
 from rocm_passes.tuning.store import Measured, store
 
 log = logging.getLogger(__name__)
@@ -88,10 +89,12 @@ def pick(
     replayed: the graph's launches are replayed (CUDA graphs), so that they cost the host nothing.
     """
     where = site_machine(target)
-    found = None if tuning.anew(site.key, options) else known(options, where, site.key)
+    found = None
+    if not tuning.anew(site.key, options):
+        found = agreed.find(options, target, where, site.key)
     if found is None or not found.covers(names):
-        measured = _measured(site, names, options, where, timer or timed)
-        found = Known(measured) if measured is not None else found
+        measure = functools.partial(_measured, site, names, options, where, timer or timed)
+        found = agreed.measured(options, target, where, site.key, names, measure) or found
     best = decide(found.times, names, replayed) if found is not None else None
     unmeasured = found is None and options.tune_seconds > 0
     consulted.note(
@@ -156,13 +159,13 @@ def _measured(
     site: Site, names: Sequence[str], options: Options, where: str, timer: Timer
 ) -> Measured | None:
     """Compile, verify and time the candidates, and keep what was found, within the budget."""
-    with tuning.BUDGET as budget:
-        if budget.left(options.tune_seconds) <= 0:
+    with budget.BUDGET as shared:
+        if shared.left(options.tune_seconds) <= 0:
             return None
-        found = _found(site, names, timer, lambda: budget.left(options.tune_seconds) > 0)
+        found = _found(site, names, timer, lambda: shared.left(options.tune_seconds) > 0)
         if found is not None:
             store(options.choices).add(where, site.key, found, options.select == "measure")
-        tuning.progress(budget, options)
+        tuning.progress(shared, options)
     return found
 
 

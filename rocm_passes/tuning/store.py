@@ -93,11 +93,16 @@ def load(path: Path) -> Choices:
         return {}
     except OSError as error:
         raise StoreError(f"{path}: cannot be read: {error}") from error
+    return loads(text, str(path))
+
+
+def loads(text: str, source: str) -> Choices:
+    """What `dump` wrote. source: names the text in the error. Raises StoreError on other text."""
     try:
         document = json.loads(text)
         if document["format"] != FORMAT_VERSION:
             raise StoreError(
-                f"{path}: format {document['format']!r}; this version reads {FORMAT_VERSION}"
+                f"{source}: format {document['format']!r}; this version reads {FORMAT_VERSION}"
             )
         return {
             str(machine): {str(key): Measured.from_dict(m) for key, m in entries.items()}
@@ -107,7 +112,7 @@ def load(path: Path) -> Choices:
         raise
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise StoreError(
-            f"{path}: not a file of measured choices: {type(error).__name__}: {error}"
+            f"{source}: not a file of measured choices: {type(error).__name__}: {error}"
         ) from error
 
 
@@ -174,6 +179,11 @@ class Store:
                     self.path,
                     error,
                 )
+
+    def choices(self) -> Choices:
+        """All that is known, as it stands now."""
+        with self._lock:
+            return {machine: dict(entries) for machine, entries in self._content().items()}
 
     def _content(self) -> Choices:
         if self._choices is None:

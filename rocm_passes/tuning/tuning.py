@@ -6,11 +6,10 @@ A call that was measured before, by anyone who wrote to the same file, is not me
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import sys
-import threading
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,44 +18,17 @@ from rocm_passes.ops.operator import Lowering, computation_of
 from rocm_passes.options import Options
 from rocm_passes.policy.bounds import NOISE, SEARCH_SHARE
 from rocm_passes.target import Target
-from rocm_passes.tuning import ahead, consulted
+from rocm_passes.tuning import agreed, ahead, budget, consulted
 from rocm_passes.tuning import measure as measuring
+from rocm_passes.tuning.budget import Budget
 from rocm_passes.tuning.consulted import CONVOLUTION, Asked
-from rocm_passes.tuning.known import Known, known
+from rocm_passes.tuning.known import Known
 from rocm_passes.tuning.known import machine as machine
 from rocm_passes.tuning.store import Measured, Store, store
 
 log = logging.getLogger(__name__)
 
 Timer = Callable[[Sequence[Lowering[Any]], measuring.Convolution, measuring.Watch], Measured]
-
-
-class Budget:
-    """Seconds of measuring that this process may still spend; shared by every compile in it."""
-
-    def __init__(self) -> None:
-        self.spent = 0.0
-        self.measured = 0
-        self._lock = threading.RLock()
-
-    def __enter__(self) -> Budget:
-        self._lock.acquire()
-        self._started = time.perf_counter()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.spent += time.perf_counter() - self._started
-        self._lock.release()
-
-    def spend(self, seconds: float) -> None:
-        with self._lock:
-            self.spent += seconds
-
-    def left(self, limit: float) -> float:
-        return limit - self.spent - (time.perf_counter() - self._started)
-
-
-BUDGET = Budget()
 
 
 class Picked(NamedTuple):
@@ -97,21 +69,23 @@ def pick(
     """
     kept = store(options.choices)
     where = machine(target)
-    found = None if anew(key, options) else known(options, where, key)
-    if found is None or not found.covers([low.name for low in able]):
+    names = [low.name for low in able]
+    found = None if anew(key, options) else agreed.find(options, target, where, key)
+    if found is None or not found.covers(names):
         if ahead.note(key, able, call):
             return None
-        if options.tune_seconds > 0 and (target.is_gpu or timer is not None):
+        if target.is_gpu or timer is not None:
             # All of them, known ones too: times are compared within one measurement.
-            times = _measured(key, able, call, options, kept, where, timer or measuring.measure)
-            found = Known(times) if times is not None else found
+            times = timer or measuring.measure
+            measure = functools.partial(_measured, key, able, call, options, kept, where, times)
+            found = agreed.measured(options, target, where, key, names, measure) or found
     best = _best(able, found, options, usual_mib) if found is not None else None
     consulted.note(
         Asked(
             kind=CONVOLUTION,
             machine=where,
             key=key,
-            able=tuple(low.name for low in able),
+            able=tuple(names),
             chosen=best.lowering.name if best is not None else "",
             unmeasured=found is None and options.tune_seconds > 0,
             mib_at_most=_bound(options, usual_mib),
@@ -184,20 +158,19 @@ def _measured(
     where: str,
     timer: Timer,
 ) -> Measured | None:
-    with BUDGET as budget:
+    with budget.BUDGET as shared:
 
         def watch(name: str, seconds: float) -> bool:
             if seconds > SEARCH_SHARE.value * options.tune_seconds:
                 log.warning(
                     "rocm_passes: the first run of %s took %.0f s, mostly the library's search; it "
-                    "won't be "
-                    "repeated",
+                    "won't be repeated",
                     name,
                     seconds,
                 )
-            return budget.left(options.tune_seconds) > 0
+            return shared.left(options.tune_seconds) > 0
 
-        if budget.left(options.tune_seconds) <= 0:
+        if shared.left(options.tune_seconds) <= 0:
             log.info(
                 "rocm_passes: tuning budget of %g s is spent; rules decide", options.tune_seconds
             )
@@ -205,17 +178,17 @@ def _measured(
             found = timer(lowerings, call, watch)
             if found.ms or found.skipped:
                 kept.add(where, key, found, options.select == "measure")
-        progress(budget, options)
+        progress(shared, options)
     return kept.find(where, key)
 
 
-def progress(budget: Budget, options: Options) -> None:
+def progress(shared: Budget, options: Options) -> None:
     """One line on a terminal: what was measured, and the time that is left."""
-    budget.measured += 1
+    shared.measured += 1
     if sys.stderr.isatty():
-        left = max(0.0, budget.left(options.tune_seconds))
+        left = max(0.0, shared.left(options.tune_seconds))
         line = (
-            f"\rrocm-passes: measured {budget.measured} calls; "
+            f"\rrocm-passes: measured {shared.measured} calls; "
             f"{left:.0f} of {options.tune_seconds:g} s left"
         )
         print(line, end="", file=sys.stderr, flush=True)

@@ -241,3 +241,22 @@ def test_a_script_in_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert [row["form"] for row in rows] == ["eager", "ours"]
     assert rows[1]["difference"] == 0.0 and rows[1]["calls_ms"] > 0 and rows[1]["callables"] == 1
     assert "environment" in ledger or "graphs" in ledger
+
+
+def test_of_several_ranks_the_slowest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = {
+        0: [{"form": "ours", "calls_ms": 2.0, "difference": None}, {"form": "eager"}],
+        1: [{"form": "ours", "calls_ms": 3.0, "difference": 0.1}, {"form": "eager", "failed": "x"}],
+    }
+    assert script.slowest(rows) == [
+        {"form": "ours", "calls_ms": 3.0, "difference": 0.1},
+        {"form": "eager", "failed": "rank 1: x"},
+    ]
+
+
+def test_each_run_of_torchrun_has_a_process_group_of_its_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert script._of_run(3) == {}
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert script._of_run(3) == {"TORCHELASTIC_RESTART_COUNT": "2003"}

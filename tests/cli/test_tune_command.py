@@ -17,8 +17,8 @@ from rocm_passes.cli import tune
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.options import Options
 from rocm_passes.target import Target
+from rocm_passes.tuning import budget, tuning
 from rocm_passes.tuning import measure as measuring
-from rocm_passes.tuning import tuning
 from rocm_passes.tuning.ahead import Call
 from rocm_passes.tuning.store import Measured, Store, load
 from tests.ops.test_conv3d_lowerings import call
@@ -34,7 +34,7 @@ CALLS = [Call(f"conv3d call {number}", ABLE, CALL) for number in range(3)]
 @pytest.fixture(autouse=True)
 def as_it_was(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A fresh budget; what a script changes in the process is put back."""
-    monkeypatch.setattr(tuning, "BUDGET", tuning.Budget())
+    monkeypatch.setattr(budget, "BUDGET", budget.Budget())
     for variable in ("ROCM_PASSES_TUNE_SECONDS", "ROCM_PASSES_CHOICES"):
         monkeypatch.setenv(variable, "1")
     monkeypatch.setattr(sys, "argv", ["rocm-passes"])
@@ -102,7 +102,7 @@ def test_an_interrupt_keeps_what_was_measured(tmp_path: Path) -> None:
 
 
 def test_a_spent_budget_is_the_reason(tmp_path: Path) -> None:
-    tuning.BUDGET.spend(60)
+    budget.BUDGET.spend(60)
     (tuned, *_) = tune.measure(CALLS, options(tmp_path, tune_seconds=60.0), MI300, timer)
     assert tuned.reason == "the 60 seconds are spent (--seconds gives more)"
 

@@ -5,11 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLWan,
+    FluxTransformer2DModel,
+    UNet2DConditionModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
 from torch import nn
 
 
-def flux(layers: int = 1) -> Any:
+def flux(layers: int = 1, heads: int = 3) -> Any:
     torch.manual_seed(0)
     return FluxTransformer2DModel(
         patch_size=1,
@@ -17,7 +25,7 @@ def flux(layers: int = 1) -> Any:
         num_layers=layers,
         num_single_layers=layers,
         attention_head_dim=16,
-        num_attention_heads=3,
+        num_attention_heads=heads,
         joint_attention_dim=32,
         pooled_projection_dim=32,
         axes_dims_rope=(4, 6, 6),
@@ -39,6 +47,51 @@ def flux_inputs() -> dict[str, Any]:
         "txt_ids": torch.zeros(4, 3),
         "return_dict": False,
     }
+
+
+def wan(layers: int = 2) -> Any:
+    torch.manual_seed(0)
+    return WanTransformer3DModel(
+        num_attention_heads=4,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        text_dim=32,
+        freq_dim=16,
+        ffn_dim=64,
+        num_layers=layers,
+        rope_max_seq_len=32,
+    ).eval()
+
+
+def wan_inputs() -> dict[str, Any]:
+    """Sixteen tokens of video, four of text."""
+    generator = torch.Generator().manual_seed(1)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator)
+
+    return {
+        "hidden_states": draw(1, 4, 4, 4, 4),
+        "encoder_hidden_states": draw(1, 4, 32),
+        "timestep": torch.tensor([500.0]),
+        "return_dict": False,
+    }
+
+
+def wan_pipeline() -> Any:
+    """Without encoders of text: it is called with embeddings."""
+    torch.manual_seed(0)
+    vae = AutoencoderKLWan(base_dim=8, z_dim=4, dim_mult=[1, 1, 1, 1], num_res_blocks=1)
+    pipe = WanPipeline(
+        tokenizer=None,
+        text_encoder=None,
+        vae=vae.eval(),
+        scheduler=UniPCMultistepScheduler(),
+        transformer=wan(layers=1),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def image_vae(channels: int = 4) -> Any:

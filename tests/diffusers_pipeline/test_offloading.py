@@ -138,3 +138,12 @@ def test_hooks_on_blocks_make_it_compile_by_blocks(graphs: Graphs) -> None:
         report = compile_pipeline(model)
         assert report.parts[0].detail.startswith("4 blocks one by one")
         assert model._compiled_call_impl is None
+
+
+def test_a_denoiser_whose_layers_are_spread_over_devices(graphs: Graphs) -> None:
+    """As device_map="auto" spreads one over GPUs, with each layer hooked."""
+    model = flux()
+    device_map(model)
+    report = compile_pipeline(model)
+    assert report.compiled == []
+    assert all(DEVICE_MAP in part.detail for part in report.parts)

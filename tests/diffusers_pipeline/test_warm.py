@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 
 from rocm_passes import OptionError, RocmPassesError, compile_pipeline
+from rocm_passes.diffusers_pipeline import warm
 from tests.diffusers_pipeline.doubles import Graphs
 from tests.diffusers_pipeline.models import flux, flux_inputs, image_vae
 
@@ -163,3 +165,23 @@ def test_saving_without_a_path_or_without_content(
     with pytest.raises(RocmPassesError, match="nothing was compiled in this process yet"):
         compile_pipeline(image_vae()).save_cache_artifacts(tmp_path / "empty.bin")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_random_numbers_of_each_device_of_the_pipeline_are_left_as_they_were(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A pipeline on cuda:1 while cuda:0 is current."""
+    forked: dict[str, Any] = {}
+
+    @contextlib.contextmanager
+    def fork_rng(devices: Any, device_type: str = "cuda") -> Any:
+        forked.update(devices=devices, type=device_type)
+        yield
+
+    monkeypatch.setattr(torch.random, "fork_rng", fork_rng)
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    with warm.random_state({torch.device("cuda", 1)}):
+        pass
+    assert forked == {"devices": [0, 1], "type": "cuda"}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .aiter_kernels import hold, insist, span_bytes
+from .aiter_harm import hold, insist, span_bytes
 
 #: Of each architecture, the 8-bit dtype that its kernels read.
 FP8 = {"gfx942": torch.float8_e4m3fnuz, "gfx950": torch.float8_e4m3fn}

@@ -16,12 +16,11 @@ from rocm_passes.ops.conv_transposed import CONV_TRANSPOSED, ConvTransposed
 from rocm_passes.options import Options
 from rocm_passes.policy import verdict
 from rocm_passes.target import Target
+from rocm_passes.tuning import budget
 from rocm_passes.tuning import measure as measuring
-from rocm_passes.tuning import tuning
 from tests.accuracy import assert_no_worse
 from tests.rewriting import Rewritten, rewrite
 from tests.test_recall_norms import ledgers_of
-from tests.zoo import case
 
 BF16 = torch.bfloat16
 CONVOLUTION = torch.ops.aten.convolution.default
@@ -131,7 +130,7 @@ def test_the_default() -> None:
 
 
 def test_a_matrix_product_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuning, "BUDGET", tuning.Budget())
+    monkeypatch.setattr(budget, "BUDGET", budget.Budget())
     times = measuring.Measured({"matmul": 1.0, "direct": 3.0}, {"matmul": 0, "direct": 0})
     monkeypatch.setattr(measuring, "measure", lambda *_: times)
     options = Options(choices=str(tmp_path / "c.json"))
@@ -161,7 +160,6 @@ def test_a_call_s_key_and_work() -> None:
 def test_cosmos_s_inverse_haar_transform(monkeypatch: pytest.MonkeyPatch) -> None:
     """14 transposed convolutions for each of two levels; on a GPU all are pointwise products."""
     monkeypatch.setattr("rocm_passes.backend.Target.of_inputs", staticmethod(lambda _: H200))
-    zoo = case("vae_cosmos")
-    ledgers = ledgers_of(zoo, zoo.build(BF16), {"idioms": "conv_transposed", "tune_seconds": 0})
+    ledgers = ledgers_of("vae_cosmos", BF16, {"idioms": "conv_transposed", "tune_seconds": 0})
     sites = [e for ledger in ledgers for e in ledger.entries]
     assert [(e.idiom, e.lowering) for e in sites] == [("conv_transposed", "product")] * 28

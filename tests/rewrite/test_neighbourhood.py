@@ -22,7 +22,7 @@ from rocm_passes.rewrite.cut import Cut, cut
 from rocm_passes.rewrite.match import Idiom, Match
 from rocm_passes.rewrite.measuring import CompiledSite
 from rocm_passes.rewrite.neighbourhood import Neighbourhoods, NotCut
-from rocm_passes.tuning import inductor_code, tuning
+from rocm_passes.tuning import budget, inductor_code
 from rocm_passes.tuning.inductor_code import Code, Compiled
 from rocm_passes.tuning.sites import Times
 from rocm_passes.tuning.store import load
@@ -197,7 +197,7 @@ def measured(
     monkeypatch.setattr(measuring, "loaded", loaded)
     monkeypatch.setattr(measuring, "measures", lambda target, options: options.select == "auto")
     monkeypatch.setattr(measuring.policy, "settled", lambda *_: (False, False))
-    monkeypatch.setattr(tuning, "BUDGET", tuning.Budget())
+    monkeypatch.setattr(budget, "BUDGET", budget.Budget())
     small = measuring.WORTH_MEASURING_SITE_MIB
     monkeypatch.setattr(measuring, "WORTH_MEASURING_SITE_MIB", _with_value(small, 0))
 

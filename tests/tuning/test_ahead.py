@@ -21,7 +21,7 @@ from rocm_passes.ops.conv2d import CONV2D, Conv2d
 from rocm_passes.options import Options
 from rocm_passes.policy import bounds
 from rocm_passes.target import Target
-from rocm_passes.tuning import ahead, tuning
+from rocm_passes.tuning import ahead, budget, tuning
 from rocm_passes.tuning.store import Measured, store
 from tests.ops.test_conv3d_lowerings import LOWERINGS, call
 from tests.rewriting import Rewritten, recording
@@ -160,7 +160,7 @@ def test_calls_survive_the_way_to_another_process() -> None:
 def test_a_conv2d_survives_the_way_to_another_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "BUDGET", tuning.Budget())
+    monkeypatch.setattr(budget, "BUDGET", budget.Budget())
     x, weight = torch.empty(1, 4, 9, 9), torch.empty(6, 4, 3, 3)
     meant = Conv2d(x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
     able = [low for low in CONV2D.lowerings if low.name == "channels_last"]
@@ -181,7 +181,7 @@ def test_nobody_noting_nothing_noted() -> None:
 def test_what_was_noted_is_measured_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tuning, "BUDGET", tuning.Budget())
+    monkeypatch.setattr(budget, "BUDGET", budget.Budget())
     options = Options(choices=str(tmp_path / "c.json"))
     c = call((2, 4), zeros=(1, 0), dtype=torch.float32)
     with ahead.noting() as noted:

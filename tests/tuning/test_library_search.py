@@ -13,8 +13,8 @@ import torch
 
 from rocm_passes.options import Options
 from rocm_passes.target import Target
+from rocm_passes.tuning import budget, tuning
 from rocm_passes.tuning import library_search as searching
-from rocm_passes.tuning import tuning
 from rocm_passes.tuning.store import load
 
 MI300 = Target("amd", "gfx942", "MI300X", "2.11.0+rocm7", "3.6")
@@ -25,7 +25,7 @@ SHAPES = [("conv3d", (1, 8, 3, 4, 5), (8, 8, 3, 3, 3))]
 def user_setting(request: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[bool]:
     """Whatever the user had stands after every test."""
     monkeypatch.setattr(torch.backends.cudnn, "benchmark", request.param)
-    monkeypatch.setattr(searching, "BUDGET", tuning.Budget())
+    monkeypatch.setattr(budget, "BUDGET", budget.Budget())
     yield request.param
     assert torch.backends.cudnn.benchmark is request.param
 
@@ -103,7 +103,7 @@ def test_a_search_that_outlasts_its_share_is_recorded_and_not_repeated(
 
 
 def test_a_spent_budget_searches_nothing_new(tmp_path: Path, user_setting: bool) -> None:
-    searching.BUDGET.spend(60)
+    budget.BUDGET.spend(60)
     assert region(flag, tmp_path)() is user_setting
 
 

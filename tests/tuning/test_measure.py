@@ -252,3 +252,11 @@ def test_a_stop_holds_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> 
 
     assert not measuring.measure(ABLE, SMALL, watch).ms
     assert told == [ABLE[0].name]
+
+
+def test_a_noted_call_is_measured_on_a_numbered_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two cards of one machine: what is cached by device, the copy rate, must not be shared."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    noted = with_tensors(lambda t: t.to("meta"), call((1,)))
+    assert measuring.device_of(noted) == torch.device("cuda", 1)

@@ -13,7 +13,7 @@ import torch
 
 from rocm_passes.options import Options
 from rocm_passes.target import Target
-from rocm_passes.tuning import consulted, sites, tuning
+from rocm_passes.tuning import budget, consulted, sites, tuning
 from rocm_passes.tuning.consulted import INDUCTOR, Record
 from rocm_passes.tuning.inductor_code import Compiled
 from rocm_passes.tuning.known import site_machine
@@ -25,7 +25,7 @@ MI300 = Target("amd", "gfx942", "MI300X", "2.13.0+rocm7", "3.7.0")
 
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(tuning, "BUDGET", tuning.Budget())
+    monkeypatch.setattr(budget, "BUDGET", budget.Budget())
     monkeypatch.setattr(tuning, "_ANEW", set())
     yield
 
@@ -162,7 +162,7 @@ def test_select_measure_measures_once_more_in_a_process(tmp_path: Path) -> None:
 
 
 def test_a_spent_budget_leaves_it_to_the_rules_and_is_noted(tmp_path: Path) -> None:
-    tuning.BUDGET.spend(100)
+    budget.BUDGET.spend(100)
     site, record = Planted(), Record()
     with consulted.recording(record):
         assert pick(tmp_path, Clock(inductor=0.5, triton=0.4, aiter=0.4), site) is None
@@ -180,7 +180,7 @@ def test_a_budget_of_nothing_measures_nothing(tmp_path: Path) -> None:
 def test_a_budget_that_ends_while_it_compiles_keeps_nothing(tmp_path: Path) -> None:
     class Slow(Planted):
         def compiled(self, names: Sequence[str]) -> tuple[dict[str, Compiled], dict[str, str]]:
-            tuning.BUDGET.spend(100)
+            budget.BUDGET.spend(100)
             return super().compiled(names)
 
     clock = Clock(inductor=0.5, triton=0.4, aiter=0.4)

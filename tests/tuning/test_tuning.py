@@ -19,8 +19,8 @@ from rocm_passes.options import Options
 from rocm_passes.policy import bounds
 from rocm_passes.rewrite.choose import asked
 from rocm_passes.target import AMD_ARCHITECTURES, Target
+from rocm_passes.tuning import budget, tuning
 from rocm_passes.tuning import measure as measuring
-from rocm_passes.tuning import tuning
 from rocm_passes.tuning.store import Measured, Store, store
 from tests.doubles.aiter_double import absent, installed
 from tests.ops.test_conv3d_lowerings import LOWERINGS, call
@@ -34,7 +34,7 @@ ANY = call((1,))
 
 @pytest.fixture(autouse=True)
 def fresh_budget(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(tuning, "BUDGET", tuning.Budget())
+    monkeypatch.setattr(budget, "BUDGET", budget.Budget())
     yield
 
 

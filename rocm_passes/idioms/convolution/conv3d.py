@@ -81,6 +81,8 @@ def _found(node: fx.Node, context: Context, channels_last: bool) -> Found:
         "bias": bias is not None,
         "channels_last": channels_last,
     }
+    if halo := padding.halo(read.pieces):
+        parameters["halo"] = halo
     if SORTED_BY in node.meta:
         parameters["channels_sorted_by"] = node.meta[SORTED_BY]
     reason = refusal(node)

@@ -7,6 +7,7 @@ H, H, front, back])   zeros (front, back); H, W become the convolution's own
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,21 @@ def read(x: fx.Node, padding: tuple[int, ...]) -> Padded:
         pass
     _drop_zero_pieces(found)
     return found
+
+
+def halo(pieces: Sequence[fx.Node]) -> str:
+    """Rows or columns of neighbours that stand beside a piece, as a spatially parallel decode
+    exchanges them, and what becomes of them; empty where there are none.
+    """
+    for piece in pieces:
+        axis = {3: "height", 4: "width"}.get(n.joined_dim(piece) or 0)
+        if axis is not None:
+            count = len(n.arg(piece, 0))
+            return (
+                f"{count} tensors joined along the {axis} are copied together before the "
+                "convolution: no lowering reads rows or columns from several tensors"
+            )
+    return ""
 
 
 def _absorb_pad(found: Padded) -> bool:

@@ -19,6 +19,7 @@ import torch
 from torch import fx
 
 from rocm_passes.fx import nodes as n
+from rocm_passes.fx.collectives import is_collective
 from rocm_passes.fx.matching import Bound, Trace
 from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.norms.rms_formula import (
@@ -26,6 +27,7 @@ from rocm_passes.idioms.norms.rms_formula import (
     CANDIDATE,
     NORM,
     PLAIN_WEIGHT,
+    SCALED,
     SCALED_BY,
     WEIGHTED,
 )
@@ -39,6 +41,9 @@ from rocm_passes.idioms.norms.rows import (
     rounds_inside,
     sole_cast,
 )
+
+#: How many nodes may stand between a root and the collective that took the ranks' means together.
+_STEPS = 6
 
 
 @dataclass
@@ -127,7 +132,9 @@ def read_fused(node: fx.Node) -> RMS | str:
 def read(root: fx.Node) -> RMS | str | None:
     """An RMSNorm around a root. None: not an RMSNorm at all; a string: why it can't be taken."""
     candidate = CANDIDATE.match(root.args[0], Trace(keeps_rows))
-    if candidate is None or _is_channel_norms(root, candidate):
+    if candidate is None:
+        return _across_ranks(root)
+    if _is_channel_norms(root, candidate):
         return None
     reduced = candidate.get("reduced")
     wrong = last_dim(root, replace(candidate, node=reduced)) if reduced is not None else None
@@ -144,6 +151,35 @@ def read(root: fx.Node) -> RMS | str | None:
         # The length of a vector has other uses than a norm.
         return None
     return f"the inverse root mean square does not multiply the norm's own input: {trace.reason}"
+
+
+def _across_ranks(root: fx.Node) -> str | None:
+    """Why a norm of rows that are sharded over ranks is not taken; None where there is none.
+
+    Each rank's mean of squares is summed or averaged by a collective, and then multiplies x.
+    """
+    node: object = root.args[0]
+    for _ in range(_STEPS):
+        if not isinstance(node, fx.Node) or not node.all_input_nodes:
+            return None
+        node = node.all_input_nodes[0]
+        if is_collective(node):
+            break
+    else:
+        return None
+    found = SCALED.match(node.args[0], Trace(keeps_rows))
+    if found is None or not any(_multiplies(p, found["x"]) for p in products(root)):
+        return None
+    return (
+        f"its rows are sharded over ranks, whose means {node.name} takes together: no kernel waits "
+        "for a collective within a norm"
+    )
+
+
+def _multiplies(product: fx.Node, x: fx.Node) -> bool:
+    """Is x, or x times a weight, a factor?"""
+    factors = [n.through_widening(a) for a in product.args if isinstance(a, fx.Node)]
+    return any(f is x or x in map(n.through_widening, f.all_input_nodes) for f in factors)
 
 
 def _averages(candidate: Bound) -> bool:

@@ -12,6 +12,8 @@ When it pays: where q is large enough that the host keeps ahead of the device, o
 spares it. Inductor takes two or three passes over q and k, for the mean must be known before the
 rotation, and the rotation's halves or complex numbers make further ones.
 
+Where q goes to other ranks while k is computed, q and k are two sites.
+
 Refused: a norm over other channels than a head's or a token's; weights as (1 + w); streams that
 differ in where they round.
 """
@@ -25,6 +27,7 @@ from typing import Any
 from torch import fx
 
 from rocm_passes.fx import nodes as n
+from rocm_passes.fx.collectives import Collectives, collectives
 from rocm_passes.fx.convexity import Contraction
 from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.norms import rms as norms
@@ -75,13 +78,14 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
         alone = normed(rotation, recipe, results) if isinstance(recipe, Recipe) else None
         if alone is not None:
             attentions.append((alone,))
-    yield from _sites(attentions, results, contraction)
+    yield from _sites(attentions, results, contraction, context.read_once(graph, collectives))
 
 
 def _sites(
     attentions: list[tuple[Normed, ...]],
     results: Mapping[fx.Node, norms.RMS],
     contraction: Contraction,
+    beside: Collectives,
 ) -> Iterator[Found]:
     done: set[fx.Node] = set()
     by_result = {a[0].rotation.result: a for a in attentions}
@@ -95,6 +99,10 @@ def _sites(
         if found is not None and found.obstacle(contraction) is None:
             done |= {m.rotation.core for a in members for m in a}
             yield found
+            if beside.obstacle(found.nodes, found.inputs(), found.outputs):
+                # It will be refused: q is sent to the other ranks while k is computed.
+                each = (_site((m,)) for a in members for m in a)
+                yield from (one for one in each if one is not None)
         elif site is not None:
             alone = _site(attention)
             if alone is not None:
