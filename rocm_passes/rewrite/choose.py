@@ -11,6 +11,7 @@ from rocm_passes.options import Options
 from rocm_passes.report.ledger import LEFT, LoweringVerdict, summary
 from rocm_passes.rewrite.match import Idiom, Match
 from rocm_passes.target import Target, unmet
+from rocm_passes.tuning import tuning
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,10 @@ def _choose(
     if idiom.measured is not None:
         found = idiom.measured(able, call, target, options)
         if found is not None:
-            return taken(*found)
+            choice = taken(*found)
+            times = tuning.known(call, target, options)
+            said.update({n: v._replace(ms=times.get(n)) for n, v in said.items()})
+            return choice
     for lowering in able:
         pays, reason = policy.verdict(idiom.rules, lowering.name, call, target)
         if pays:

@@ -11,7 +11,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -99,6 +99,13 @@ def pick(
     if found is None:
         return None
     return _best(able, found, options, usual_mib)
+
+
+def known(call: Any, target: Target, options: Options) -> Mapping[str, float]:
+    """Milliseconds of the call by lowering, as far as they are known for this machine."""
+    key = getattr(call, "key", None)
+    found = store(options.choices).find(machine(target), key()) if callable(key) else None
+    return {} if found is None else found.ms
 
 
 def _best(
