@@ -5,9 +5,11 @@ from __future__ import annotations
 import base64
 import json
 import os
+import select
 import shutil
 import subprocess
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,8 @@ from typing import Any
 COMMANDS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 #: The descriptors that --remote-debugging-pipe reads from and writes to.
 READS, WRITES = 3, 4
+#: Seconds that an answer may take, on a machine under load.
+PATIENCE = 60
 
 
 def command() -> str | None:
@@ -27,9 +31,10 @@ def command() -> str | None:
 class Browser:
     """One tab."""
 
-    def __init__(self, send: Any, receive: Any) -> None:
+    def __init__(self, send: Any, receive: int) -> None:
         self._send, self._receive = send, receive
         self._number = 0
+        self._received = b""
         self._session: str | None = None
         target = self.call("Target.createTarget", url="about:blank")["targetId"]
         self._session = self.call("Target.attachToTarget", targetId=target, flatten=True)[
@@ -65,9 +70,13 @@ class Browser:
             features=[{"name": "prefers-color-scheme", "value": scheme}],
         )
         self.call("Page.navigate", url=file.resolve().as_uri())
-        loaded = "new Promise(r => document.readyState === 'complete' ? r() : onload = r)"
-        self.evaluate(f"{loaded}.then(() => location.href)")
-        assert self.evaluate("document.querySelector('h1') !== null"), "the page is not loaded"
+        # Asked again and again: where scripts are off, no promise of the page is ever kept.
+        for _ in range(200):
+            ready = "document.readyState === 'complete' && document.querySelector('h1') !== null"
+            if self.evaluate(ready):
+                return
+            time.sleep(0.05)
+        raise AssertionError(f"{file} is not loaded")
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression; a promise is waited for."""
@@ -83,11 +92,15 @@ class Browser:
         file.write_bytes(base64.b64decode(shot["data"]))
 
     def _read(self) -> Any:
-        found = bytearray()
-        while (byte := self._receive.read(1)) != b"\0":
-            assert byte, "the browser has ended"
-            found += byte
-        return json.loads(found)
+        """The next message. They end in a zero byte."""
+        while b"\0" not in self._received:
+            ready, _, _ = select.select([self._receive], [], [], PATIENCE)
+            assert ready, f"the browser has not answered for {PATIENCE} s"
+            more = os.read(self._receive, 2**16)
+            assert more, "the browser has ended"
+            self._received += more
+        message, _, self._received = self._received.partition(b"\0")
+        return json.loads(message)
 
 
 @contextmanager
@@ -118,9 +131,10 @@ def browser() -> Iterator[Browser]:
         os.close(to_read)
         os.close(to_write)
         try:
-            with os.fdopen(send, "wb") as out, os.fdopen(receive, "rb") as back:
-                yield Browser(out, back)
+            with os.fdopen(send, "wb") as out:
+                yield Browser(out, receive)
         finally:
+            os.close(receive)
             process.terminate()
             try:
                 process.wait(timeout=20)
