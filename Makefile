@@ -1,4 +1,5 @@
-# make test | test-all | fuzz SECONDS=600 | mutants | demo | lint | format | docs | clean
+# make test | test-all | fuzz SECONDS=600 | mutants | demo | lint | format | docs | docs-tables |
+# clean
 # Each makes its own virtual environment where none is there.
 
 VENV := .venv
@@ -7,7 +8,7 @@ PYTHON := $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; 
 RUN := $(VENV)/bin/python
 READY := $(VENV)/ready
 
-.PHONY: test test-all fuzz mutants demo lint format docs clean
+.PHONY: test test-all fuzz mutants demo lint format docs docs-tables clean
 
 # The fast suite. test-all adds every combination of parameters, more drawn examples, and generated
 # code where the fast suite runs a rewritten graph as it is.
@@ -39,7 +40,12 @@ format: $(READY)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-docs: $(READY)
+# The site, into site/: a broken link or an unknown name is an error.
+docs: docs-tables $(VENV)/ready-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+# The parts of the documents that come from the code.
+docs-tables: $(READY)
 	$(RUN) -m examples.write_docs
 
 $(READY): pyproject.toml constraints.txt
@@ -49,5 +55,9 @@ $(READY): pyproject.toml constraints.txt
 	$(RUN) -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
+$(VENV)/ready-docs: $(READY)
+	$(RUN) -m pip install -q -c constraints.txt -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) demo-output .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) site demo-output .mypy_cache .pytest_cache .ruff_cache

@@ -1,5 +1,5 @@
-"""Writes the parts of the documents that come from the code: `make docs`. A test says when they are
-stale.
+"""Writes the parts of the documents that come from the code: `make docs-tables`. A test says when they
+are stale.
 
 `python -m examples.write_docs --demo` also runs the demo on one model, and shows in the README what
 it says.

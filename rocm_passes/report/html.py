@@ -35,7 +35,7 @@ def page(document: Mapping[str, Any], title: str) -> str:
         f"<h1>{escape(title)}</h1>",
         _environment(document["environment"]),
         _table(document.get("models", ()), "models"),
-        _table(document.get("parts", ()), "parts"),
+        _table(map(_part, document.get("parts", ())), "parts"),
         _totals(sites),
         _tabs(groups),
         html_overview.overview(groups),
@@ -87,6 +87,13 @@ def _table(found: Iterable[Mapping[str, Any]], name: str) -> str:
     lines = ["".join(f"<td>{escape(_text(row[n]))}</td>" for n in names) for row in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="scroll"><table class="{name}"><tr>{head}</tr>{body}</table></div>'
+
+
+def _part(found: Mapping[str, Any]) -> dict[str, str]:
+    """A line of compile_pipeline's report; its share as a percentage."""
+    share = found.get("share")
+    said = {"weights compiled": "" if share is None else f"{100 * share:.0f} %"}
+    return {**{key: found[key] for key in ("name", "action", "detail")}, **said}
 
 
 def _text(value: object) -> str:
