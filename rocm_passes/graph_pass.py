@@ -117,6 +117,8 @@ class GraphPass(CustomGraphPass):
         ledger = Ledger(
             f"graph{next(_GRAPH_NUMBERS)}", looked_for=tuple(i.name for i in self.idioms)
         )
+        if self.options.as_if:
+            ledger.notes.append(f"decided as on {self.options.as_if}; no code was generated")
         while self._training:
             ledger.add(self._training.pop(0))
         return ledger

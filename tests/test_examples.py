@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 
 import pytest
@@ -49,3 +50,34 @@ def test_its_help_needs_no_model(capsys: pytest.CaptureFixture[str]) -> None:
             importlib.import_module(f"examples.{name}").main(["--help"])
         assert ended.value.code == 0
         assert "--tiny" in capsys.readouterr().out
+
+
+NOTEBOOK = Path(__file__).parent.parent / "examples" / "ledger.ipynb"
+
+
+def test_the_notebook_s_cells_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this process, cell by cell: it needs no kernel."""
+    monkeypatch.chdir(tmp_path)
+    torch._dynamo.reset()
+    notebook = json.loads(NOTEBOOK.read_text())
+    assert all(not c.get("outputs") for c in notebook["cells"]), "it is kept without outputs"
+    names: dict[str, object] = {}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec("".join(cell["source"]), names)
+    assert "rms_norm" in (tmp_path / "wan-block.html").read_text()
+    assert "<iframe" in names["explanation"]._repr_html_()  # type: ignore[attr-defined]
+
+
+@pytest.mark.exhaustive
+def test_the_notebook_shows_the_page_in_jupyter(tmp_path: Path) -> None:
+    nbclient = pytest.importorskip("nbclient")
+    nbformat = pytest.importorskip("nbformat")
+    pytest.importorskip("ipykernel")
+    notebook = nbformat.read(NOTEBOOK, as_version=4)
+    client = nbclient.NotebookClient(
+        notebook, timeout=500, resources={"metadata": {"path": str(tmp_path)}}
+    )
+    client.execute()
+    shown = [o["data"] for c in notebook.cells for o in c.get("outputs", ()) if "data" in o]
+    assert any("<iframe" in data.get("text/html", "") for data in shown)

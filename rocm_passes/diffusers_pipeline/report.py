@@ -58,6 +58,7 @@ class Report(Shown):
 
     parts: list[Part] = field(default_factory=list)
     artifacts_path: str | None = None
+    title: str = Shown.title
     #: The modules compiled for each part: `warm` watches them.
     modules: dict[str, list[nn.Module]] = field(default_factory=dict, repr=False)
     #: The newest ledger when the report was made; those behind it are the pipeline's.

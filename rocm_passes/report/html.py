@@ -34,6 +34,7 @@ def page(document: Mapping[str, Any], title: str) -> str:
     body = [
         f"<h1>{escape(title)}</h1>",
         _environment(document["environment"]),
+        _notes(document.get("graphs", ())),
         _table(document.get("models", ()), "models"),
         _table(map(_part, document.get("parts", ())), "parts"),
         _totals(sites),
@@ -76,6 +77,12 @@ def _environment(found: Mapping[str, Any]) -> str:
         known["a large copy"] = f"{rate / 1e12:.3g} TB/s"
     pairs = " · ".join(f"{escape(k)} <b>{escape(str(v))}</b>" for k, v in known.items())
     return f'<p class="environment">{pairs}</p>'
+
+
+def _notes(graphs: Iterable[Mapping[str, Any]]) -> str:
+    """What was noted of whole graphs, each once."""
+    notes = dict.fromkeys(note for graph in graphs for note in graph.get("notes", ()))
+    return "".join(f'<p class="note">{escape(note)}</p>' for note in notes)
 
 
 def _table(found: Iterable[Mapping[str, Any]], name: str) -> str:

@@ -219,6 +219,7 @@ def to_dict(
                 "sites": len(g.entries),
                 "pass_seconds": round(g.seconds, 6),
                 "from_cache": g.from_cache,
+                "notes": list(g.notes),
             }
             for g in ledgers
         ],

@@ -68,6 +68,8 @@ function follow() {
   if (tab === "overview") select("");
   group.open = true;
   group.scrollIntoView();
+  // Groups above it get their true heights when they are first laid out.
+  requestAnimationFrame(() => group.scrollIntoView());
 }
 
 document.body.classList.add("scripted");

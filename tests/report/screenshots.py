@@ -23,7 +23,7 @@ IMAGES = Path(__file__).parent.parent.parent / "docs" / "images"
 EXAMPLES = {"wan": wan.main, "sdxl": sdxl.main}
 WIDTHS, SCHEMES = (1280, 400), ("light", "dark")
 #: Enough for text on one background, and small files.
-COLOURS = 48
+COLOURS = 64
 #: As a person sees it who has opened one group with a drawing.
 OPENED = """(() => {
   select('');
@@ -46,7 +46,9 @@ def take(tab: Browser, page: Path, example: str, folder: Path) -> None:
             tab.open(page, width, scheme, height=860)
             _shot(tab, folder / f"{example}-{width}-{scheme}.png")
     tab.open(page, WIDTHS[0], "light", height=860)
-    tab.evaluate(OPENED)
+    for _ in range(2):
+        # Groups above it get their true heights when they are first laid out.
+        tab.evaluate(f"{OPENED}; new Promise(r => setTimeout(r, 100))")
     _shot(tab, folder / f"{example}-group.png")
 
 
