@@ -154,7 +154,7 @@ def _once(values: Iterable[str]) -> list[str]:
 def _drawings(sites: Sequence[SiteRecord], drawings: Sequence[Mapping[str, Any]]) -> str:
     """Each distinct site's graph, before and after."""
     numbers = _once(s["drawing"] for s in sites if s.get("drawing") is not None)
-    parts = []
+    parts: list[str] = []
     for number in numbers:
         drawing = drawings[int(number)]
         like = sum(s.get("drawing") == number for s in sites)
