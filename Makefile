@@ -28,6 +28,7 @@ mutants: $(READY)
 	$(RUN) -m tests.fuzz --mutants --docs docs/fuzzing.md
 
 demo: $(READY)
+	@echo "importing torch and diffusers ..."
 	$(RUN) -m examples.demo $(DEMO_ARGS)
 
 lint: $(READY)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import textwrap
 import time
 import warnings
 from collections import Counter
@@ -39,6 +40,9 @@ from rocm_passes.report.text import aligned
 from rocm_passes.report.text import outcome as became
 from rocm_passes.target import Target
 from tests.zoo import DEMO, Case, case, tensors_in
+
+#: Of printed reasons, in characters.
+WIDTH = 96
 
 
 @dataclass(frozen=True)
@@ -185,10 +189,14 @@ def told(outcome: Outcome) -> str:
 
 
 def _decided(decided: Explanation) -> list[str]:
-    """A line for each group of like sites."""
+    """Each group of like sites, and the reason beneath."""
     groups = Counter((e.idiom, became(e), _why(e)) for e in decided.sites)
-    rows = [(f"  {idiom}", f"{n:>3}", how, why) for (idiom, how, why), n in groups.items()]
-    return aligned(sorted(rows))
+    heads = aligned([(idiom, str(count), how) for (idiom, how, _), count in groups.items()])
+    return [
+        line
+        for head, (_, _, why) in zip(heads, groups, strict=True)
+        for line in (head, textwrap.indent(textwrap.fill(why, WIDTH - 4), " " * 4))
+    ]
 
 
 def _why(entry: Entry) -> str:
