@@ -1,4 +1,5 @@
-# make test | test-all | fuzz SECONDS=600 | mutants | demo | lint | format | docs | clean
+# make test | test-all | fuzz SECONDS=600 | mutants | demo | lint | format | docs | docs-tables |
+# clean
 # Each makes its own virtual environment where none is there.
 
 VENV := .venv
@@ -10,7 +11,7 @@ READY := $(VENV)/ready
 # $(call step,NAME,COMMAND): a failure says which step it was.
 step = $(2) || { code=$$?; echo "make $@: $(1) failed with exit code $$code" >&2; exit $$code; }
 
-.PHONY: test test-all fuzz mutants demo lint format docs clean
+.PHONY: test test-all fuzz mutants demo lint format docs docs-tables clean
 
 # The fast suite. test-all adds every combination of parameters, more drawn examples, and generated
 # code where the fast suite runs a rewritten graph as it is.
@@ -30,6 +31,7 @@ mutants: $(READY)
 	$(RUN) -m tests.fuzz --mutants --docs docs/fuzzing.md
 
 demo: $(READY)
+	@echo "importing torch and diffusers ..."
 	$(RUN) -m examples.demo $(DEMO_ARGS)
 
 lint: $(READY)
@@ -42,7 +44,12 @@ format: $(READY)
 	$(RUN) -m ruff check --fix .
 	$(RUN) -m ruff format .
 
-docs: $(READY)
+# The site, into site/: a broken link or an unknown name is an error.
+docs: docs-tables $(VENV)/ready-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
+# The parts of the documents that come from the code.
+docs-tables: $(READY)
 	$(RUN) -m examples.write_docs
 
 $(READY): pyproject.toml constraints.txt
@@ -52,5 +59,9 @@ $(READY): pyproject.toml constraints.txt
 	$(RUN) -m pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
+$(VENV)/ready-docs: $(READY)
+	$(RUN) -m pip install -q -c constraints.txt -e '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) demo-output .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) site demo-output .mypy_cache .pytest_cache .ruff_cache

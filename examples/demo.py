@@ -1,8 +1,12 @@
 """Five diffusion models, compiled with the backend, and what became of them.
 
-Real diffusers classes from tiny configs with random weights, those that the tests use: no GPU, no
-download. Run from a checkout by `make demo`, or `python -m examples.demo`. Leaves ledger.json and
-ledger.html in demo-output.
+Real diffusers classes from tiny configs with random weights, those that the tests use. No GPU is
+needed and nothing is downloaded; where there is a GPU, the demo runs there. Run it from a checkout
+by `make demo`, or `python -m examples.demo`.
+
+Without a GPU all sites are rewritten that can be, to show it. Each model is then decided again with
+the defaults of an AMD GPU (`--as-if`, gfx942), to show reasons. No code is generated for that. Both
+ledgers are left in demo-output: ledger.json and ledger.html, and ledger-gfx942.json and .html.
 """
 
 from __future__ import annotations
@@ -10,9 +14,11 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import textwrap
 import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,13 +30,19 @@ import torch
 
 import rocm_passes
 from examples.progress import Progress
-from rocm_passes import Explanation
+from rocm_passes import Entry, Explanation
 from rocm_passes.environment import document
+from rocm_passes.errors import plural
 from rocm_passes.options import SELECT
 from rocm_passes.report import html as report_html
 from rocm_passes.report import ledger
 from rocm_passes.report.text import aligned
+from rocm_passes.report.text import outcome as became
+from rocm_passes.target import Target
 from tests.zoo import DEMO, Case, case, tensors_in
+
+#: Of printed reasons, in characters.
+WIDTH = 96
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,7 @@ class Outcome:
 
     name: str
     explanation: Explanation
+    decided: Explanation | None
     seconds: float
     error: float
     eager_error: float
@@ -72,24 +85,34 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     started = time.perf_counter()
     dtype = getattr(torch, arguments.dtype)
-    print(f"{len(arguments.models)} models in {arguments.dtype}, {_choice(arguments.select)}\n")
+    where = f"on {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "on the CPU"
+    select = arguments.select or ("auto" if torch.cuda.is_available() else "always")
+    count = plural(len(arguments.models), "model")
+    print(f"{count} in {arguments.dtype} {where}, {_choice(select)}\n", flush=True)
     outcomes = []
     for number, name in enumerate(arguments.models, 1):
-        outcome = run(case(name), dtype, arguments.select, f"[{number}/{len(arguments.models)}]")
+        label = f"[{number}/{len(arguments.models)}]"
+        outcome = run(case(name), dtype, select, label, arguments.as_if)
         outcomes.append(outcome)
         print(f"{told(outcome)}\n", flush=True)
     print("\n".join(aligned(_overview(outcomes))))
-    json_file, html_file = write(outcomes, Path(arguments.output))
-    print(f"\n{time.perf_counter() - started:.0f} seconds. The ledger of every site lies in")
-    print(f"  {json_file}\n  {html_file}")
+    with Progress("writing the ledgers"):
+        files = write(outcomes, Path(arguments.output), arguments.as_if)
+    print(f"\n{time.perf_counter() - started:.0f} seconds. The ledgers of all sites:")
+    print("\n".join(f"  {file}" for file in files))
     return 0
 
 
-def run(zoo_case: Case, dtype: torch.dtype, select: str, label: str = "") -> Outcome:
-    """Build the model, run it eagerly, in float64 and compiled, and compare."""
+def run(
+    zoo_case: Case, dtype: torch.dtype, select: str, label: str = "", as_if: str = ""
+) -> Outcome:
+    """Build the model, run it eagerly, in float64 and compiled, and compare. as_if: decide once
+    more, as by default on that architecture.
+    """
     name = zoo_case.source.partition(":")[2]
+    device = "cuda" if torch.cuda.is_available() else "cpu"
     with Progress(f"{label} {name}: building it, running it eagerly and in float64"):
-        model = zoo_case.build(dtype)
+        model = zoo_case.build(dtype).to(device)
         inputs = zoo_case.inputs(model)
         eager = zoo_case.run(model, inputs)
         reference = zoo_case.reference(model, inputs)
@@ -98,10 +121,17 @@ def run(zoo_case: Case, dtype: torch.dtype, select: str, label: str = "") -> Out
         explanation = rocm_passes.explain(
             zoo_case.function(model), *inputs[0], options={"select": select}, **inputs[1]
         )
+    decided = None
+    if as_if:
+        with Progress(f"{label} {name}: deciding as on {as_if}"), torch.no_grad():
+            options = {"as_if": as_if}
+            call = zoo_case.function(model)
+            decided = rocm_passes.explain(call, *inputs[0], options=options, **inputs[1])
     result = tensors_in(explanation.result)
     return Outcome(
         name,
         explanation,
+        decided,
         compiling.seconds,
         error(result, reference),
         error(eager, reference),
@@ -117,20 +147,32 @@ def error(found: Iterable[torch.Tensor], reference: Iterable[torch.Tensor]) -> f
     return float((off / size) ** 0.5)
 
 
-def write(outcomes: Sequence[Outcome], folder: Path) -> tuple[Path, Path]:
-    """The ledger as JSON and as an HTML page; each site says which model it is of."""
-    found = document(g for o in outcomes for g in o.explanation.ledgers)
-    names = [o.name for o in outcomes for _ in o.explanation.sites]
+def write(outcomes: Sequence[Outcome], folder: Path, as_if: str = "") -> list[Path]:
+    """The ledger as JSON and as an HTML page, and those of `as_if`; each site says which model it
+    is of.
+    """
+    here = {o.name: o.explanation for o in outcomes}
+    files = _written(here, folder / "ledger", "rocm-passes: the demo", [o.row() for o in outcomes])
+    there = {o.name: o.decided for o in outcomes if o.decided is not None}
+    if there:
+        title = f"rocm-passes: the demo's models, decided as on {as_if}"
+        files += _written(there, folder / f"ledger-{as_if}", title, [])
+    return files
+
+
+def _written(
+    explanations: Mapping[str, Explanation], stem: Path, title: str, models: list[dict[str, Any]]
+) -> list[Path]:
+    found = document(g for e in explanations.values() for g in e.ledgers)
+    names = [name for name, e in explanations.items() for _ in e.sites]
     found["sites"] = [
         {"model": name, **site} for name, site in zip(names, found["sites"], strict=True)
     ]
-    found["models"] = [o.row() for o in outcomes]
-    json_file, html_file = folder / "ledger.json", folder / "ledger.html"
+    found["models"] = models
+    json_file, html_file = stem.with_suffix(".json"), stem.with_suffix(".html")
     ledger.write_json(str(json_file), found)
-    html_file.write_text(
-        report_html.page(found, "rocm-passes: the demo's ledger"), encoding="utf-8"
-    )
-    return json_file, html_file
+    html_file.write_text(report_html.page(found, title), encoding="utf-8")
+    return [json_file, html_file]
 
 
 def told(outcome: Outcome) -> str:
@@ -140,7 +182,27 @@ def told(outcome: Outcome) -> str:
     )
     errors = f"error against float64: compiled {outcome.error:.2e}, eager {outcome.eager_error:.2e}"
     counted = "\n".join(aligned(_counted(outcome)))
-    return "\n".join([f"{outcome.name}: {seconds}", errors, counted, "", str(outcome.explanation)])
+    lines = [f"{outcome.name}: {seconds}", errors, counted, "", str(outcome.explanation)]
+    if outcome.decided is not None:
+        lines += ["", "by default on an AMD GPU:", *map(str, _decided(outcome.decided))]
+    return "\n".join(lines)
+
+
+def _decided(decided: Explanation) -> list[str]:
+    """Each group of like sites, and the reason beneath."""
+    groups = Counter((e.idiom, became(e), _why(e)) for e in decided.sites)
+    heads = aligned([(idiom, str(count), how) for (idiom, how, _), count in groups.items()])
+    return [
+        line
+        for head, (_, _, why) in zip(heads, groups, strict=True)
+        for line in (head, textwrap.indent(textwrap.fill(why, WIDTH - 4), " " * 4))
+    ]
+
+
+def _why(entry: Entry) -> str:
+    """What the first lowering said that can run there. (Others are not installed, say.)"""
+    said = [v.reason for v in entry.verdicts if v.verdict in ("taken", "not_faster", "refused")]
+    return said[0] if said else entry.reason
 
 
 def _counted(outcome: Outcome) -> list[tuple[str, ...]]:
@@ -182,11 +244,22 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "models", nargs="*", metavar="MODEL", default=list(DEMO), help=f"of {models}"
     )
     parser.add_argument(
-        "--select", choices=SELECT, default="always", help="as the backend's option"
+        "--select",
+        choices=SELECT,
+        help="as the backend's option; default: always on a CPU, auto on a GPU",
+    )
+    parser.add_argument(
+        "--as-if",
+        default="" if torch.cuda.is_available() else "gfx942",
+        metavar="ARCH",
+        help="decide once more, as on this architecture; '' for not (default without a GPU: "
+        "gfx942)",
     )
     parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     parser.add_argument("--output", default="demo-output", metavar="FOLDER")
     found = parser.parse_args(argv)
+    if found.as_if and Target.named(found.as_if) is None:
+        parser.error(f"--as-if: expected an architecture such as gfx942, found {found.as_if!r}")
     for name in found.models:
         if name not in DEMO:
             parser.error(f"there is no model {name!r}; there are {models}")

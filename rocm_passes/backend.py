@@ -16,14 +16,14 @@ from rocm_passes.fx import decompositions as keep
 from rocm_passes.fx.hooks import after_the_users
 from rocm_passes.graph_pass import GraphPass
 from rocm_passes.idioms.rotary import rotary
-from rocm_passes.options import parse
+from rocm_passes.options import Options, parse
 from rocm_passes.passes.complex_to_real import ComplexToReal, is_training
 from rocm_passes.policy.layout import is_convolutional
 from rocm_passes.report import dump, remembered
 from rocm_passes.report.ledger import Ledger
 from rocm_passes.rewrite.cache_key import with_choices
 from rocm_passes.rewrite.watch import inner_compile
-from rocm_passes.target import Target
+from rocm_passes.target import Target, triton_version
 from rocm_passes.tuning import ahead, library_search, ranks
 
 log = logging.getLogger(__name__)
@@ -50,6 +50,8 @@ def rocm_diffusion(
     """
     settings, patch = parse(options, mode)
     # What these look at or count happens in the passes, which do not run on a hit.
+    if settings.as_if:
+        return _as_if(gm, example_inputs, settings, patch, listener)
     looks = settings.verify != "off" or settings.check_finite or settings.fuel_total is not None
     looks = looks or settings.select == "measure"
     if not caches or looks or dump.folder() is not None:
@@ -78,6 +80,21 @@ def rocm_diffusion(
     if key is not None and graph_pass.idioms:
         _keep_or_recall(key, graph_pass)
     return library_search.searching(compiled, convolutions, target, settings)
+
+
+def _as_if(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    settings: Options,
+    patch: dict[str, Any],
+    listener: Callable[[Ledger], None] | None,
+) -> Callable[..., Any]:
+    """The passes alone, as on another machine; what they decided is in the ledger."""
+    target = Target.named(settings.as_if, triton=triton_version() or "unknown")
+    assert target is not None, settings.as_if
+    # Nothing can be measured for a machine that is not here.
+    graph_pass = GraphPass(replace(settings, tune_seconds=0.0), target, listener)
+    return _compiled(gm, example_inputs, graph_pass, patch)
 
 
 def _cached(patch: Mapping[str, Any]) -> bool:
@@ -114,7 +131,7 @@ def _compiled(
         patch["joint_custom_pre_pass"] = after_the_users(
             patch, "joint_custom_pre_pass", DecomposeForTraining(graph_pass)
         )
-    if ahead.active():
+    if ahead.active() or graph_pass.options.as_if:
         return ahead.run_passes(gm, example_inputs, graph_pass, patch, table)
     patch["post_grad_custom_pre_pass"] = after_the_users(
         patch, "post_grad_custom_pre_pass", graph_pass

@@ -13,6 +13,7 @@ from rocm_passes.kernels.aiter import installation
 from rocm_passes.report import ledger as ledgers
 from rocm_passes.report.ledger import Ledger
 from rocm_passes.target import Target
+from rocm_passes.tuning.measure import known_copy_rate
 
 
 def document(graphs: Iterable[Ledger]) -> dict[str, Any]:
@@ -37,6 +38,7 @@ def environment() -> dict[str, Any]:
         "architecture": target.label,
         "aiter": aiter.version if aiter.status == "usable" else aiter.status,
         **{name: _version(name) for name in ("diffusers", "transformers")},
+        "copy_bytes_per_second": known_copy_rate(),
     }
 
 

@@ -16,11 +16,14 @@ from rocm_passes.backend import rocm_diffusion
 from rocm_passes.environment import document
 from rocm_passes.errors import plural
 from rocm_passes.report.ledger import Entry, Ledger
+from rocm_passes.report.shown import Shown
 
 
 @dataclass(frozen=True)
-class Explanation:
+class Explanation(Shown):
     """What the backend found and did in one call of a model.
+
+    print() shows it as text, the last line of a notebook's cell as a page, and `save` writes it.
 
     ledgers: one per compiled graph. result: what the compiled callable returned, untouched.
     graph_breaks: how often Dynamo had to break off; break_reasons: why, each reason once.

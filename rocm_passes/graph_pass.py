@@ -19,6 +19,7 @@ from rocm_passes.fx.snapshot import Snapshot
 from rocm_passes.options import Options
 from rocm_passes.policy import layout
 from rocm_passes.registry import FINISH, IDIOMS, PREPARE
+from rocm_passes.report import drawing
 from rocm_passes.report import ledger as ledgers
 from rocm_passes.report.dump import Dump
 from rocm_passes.report.ledger import Entry, Ledger
@@ -140,6 +141,8 @@ class GraphPass(CustomGraphPass):
         ledger = Ledger(
             f"graph{next(_GRAPH_NUMBERS)}", looked_for=tuple(i.name for i in self.idioms)
         )
+        if self.options.as_if:
+            ledger.notes.append(f"decided as on {self.options.as_if}; no code was generated")
         while self._training:
             ledger.add(self._training.pop(0))
         return ledger
@@ -177,6 +180,7 @@ class GraphPass(CustomGraphPass):
                     applied = rewriter.apply(decision.match, lowering, decision.idiom.operator)
                     placed.append((applied, decision, len(work.ledger.entries)))
                     validator.placed(applied)
+                    entry = replace(entry, drawing={**entry.drawing, "after": _drawn(applied)})
                 except RewriteError as error:
                     entry = _failed(plan, decision, f"{lowering.name}: {error}")
             work.ledger.add(entry)
@@ -259,6 +263,13 @@ class GraphPass(CustomGraphPass):
                 ]
             except Exception:
                 log.exception("rocm_passes: looking for %s in a training graph failed", idiom.name)
+
+
+def _drawn(applied: Applied) -> list[drawing.Step]:
+    """What a lowering wrote."""
+    written = {*applied.builder.inserted, *applied.results}
+    names = drawing.named(applied.match.call.arguments())
+    return drawing.of(written, applied.results, names)
 
 
 def _failed(plan: Plan, decision: Decision, reason: str) -> Entry:

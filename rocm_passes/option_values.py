@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 
 from rocm_passes.errors import OptionError, nearest
+from rocm_passes.target import Target
 
 Names = Callable[[], Mapping[str, tuple[str, ...]]]
 #: Gives the names of the lowerings of each idiom. The registry, which stands above this module,
@@ -149,6 +150,13 @@ def seconds(source: str, value: object) -> float:
     if not 0 <= seconds < float("inf"):
         raise OptionError.value(source, "a number of seconds, 0 or more", value)
     return seconds
+
+
+def architecture(source: str, value: object) -> str:
+    """The name of an architecture, or ""."""
+    if value == "" or (isinstance(value, str) and Target.named(value) is not None):
+        return str(value)
+    raise OptionError.value(source, "an architecture such as 'gfx942'", value)
 
 
 def path(source: str, value: object) -> str:

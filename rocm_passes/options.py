@@ -144,6 +144,12 @@ class Options:
         "finite with what the "
         "original nodes give; where they are not, the graph runs without rewrites from then on",
     )
+    as_if: str = option(
+        "",
+        option_values.architecture,
+        "decide as on this architecture ('gfx942'), which need not be here, and generate no code: "
+        "the model runs in eager; shows what the ledger would be there",
+    )
     report: str = option(
         "",
         option_values.path,
@@ -288,6 +294,9 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
             "conv_search='on' may choose another order of sums, and rewrite_numerics='strict' "
             "refuses that"
         )
+    for name in ("conv_search", "verify"):
+        if values.get("as_if") and values.get(name, "off") != "off":
+            yield f"as_if generates no code, and {name}={values[name]!r} runs it"
     if values.get("conv_search") == "on" and values.get("tune_seconds") == 0:
         yield "conv_search='on' searches within tune_seconds, and tune_seconds=0 leaves no time"
 

@@ -8,6 +8,7 @@ import functools
 import importlib
 import importlib.metadata
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -15,6 +16,9 @@ import torch
 
 #: Architectures that the Triton kernels are compiled for and checked on in the tests.
 AMD_ARCHITECTURES = ("gfx942", "gfx950", "gfx1100", "gfx1201")
+
+#: How an architecture is named, by vendor.
+ARCHITECTURES = {"amd": r"gfx[0-9a-f]{3,}", "nvidia": r"sm_[0-9]{2,}", "cpu": "cpu"}
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,17 @@ class Target:
     def current() -> Target:
         """The machine's GPU if it has one, else its CPU."""
         return Target.of_device("cuda" if torch.cuda.is_available() else "cpu")
+
+    @staticmethod
+    def named(arch: str, triton: str | None = None) -> Target | None:
+        """The target of that name (gfx942, sm_90, cpu), which need not be here; None for another
+        word.
+        """
+        for vendor, pattern in ARCHITECTURES.items():
+            if re.fullmatch(pattern, arch):
+                label = "" if vendor == "cpu" else arch
+                return Target(vendor, label, arch, torch.__version__, triton)
+        return None
 
 
 def _cpu() -> Target:

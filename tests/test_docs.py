@@ -90,7 +90,7 @@ def rms_norm(x: Tensor, w: Tensor) -> Tensor:
 
 def test_generated_parts_are_up_to_date() -> None:
     for path, text in write_docs.documents().items():
-        assert path.read_text() == text, f"{path.name} is out of date: run `make docs`"
+        assert path.read_text() == text, f"{path.name} is out of date: run `make docs-tables`"
 
 
 @pytest.mark.parametrize(

@@ -222,6 +222,7 @@ def test_the_document_is_the_documented_one(x: Tensor) -> None:
         "environment",
         "graphs",
         "sites",
+        "drawings",
         "graph_breaks",
         "break_reasons",
     }
@@ -236,6 +237,9 @@ def test_the_document_is_the_documented_one(x: Tensor) -> None:
             "error",
             "verification",
             "number",
+            "component",
+            "bytes",
+            "drawing",
         ),
     }
     bias = found["sites"][0]["inputs"][-1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
@@ -13,9 +12,6 @@ import click
 if TYPE_CHECKING:
     from rocm_passes.policy import Rule
     from rocm_passes.target import Target
-
-#: How an architecture is named, by vendor.
-ARCHITECTURES = {"amd": r"gfx[0-9a-f]{3,}", "nvidia": r"sm_[0-9]{2,}", "cpu": "cpu"}
 
 
 @click.command(short_help="say by which rules lowerings are chosen where nothing was measured")
@@ -50,11 +46,9 @@ def _target(arch: str | None) -> Target:
     """The target of that name, as far as rules look at it, or this machine's. Raises UsageError."""
     from rocm_passes.target import Target
 
-    if arch is None:
-        return Target.current()
-    for vendor, pattern in ARCHITECTURES.items():
-        if re.fullmatch(pattern, arch):
-            return Target(vendor, "" if vendor == "cpu" else arch, arch, "", None)
+    found = Target.current() if arch is None else Target.named(arch)
+    if found is not None:
+        return found
     raise click.UsageError(
         f"rules: --target expects an architecture (gfx942, sm_90, cpu), found {arch!r}"
     )

@@ -68,7 +68,7 @@ def compile_pipeline(
     trial = (lambda: warming.once(pipe, tries)) if tries else None
     components = _components(pipe)
     wanted = Wanted.checked(components, transformer, vae, include, exclude)
-    report = Report()
+    report = Report(title=f"rocm-passes: {type(pipe).__name__}")
     if cache_artifacts is not None:
         artifacts.load(cache_artifacts, report)
     kind = None if isinstance(pipe, nn.Module) else type(pipe)

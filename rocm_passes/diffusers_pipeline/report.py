@@ -5,12 +5,16 @@ from __future__ import annotations
 import math
 import os
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 from torch import nn
 
+from rocm_passes.environment import document
 from rocm_passes.errors import RocmPassesError
+from rocm_passes.report.ledger import Ledger, history
+from rocm_passes.report.shown import Shown
 
 
 @dataclass(frozen=True)
@@ -41,14 +45,26 @@ def percent(share: float) -> str:
     return f"{math.floor(100 * steps * share + 1e-6) / steps:.{digits}f} %"
 
 
+def _newest() -> Ledger | None:
+    graphs = history()
+    return graphs[-1] if graphs else None
+
+
 @dataclass
-class Report:
-    """One line for each part, in the pipeline's order; `str(report)` is the whole text."""
+class Report(Shown):
+    """One line for each part, in the pipeline's order; `str(report)` is the whole text.
+
+    Its page (`to_html`, `save`, in a notebook) has the parts, and the ledger of what this process
+    has compiled with the backend since.
+    """
 
     parts: list[Part] = field(default_factory=list)
     artifacts_path: str | None = None
+    title: str = Shown.title
     #: The modules compiled for each part: `warm` watches them.
     modules: dict[str, list[nn.Module]] = field(default_factory=dict, repr=False)
+    #: The newest ledger when the report was made; those behind it are the pipeline's.
+    _before: Ledger | None = field(default_factory=_newest, repr=False)
 
     def add(self, name: str, action: str, detail: str, share: float | None = None) -> None:
         self.parts.append(Part(name, action, detail, share))
@@ -56,6 +72,17 @@ class Report:
     def add_compiled(self, name: str, detail: str, share: float, modules: list[nn.Module]) -> None:
         self.add(name, "compiled", detail, share)
         self.modules.setdefault(name, []).extend(modules)
+
+    @property
+    def ledgers(self) -> list[Ledger]:
+        """Those of the graphs compiled since; a pipeline compiles at its first call."""
+        graphs = history()
+        known = [i for i, graph in enumerate(graphs) if graph is self._before]
+        return graphs[known[0] + 1 :] if known else graphs
+
+    def to_dict(self) -> dict[str, Any]:
+        """The ledger's JSON form, and `parts`: each line's name, action, detail and share."""
+        return {**document(self.ledgers), "parts": [asdict(part) for part in self.parts]}
 
     def names(self, action: str) -> list[str]:
         return [p.name for p in self.parts if p.action == action]

@@ -107,6 +107,18 @@ def module(node: fx.Node) -> str:
     return ".".join(name for name in path if name not in _NO_MODULES)
 
 
+def component(node: fx.Node) -> str:
+    """The model's source file, `transformer_wan`: of the frames outside torch the outermost in a
+    folder `models` of an installed package, else in the package, else any; empty where the graph
+    does not say.
+    """
+    found = _FRAME.finditer(node.meta.get("stack_trace") or "")
+    frames = [Path(m["file"]) for m in found if not m["file"].startswith(_TORCH)]
+    installed = [file for file in frames if not _PACKAGES.isdisjoint(file.parts)]
+    models = [file for file in installed if "models" in file.parts]
+    return (models or installed or frames)[0].stem if frames else ""
+
+
 def copied(node: fx.Node) -> dict[str, Any]:
     """The metadata that a node made in place of `node` should carry.
 

@@ -68,6 +68,9 @@ class Entry:
     verified.
     number: of this rewrite in its process, from 1, where the option `fuel_total` counts them; else
     0.
+    component: the name of the model's source file, `transformer_wan`; may be empty.
+    bytes: of inputs and results, each counted once; None where a size is symbolic or not known.
+    drawing: the nodes before and after the rewrite, by "before" and "after" (report/drawing.py).
     """
 
     idiom: str
@@ -85,6 +88,9 @@ class Entry:
     error: str = ""
     verification: Mapping[str, Any] = field(default_factory=dict)
     number: int = 0
+    component: str = ""
+    bytes: int | None = None
+    drawing: Mapping[str, Any] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -103,6 +109,9 @@ class Entry:
             "error": self.error,
             "verification": {k: _plain(v) for k, v in self.verification.items()},
             "number": self.number,
+            "component": self.component,
+            "bytes": self.bytes,
+            "drawing": dict(self.drawing),
         }
 
     def reasons(self) -> list[str]:
@@ -203,9 +212,15 @@ def to_dict(
     ledgers: Iterable[Ledger], environment: Mapping[str, Any] | None = None
 ) -> dict[str, Any]:
     """The documented JSON form: every site of all graphs in one flat list, each with its graph's
-    name.
+    name. Sites with the same nodes share one drawing.
     """
     ledgers = list(ledgers)
+    drawings: dict[str, int] = {}
+    sites = [
+        {"graph": g.graph, **e.to_dict(), "drawing": _shared(e.drawing, drawings)}
+        for g in ledgers
+        for e in g.entries
+    ]
     return {
         "format": FORMAT_VERSION,
         "environment": dict(environment or {}),
@@ -220,7 +235,8 @@ def to_dict(
             }
             for g in ledgers
         ],
-        "sites": [{"graph": g.graph, **e.to_dict()} for g in ledgers for e in g.entries],
+        "sites": sites,
+        "drawings": [json.loads(text) for text in drawings],
     }
 
 
@@ -233,6 +249,15 @@ def from_document(found: Mapping[str, Any]) -> list[Ledger]:
         Ledger.from_dict({**g, "looked_for": (), "sites": sites[g["graph"]]})
         for g in found["graphs"]
     ]
+
+
+def _shared(drawing: Mapping[str, Any], drawings: dict[str, int]) -> int | None:
+    """The position of the drawing among those of the document; None where there is nothing to
+    draw.
+    """
+    if not any(drawing.values()):
+        return None
+    return drawings.setdefault(json.dumps(drawing), len(drawings))
 
 
 def totals(entries: Iterable[Entry]) -> dict[str, dict[str, int]]:

@@ -16,6 +16,7 @@ from torch import fx
 from rocm_passes.fx import provenance
 from rocm_passes.fx.collectives import collectives
 from rocm_passes.fx.convexity import Contraction
+from rocm_passes.report import drawing
 from rocm_passes.report.ledger import Entry, Ledger
 from rocm_passes.rewrite.choose import Choice, choose
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match, Miss
@@ -203,7 +204,26 @@ def entry(idiom: Idiom, found: Found, choice: Choice, considered: tuple[str, ...
         verdicts=choice.verdicts,
         error=choice.error,
         number=choice.number,
+        component=provenance.component(found.anchor),
+        bytes=_moved(found) if isinstance(found, Match) else None,
+        drawing={"before": _drawn(found)},
     )
+
+
+def _drawn(found: Found) -> list[drawing.Step]:
+    """A match's nodes; of a miss, the node that it was about and what that reads."""
+    if isinstance(found, Match):
+        return drawing.of(found.nodes, found.outputs, drawing.named(found.call.arguments()))
+    return drawing.of({found.anchor, *found.anchor.all_input_nodes}, (found.anchor,))
+
+
+def _moved(match: Match) -> int | None:
+    """Bytes of the inputs and the outputs, each counted once."""
+    values = [node.meta.get("val") for node in (*match.inputs(), *match.outputs)]
+    tensors = [v for v in values if isinstance(v, torch.Tensor)]
+    if not all(isinstance(size, int) for t in tensors for size in t.shape):
+        return None
+    return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def _describe(node: fx.Node) -> Mapping[str, Any]:

@@ -340,7 +340,16 @@ def copy_rate(device: torch.device) -> float:
     source = torch.empty(2**28, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     copy = {"copy": [lambda: target.copy_(source)]}
-    return 2 * source.numel() / rounds.in_turn(copy, rounds.bursts_on(device))["copy"]
+    _RATES[device] = 2 * source.numel() / rounds.in_turn(copy, rounds.bursts_on(device))["copy"]
+    return _RATES[device]
+
+
+_RATES: dict[torch.device, float] = {}
+
+
+def known_copy_rate() -> float | None:
+    """The slowest rate that this process has measured so far; None where it has measured none."""
+    return min(_RATES.values(), default=None)
 
 
 def _like(value: Any, device: torch.device, channels_last: bool) -> Any:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from rocm_passes.report import html as report_html
 from rocm_passes.report import ledger
 from rocm_passes.report import text as report
 from rocm_passes.report.ledger import LEFT, Entry, Ledger, LoweringVerdict, summary
@@ -126,71 +124,6 @@ def test_every_site_has_a_line(ledgers: list[Ledger]) -> None:
     assert lines[4].split("  ")[0] == "graph1" and "  -  " in lines[4], (
         "a place that is not known is a dash"
     )
-
-
-class Page(HTMLParser):
-    """The parts of a page that the tests look at."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.rows: list[dict[str, str | None]] = []
-        self.links: list[str] = []
-        self.text = ""
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        if tag not in ("meta", "input"):
-            self.open.append(tag)
-        found = dict(attrs)
-        if tag == "tr" and "data-idiom" in found:
-            self.rows.append(found)
-        self.links += [
-            v or "" for k, v in attrs if k in ("src", "href", "srcset", "action", "data")
-        ]
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-
-def page(ledgers: list[Ledger], **more: Any) -> str:
-    return report_html.page({**ledger.to_dict(ledgers, {"torch": "2.13"}), **more}, "A <ledger>")
-
-
-def test_page_has_a_row_for_every_site(ledgers: list[Ledger]) -> None:
-    parsed = Page(page(ledgers))
-    assert parsed.open == [], "every tag is closed"
-    assert [r["data-outcome"] for r in parsed.rows] == ["kept", "kept", "rewritten", "refused"]
-    assert "its <rsqrt> & weight are used elsewhere" in parsed.text
-    assert "A <ledger>" in parsed.text
-    assert "add_rms_norm: the sum is used 3 times" in parsed.text
-    assert "models" not in re.findall(r'<table class="(\w+)"', page(ledgers))
-
-
-def test_page_loads_nothing(ledgers: list[Ledger]) -> None:
-    text = page(ledgers)
-    assert Page(text).links == []
-    assert "://" not in text
-    assert not re.search(r"@import|url\(|fetch\(|XMLHttpRequest|import\s*\(", text)
-
-
-def test_page_filters_by_model_where_sites_have_one(ledgers: list[Ledger]) -> None:
-    document = ledger.to_dict(ledgers)
-    document["sites"] = [{"model": f"Model{i % 2}", **s} for i, s in enumerate(document["sites"])]
-    text = report_html.page(
-        {**document, "models": [{"model": "Model0", "graph_breaks": 0}]}, "title"
-    )
-    assert [r["data-model"] for r in Page(text).rows] == ["Model0", "Model1"] * 2
-    assert re.findall(r'<select data-key="(\w+)"', text) == ["model", "idiom", "outcome"]
-    assert "graph breaks" in text
-
-
-def test_page_of_no_sites() -> None:
-    assert "<output>0 sites<" in page([])
-    assert "<output>1 site<" in page([Ledger("graph0", [entry()])])
 
 
 def test_json_is_written_whole_or_not_at_all(tmp_path: Path, ledgers: list[Ledger]) -> None:
