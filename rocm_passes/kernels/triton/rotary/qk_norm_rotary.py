@@ -10,11 +10,8 @@ from rocm_passes.target import needs_import, needs_triton
 
 
 def run(call: QkNormRotary) -> list[Tensor]:
-    from rocm_passes.kernels.triton.rotary.qk_norm_rotary_launch import (
-        HeadNorms,
-        Rotation,
-        qk_norm_rotary,
-    )
+    from rocm_passes.kernels.triton.rotary.qk_norm_rotary_launch import qk_norm_rotary
+    from rocm_passes.kernels.triton.rotary.rotary_launch import HeadNorms, Rotation
 
     out_q, out_k = joint(call.q, call.out_dtype), joint(call.k, call.out_dtype) if call.k else None
     begin = 0
