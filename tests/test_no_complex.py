@@ -6,18 +6,19 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import pytest
 import torch
 from torch import Tensor, fx
 from torch._inductor import lowering
 
+from tests.generated_code import only_written
 from tests.rewriting import Rewritten, recording, rewrite
 from tests.without_codegen import without_codegen
-from tests.zoo import Case, case, tensors_in
-from tests.zoo.traced import traced
+from tests.zoo import case, tensors_in
+from tests.zoo.traced import built, results, traced
 
 DENOISERS = (
     "wan", "z_image", "qwen_image", "flux", "flux2", "hunyuan_video", "ltx", "ltx2", "cogvideox",
@@ -42,8 +43,8 @@ def test_models_without_complex_numbers_get_none(name: str, select: str) -> None
 @pytest.mark.parametrize("select", ["always", "auto"])
 @pytest.mark.parametrize("name", COMPLEX)
 def test_complex_numbers_are_gone(name: str, select: str) -> None:
-    zoo_case = case(name)
-    seen, texts = compiled(zoo_case, select)
+    with only_written():
+        seen, texts = passed(name, select, nullcontext)
     assert not texts
     assert any(is_complex(n) for g in seen.before for n in g.nodes), (
         "the model has no complex numbers any more"
@@ -55,8 +56,14 @@ def test_complex_numbers_are_gone(name: str, select: str) -> None:
             # nothing.
             view = node in returned and node.target is torch.ops.aten.view_as_complex.default
             assert node.op == "placeholder" or not is_complex(node) or view, node.format_node()
-    original = zoo_case.run(zoo_case.build())
-    for ours, expected in zip(tensors_in(seen.result), original, strict=True):
+
+
+@pytest.mark.parametrize("name", COMPLEX)
+def test_models_with_complex_numbers_compute_the_same(name: str) -> None:
+    zoo_case, model = case(name), built(name)
+    args, kwargs = zoo_case.inputs(model)
+    seen = rewrite(zoo_case.function(model), *args, fullgraph=zoo_case.one_graph, **kwargs)
+    for ours, expected in zip(tensors_in(seen.result), results(name), strict=True):
         torch.testing.assert_close(ours, expected, rtol=0.1, atol=0.1)
 
 
@@ -65,30 +72,15 @@ def test_the_warning_can_be_seen() -> None:
     assert passed("qwen_image", "off")[1]
 
 
-def passed(name: str, select: str) -> tuple[Rewritten, list[str]]:
-    """The graphs of the model without code generation, and Inductor's warnings."""
+def passed(
+    name: str, select: str, how: Callable[[], AbstractContextManager[None]] = without_codegen
+) -> tuple[Rewritten, list[str]]:
+    """The graphs of the model, and Inductor's warnings."""
     seen = Rewritten()
     backend = functools.partial(recording, seen, options={"select": select}, caches=False)
     model = traced(name)
-    with warned() as texts, without_codegen():
+    with warned() as texts, how():
         model.compiled(backend)
-    return seen, texts
-
-
-def compiled(zoo_case: Case, select: str) -> tuple[Rewritten, list[str]]:
-    model = zoo_case.build()
-    if zoo_case.warm_up:
-        zoo_case.run(model)
-    args, kwargs = zoo_case.inputs(model)
-    with warned() as texts:
-        seen = rewrite(
-            zoo_case.function(model),
-            *args,
-            options={"select": select},
-            fullgraph=zoo_case.one_graph,
-            codegen=True,
-            **kwargs,
-        )
     return seen, texts
 
 

@@ -24,6 +24,7 @@ from rocm_passes.kernels.triton.norms.group_norm_kernel import (
     group_norm_partials_kernel,
 )
 from rocm_passes.kernels.triton.norms.group_norm_pad_kernel import group_norm_pad_kernel
+from rocm_passes.kernels.triton.norms.norm_arguments import NormKind
 from rocm_passes.kernels.triton.norms.norm_kernel import fused_norm_kernel
 from rocm_passes.kernels.triton.rotary import rotary_tiles
 from rocm_passes.kernels.triton.rotary.rotary_launch import rotary_heads_kernel
@@ -98,7 +99,7 @@ def norm_examples() -> list[IsaExample]:
 def _norm_example(
     label: str,
     width: int,
-    kind: norm_plan.NormKind = "rms",
+    kind: NormKind = "rms",
     branch: bool = False,
     branch_norm: bool = False,
     total: bool = False,

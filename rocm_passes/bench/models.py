@@ -365,6 +365,18 @@ WAN22_VAE = dict(
     scale_factor_spatial=16,
     scale_factor_temporal=4,
 )
+#: The decoder of images: SD's, SDXL's and FLUX.1's, which differ in their latents.
+IMAGE_VAE = dict(
+    block_out_channels=(128, 256, 512, 512),
+    layers_per_block=2,
+    norm_num_groups=32,
+    down_block_types=("DownEncoderBlock2D",) * 4,
+    up_block_types=("UpDecoderBlock2D",) * 4,
+)
+#: Its latents are 16 channels, without convolutions at their ends.
+FLUX_VAE: dict[str, Any] = dict(
+    **IMAGE_VAE, latent_channels=16, use_quant_conv=False, use_post_quant_conv=False
+)
 
 WORKLOADS: tuple[Workload, ...] = (
     _wan("wan_block", 21, 60, 104, "Wan 14B, 832x480, 81 frames: 32760 tokens"),
@@ -411,14 +423,7 @@ WORKLOADS: tuple[Workload, ...] = (
         "AutoencoderKL",
         (1, 16, 128, 128),
         "FLUX.1, 1024 px",
-        block_out_channels=(128, 256, 512, 512),
-        layers_per_block=2,
-        latent_channels=16,
-        norm_num_groups=32,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
+        **FLUX_VAE,
     ),
     _vae(
         "vae_hunyuan_video",

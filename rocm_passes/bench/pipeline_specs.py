@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from rocm_passes.bench.models import production
+from rocm_passes.bench.models import FLUX_VAE, IMAGE_VAE, production
 from rocm_passes.bench.pipeline_spec import (
     BY_BLOCKS,
     BY_GRAPHS,
@@ -26,29 +26,16 @@ from rocm_passes.bench.pipeline_spec import embeddings as _embeds
 from rocm_passes.bench.pipeline_specs_video import cogvideox, hunyuan_video, ltx, wan22_5b
 
 
-def _image_vae(channels: int, tiny: bool, **config: Any) -> tuple[str, dict[str, Any]]:
-    widths = (16, 16, 32, 32) if tiny else (128, 256, 512, 512)
-    return "AutoencoderKL", dict(
-        block_out_channels=widths,
-        layers_per_block=1 if tiny else 2,
-        latent_channels=channels,
-        norm_num_groups=8 if tiny else 32,
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        sample_size=64 if tiny else 1024,
-        **config,
-    )
+def _image_vae(config: Mapping[str, Any], tiny: bool, **more: Any) -> tuple[str, dict[str, Any]]:
+    small = dict(block_out_channels=(16, 16, 32, 32), layers_per_block=1, norm_num_groups=8)
+    sample_size = 64 if tiny else 1024
+    return "AutoencoderKL", {
+        **config, **(small if tiny else {}), "sample_size": sample_size, **more
+    }  # fmt: skip
 
 
 def _flux_vae(tiny: bool) -> tuple[str, dict[str, Any]]:
-    return _image_vae(
-        16,
-        tiny,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        scaling_factor=0.3611,
-        shift_factor=0.1159,
-    )
+    return _image_vae(FLUX_VAE, tiny, scaling_factor=0.3611, shift_factor=0.1159)
 
 
 def _video_vae(source: str, tiny: bool) -> tuple[str, dict[str, Any]]:
@@ -82,8 +69,10 @@ def sdxl(tiny: bool) -> Spec:
         name="sdxl",
         pipeline="StableDiffusionXLPipeline",
         denoiser="unet",
-        parts=dict(unet=("UNet2DConditionModel", unet), vae=_image_vae(4, tiny,
-        scaling_factor=0.13025)),
+        parts=dict(
+            unet=("UNet2DConditionModel", unet),
+            vae=_image_vae(IMAGE_VAE, tiny, latent_channels=4, scaling_factor=0.13025),
+        ),
         scheduler=EULER,
         none=TWO_ENCODERS,
         call=lambda normal: _size(64 if tiny else 1024) | _embeds(normal, 77, width, pooled),
@@ -107,7 +96,10 @@ def sd15(tiny: bool) -> Spec:
         name="sd15",
         pipeline="StableDiffusionPipeline",
         denoiser="unet",
-        parts=dict(unet=("UNet2DConditionModel", unet), vae=_image_vae(4, tiny)),
+        parts=dict(
+            unet=("UNet2DConditionModel", unet),
+            vae=_image_vae(IMAGE_VAE, tiny, latent_channels=4),
+        ),
         scheduler=EULER,
         none=(*ONE_ENCODER, "safety_checker", "feature_extractor"),
         init=dict(requires_safety_checker=False),

@@ -7,13 +7,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rocm_passes.kernels.triton.norms.norm_plan import (
-    Norm,
-    NormKind,
-    NormTile,
-    choose_tile,
-    plan_launch,
-)
+from rocm_passes.kernels.triton.norms.norm_arguments import Norm, NormKind
+from rocm_passes.kernels.triton.norms.norm_plan import NormTile, choose_tile, plan_launch
 from tests.kernels import kernel_calls
 from tests.on_the_gpu import where_kernels_run
 

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from rocm_passes.kernels.triton.launch import launch
+from rocm_passes.kernels.triton.norms.norm_arguments import Norm, Operands
 from rocm_passes.kernels.triton.norms.norm_kernel import fused_norm_kernel
-from rocm_passes.kernels.triton.norms.norm_plan import Norm, NormTile, Operands, plan_launch
+from rocm_passes.kernels.triton.norms.norm_plan import NormTile, plan_launch
 
 __all__ = ["Norm", "NormTile", "Operands", "fused_norm"]
 
