@@ -11,6 +11,7 @@ from rocm_passes.options import Options
 from rocm_passes.report.ledger import LEFT, LoweringVerdict, summary
 from rocm_passes.rewrite.match import Idiom, Match
 from rocm_passes.target import Target, unmet
+from rocm_passes.tuning import checked
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,10 @@ def _choose(
         if found is not None:
             return taken(*found)
     for lowering in able:
+        wrong = checked.known(call, lowering.name)
+        if wrong is not None:
+            said[lowering.name] = LoweringVerdict(lowering.name, "wrong", wrong)
+            continue
         pays, reason = policy.verdict(idiom.rules, lowering.name, call, target)
         if pays:
             return taken(lowering, reason)

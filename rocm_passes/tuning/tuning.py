@@ -21,7 +21,7 @@ from rocm_passes.ops.operator import Lowering, computation_of
 from rocm_passes.options import Options
 from rocm_passes.policy.bounds import NOISE, SEARCH_SHARE
 from rocm_passes.target import Target
-from rocm_passes.tuning import ahead
+from rocm_passes.tuning import ahead, checked
 from rocm_passes.tuning import measure as measuring
 from rocm_passes.tuning.store import Measured, Store, store
 
@@ -98,11 +98,16 @@ def pick(
             )
     if found is None:
         return None
-    return _best(able, found, options, usual_mib)
+    checked.remember(key, found.skipped)
+    return _best(able, found, call, options, usual_mib)
 
 
 def _best(
-    able: Sequence[Lowering[Any]], found: Measured, options: Options, usual_mib: float
+    able: Sequence[Lowering[Any]],
+    found: Measured,
+    call: measuring.Convolution,
+    options: Options,
+    usual_mib: float,
 ) -> tuple[Lowering[Any], str] | None:
     measured = [low for low in able if low.name in found.ms]
     given = options.conv_memory_mib
@@ -118,6 +123,8 @@ def _best(
     others = [f"{low.name} {found.ms[low.name]:.3g} ms" for low in known if low is not best]
     others += [f"{low.name} {found.ms[low.name]:.3g} ms, which needs {found.mib[low.name]} MiB"
                for low in measured if low not in known]  # fmt: skip
+    others += [f"{low.name}, which is {found.skipped[low.name]}"
+               for low in able if checked.known(call, low.name)]  # fmt: skip
     reason = f"measured on this machine: {found.ms[best.name]:.3g} ms" + (
         f" against {', '.join(others)}" if others else ""
     )
