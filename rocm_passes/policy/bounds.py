@@ -199,6 +199,27 @@ ATTENTION_MIB = Bound(
     "attention in tiles keeps to it; a graph that holds more scores at once is computed so on AMD",
     "by construction: tiles of 4096 queries and keys with heads of 512 take 96 MiB",
 )
+CHECKED_PLACES = Bound(
+    "CHECKED_PLACES",
+    64,
+    "places of a convolution's result",
+    "so many are computed again in float64 where lowerings are measured, and two corners",
+    "follows from the work: 64 places of 512 channels take less than one convolution",
+)
+CHECKED_FACTOR = Bound(
+    "CHECKED_FACTOR",
+    2,
+    "times the error of ATen's convolution",
+    "a measured lowering with a larger error is never chosen",
+    "as verify allows (docs/verify.md): another order of sums moves the largest error",
+)
+CHECKED_LIBRARY = Bound(
+    "CHECKED_LIBRARY",
+    8,
+    "times the error of ATen's convolution of single places",
+    "the library's own algorithm may be less exact by so much, and others with it",
+    "not measured; Winograd's transforms cost about 3 bits",
+)
 NEARLY_ALL = Bound(
     "NEARLY_ALL",
     0.9,
@@ -243,6 +264,9 @@ BOUNDS = (
     LEAST_REPETITION,
     LEAST_RUN,
     ATTENTION_MIB,
+    CHECKED_PLACES,
+    CHECKED_FACTOR,
+    CHECKED_LIBRARY,
     NEARLY_ALL,
     HOST_BOUND,
 )

@@ -13,7 +13,7 @@ from rocm_passes.report.ledger import LEFT, LoweringVerdict, summary
 from rocm_passes.rewrite.match import Idiom, Match
 from rocm_passes.rewrite.measuring import Measuring
 from rocm_passes.target import Target, unmet
-from rocm_passes.tuning import sites
+from rocm_passes.tuning import checked, sites
 from rocm_passes.tuning.consulted import INDUCTOR
 from rocm_passes.tuning.sites import Picked
 from rocm_passes.tuning.store import Measured
@@ -102,6 +102,10 @@ def _choose(
             return _measured(answer.picked, able, said, taken)
         notes = (answer.reason,) if answer.reason else ()
     for lowering in able:
+        wrong = checked.known(call, lowering.name)
+        if wrong is not None:
+            said[lowering.name] = LoweringVerdict(lowering.name, "wrong", wrong)
+            continue
         pays, reason = policy.verdict(idiom.rules, lowering.name, call, target)
         if pays:
             choice = taken(lowering, reason)

@@ -27,7 +27,9 @@ from rocm_passes.ops.conv_transposed import ConvTransposed
 from rocm_passes.ops.implicit_gemm_conv import IMPLICIT_GEMM_CONV
 from rocm_passes.ops.linear_gelu import LinearGelu
 from rocm_passes.ops.operator import Lowering, Operator, computation_of
+from rocm_passes.target import Target
 from rocm_passes.tuning import rounds
+from rocm_passes.tuning.checked import Places
 from rocm_passes.tuning.store import Measured
 
 aten = torch.ops.aten
@@ -259,6 +261,7 @@ class _Session:
         self._moved: dict[str, int] = {}
         self._mib: dict[str, int] = {}
         self._skipped: dict[str, str] = {}
+        self._places = Places(self._call)
 
     def measured(self, lowerings: Sequence[Lowering[Any]]) -> Measured:
         seconds: dict[str, float] | None
@@ -272,6 +275,9 @@ class _Session:
             seconds = {}
             for lowering in lowerings:
                 seconds |= self._alone(lowering)
+        for name, reason in self._places.wrong().items():
+            seconds.pop(name, None)
+            self._skipped[name] = reason
         rate = copy_rate(self._device) if seconds else NOMINAL_RATE
         ms = {name: round(1000 * (s + self._moved[name] / rate), 4) for name, s in seconds.items()}
         return Measured(ms, {name: self._mib[name] for name in ms}, self._skipped)
@@ -309,6 +315,8 @@ class _Session:
     def _prepared(self, lowering: Lowering[Any]) -> list[Work]:
         meter = Meter(counts_layouts=not self._call.channels_last)
         result = _written(lowering, meter, self._call)
+        if lowering.inexact(self._call, Target.of_device(self._device)) is None:
+            self._places.take(lowering.name, result)
         self._mib[lowering.name] = meter.finish(result)
         self._moved[lowering.name] = meter.moved
         return meter.work

@@ -18,7 +18,7 @@ from rocm_passes.ops.operator import Lowering, computation_of
 from rocm_passes.options import Options
 from rocm_passes.policy.bounds import NOISE, SEARCH_SHARE
 from rocm_passes.target import Target
-from rocm_passes.tuning import agreed, ahead, budget, consulted
+from rocm_passes.tuning import agreed, ahead, budget, checked, consulted
 from rocm_passes.tuning import measure as measuring
 from rocm_passes.tuning.budget import Budget
 from rocm_passes.tuning.consulted import CONVOLUTION, Asked
@@ -79,7 +79,10 @@ def pick(
             times = timer or measuring.measure
             measure = functools.partial(_measured, key, able, call, options, kept, where, times)
             found = agreed.measured(options, target, where, key, names, measure) or found
-    best = _best(able, found, options, usual_mib) if found is not None else None
+    best = None
+    if found is not None:
+        checked.remember(key, found.times.skipped)
+        best = _best(able, found, call, options, usual_mib)
     consulted.note(
         Asked(
             kind=CONVOLUTION,
@@ -130,7 +133,11 @@ def _bound(options: Options, usual_mib: float) -> float | None:
 
 
 def _best(
-    able: Sequence[Lowering[Any]], found: Known, options: Options, usual_mib: float
+    able: Sequence[Lowering[Any]],
+    found: Known,
+    call: measuring.Convolution,
+    options: Options,
+    usual_mib: float,
 ) -> Picked | None:
     times, bound = found.times, _bound(options, usual_mib)
     given = options.conv_memory_mib is not None
@@ -143,6 +150,8 @@ def _best(
     others = [f"{name} {times.ms[name]:.3g} ms" for name in known_ if name != best]
     others += [f"{name} {times.ms[name]:.3g} ms, which needs {times.mib[name]} MiB"
                for name in measured if name not in known_]  # fmt: skip
+    others += [f"{name}, which is {times.skipped[name]}"
+               for name in names if checked.known(call, name)]  # fmt: skip
     reason = f"measured {found.origin}: {times.ms[best]:.3g} ms" + (
         f" against {', '.join(others)}" if others else ""
     )

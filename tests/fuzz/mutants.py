@@ -169,30 +169,36 @@ def sound(seed: int) -> Sound:
     return Sound(failures, frozenset(found))
 
 
-def caught_at(mutant: Mutant) -> int | None:
-    """How many programs it took, or None where none of them failed.
+def catches(mutant: Mutant, seed: int) -> bool:
+    """Does the program of that seed fail with the fault, and otherwise not?
 
-    A program whose calls it leaves as they are is as it would be without the fault: it is not run
-    again. One that fails without the fault as well does not count.
+    A program whose calls the fault leaves as they are is as it would be without: it is not run.
     """
-    for seed in range(WITHIN):
-        if mutant.changes is not None and mutant.name not in sound(seed).mutants:
-            continue
-        with ExitStack() as planted:
-            planted.enter_context(mutant.plant())
-            failures = _failures(program(seed))
-        if failures and failures - sound(seed).failures:
-            return seed + 1
-    return None
+    if mutant.changes is not None and mutant.name not in sound(seed).mutants:
+        return False
+    with ExitStack() as planted:
+        planted.enter_context(mutant.plant())
+        failures = _failures(program(seed))
+    return bool(failures and failures - sound(seed).failures)
+
+
+def caught_at(mutant: Mutant) -> int | None:
+    """How many programs it took, or None where none of them failed."""
+    return next((seed + 1 for seed in range(WITHIN) if catches(mutant, seed)), None)
 
 
 def run(only: str, docs: Path | None) -> int:
-    rows, missed = [], 0
-    for mutant in (m for m in MUTANTS if only in m.name):
-        at = caught_at(mutant)
-        missed += at is None
-        rows.append(f"| {mutant.name} | {at if at is not None else 'not caught'} |")
-        print(rows[-1], flush=True)
+    """Programs one after another, each with all faults that none has caught so far."""
+    chosen = [m for m in MUTANTS if only in m.name]
+    found: dict[str, int] = {}
+    for seed in range(WITHIN):
+        for mutant in [m for m in chosen if m.name not in found]:
+            if catches(mutant, seed):
+                found[mutant.name] = seed + 1
+                print(f"{mutant.name}: {seed + 1}", flush=True)
+        if len(found) == len(chosen):
+            break
+    rows = [f"| {m.name} | {found.get(m.name, 'not caught')} |" for m in chosen]
     if docs is not None:
         head, _, _ = docs.read_text().partition("| planted fault |")
         docs.write_text(
@@ -200,4 +206,4 @@ def run(only: str, docs: Path | None) -> int:
                 [f"{head}| planted fault | programs until it was caught |", "|---|---|", *rows, ""]
             )
         )
-    return min(missed, 1)
+    return int(len(found) < len(chosen))

@@ -176,6 +176,10 @@ def modulated(d: Draft, n: str, summed: str) -> str | None:
         scale = f"{scale}.float()"
     one = d.one("(1 + {})", "(1 + {})", "({} + 1)", "(1.0 + {})", "{}", "(0.5 + {})").format(scale)
 
+    if (d.seed + len(d.statements)) % 6 == 0:
+        # Its own view: the operator then reads the factor whole.
+        one = f"{one}.unsqueeze(0).squeeze(0)"
+
     def write() -> str:
         product = d.one(f"{n} * {one}", f"{one} * {n}")
         if d.maybe(0.15):

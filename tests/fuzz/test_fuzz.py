@@ -4,6 +4,7 @@ fail.
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections import Counter
 from collections.abc import Iterator
@@ -12,8 +13,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.fuzz import mutants
-from tests.fuzz.check import check
+from tests.fuzz import mutants, videos
+from tests.fuzz.check import STRICT, Failure, _other_bits, check
+from tests.fuzz.draft import Draft, Unfit
 from tests.fuzz.generate import program
 from tests.fuzz.program import Program, Statement
 from tests.fuzz.shrink import shrink
@@ -50,6 +52,23 @@ def test_programs_are_right(first: int) -> None:
 @pytest.mark.parametrize("seed", MENDED)
 def test_programs_that_failed_once(seed: int) -> None:
     assert check(program(seed)).failures == []
+
+
+def test_a_convolution_of_no_channels_is_not_written() -> None:
+    draft = Draft(0)
+    x = draft.tensor([1, 0, 4, 4])
+    with pytest.raises(Unfit, match="no channels"):
+        videos.convolution(draft, x)
+
+
+def test_strict_allows_no_element_to_differ() -> None:
+    """Not by one unit in the last place, nor by the sign of a zero."""
+    found = functools.partial(Failure, setting=STRICT)
+    x = torch.tensor([1.0, 0.0, 2.0])
+    assert _other_bits(found, [x], [x.clone()]) == []
+    for other in (x.nextafter(torch.tensor(3.0)), torch.tensor([1.0, -0.0, 2.0])):
+        (failure,) = _other_bits(found, [other], [x])
+        assert failure.kind == "strict"
 
 
 def test_a_seed_gives_one_program() -> None:

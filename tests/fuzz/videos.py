@@ -92,13 +92,13 @@ def convolution(d: Draft, x: str) -> str:
     rank = len(d.shape(x)) - 2
     if rank not in (2, 3):
         raise Unfit("neither an image nor a video")
+    if d.shape(x)[1] == 0:
+        raise Unfit("no channels")
     kernel = [d.one(1, 3, 3, 2) for _ in range(rank)]
     if d.maybe(0.25):
         kernel = [1] * rank
     x, own = padded(d, x, kernel)
     channels, out = d.shape(x)[1], d.size(2, 4)
-    if channels == 0:
-        raise Unfit("no channels")
     groups = 2 if channels % 2 == 0 and out % 2 == 0 and d.maybe(0.1) else 1
     scale = round(1 / math.sqrt(channels * math.prod(kernel) / groups), 3)
     weight = d.tensor([out, channels // groups, *kernel], d.dtype_of(x), scale=scale)
