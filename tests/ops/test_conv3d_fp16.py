@@ -10,8 +10,8 @@ import torch
 
 from rocm_passes.fx.builder import Eager
 from rocm_passes.kernels.aten.fp16_range import Ranges
-from rocm_passes.ops.conv3d import COMPUTE_ERRORS, Conv3d
 from rocm_passes.ops.aiter_conv import AITER_CONV
+from rocm_passes.ops.conv3d import COMPUTE_ERRORS, Conv3d
 from rocm_passes.ops.implicit_gemm_conv import IMPLICIT_GEMM_CONV
 from rocm_passes.target import Target
 from tests.ops.test_conv3d_lowerings import BY_NAME, CPU, LOWERINGS, call, plain, with_tensors
