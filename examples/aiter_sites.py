@@ -24,7 +24,7 @@ from torch import fx
 from torch.utils._pytree import tree_map_only
 
 from examples.write_docs import between, markdown
-from rocm_passes import backend
+from rocm_passes import backend, policy
 from rocm_passes.bench import models
 from rocm_passes.bench.models import Workload
 from rocm_passes.report.ledger import Entry, Ledger
@@ -162,7 +162,14 @@ def _verdicts(workload: str, arch: str, entry: Entry) -> Iterator[Said]:
         for part in rest.removeprefix("left to Inductor: ").split("; "):
             name, _, reason = part.partition(": ")
             if name == "aiter":
-                yield Said(workload, arch, idiom, name, "refused", reason)
+                verdict = "not_faster" if _by_rule(reason) else "refused"
+                yield Said(workload, arch, idiom, name, verdict, reason)
+
+
+def _by_rule(reason: str) -> bool:
+    """Is it why a rule does not take aiter, which could?"""
+    rules = (rule for rule in policy.RULES if rule.lowering == "aiter" and not rule.pays)
+    return any(reason.startswith(rule.reason) for rule in rules)
 
 
 def rows(found: Sequence[Said]) -> list[tuple[str, ...]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from examples import aiter_sites
 from examples.aiter_sites import PAGE, Said, reasons, rows
+from rocm_passes import policy
 
 
 def test_the_rows_of_one_workload_are_true() -> None:
@@ -42,3 +43,9 @@ def test_verdicts_are_counted() -> None:
         ("conv3d", "aiter_triton", "x takes N GiB, [N]", "gfx950", "2"),
         ("conv3d", "aiter_triton", "on gfx950, this is another", "gfx1100", "1"),
     ]
+
+
+def test_a_rule_s_reason_is_no_refusal() -> None:
+    (rule,) = (r for r in policy.RULES if r.operator == "layer_norm" and r.lowering == "aiter")
+    assert aiter_sites._by_rule(rule.reason)
+    assert not aiter_sites._by_rule("aiter has no modulation after the norm")

@@ -10,6 +10,7 @@ import torch
 
 from rocm_passes.fx.builder import Eager
 from rocm_passes.kernels.aten.fp16_range import Ranges
+from rocm_passes.ops.aiter_conv import AITER_CONV
 from rocm_passes.ops.conv3d import COMPUTE_ERRORS, Conv3d
 from rocm_passes.ops.implicit_gemm_conv import IMPLICIT_GEMM_CONV
 from rocm_passes.target import Target
@@ -89,8 +90,9 @@ def test_the_convolutions_do_run_in_float16() -> None:
             def __call__(self, target: Any, *args: Any, seen: Any = seen, **kwargs: Any) -> Any:
                 if target in (torch.ops.aten.convolution.default, torch.ops.aten.mm.default):
                     seen += [args[0].dtype, args[1].dtype]
-                if target is IMPLICIT_GEMM_CONV.overload:
-                    seen += [t.dtype for t in IMPLICIT_GEMM_CONV.bind(args, kwargs)[0].tensors()]
+                for operator in (IMPLICIT_GEMM_CONV, AITER_CONV):
+                    if target is operator.overload:
+                        seen += [t.dtype for t in operator.bind(args, kwargs)[0].tensors()]
                 return super().__call__(target, *args, **kwargs)
 
         low.write(Watch(), c)
