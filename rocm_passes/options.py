@@ -63,7 +63,8 @@ class Options:
         "Inductor's own "
         "option numerics is strict); fast: also allow fp64 rotary arithmetic (complex128 tables) "
         "in fp32, "
-        "and 3-D convolutions as sums of temporal taps that are rounded to 16 bits",
+        "3-D convolutions as sums of temporal taps that are rounded to 16 bits, and aiter's "
+        "attention in 8 bits",
     )
     layout: str = option(
         "auto",
