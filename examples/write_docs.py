@@ -8,6 +8,7 @@ it says.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ from rocm_passes.policy import table
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 OPTIONS, RULES = ROOT / "docs" / "options.md", ROOT / "docs" / "rules.md"
+ADDING_AN_IDIOM = ROOT / "docs" / "adding-an-idiom.md"
+#: A block of Python whose first line names the file that it shows.
+SHOWN = re.compile(r"^```python\n# (?P<path>\S+\.py)\n.*?^```$", re.MULTILINE | re.DOTALL)
 DEMO_MODEL = "wan"
 
 
@@ -27,10 +31,16 @@ def documents() -> dict[Path, str]:
     rules = between(_read(RULES), "rules", rules_tables())
     return {
         **found,
+        ADDING_AN_IDIOM: SHOWN.sub(_shown, _read(ADDING_AN_IDIOM)),
         RULES: between(
             rules, "bounds", markdown(table.BOUND_HEAD, map(table.bound_row, policy.BOUNDS))
         ),
     }
+
+
+def _shown(block: re.Match[str]) -> str:
+    path = block["path"]
+    return f"```python\n# {path}\n{_read(ROOT / path)}```"
 
 
 def _read(path: Path) -> str:

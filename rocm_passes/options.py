@@ -64,8 +64,8 @@ class Options:
         option_values.choice(*REWRITE_NUMERICS),
         "strict: give the bits of the graph's own nodes, or refuse (the default where Inductor's "
         "own option numerics is strict); fast: also allow fp64 rotary arithmetic (complex128 "
-        "tables) in fp32, "
-        "and 3-D convolutions as sums of temporal taps that are rounded to 16 bits",
+        "tables) in fp32, 3-D convolutions as sums of temporal taps that are rounded to 16 bits, "
+        "and aiter's attention in 8 bits",
     )
     layout: str = option(
         "auto",

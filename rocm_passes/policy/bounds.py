@@ -197,7 +197,7 @@ ATTENTION_MIB = Bound(
     256,
     "MiB beside q, k, v and the result",
     "attention in tiles keeps to it; a graph that holds more scores at once is computed so on AMD",
-    "by construction: tiles of 4096 queries and keys with heads of 512 take 96 MiB",
+    "by construction: tiles of 4096 queries and 8192 keys with heads of 512 take 216 MiB",
 )
 CHECKED_PLACES = Bound(
     "CHECKED_PLACES",

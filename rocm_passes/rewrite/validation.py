@@ -95,6 +95,8 @@ def _less_exact_on_purpose(entry: Entry, options: Options) -> str:
     dtypes = {i["dtype"] for i in entry.inputs}
     if options.conv_dtype and entry.idiom == "conv3d" and torch.float32 in dtypes:
         return f"conv_dtype={options.conv_dtype!r} makes it less exact than the graph"
+    if entry.lowering == "aiter_fp8":
+        return "rewrite_numerics='fast' lets attention be computed in 8 bits"
     if options.rewrite_numerics == "fast" and dtypes & {torch.float64, torch.complex128}:
         return "rewrite_numerics='fast' may make it less exact than the graph"
     return ""

@@ -452,3 +452,13 @@ def test_what_is_measured() -> None:
     assert all(ms > 0 for ms in found.ms.values())
     flash_only = replace(call, kernel="flash")
     assert "NotImplementedError" in measure(lowerings, flash_only).skipped["sdpa"]  # type: ignore[arg-type]
+
+
+def test_verification_holds_it_and_skips_8_bits(on: Any) -> None:
+    q, k, v = operands(1, 2, 150, 128)
+    assert run(sdpa, q, k, v, verify=True, **CHUNKED).only().verification["status"] == "held"
+    on("gfx950", aiter=True)
+    forced = {"lowering": {"attention": "aiter_fp8"}, "rewrite_numerics": "fast"}
+    site = run(sdpa, q, k, v, verify=True, **forced).only()
+    assert (site.outcome, site.verification["status"]) == ("rewritten", "skipped")
+    assert "lets attention be computed in 8 bits" in site.verification["reason"]
