@@ -24,6 +24,8 @@ from rocm_passes.bench.script_calls import FORMS
 from rocm_passes.bench.script_child import OUTPUTS
 
 Figures = dict[str, Any]
+#: That ranks which measure together wait for one another after a run, at least.
+LEAST_SECONDS = 30.0
 #: Lines of a failed script's output that are shown.
 LAST_LINES = 12
 
@@ -64,18 +66,33 @@ class Form:
         return found
 
 
+class Together:
+    """What ranks that measure together need of one another; here, a process alone."""
+
+    def variables(self, number: int) -> dict[str, str]:
+        """Of the environment of a run, the same on all ranks."""
+        return {}
+
+    def failed(self, number: int, mine: str, seconds: float) -> str:
+        """Why a run has failed on any of the ranks, so that none goes on alone. Waits so long."""
+        return mine
+
+
 def measure(
     words: Sequence[str],
     forms: Sequence[str] = FORMS,
     rounds: int = 2,
     seconds: float = 3600.0,
     say: Callable[[str], None] = print,
+    together: Together | None = None,
 ) -> tuple[list[Figures], Figures]:
     """The rows of the forms, and the ledger of `ours`. words: SCRIPT ARGUMENTS... or -m MODULE
     ARGUMENTS...
 
-    No process starts after `seconds`, and one that runs longer is ended.
+    No process starts after `seconds`, and one that runs longer is ended. together: this process is
+    one of several ranks, which measure at once.
     """
+    together = together or Together()
     began = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="rocm-passes-bench-") as folder:
         found = [Form(name) for name in forms]
@@ -84,23 +101,15 @@ def measure(
             for form in (f for f in order if not f.failed):
                 left = seconds - (time.perf_counter() - began)
                 number = turn * len(found) + found.index(form)
-                _run(form, words, Path(folder), left, _of_run(number))
+                _run(form, words, Path(folder), left, together.variables(number))
+                left = seconds - (time.perf_counter() - began)
+                form.failed = together.failed(number, form.failed, max(left, LEAST_SECONDS))
                 run = "cold" if turn == 0 else f"run {turn} of {rounds}"
                 say(f"{form.name}: {'failed' if form.failed else run}")
         reference = next((f.outputs for f in found if f.name == "eager"), None)
         rows = [form.row(reference) for form in found]
         ours = next((f.cold for f in found if f.name == "ours" and f.cold is not None), None)
         return rows, (ours or {}).get("ledger", {})
-
-
-def _of_run(number: int) -> dict[str, str]:
-    """Variables of one run under torchrun, the same on all ranks: its process group is made through
-    the agent's store, in which those of the earlier runs still stand.
-    """
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "")
-    if not attempt.isdigit():
-        return {}
-    return {"TORCHELASTIC_RESTART_COUNT": str(1000 * (int(attempt) + 1) + number)}
 
 
 def _run(
@@ -158,8 +167,7 @@ def slowest(by_rank: Mapping[int, Sequence[Figures]]) -> list[Figures]:
         for key in dict.fromkeys(k for r in same for k in r if k not in ("form", "failed")):
             found = [r[key] for r in same if r.get(key) is not None]
             row[key] = max(found, default=None)
-        failed = [f"rank {k}: {r['failed']}" for k, r in zip(by_rank, same, strict=True)
-                  if "failed" in r]  # fmt: skip
+        failed = dict.fromkeys(r["failed"] for r in same if "failed" in r)
         if failed:
             row["failed"] = "; ".join(failed)
         rows.append(row)

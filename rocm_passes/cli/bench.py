@@ -121,6 +121,7 @@ def _script(
     json_file: str | None, share_file: str | None,
 ) -> int:  # fmt: skip
     from rocm_passes.bench import script, script_calls
+    from rocm_passes.cli.bench_ranks import of_all_ranks, together
 
     known = script_calls.FORMS
     for form in forms:
@@ -130,12 +131,12 @@ def _script(
                 f"bench: there is no form {form!r}; there are {listed}{nearest(form, known)}"
             )
     rows, ledger = script.measure(
-        words, forms, rounds, seconds, say=lambda what: click.echo(what, err=True)
+        words, forms, rounds, seconds, lambda what: click.echo(what, err=True), together()
     )
-    together = _of_all_ranks(rows, ledger)
-    if together is None:
+    merged = of_all_ranks(rows, ledger)
+    if merged is None:
         return 1 if all("failed" in row for row in rows) else 0
-    rows, ledger, where = together
+    rows, ledger, where = merged
     click.echo(f"{name}: medians of {rounds} runs, each in a process of its own{where}")
     print_table(script.HEAD, script.table(rows))
     for row in rows:
@@ -150,31 +151,6 @@ def _script(
         shared = without_private({"script": Path(name).name, "rows": rows, "ledger": ledger})
         _write(share_file, shared)
     return 1 if all("failed" in row for row in rows) else 0
-
-
-def _of_all_ranks(
-    rows: list[dict[str, Any]], ledger: dict[str, Any]
-) -> tuple[list[dict[str, Any]], dict[str, Any], str] | None:
-    """Under torchrun, on rank 0: the rows of the slowest ranks, and the ledgers as one. None on the
-    other ranks. Otherwise what this process has.
-    """
-    from rocm_passes.cli import ranks
-
-    place = ranks.of_this_process()
-    if place is None:
-        return rows, ledger, ""
-    from rocm_passes.bench.script import slowest
-    from rocm_passes.report import folding
-    from rocm_passes.report.ledger import from_document, to_dict
-
-    found = ranks.gathered("bench", [rows, ledger], place)
-    if found is None:
-        return None
-    given = {rank: each for rank, each in enumerate(found) if each is not None}
-    ledgers = {rank: from_document(each[1]) for rank, each in given.items() if each[1]}
-    folded = to_dict(folding.folded(ledgers), ledger.get("environment"))
-    merged = slowest({rank: each[0] for rank, each in given.items()})
-    return merged, folded, f"; {folding.named(given)}, of which the slowest counts"
 
 
 def _write(file: str | None, content: dict[str, Any]) -> None:

@@ -44,21 +44,23 @@ def of_this_process(environment: Mapping[str, str] = os.environ) -> Place | None
 
 
 def gathered(
-    name: str, mine: Any, place: Place, seconds: float = SECONDS
+    name: str, mine: Any, place: Place, seconds: float = SECONDS, everywhere: bool = False
 ) -> list[Any | None] | None:
-    """On rank 0 what each rank has, None for one that did not give it in time; None elsewhere.
+    """On rank 0 what each rank has, None for one that did not give it in time; None on the others.
 
-    name: of this exchange, the same on all ranks, and once in a run.
+    name: of this exchange, the same on all ranks, and once in a run. everywhere: on the others too.
     """
     try:
-        return _gathered(name, mine, place, seconds)
+        return _gathered(name, mine, place, seconds, everywhere)
     except RuntimeError as error:
         said = str(error).splitlines()[0]
         click.echo(f"rank {place.rank}: torchrun's agent can't be reached: {said}", err=True)
         return [mine if rank == place.rank else None for rank in range(place.size)]
 
 
-def _gathered(name: str, mine: Any, place: Place, seconds: float) -> list[Any | None] | None:
+def _gathered(
+    name: str, mine: Any, place: Place, seconds: float, everywhere: bool
+) -> list[Any | None] | None:
     import torch
 
     distributed: Any = torch.distributed
@@ -68,7 +70,7 @@ def _gathered(name: str, mine: Any, place: Place, seconds: float) -> list[Any | 
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     keys = [f"rocm_passes/{name}/{attempt}/{rank}" for rank in range(place.size)]
     store.set(keys[place.rank], json.dumps(mine))
-    if place.rank != 0:
+    if place.rank != 0 and not everywhere:
         return None
     until = time.monotonic() + seconds
     while not store.check(keys) and time.monotonic() < until:

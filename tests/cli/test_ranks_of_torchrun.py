@@ -9,6 +9,7 @@ import pytest
 import torch.distributed as dist
 
 from rocm_passes.cli import ranks
+from rocm_passes.cli.bench_ranks import OnRanks
 
 
 @pytest.fixture
@@ -28,6 +29,40 @@ def test_rank_zero_has_what_all_gave(port: int) -> None:
     assert ranks.gathered("x", ["one"], place(1, port)) is None
     assert ranks.gathered("x", None, place(0, port)) == [None, ["one"], "two"]
     late.join()
+
+
+def test_every_rank_has_what_all_gave_where_asked(port: int) -> None:
+    others = [
+        threading.Timer(0.1, lambda r=rank: ranks.gathered("x", r, place(r, port)))
+        for rank in (0, 2)
+    ]
+    for other in others:
+        other.start()
+    assert ranks.gathered("x", 1, place(1, port), everywhere=True) == [0, 1, 2]
+    for other in others:
+        other.join()
+
+
+def test_a_run_that_failed_on_one_rank_has_failed_on_all(port: int) -> None:
+    ranks.gathered("run 4", "the script ended with code 1", place(0, port))
+    ranks.gathered("run 4", "", place(2, port))
+    said = OnRanks(place(1, port)).failed(4, "", 5.0)
+    assert said == "rank 0: the script ended with code 1"
+
+
+def test_all_ranks_make_a_run_s_process_group_on_the_port_that_rank_zero_found(port: int) -> None:
+    others = [
+        threading.Timer(0.1, lambda r=rank: ranks.gathered("port 4", 12345 - r, place(r, port)))
+        for rank in (0, 2)
+    ]
+    for other in others:
+        other.start()
+    assert OnRanks(place(1, port)).variables(4) == {
+        "TORCHELASTIC_USE_AGENT_STORE": "False",
+        "MASTER_PORT": "12345",
+    }
+    for other in others:
+        other.join()
 
 
 def test_rank_zero_waits_no_longer_than_it_says(port: int) -> None:

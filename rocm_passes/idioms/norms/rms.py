@@ -167,7 +167,7 @@ def _across_ranks(root: fx.Node) -> str | None:
             break
     else:
         return None
-    found = SCALED.match(node.args[0], Trace(keeps_rows))
+    found = SCALED.match(node.all_input_nodes[0], Trace(keeps_rows))
     if found is None or not any(_multiplies(p, found["x"]) for p in products(root)):
         return None
     return (
