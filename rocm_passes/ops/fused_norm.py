@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rocm_passes.ops.operator import Call, Operator
-from rocm_passes.ops.rms_norm import epsilon, inverse_root
+from rocm_passes.ops.rms_norm import check_rows, epsilon, inverse_root
 from rocm_passes.target import Target
 
 
@@ -79,6 +79,7 @@ class FusedNorm(Call):
 
 def reference(call: FusedNorm) -> list[Tensor]:
     """Plain torch, in fp32."""
+    check_rows(call.x)
     s = _sum(call)
     results = [s.contiguous()] if call.keep_sum else []
     if call.kind == "none":

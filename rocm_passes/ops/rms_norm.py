@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rocm_passes.errors import ContractError
 from rocm_passes.ops.operator import Call, Operator, same_bits
 
 
@@ -42,6 +43,7 @@ class RmsNorm(Call):
 
 def reference(call: RmsNorm) -> Tensor:
     """Plain torch, in fp32 (fp64 for fp64 input)."""
+    check_rows(call.x)
     compute = torch.float64 if call.x.dtype is torch.float64 else torch.float32
     x = call.x.to(compute)
     squares = x.square().mean(-1, keepdim=True)
@@ -58,6 +60,12 @@ def reference(call: RmsNorm) -> Tensor:
 
 def fake(call: RmsNorm) -> Tensor:
     return torch.empty(call.x.shape, dtype=call.out_dtype, device=call.x.device)
+
+
+def check_rows(x: Tensor) -> None:
+    """Raise where x has no rows: a weight would give the result dims that x does not have."""
+    if x.dim() == 0:
+        raise ContractError("x has no dims: a norm of rows needs at least one")
 
 
 def inverse_root(squares: Tensor, eps: float, kind: str) -> Tensor:
