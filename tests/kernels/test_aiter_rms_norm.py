@@ -310,10 +310,9 @@ def test_permuted_input_fails_aiters_own_check() -> None:
     ],
 )
 def test_numerics_note(dtype: torch.dtype, mode: bool, arch: str, said: set[str]) -> None:
-    note = (
-        adapter.numerics_note(torch.ones(2, 64, dtype=dtype), round_before_weight=mode, arch=arch)
-        or ""
-    )
+    x = torch.ones(2, 64, dtype=dtype)
+    with installed(arch=arch):
+        note = adapter.numerics_note(x, round_before_weight=mode, arch=arch) or ""
     words = ("truncates", "after the weight only", "ffast-math", "denormals")
     assert {word for word in words if word in note} == said
     assert (note == "") == (not said)
