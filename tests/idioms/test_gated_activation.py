@@ -84,8 +84,9 @@ def refused(fn: Any, *args: Tensor, **options: Any) -> str:
 def test_refused_in_a_training_graph() -> None:
     gate, x = (t.requires_grad_() for t in operands())
     seen = rewrite(gated, gate, x, options={"idioms": "gated_activation"}, grad=True)
-    assert [e.outcome for e in seen.sites] == ["refused"]
-    assert "in a training graph" in seen.only().reason
+    # The gradient of x is such a product too.
+    assert {e.outcome for e in seen.sites} == {"refused"} and len(seen.sites) == 2
+    assert all("in a training graph" in e.reason for e in seen.sites)
 
 
 def test_refused_where_the_activation_is_used_elsewhere() -> None:
