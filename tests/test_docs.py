@@ -29,8 +29,9 @@ def blocks(document: str) -> dict[str, str]:
 
 
 def test_the_worked_example_of_adding_an_idiom_is_all_that_the_idiom_takes() -> None:
-    """Its files are the package's own (see the test of generated parts below), the last one is run
-    with the other tests, and nothing else in the package knows of it but a line and a rule.
+    """Its files are the package's own (see the test of generated parts below) and the last one is
+    run with the other tests. Beside them only a line, a rule, and the shapes to compile for AMD
+    know of it.
     """
     written = set(blocks("adding-an-idiom.md"))
     assert len(written) == 5 and "tests/idioms/test_gated_activation.py" in written
@@ -40,7 +41,10 @@ def test_the_worked_example_of_adding_an_idiom_is_all_that_the_idiom_takes() -> 
         for path in package.rglob("*.py")
         if "gated_activation" in path.read_text()
     }
-    rest = {"rocm_passes/registry.py", "rocm_passes/policy/activation.py"}
+    rest = {
+        *("rocm_passes/registry.py", "rocm_passes/policy/activation.py"),
+        "rocm_passes/bench/isa_examples.py",
+    }
     assert naming == {path for path in written if path.startswith("rocm_passes/")} | rest
     assert (package / "registry.py").read_text().count("gated_activation") == 2
     assert [i.name for i in registry.IDIOMS].count("gated_activation") == 1

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import triton
 
+from rocm_passes.kernels.triton.activation import gated_activation_kernel as gated
 from rocm_passes.kernels.triton.common import TRITON_TYPE
 from rocm_passes.kernels.triton.convolution import frames, pad_launch
 from rocm_passes.kernels.triton.convolution.pad_kernel import pad_kernel
@@ -368,6 +369,26 @@ def _rotary_example(label: str, heads: int, table: str = "*fp32", **flags: bool)
     return isa_example(rotary_heads_kernel, label, pointers, constexprs | flags, warps)
 
 
+def activation_examples() -> list[IsaExample]:
+    """The products of Z-Image's and FLUX.2's SwiGLU, and of SDXL's GEGLU."""
+    pointers = dict.fromkeys(("gate", "x", "y"), "*bf16")
+    shapes = (
+        ("SwiGLU [4608, 10240] bf16", "silu"),
+        ("GEGLU [4096, 5120] bf16", "gelu"),
+        ("tanh GEGLU [4096, 5120] bf16", "gelu_tanh"),
+    )
+    return [
+        isa_example(
+            gated.gated_activation_kernel,
+            label,
+            pointers,
+            {"ACT": act, "BLOCK": gated.BLOCK},
+            gated.WARPS,
+        )
+        for label, act in shapes
+    ]
+
+
 def examples() -> Iterator[IsaExample]:
     """The production shapes of every kernel."""
     yield from norm_examples()
@@ -377,3 +398,4 @@ def examples() -> Iterator[IsaExample]:
     yield from pad_examples()
     yield from frame_examples()
     yield from rotary_examples()
+    yield from activation_examples()

@@ -205,6 +205,20 @@ def test_refused_where_spelled_out_weights_are_kept_for_a_backward_pass() -> Non
     assert "its weights are read elsewhere too" in refused(sdpa, q, k, v, grad=True)
 
 
+def test_refused_where_a_batch_is_broadcast() -> None:
+    q, k, v = operands(3, 2, 36, 16, width=8)
+    reason = refused(sdpa, q, k[:1], v[:1])
+    assert "[3, 2, 36, 16], [1, 2, 36, 16], [1, 2, 36, 8] are not known to fit together" in reason
+
+
+def test_one_head_that_is_broadcast_is_read_once() -> None:
+    q, k, v = operands(3, 2, 36, 16, width=8)
+    seen = run(sdpa, q, k[:, :1], v[:, :1], **CHUNKED)
+    assert (seen.only().outcome, seen.only().parameters["key_heads"]) == ("rewritten", 1)
+    one = k[:, :1], v[:, :1]
+    assert_no_worse(seen.result, sdpa(q, *one), exact(q, *one))
+
+
 def test_refused_in_float64() -> None:
     assert "q, k and v are float64" in refused(sdpa, *operands(dtype=torch.float64))
 

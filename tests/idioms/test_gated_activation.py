@@ -81,6 +81,14 @@ def refused(fn: Any, *args: Tensor, **options: Any) -> str:
     return site.reason
 
 
+def test_refused_in_a_training_graph() -> None:
+    gate, x = (t.requires_grad_() for t in operands())
+    seen = rewrite(gated, gate, x, options={"idioms": "gated_activation"}, grad=True)
+    # The gradient of x is such a product too.
+    assert {e.outcome for e in seen.sites} == {"refused"} and len(seen.sites) == 2
+    assert all("in a training graph" in e.reason for e in seen.sites)
+
+
 def test_refused_where_the_activation_is_used_elsewhere() -> None:
     def activation_kept(gate: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         activation = F.silu(gate)

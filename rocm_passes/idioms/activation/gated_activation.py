@@ -41,9 +41,9 @@ def _found(product: fx.Node, found: Bound) -> Found:
     act = _name(activated)
     reason = refusal(product, activated, gate, x)
     if reason is not None:
-        return Miss(product, reason, {}, {"act": act})
+        return Miss(activated, reason, {}, {"act": act})
     site = op.GatedActivation(gate, x, act)
-    return Match(product, frozenset({activated, product}), (product,), site, {}, {"act": act})
+    return Match(activated, frozenset({activated, product}), (product,), site, {}, {"act": act})
 
 
 def _name(activated: fx.Node) -> str:

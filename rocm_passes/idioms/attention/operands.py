@@ -40,6 +40,12 @@ def refusal(q: fx.Node, k: fx.Node, v: fx.Node, bias: fx.Node | None) -> str | N
     if dtypes[0] not in n.FLOATING or len(set(dtypes)) != 1:
         said = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
         return f"q, k and v are {said}: one of bfloat16, float16 and float32 is read"
+    (batch, heads, _, size), (_, key_heads, keys, _) = n.shape(q), n.shape(k)
+    wanted = (batch, key_heads, keys)
+    fits = n.same_shape(n.shape(k), (*wanted, size)) and n.same_shape(n.shape(v)[:3], wanted)
+    if not fits or not n.known(heads % key_heads == 0):
+        shapes = ", ".join(str(list(n.shape(node))) for node in (q, k, v))
+        return f"q, k and v of shapes {shapes} are not known to fit together without a broadcast"
     if bias is not None and n.dtype(bias) not in n.FLOATING:
         return f"its mask is {str(n.dtype(bias)).removeprefix('torch.')}, which is not added"
     return None

@@ -28,6 +28,7 @@ reshape = call(*RESHAPES)
 expand = call(aten.expand.default)
 permute = call(aten.permute.default, aten.transpose.int)
 bmm = call(aten.bmm.default)
+clone = call(aten.clone.default)
 amax = call(aten.amax.default)
 exp = call(aten.exp.default)
 logical_not = call(aten.logical_not.default)
@@ -47,8 +48,8 @@ def _last_dim_kept(_: object, found: Bound) -> str | None:
 
 
 def folded(inner: Pattern) -> Pattern:
-    """[B, H, S, D] as bmm takes it, [B * H, S, D]."""
-    return reshape(expand(inner)) | reshape(inner)
+    """[B, H, S, D] as bmm takes it, [B * H, S, D]. What an expand broadcasts is copied."""
+    return reshape(expand(inner) | clone(expand(inner))) | reshape(inner)
 
 
 Q, K, V = bind("q"), bind("k"), bind("v")
@@ -116,6 +117,8 @@ def _joined(weights: fx.Node, last: fx.Node, *parts: Bound) -> Read | str:
     reason = refusal(q, k, v, bias)
     if reason is not None:
         return reason
+    if not _multiplies(product, k) or not _multiplies(result, v):
+        return "its products are not those of whole heads"
     scales = [product["q_scale"], product["k_scale"]]
     if not all(isinstance(s, float) for s in scales):
         return "its scale is not known at compile time"
@@ -138,6 +141,14 @@ def _joined(weights: fx.Node, last: fx.Node, *parts: Bound) -> Read | str:
         causal,
         "math",
     )
+
+
+def _multiplies(found: Bound, right: fx.Node) -> bool:
+    """Is the right factor of the product k or v [B, H, S, D] with heads and batches in one dim?"""
+    product = next(node for node in found.nodes if node.target is aten.bmm.default)
+    _, inner, outer = n.shape(product.args[1])
+    size = tuple(n.shape(right)[2:])
+    return n.same_shape((inner, outer), size) or n.same_shape((outer, inner), size)
 
 
 def _behind(product: Bound, nodes: set[fx.Node]) -> set[fx.Node]:
