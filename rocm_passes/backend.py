@@ -94,6 +94,9 @@ def _as_if(
     assert target is not None, settings.as_if
     # Nothing can be measured for a machine that is not here.
     graph_pass = GraphPass(replace(settings, tune_seconds=0.0), target, listener)
+    if not graph_pass.idioms:
+        forward: Callable[..., Any] = gm.forward
+        return forward
     return _compiled(gm, example_inputs, graph_pass, patch)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,6 +11,9 @@ from torch import Tensor, nn
 import rocm_passes
 from rocm_passes import OptionError
 from rocm_passes.options import parse
+from rocm_passes.target import Target
+from rocm_passes.tuning import ahead, tuning
+from rocm_passes.tuning.store import Measured, store
 
 
 def model(x: Tensor, w: Tensor) -> Tensor:
@@ -51,3 +56,37 @@ def test_a_backward_graph_is_decided_too() -> None:
     )
     explanation.result.backward()
     assert norm.weight.grad is not None and explanation.sites
+
+
+def test_measurements_of_that_machine_are_used_and_their_times_are_in_the_ledger(
+    tmp_path: Path,
+) -> None:
+    """A file of choices from a gfx942 machine, read on another."""
+    x, w = torch.randn(1, 16, 8, 128, 128), torch.randn(16, 16, 3, 3, 3)
+
+    def explained(**options: str) -> rocm_passes.Explanation:
+        given = {"as_if": "gfx942", **options}
+        with torch.no_grad():
+            return rocm_passes.explain(
+                lambda x, w: nn.functional.conv3d(x, w, padding=1), x, w, options=given
+            )
+
+    with ahead.noting() as noted:
+        explained()
+    (call,) = noted.calls
+    target = Target.named("gfx942")
+    assert target is not None and len(call.able) > 1
+    ms = {name: 2.0 + i for i, name in enumerate(call.able)}
+    file = str(tmp_path / "choices.json")
+    where = tuning.machine(target)
+    store(file).add(where, call.key, Measured(ms, dict.fromkeys(ms, 0)))
+    (site,) = explained(choices=file).sites
+    assert site.lowering == call.able[0] and "2 ms" in site.reason
+    assert {v.lowering: v.ms for v in site.verdicts if v.ms is not None} == ms
+
+
+def test_without_idioms_nothing_is_compiled_either() -> None:
+    explanation = rocm_passes.explain(
+        model, *ARGUMENTS, options={"as_if": "gfx942", "idioms": "none"}
+    )
+    assert not explanation.sites

@@ -104,3 +104,16 @@ def test_ledger_document_lists_every_field() -> None:
     entry = rocm_passes.Entry("", {}, "kept", None, "", "", "", {}, ())
     for field in ["format", "environment", "graphs", "sites", "graph", *entry.to_dict()]:
         assert f"`{field}`" in text, field
+
+
+@pytest.mark.parametrize("example", ["wan", "sdxl"])
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_ledger_s_page_is_shown_at_both_widths_and_in_both_schemes(
+    example: str, width: int, scheme: str
+) -> None:
+    """Taken by tests/report/screenshots.py."""
+    name = f"{example}-{width}-{scheme}.png"
+    image = (DOCS / "images" / name).read_bytes()
+    assert int.from_bytes(image[16:20], "big") == width and len(image) < 100_000
+    assert f"images/{name}" in (DOCS / "index.md").read_text()

@@ -301,6 +301,7 @@ REFUSALS = [
         "dilation=(1, 2, 1)",
     ),
     ("tiled", call((TILE_FRAMES,)), "2 output frames are one tile"),
+    ("tiled", call((3,)), "1 output frame is one tile"),
 ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from rocm_passes.errors import plural
 from rocm_passes.kernels.aten.conv3d_steps import LOW_PRECISION
 from rocm_passes.kernels.aten.conv3d_write import (
     TILE_FRAMES,
@@ -73,7 +74,9 @@ def _refuses_tiled(call: Conv3d, target: Target) -> str | None:
     axis = call.axis()
     if not isinstance(axis.frames, int):
         return "the number of frames is symbolic"
-    return f"{axis.out} output frames are one tile" if axis.out <= TILE_FRAMES else None
+    if axis.out > TILE_FRAMES:
+        return None
+    return f"{plural(axis.out, 'output frame')} {'is' if axis.out == 1 else 'are'} one tile"
 
 
 def compute_note(call: Conv3d, target: Target) -> str | None:
