@@ -23,9 +23,6 @@ _MACHINES = {
     "gfx1201": (32, 64, 65536, 65536),
 }
 
-#: Inductor's pass over scattered writes: what it calls for the value of one.
-SCATTER = "_inplace_generalized_scatter"
-
 
 def target(arch: str) -> Target:
     """As the backend would describe it, with this machine's torch and Triton."""
@@ -38,7 +35,6 @@ def device(arch: str) -> Iterator[None]:
     """Meanwhile there is one GPU of that architecture."""
     import triton
     from torch._dynamo.device_interface import CudaInterface
-    from torch._inductor.fx_passes import reinplace
     from torch._inductor.runtime import triton_helpers
     from torch._subclasses import fake_tensor
 
@@ -63,8 +59,6 @@ def device(arch: str) -> Iterator[None]:
         stack.enter_context(mock.patch.object(triton_helpers, "set_driver_to_gpu", lambda: None))
         stack.enter_context(mock.patch.object(fake_tensor, "init_gpu_context", lambda *_: None))
         stack.enter_context(mock.patch.object(torch.version, "hip", "6.4"))
-        # It copies between fake tensors, for which a build without GPUs has no kernel.
-        stack.enter_context(mock.patch.object(reinplace, SCATTER, lambda inp, src, views: inp))
         for name, value in cuda.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
         for name, value in interface.items():
