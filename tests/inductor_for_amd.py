@@ -7,28 +7,23 @@ torch's private parts.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
 import subprocess
 import sys
-import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
-from unittest import mock
 
 import torch
 import triton
 from torch import Tensor
-from torch._dynamo.device_interface import CudaInterface
 from torch._inductor.codecache import PyCodeCache
 from torch._inductor.debug import DebugContext
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.graph import GraphLowering
-from torch._inductor.runtime import triton_helpers
 from torch._inductor.virtualized import V
-from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
@@ -36,79 +31,15 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from rocm_passes import registry  # noqa: F401  (defines the operators and registers their lowerings)
+from rocm_passes.bench import faked_amd
 from rocm_passes.passes.mark_launcher import mark_launcher
 
 ARCH, WARP = "gfx942", 64
 
-_PROPERTIES = types.SimpleNamespace(
-    name=ARCH,
-    gcnArchName=ARCH,
-    major=9,
-    minor=4,
-    multi_processor_count=304,
-    warp_size=WARP,
-    regs_per_multiprocessor=65536,
-    max_threads_per_multi_processor=2048,
-    max_threads_per_block=1024,
-    shared_memory_per_block=65536,
-    L2_cache_size=2**22,
-    total_memory=2**37,
-)
 
-
-class _Driver:
-    """As much of Triton's driver as compiling needs."""
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("hip", ARCH, WARP)
-
-    def get_active_torch_device(self) -> torch.device:
-        return torch.device("cuda", 0)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: object = None) -> int:
-        return 0
-
-    def get_benchmarker(self) -> None:
-        return None
-
-
-@contextlib.contextmanager
-def device() -> Iterator[None]:
+def device() -> AbstractContextManager[None]:
     """torch, Inductor and Triton believe in one gfx942."""
-    active = triton.runtime.driver._active
-    cuda: dict[str, Any] = {
-        "is_available": lambda: True,
-        "device_count": lambda: 1,
-        "current_device": lambda: 0,
-        "get_device_properties": lambda *_, **__: _PROPERTIES,
-        "get_device_capability": lambda *_, **__: (9, 4),
-        "_lazy_init": lambda: None,
-    }
-    interface: dict[str, Any] = {
-        "is_available": staticmethod(lambda: True),
-        "current_device": staticmethod(lambda: 0),
-        "get_device_properties": staticmethod(lambda *_: _PROPERTIES),
-        "get_compute_capability": staticmethod(lambda *_: ARCH),
-        "raise_if_triton_unavailable": staticmethod(lambda *_: None),
-    }
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch.object(triton_helpers, "set_driver_to_gpu", lambda: None))
-        stack.enter_context(mock.patch.object(fake_tensor, "init_gpu_context", lambda *_: None))
-        stack.enter_context(mock.patch.object(torch.version, "hip", "6.4"))
-        for name, value in cuda.items():
-            stack.enter_context(mock.patch.object(torch.cuda, name, value))
-        for name, value in interface.items():
-            stack.enter_context(mock.patch.object(CudaInterface, name, value, create=True))
-        for name in ("get_device_properties", "current_device"):
-            stack.enter_context(mock.patch.object(CudaInterface.Worker, name, interface[name]))
-        triton.runtime.driver.set_active(_Driver())
-        try:
-            yield
-        finally:
-            triton.runtime.driver.set_active(active)
+    return faked_amd.device(ARCH)
 
 
 def code_for(

@@ -209,7 +209,8 @@ compared on the user's GPU the launches and MiB (read and written, as Inductor's
 them) of the generated code. `inductor` is the site left alone, with the neighbours that are fused
 with it; convolutions stand by themselves. Launches of a kernel of this package are counted as
 Inductor's; MiB of such a kernel are its arguments'. aiter is not installed here: where it is, its
-lowerings are candidates too.
+lowerings are candidates too. "no code": a build of torch without GPUs cannot copy between fake
+tensors of one, which Inductor does where a model assigns to slices (Wan's rotation).
 """
 
 

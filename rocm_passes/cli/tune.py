@@ -1,4 +1,4 @@
-"""`rocm-passes tune`: measure the lowerings of a script's convolutions ahead of its compiles."""
+"""`rocm-passes tune`: measure the lowerings of what a script meets ahead of its compiles."""
 
 from __future__ import annotations
 
@@ -207,9 +207,8 @@ def told(name: str, graphs: int, tuned: Sequence[Tuned], target: Target) -> str:
     ]
     if not tuned:
         lines.append(
-            "only 3-D convolutions are chosen by measurement, and no graph has one of known sizes "
-            "that may be "
-            "rewritten"
+            "only convolutions are measured after the script, and no graph has one of known sizes "
+            "that may be rewritten; other sites are measured while it runs"
         )
     for state in ("measured", "known", "not measured"):
         of_state = [t for t in tuned if t.state == state]

@@ -27,7 +27,9 @@ BOUND_HEAD = ("bound", "value", "what it decides", "evidence", "command")
 def rule_row(rule: Rule) -> tuple[str, ...]:
     """A rule as text, one cell for each name in RULE_HEAD."""
     every = {EVERY: "others"}
-    evidence = ", ".join(part for part in (str(rule.evidence), rule.evidence.docs) if part)
+    settled = "beyond doubt, not measured again" if rule.beyond_doubt else ""
+    parts = (str(rule.evidence), rule.evidence.docs, settled)
+    evidence = ", ".join(part for part in parts if part)
     return (
         every.get(rule.operator, rule.operator),
         every.get(rule.lowering, rule.lowering),

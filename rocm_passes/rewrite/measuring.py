@@ -56,11 +56,12 @@ class Measuring:
 
     def ask(self, idiom: Idiom, site: Match, able: Sequence[Lowering[Any]]) -> Answer:
         """What a fault of a measurement raises costs the measurement, and the rules decide."""
-        call = site.values()
-        names = doubtful(idiom, call, able, self.target)
-        if not names or not measures(self.target, self.options):
+        if not measures(self.target, self.options):
             return Answer(None)
         try:
+            names = doubtful(idiom, site.values(), able, self.target)
+            if not names:
+                return Answer(None)
             made = self._cut(idiom, site, [low for low in able if low.name in names])
             replayed = bool(inductor_config.triton.cudagraphs)
             picked = sites.pick(made, names, self.target, self.options, replayed, self.timer)

@@ -213,3 +213,15 @@ def test_no_kernel_and_no_operator_decides_whether_it_pays() -> None:
 def test_without_a_rule_there_is_no_verdict() -> None:
     with pytest.raises(LookupError, match=r"no rule applies to op\.low on cpu"):
         decide([], "op", "low", {}, CPU)
+
+
+def test_what_is_beyond_doubt_is_so_where_it_was_measured() -> None:
+    """Elsewhere the user's machine is measured; what follows from the lowering holds everywhere."""
+    measured = Rule("a", "b", "gpu", {}, True, "", Evidence("H200"), beyond_doubt=True)
+    assert measured.settles(H200) and not measured.settles(MI300)
+    built = replace(measured, evidence=Evidence(figures="by construction"))
+    assert built.settles(H200) and built.settles(MI300)
+    assert not replace(measured, beyond_doubt=False).settles(H200)
+    for rule in RULES:
+        if rule.beyond_doubt:
+            assert rule.evidence.machine or rule.evidence.figures
