@@ -21,10 +21,14 @@ from rocm_passes.rewrite.neighbourhood import Neighbourhoods, NotCut
 from rocm_passes.rewrite.program import WIDE
 from rocm_passes.rewrite.verify import TRIALS, compared, draw, limit, on_device
 from rocm_passes.target import Target
-from rocm_passes.tuning import sites
+from rocm_passes.tuning import ahead, sites
 from rocm_passes.tuning.inductor_code import Compiled, generated, loaded
+from rocm_passes.tuning.known import knows_sites
 
 log = logging.getLogger("rocm_passes")
+
+#: The ledger's note on a site that could be measured.
+NOT_ASKED = "not measured: `rocm-passes tune` and select='measure' measure it with its neighbours"
 
 
 class Answer(NamedTuple):
@@ -34,9 +38,16 @@ class Answer(NamedTuple):
     reason: str = ""
 
 
-def measures(target: Target, options: Options) -> bool:
-    """Can and may this process measure sites? Times of a CPU choose nothing."""
+def asks(target: Target, options: Options) -> bool:
+    """Do the times of sites count in this process? Times of a CPU choose nothing."""
     return target.is_gpu and torch.cuda.is_available() and options.select in ("auto", "measure")
+
+
+def measures(options: Options) -> bool:
+    """May it measure what is not known? Compiling every site with its neighbours takes seconds, so
+    only where the user asks: by `rocm-passes tune`, or by select="measure".
+    """
+    return options.select == "measure" or ahead.active()
 
 
 @dataclass
@@ -56,21 +67,28 @@ class Measuring:
 
     def ask(self, idiom: Idiom, site: Match, able: Sequence[Lowering[Any]]) -> Answer:
         """What a fault of a measurement raises costs the measurement, and the rules decide."""
-        if not measures(self.target, self.options):
+        if not asks(self.target, self.options):
             return Answer(None)
+        measure = measures(self.options)
         try:
             names = doubtful(idiom, site.values(), able, self.target)
             if not names:
                 return Answer(None)
+            if not measure and not knows_sites(self.options, self.target):
+                return Answer(None, NOT_ASKED)
             made = self._cut(idiom, site, [low for low in able if low.name in names])
             replayed = bool(inductor_config.triton.cudagraphs)
-            picked = sites.pick(made, names, self.target, self.options, replayed, self.timer)
+            picked = sites.pick(
+                made, names, self.target, self.options, replayed, self.timer, measure
+            )
         except NotCut as reason:
             return Answer(None, f"not measured: {reason}")
         except Exception as error:
             log.warning("rocm_passes: measuring %s failed", idiom.name, exc_info=True)
             return Answer(None, f"measuring it failed: {type(error).__name__}: {error}")
-        return Answer(picked, "" if picked is not None else self._why_not())
+        if picked is None:
+            return Answer(None, self._why_not() if measure else NOT_ASKED)
+        return Answer(picked)
 
     def _cut(self, idiom: Idiom, site: Match, able: Sequence[Lowering[Any]]) -> CompiledSite:
         if self._neighbourhoods is None:

@@ -87,6 +87,13 @@ def known(options: Options, where: str, key: str) -> Known | None:
     return shipped_for(where, key)
 
 
+def knows_sites(options: Options, target: Target) -> bool:
+    """Was any site measured on such a machine?"""
+    where = site_machine(target)
+    mine = store(options.choices).choices()
+    return bool(mine.get(where)) or any(_same_versions(m, where) for m in _shipped())
+
+
 def shipped_for(where: str, key: str) -> Known | None:
     """From the package's files alone."""
     return shipped(where, key, _shipped())

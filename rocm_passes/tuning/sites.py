@@ -83,6 +83,7 @@ def pick(
     options: Options,
     replayed: bool,
     timer: Timer | None = None,
+    may_measure: bool = True,
 ) -> Picked | None:
     """The candidate that is measured to be the fastest; None where nothing is known.
 
@@ -92,11 +93,11 @@ def pick(
     found = None
     if not tuning.anew(site.key, options):
         found = agreed.find(options, target, where, site.key)
-    if found is None or not found.covers(names):
+    if may_measure and (found is None or not found.covers(names)):
         measure = functools.partial(_measured, site, names, options, where, timer or timed)
         found = agreed.measured(options, target, where, site.key, names, measure) or found
     best = decide(found.times, names, replayed) if found is not None else None
-    unmeasured = found is None and options.tune_seconds > 0
+    unmeasured = may_measure and found is None and options.tune_seconds > 0
     consulted.note(
         Asked(SITE, where, site.key, tuple(names), best or "", unmeasured, replayed=replayed)
     )
