@@ -127,6 +127,8 @@ def _rows(
         total = total.mul_(kept).add_(weights.sum(2, keepdim=True))
         result.mul_(kept).add_(torch.bmm(weights, _flat(v[:, :, at])))
         largest = now
+        # The next tile's scores are made before the names are bound anew: two tiles would be held.
+        del scores, by_row, weights
     result /= total.masked_fill_(total == 0, 1.0)
     return result.view(batch, heads, count, v.shape[3])
 
