@@ -45,14 +45,13 @@ from rocm_passes.tuning.inductor_code import generated
 @dataclass
 class Row:
     """A distinct call. codes: launches and bytes of each candidate. failed: why others have none.
-    rule: what the rules decide. note: why it is not measured, or "".
+    note: why it is not measured, or "".
     """
 
     site: str
     count: int
     codes: dict[str, tuple[int, int]]
     failed: dict[str, str]
-    rule: str
     note: str = ""
 
 
@@ -92,13 +91,13 @@ class Listing(Measuring):
             self.rows[site.key].count += 1
             return
         codes, failed = counted(site.cut, site.idiom, site.able, self.options.launch)
-        self.rows[site.key] = Row(site.key.rpartition(" ")[0], 1, codes, failed, "")
+        self.rows[site.key] = Row(site.key.rpartition(" ")[0], 1, codes, failed)
 
     def _note(self, idiom: Idiom, site: Match, note: str) -> None:
         value = site.outputs[0].meta["val"]
         size = "x".join(map(str, value.shape))
         name = f"{idiom.name} {str(value.dtype).removeprefix('torch.')} {size}"
-        row = self.rows.setdefault(name, Row(name, 0, {}, {}, "", note))
+        row = self.rows.setdefault(name, Row(name, 0, {}, {}, note))
         row.count += 1
 
 
@@ -136,7 +135,7 @@ def sites_of(graph: fx.Graph, target: Target, keep: tuple[str, ...]) -> list[Row
     listing = Listing(work, target, options, keep)
     plan = Plan(graph, context, ledger, listing)
     for idiom in IDIOMS:
-        plan.consider(replace(idiom, measured=_listed(listing, idiom)) if idiom.measured else idiom)
+        plan.consider(replace(idiom, measured=_unknown) if idiom.measured else idiom)
     for decision in plan.decisions:
         if decision.idiom.measured is not None and len(decision.choice.verdicts) > 1:
             able = [v.lowering for v in decision.choice.verdicts if v.verdict in ("able", "taken")]
@@ -146,8 +145,8 @@ def sites_of(graph: fx.Graph, target: Target, keep: tuple[str, ...]) -> list[Row
     return list(listing.rows.values())
 
 
-def _listed(listing: Listing, idiom: Idiom) -> Callable[..., None]:
-    return lambda *_: None
+def _unknown(*_: Any) -> None:
+    """Of convolutions nothing is known: rules decide."""
 
 
 def _on_the_gpu(graph: fx.Graph) -> None:
@@ -191,7 +190,7 @@ def _copy(graph: fx.Graph) -> fx.Graph:
 
 def table(results: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> str:
     """The page: a table for each model. Architectures with the same rows share it."""
-    lines = [HEAD]
+    lines = [HEAD.format(missing="" if "vae_wan" in results else WITHOUT_VAE)]
     for name, by_arch in results.items():
         groups: dict[str, list[str]] = {}
         for arch, rows in by_arch.items():
@@ -201,6 +200,10 @@ def table(results: Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]) -> s
     return "\n".join(lines).rstrip() + "\n"
 
 
+WITHOUT_VAE = """
+Not on this page: the decode of Wan's VAE (`--only vae_wan`). It did not end within 15 minutes on a
+loaded machine, and a build of torch without GPUs cannot run the views of the channel norm's launch.
+"""
 HEAD = """# What would be measured on AMD
 
 `python -m rocm_passes.bench.amd_sites` wrote this page on a machine without a GPU. Nothing was
@@ -211,7 +214,7 @@ with it; convolutions stand by themselves. Launches of a kernel of this package 
 Inductor's; MiB of such a kernel are its arguments'. aiter is not installed here: where it is, its
 lowerings are candidates too. "no code": a build of torch without GPUs cannot copy between fake
 tensors of one, which Inductor does where a model assigns to slices (Wan's rotation).
-"""
+{missing}"""
 
 
 def _rows(rows: Iterable[Mapping[str, Any]]) -> list[str]:
