@@ -242,9 +242,13 @@ def to_dict(
 
 def from_document(found: Mapping[str, Any]) -> list[Ledger]:
     """The graphs of the documented JSON form, which does not say what was looked for in them."""
+    drawings = found.get("drawings", ())
     sites: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
     for site in found["sites"]:
-        sites[site["graph"]].append({k: v for k, v in site.items() if k != "graph"})
+        position = site.get("drawing")
+        own = {k: v for k, v in site.items() if k != "graph"}
+        own["drawing"] = {} if position is None else drawings[position]
+        sites[site["graph"]].append(own)
     return [
         Ledger.from_dict({**g, "looked_for": (), "sites": sites[g["graph"]]})
         for g in found["graphs"]

@@ -195,7 +195,7 @@ def measured(
 
     monkeypatch.setattr(measuring, "generated", generated)
     monkeypatch.setattr(measuring, "loaded", loaded)
-    monkeypatch.setattr(measuring, "measures", lambda target, options: options.select == "auto")
+    monkeypatch.setattr(measuring, "asks", lambda target, options: options.select != "rules")
     monkeypatch.setattr(measuring.policy, "settled", lambda *_: (False, False))
     monkeypatch.setattr(budget, "BUDGET", budget.Budget())
     small = measuring.WORTH_MEASURING_SITE_MIB
@@ -203,7 +203,7 @@ def measured(
 
     def run(model: Any, *args: Any, clock: Planted, **options: Any) -> Any:
         monkeypatch.setattr("rocm_passes.tuning.sites.timed", clock)
-        chosen = {"select": "auto", "choices": str(tmp_path / "c.json"), **options}
+        chosen = {"select": "measure", "choices": str(tmp_path / "c.json"), **options}
         return rewrite(model, *args, options=chosen, codegen=False), graphs
 
     return run
@@ -306,6 +306,17 @@ def test_code_that_does_not_compile_is_one_candidate_less() -> None:
         {},
         {"a": "its code does not compile: ValueError: no compiler"},
     )
+
+
+def test_auto_measures_nothing_and_says_how_to(measured: Any) -> None:
+    seen, graphs = measured(NORM, X, clock=Planted(inductor=1.0), select="auto")
+    assert graphs == [] and measuring.NOT_ASKED in only(seen.sites, "rms_norm").notes
+
+
+def test_auto_takes_what_was_measured_before(measured: Any) -> None:
+    measured(NORM, X, clock=Planted(inductor=1.0, **{ON_CPU: 0.1}))
+    seen, _ = measured(NORM, X, clock=Planted(), select="auto")
+    assert only(seen.sites, "rms_norm").reason.startswith("measured on this machine")
 
 
 def test_options_have_the_two_ways_of_selecting() -> None:
