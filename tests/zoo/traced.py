@@ -19,7 +19,7 @@ from torch._guards import TracingContext, tracing
 
 from tests.rewriting import copied
 
-from . import case, tensors_in
+from . import case
 
 Backend = Callable[[fx.GraphModule, Sequence[Any]], Callable[..., Any]]
 T = TypeVar("T")
@@ -84,13 +84,9 @@ def traced(name: str, dtype: torch.dtype) -> Traced:
     torch._dynamo.reset()
     compiled = torch.compile(zoo.function(model), backend=functools.partial(_keep, seen))
     with torch.no_grad():
-        found = tensors_in(compiled(*args, **kwargs))
+        compiled(*args, **kwargs)
     torch._dynamo.reset()
     assert zoo.one_graph == (len(seen.graphs) == 1), len(seen.graphs)
-    for one, other in zip(found, results(name, dtype), strict=True):
-        # Equal to the bit in most models; Cosmos's VAE differs in roundings of bfloat16.
-        distance = (one.double() - other.double()).norm() / other.double().norm()
-        assert one.dtype == other.dtype and distance <= 5e-2, float(distance)
     return seen
 
 
