@@ -2,7 +2,7 @@
 
     python -m tests.support                                  every pipeline with every feature
     python -m tests.support --only flux,sdxl --features "two calls,VAE tiling"
-    python -m tests.support --write docs/measured/support.md   also put the table into the file
+    python -m tests.support --write docs/measured/support.md   also put them into the table
 
 Exit code 1 where a result was wrong or a compiled pipeline raised.
 """
@@ -36,7 +36,8 @@ def main(arguments: Sequence[str]) -> int:
             )
             cells.append(cell)
     if given.write:
-        table.write(Path(given.write), cells, _environment())
+        path = Path(given.write)
+        table.write(path, table.joined(table.kept(path), cells), _environment())
         print(f"wrote {given.write}")
     return int(any(cell.outcome in ("WRONG", "FAILED") for cell in cells))
 

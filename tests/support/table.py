@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
+from rocm_passes.bench.pipeline_specs import PIPELINES
 from tests.support.cells import Cell
+from tests.support.features import FEATURES
 
 BEGIN, END = "<!-- support: begin -->", "<!-- support: end -->"
 SIGNS = {
@@ -16,11 +20,26 @@ SIGNS = {
     "not offered": "-",
     "WRONG": "WRONG",
     "FAILED": "FAILED",
+    "not run": "not run",
 }
 
 
+def kept(path: Path) -> list[Cell]:
+    """The cells of earlier runs, which are kept beside the document."""
+    beside = path.with_suffix(".json")
+    return [Cell(**cell) for cell in json.loads(beside.read_text())] if beside.exists() else []
+
+
+def joined(before: Iterable[Cell], now: Iterable[Cell]) -> list[Cell]:
+    """Each place once, in the order of pipelines and features; a later run counts."""
+    latest = {(cell.pipeline, cell.feature): cell for cell in [*before, *now]}
+    return [latest[p, f] for p in PIPELINES for f in FEATURES if (p, f) in latest]
+
+
 def write(path: Path, cells: Sequence[Cell], environment: str) -> None:
-    """Replace the part between the markers. Raises ValueError where they are missing."""
+    """Replace the part between the markers, and keep the cells beside the document. Raises
+    ValueError where the markers are missing.
+    """
     text = path.read_text(encoding="utf-8")
     if BEGIN not in text or END not in text:
         raise ValueError(f"{path}: expected the lines {BEGIN} and {END}")

@@ -37,14 +37,32 @@ CELLS = [
 def test_a_pipeline_with_a_feature(pipeline: str, feature: str) -> None:
     if feature == "torchao int8" and importlib.util.find_spec("torchao") is None:
         pytest.skip("torchao is not installed")
+    stated = table.read(DOCUMENT).get((pipeline, feature), "not run")
     cell = run(pipeline, feature)
-    assert cell.outcome == table.read(DOCUMENT)[pipeline, feature], cell
+    assert cell.outcome not in ("WRONG", "FAILED")
+    assert stated in ("not run", cell.outcome), cell
 
 
-def test_the_table_has_every_cell_and_none_is_wrong() -> None:
+def test_no_cell_of_the_table_is_wrong_and_the_fast_ones_are_there() -> None:
     stated = table.read(DOCUMENT)
-    assert set(stated) == {(p, f) for p in PIPELINES for f in FEATURES}
-    assert set(stated.values()) <= {"compiled", "in part", "eager", "not offered"}
+    assert set(stated) <= {(p, f) for p in PIPELINES for f in FEATURES}
+    assert set(stated.values()) <= {"compiled", "in part", "eager", "not offered", "not run"}
+    assert {stated[cell] for cell in FAST} <= {"compiled", "in part", "eager"}
+
+
+def test_a_later_run_replaces_its_cells_and_keeps_the_others(tmp_path: Path) -> None:
+    path = tmp_path / "t.md"
+    path.write_text(f"{table.BEGIN}\n{table.END}\n")
+    first = [Cell("sdxl", "two calls", "WRONG", "1 from eager"), Cell("flux", "two calls", "eager")]
+    table.write(path, first, "torch 0")
+    again = [Cell("sdxl", "two calls", "compiled"), Cell("sdxl", "VAE tiling", "compiled")]
+    table.write(path, table.joined(table.kept(path), again), "torch 0")
+    assert table.read(path) == {
+        ("sdxl", "two calls"): "compiled",
+        ("sdxl", "VAE tiling"): "compiled",
+        ("flux", "two calls"): "eager",
+        ("flux", "VAE tiling"): "not run",
+    }
 
 
 def test_a_table_reads_back_as_it_was_written(tmp_path: Path) -> None:
