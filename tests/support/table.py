@@ -44,9 +44,10 @@ def write(path: Path, cells: Sequence[Cell], environment: str) -> None:
     if BEGIN not in text or END not in text:
         raise ValueError(f"{path}: expected the lines {BEGIN} and {END}")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
-    path.write_text(
-        f"{before}{BEGIN}\n{render(cells, environment)}\n{END}{after}", encoding="utf-8"
-    )
+    table = render(cells, environment)
+    path.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
+    lines = ",\n".join(json.dumps(asdict(cell)) for cell in cells)
+    path.with_suffix(".json").write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 def render(cells: Sequence[Cell], environment: str) -> str:
