@@ -49,7 +49,7 @@ class Options:
         "auto: rewrite a site where it is known to pay on this machine; always: rewrite all that "
         "can be; "
         "off: change nothing, only report; rules: as auto, and nothing is measured or looked up; "
-        "measure: as auto, and what is known is measured again (past Inductor's caches)",
+        "measure: measure all that can be, known or not (past Inductor's caches)",
     )
     idioms: tuple[str, ...] | None = option(
         None,

@@ -62,11 +62,10 @@ def row(
     """A call's choice, for which it is measured where the backend would measure it.
 
     key: as in the file of choices. chosen: the lowering that a compile takes within the default
-    memory bound of
-    bound_mib, unbound: without one; None: it is left to Inductor. by: "measurement" or "rule". ms,
-    mib, skipped: of the lowerings that can take it, in the measurement that the choice is by; where
-    times are asked for, a choice by rule has a measurement, too, and one by measurement has the
-    times of a second and longer one in `again`.
+    memory bound of bound_mib, unbound: without one; None: it is left to Inductor. by: "measurement"
+    or "rule". ms, mib, skipped: of the lowerings that can take it, in the measurement that the
+    choice is by; where times are asked for, a choice by rule has a measurement, too, and one by
+    measurement has the times of a second and longer one in `again`.
     """
     options = replace(options, layout=Call.of(text).layout(target.vendor))
     seen = site(Call.of(text), dtype, options, target)

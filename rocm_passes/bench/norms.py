@@ -9,11 +9,9 @@ another on a GPU that does nothing else.
 The floor is the bytes that must move (each input read once, each output written once) at the copy
 rate measured in the same run. Times are medians of replayed CUDA graphs, and of TURNS that the ways
 of a case take: what is timed first is timed on a GPU that has just been idle. Inputs and outputs
-rotate among enough buffers that the L2
-cache holds none of them, up to MOST_SETS: a case of less than 0.5 MiB stays in it. Every result is
-compared with
-float64 before it is timed: its error may exceed that of the eager original by one unit in the last
-place.
+rotate among enough buffers that the L2 cache holds none of them, up to MOST_SETS: a case of less
+than 0.5 MiB stays in it. Every result is compared with float64 before it is timed: its error may
+exceed that of the eager original by one unit in the last place.
 """
 
 from __future__ import annotations

@@ -4,11 +4,10 @@
 
 A synthetic clip (moving gradients and shapes, edges as sharp as text) goes through the encoder of a
 Wan VAE in float32; its latents are decoded in each form, and compared with float32 in eager without
-TF32. There are no
-pretrained weights here: they are random, drawn so that activations keep their variance through the
-model, and PSNR is relative to the range of the reference. So figures compare forms with each other;
-they are not those of a trained VAE. The VAE has Wan 2.1's widths with one residual block a level,
-so that all forms compile in a minute.
+TF32. There are no pretrained weights here: they are random, drawn so that activations keep their
+variance through the model, and PSNR is relative to the range of the reference. So figures compare
+forms with each other; they are not those of a trained VAE. The VAE has Wan 2.1's widths with one
+residual block a level, so that all forms compile in a minute.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@
 
 The share is counted in weights: elements of the matrices and kernels of linear layers and
 convolutions. That is exact where each of them is applied to the same number of positions, and an
-estimate elsewhere (SDXL's
-transformer blocks: 85 % of the weights, 75 % of the FLOPs at 1024 x 1024).
+estimate elsewhere (SDXL's transformer blocks: 85 % of the weights, 75 % of the FLOPs at 1024 x
+1024).
 """
 
 from __future__ import annotations

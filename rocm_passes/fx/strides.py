@@ -1,9 +1,8 @@
 """Who sees how a tensor lies in memory, and how to give it the strides that they were promised.
 
 Inductor computes by value: pointwise code, reductions and products do not see strides. A few
-readers do, and read
-other elements where the strides change: as_strided, opaque operators, control flow, and the outputs
-of a graph.
+readers do, and read other elements where the strides change: as_strided, opaque operators, control
+flow, and the outputs of a graph.
 """
 
 from __future__ import annotations

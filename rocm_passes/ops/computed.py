@@ -2,9 +2,8 @@
 
 What is cheap to compute Inductor computes where it is read: `aten.cat` of computed parts becomes
 one kernel, for which everything that the parts are computed from is alive at once. Behind this
-operator each part is
-computed before what comes next, and straight into its place: Inductor can still choose where it
-lies.
+operator each part is computed before what comes next, and straight into its place: Inductor can
+still choose where it lies.
 """
 
 from __future__ import annotations

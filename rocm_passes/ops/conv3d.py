@@ -27,15 +27,12 @@ class Conv3d(Call):
 
     x: pieces [N, C, T_i, H, W] that stand end to end in time (one, where nothing was absorbed).
     weight: [O, C/groups, kT, kH, kW]. bias: [O] or None. zeros: zero frames before and after the
-    pieces.
-    stride, dilation: as of torch.nn.functional.conv3d, 3-tuples. padding: (H, W), zeros on both
-    sides.
-    channels_last: whether x, the weight and the result are channels-last in memory.
-    compute: dtype to convolve in, or None for x's own.
-    absorbed: padding or a cat in front of the graph's convolution is part of the call.
-    largest_mib: input and result of the graph's largest call, for the choice between lowerings.
-    extra_frames: output frames that are computed in excess and left out, so that calls of one
-    bucket are alike.
+    pieces. stride, dilation: as of torch.nn.functional.conv3d, 3-tuples. padding: (H, W), zeros on
+    both sides. channels_last: whether x, the weight and the result are channels-last in memory.
+    compute: dtype to convolve in, or None for x's own. absorbed: padding or a cat in front of the
+    graph's convolution is part of the call. largest_mib: input and result of the graph's largest
+    call, for the choice between lowerings. extra_frames: output frames that are computed in excess
+    and left out, so that calls of one bucket are alike.
     """
 
     x: tuple[Tensor, ...]

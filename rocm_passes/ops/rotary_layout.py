@@ -38,12 +38,11 @@ class Recipe:
 
     view: a shape that x is reshaped to first, or None. axes: the leading axes of x by name: "bsh",
     "bhs", "sh", "bs" or "s". heads: into how many the channels of "bs" or "s" are cut. width:
-    rotated channels.
-    seq_start, seq_tokens: the first of the tokens that are rotated and their number, where not all
-    are.
-    core_shape: of the node that the rotation ends in; tail: (operator, further arguments) of the
-    views between it and the result. fp64: the graph rotates in float64, and so must we. scattered:
-    the graph writes the halves into an empty tensor, which Inductor runs as two kernels.
+    rotated channels. seq_start, seq_tokens: the first of the tokens that are rotated and their
+    number, where not all are. core_shape: of the node that the rotation ends in; tail: (operator,
+    further arguments) of the views between it and the result. fp64: the graph rotates in float64,
+    and so must we. scattered: the graph writes the halves into an empty tensor, which Inductor runs
+    as two kernels.
     """
 
     view: tuple[Any, ...] | None

@@ -3,9 +3,8 @@
 A model that indexes, reshapes or builds its rotary tables in the graph has complex nodes there that
 Inductor warns of as soon as one of its own patterns matches them, long before the post-grad pass.
 Here each table becomes the same computation on its parts, by ops/complex_tables.py, and one
-`aten.view_as_complex`, a view, where a
-complex tensor is wanted: at the rotation, whose product the idioms take away later, and at an
-output of the graph.
+`aten.view_as_complex`, a view, where a complex tensor is wanted: at the rotation, whose product the
+idioms take away later, and at an output of the graph.
 
 Before (Qwen-Image)                                After
     f = unsqueeze(slice(view(freqs, ..)), 1)           f = view_as_complex(unsqueeze(slice(reshape(

@@ -1,8 +1,7 @@
 """A convolution's bias, taken over by the norm that alone reads the convolution.
 
 On a GPU Inductor adds the bias apart from the convolution, and fuses the sum with what follows. An
-opaque norm
-would leave it a pass over memory of its own: the norm's kernel adds it instead.
+opaque norm would leave it a pass over memory of its own: the norm's kernel adds it instead.
 
 Before                                          After
     c = convolution(x, w, bias, ...)                c = convolution(x, w, None, ...)

@@ -11,9 +11,8 @@ Before (CogVideoX's SpatialNorm3D)                      After
                                addend a)
 
 m and a are as large as x, which has thousands of bytes for each of y's pixels; i has four for each
-of x's. It is
-made by the very moves that made m, applied to numbers: right for any gathers, whatever they are
-for.
+of x's. It is made by the very moves that made m, applied to numbers: right for any gathers,
+whatever they are for.
 """
 
 from __future__ import annotations

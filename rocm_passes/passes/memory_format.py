@@ -86,9 +86,8 @@ def share_layouts(graph: fx.Graph) -> int:
     redirected.
 
     Each request is a copy of its own to Inductor, of what is pointwise so far, and who did not ask
-    computes it once
-    more from what it was computed from, which stays in memory for that long: a convolution's result
-    before its bias.
+    computes it once more from what it was computed from, which stays in memory for that long: a
+    convolution's result before its bias.
     """
     redirected = 0
     first: dict[tuple[fx.Node, tuple[Any, ...]], fx.Node] = {}

@@ -1,8 +1,8 @@
 """What to do where nothing was measured on the user's machine: tables of rules and of bounds.
 
-A rule is one row, in `norms.py`, `rotary.py`, `convolution.py`, `padding.py`,
-`attention.py`, `activation.py` or `layout.py`. A
-bound is one in `bounds.py`. `rocm-passes rules` prints both, and docs/rules.md lists them.
+A rule is one row, in `norms.py`, `rotary.py`, `convolution.py`, `padding.py`, `attention.py`,
+`activation.py` or `layout.py`. A bound is one in `bounds.py`. `rocm-passes rules` prints both, and
+docs/rules.md lists them.
 """
 
 from __future__ import annotations

@@ -2,9 +2,8 @@
 hit.
 
 The pass does not run where a graph comes from a cache, so a second process would have nothing to
-report. Each ledger
-is kept under a hash of what the pass depends on: Dynamo's graph, the inputs' shapes, and the pass's
-own cache key.
+report. Each ledger is kept under a hash of what the pass depends on: Dynamo's graph, the inputs'
+shapes, and the pass's own cache key.
 """
 
 from __future__ import annotations

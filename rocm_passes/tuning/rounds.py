@@ -3,8 +3,7 @@ medians.
 
 A GPU under load lowers its clock, so whoever is measured after a pause would be the faster. Every
 round runs each candidate once, in rotating order; what drifts, drifts for all. A burst waits behind
-a copy until it is
-enqueued as a whole: how long the host takes is not part of it.
+a copy until it is enqueued as a whole: how long the host takes is not part of it.
 """
 
 from __future__ import annotations

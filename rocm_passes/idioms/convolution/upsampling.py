@@ -122,8 +122,7 @@ class _Gathered:
 
 def _gathered(x: fx.Node) -> _Gathered | None:
     """x as elements of a tensor further up; None where its sizes are symbolic. Never past what is
-    computed, nor past
-    a tensor that something else reads as well: that one is made in any case.
+    computed, nor past a tensor that something else reads as well: that one is made in any case.
     """
     sizes = n.shape(x)[LEADING:]
     if len(sizes) not in (2, 3) or not all(isinstance(s, int) for s in sizes):

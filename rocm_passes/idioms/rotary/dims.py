@@ -1,8 +1,7 @@
 """Where views take the elements of one dim: sizes alone can't tell dims of equal size apart.
 
 The last dim of a tensor, of N elements, is followed through reshapes, permutes and the like. In the
-view, a
-dim may hold a run of it: element i of the dim is element (i * step + ...) of the N.
+view, a dim may hold a run of it: element i of the dim is element (i * step + ...) of the N.
 
     [B, S, N]  reshape  [B, S, H, D]  transpose  [B, H, S, D]
            N            H: step D, D: step 1     H: step D, D: step 1

@@ -14,9 +14,8 @@ Before (Z-Image in bf16)                                       After
 
 When it pays: where Inductor's own code is far from reading x once and writing it once, that is for
 complex numbers, of which Inductor compiles nothing, and for slice assignment. Complex numbers go in
-any case, on
-every device: the lowering "real" writes their parts in ATen. complex128 stays float64 unless
-rewrite_numerics="fast".
+any case, on every device: the lowering "real" writes their parts in ATen. complex128 stays float64
+unless rewrite_numerics="fast".
 
 Refused: values inside the rotation that are used outside it; casts inside it that change values;
 tables that fit no axis of x; under rewrite_numerics="strict", rotations computed in 16 bits.

@@ -7,9 +7,8 @@ at once.
 
 The rotated channels are the first R of a head's D. aiter's layout is [S, B, H, D] with any strides,
 so [B, S, H, D] goes in as a view. Source: aiter/ops/rope.py, csrc/kernels/rope. Only the
-out-of-place HIP
-functions are used: under Inductor the in-place ones leave q and k unrotated, and the Triton one for
-[T, H, D] writes out of bounds.
+out-of-place HIP functions are used: under Inductor the in-place ones leave q and k unrotated, and
+the Triton one for [T, H, D] writes out of bounds.
 """
 
 from __future__ import annotations

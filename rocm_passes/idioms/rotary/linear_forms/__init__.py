@@ -4,8 +4,8 @@ spelling.
 A tensor x [..., 2P] holds P pairs of channels, interleaved (2i, 2i+1) or half-split (i, i+P).
 Starting from x, every node that is a sum of (plus or minus channel 0 or 1 of x) * (an entry of a
 table) is followed, through views, casts, stacks, slices, scatters and complex numbers. Which node
-is a rotation can then be
-seen from its value alone: both of its lanes hold a term of channel 0 and a term of channel 1.
+is a rotation can then be seen from its value alone: both of its lanes hold a term of channel 0 and
+a term of channel 1.
 
 The last axes of a value are named by a letter each:
     p  pairs            l  lane: the channel within the pair            1  size one

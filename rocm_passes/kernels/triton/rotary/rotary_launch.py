@@ -211,11 +211,10 @@ def rotary(
     """Rotates x.
 
     x: [B, S, H, D], D even or not, fp32/fp16/bf16, any strides; a channel stride other than 1 costs
-    a copy.
-    cos, sin: [1 or B, S, 1 or H, R/2 or R], fp32/fp16/bf16, any strides.
-    Returns [B, S, H, D] in `out_dtype` (x's by default), dense, in x's memory order; or
-    `out`, which may have any strides with unit channel stride. Raises TypeError for other dtypes
-    (fp64 and complex among them), ValueError for shapes that do not fit.
+    a copy. cos, sin: [1 or B, S, 1 or H, R/2 or R], fp32/fp16/bf16, any strides. Returns [B, S, H,
+    D] in `out_dtype` (x's by default), dense, in x's memory order; or `out`, which may have any
+    strides with unit channel stride. Raises TypeError for other dtypes (fp64 and complex among
+    them), ValueError for shapes that do not fit.
     """
     return launch_heads(x, None, cos, sin, rotation, out_dtype=out_dtype, outs=(out, None))[0]
 

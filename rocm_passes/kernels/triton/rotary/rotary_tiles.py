@@ -292,10 +292,9 @@ def tile_shape(
     """(tokens, heads, warps) of one program, as measured on an H200.
 
     Without a norm 4096 elements on 4 warps keep most bytes in flight. A norm makes the program wait
-    for a
-    sum: more and smaller programs hide that. Heads come first, padded by a third at most, then
-    tokens. A norm
-    across heads takes them all: masked lanes cost less there than a second, exact tile.
+    for a sum: more and smaller programs hide that. Heads come first, padded by a third at most,
+    then tokens. A norm across heads takes them all: masked lanes cost less there than a second,
+    exact tile.
     """
     padded = triton.next_power_of_2(channels)
     if across_heads:
