@@ -82,7 +82,7 @@ def test_measurements_of_that_machine_are_used_and_their_times_are_in_the_ledger
     store(file).add(where, call.key, Measured(ms, dict.fromkeys(ms, 0)))
     (site,) = explained(choices=file).sites
     assert site.lowering == call.able[0] and "2 ms" in site.reason
-    assert {v.lowering: v.ms for v in site.verdicts if v.ms is not None} == ms
+    assert {v.lowering: v.measured["ms"] for v in site.verdicts if v.measured} == ms
 
 
 def test_without_idioms_nothing_is_compiled_either() -> None:

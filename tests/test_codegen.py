@@ -77,7 +77,7 @@ GRAPHS: dict[str, tuple[Function, Callable[[torch.dtype], tuple[Tensor, ...]], s
     "transformer": (
         transformer,
         transformer_inputs,
-        {"norm_modulate", "qk_norm_rotary", "residual_norm"},
+        {"norm_modulate", "qk_norm_rotary", "residual_norm", "attention"},
     ),
     "decoder": (
         decoder,

@@ -105,6 +105,12 @@ def check_command(line: str) -> None:
         for word in rest[2:]:
             if word.startswith(("tests/", "docs/")):
                 assert (ROOT / word).exists(), line
+    elif program == "torchrun":
+        assert rest[0] == "--nproc-per-node", line
+        if rest[2] == "-m":
+            assert importlib.util.find_spec(rest[3]) is not None, line
+            if rest[3] == "rocm_passes":
+                check_ours(rest[4:])
     elif program == "pip":
         extras = re.search(r"\[(\w+)\]", line)
         known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -29,7 +29,9 @@ class GatedActivation(Call):
 
 
 def reference(call: GatedActivation) -> Tensor:
-    """Computed in fp32, rounded once."""
+    """Computed in fp32, rounded once. Raises ValueError where the two differ in shape."""
+    if call.gate.shape != call.x.shape:
+        raise ValueError(f"gate is {list(call.gate.shape)} and x {list(call.x.shape)}")
     gate = call.gate.float()
     if call.act == "silu":
         activated = F.silu(gate)

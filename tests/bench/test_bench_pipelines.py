@@ -25,7 +25,7 @@ from tests.without_codegen import without_codegen
 #: Millions of parameters of the denoisers, as their model cards and files have them.
 PARAMETERS = {
     "sdxl": 2567, "wan": 1419, "z_image": 6155, "flux": 11901, "sd15": 860, "sd35": 2243,
-    "qwen_image": 20430,
+    "qwen_image": 20430, "wan22_5b": 5000, "hunyuan_video": 12821, "ltx": 1923, "cogvideox": 5570,
 }  # fmt: skip
 
 

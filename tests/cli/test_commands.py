@@ -228,7 +228,7 @@ def test_bench_writes_what_it_measured_and_a_copy_to_share(
     given: list[list[str]] = []
 
     def measure(
-        words: list[str], *how: object, say: object
+        words: list[str], *how: object
     ) -> tuple[list[dict[str, object]], dict[str, object]]:
         given.append(words)
         rows: list[dict[str, object]] = [

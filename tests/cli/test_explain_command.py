@@ -112,7 +112,7 @@ def test_explain_prints_the_ledger_after_the_script_even_on_a_warm_cache(
     assert lines[-1] == "at exit ['--steps', '3']"
     found = json.loads((tmp_path / "l.json").read_text())
     assert [s["location"] for s in found["sites"]] == [f"{script}:{CONV_LINE}"]
-    assert "<table" in (tmp_path / "l.html").read_text()
+    assert 'class="group"' in (tmp_path / "l.html").read_text()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import json
 import pytest
 
 from rocm_passes import cli, policy
+from rocm_passes.target import Target
 
 
 def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
@@ -17,7 +18,7 @@ def printed(capsys: pytest.CaptureFixture[str], *words: str) -> str:
 @pytest.mark.parametrize(
     ("target", "where"),
     [
-        ("gfx942", {"any", "gpu", "amd"}),
+        ("gfx942", {"any", "gpu", "amd", "gfx942"}),
         ("sm_90", {"any", "gpu", "nvidia", "sm_90"}),
         ("cpu", {"any", "cpu"}),
     ],
@@ -56,7 +57,9 @@ def test_the_table_has_reason_evidence_and_command(capsys: pytest.CaptureFixture
     ):
         assert cell in text
     assert "conv3d.taps" in text and "cuDNN" not in text.split("WORTH_MEASURING")[0]
-    rules = [rule for rule in policy.RULES if rule.where in ("any", "gpu", "amd")]
+    target = Target.named("gfx1100")
+    assert target is not None
+    rules = [rule for rule in policy.RULES if rule.applies_to(target)]
     assert f"{len(rules)} rules for gfx1100, {len(policy.BOUNDS)} bounds" in text
 
 

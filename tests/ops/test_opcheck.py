@@ -16,11 +16,15 @@ import torch
 from torch import Tensor
 
 from rocm_passes import registry  # noqa: F401  (registers every lowering)
+from rocm_passes.ops.aiter_conv import AITER_CONV, AiterConv
 from rocm_passes.ops.as_real import AS_REAL, AsReal
+from rocm_passes.ops.attention import ATTENTION
+from rocm_passes.ops.attention import Attention as AttentionCall
 from rocm_passes.ops.call import Call
 from rocm_passes.ops.channel_norm import CHANNEL_NORM, ChannelNorm
 from rocm_passes.ops.computed import COMPUTED, Computed
 from rocm_passes.ops.fused_norm import FUSED_NORM, FusedNorm
+from rocm_passes.ops.gated_activation import GATED_ACTIVATION, GatedActivation
 from rocm_passes.ops.group_norm import GROUP_NORM, GroupNorm
 from rocm_passes.ops.group_norm_pad import GROUP_NORM_PAD, GroupNormPad
 from rocm_passes.ops.implicit_gemm_conv import IMPLICIT_GEMM_CONV, ImplicitGemmConv
@@ -41,6 +45,7 @@ def draw(*shape: int, dtype: torch.dtype = F32, seed: int = 0) -> Tensor:
 
 
 ROWS, VECTOR, IMAGE = draw(2, 3, 16), draw(16, seed=1), draw(2, 4, 5, 6)
+QUERY = draw(2, 2, 5, 8)
 HEADS, TABLE = draw(2, 3, 2, 8), draw(1, 3, 1, 4, seed=2)
 
 
@@ -88,6 +93,19 @@ EXAMPLES = {
                 (0, 0), (1, 1, 1), (1, 1), (1, 1, 1),
             ),
         ),
+        Example(
+            AITER_CONV,
+            AiterConv(
+                draw(1, 16, 2, 4, 4, dtype=BF16), draw(16, 16, 1, 3, 3, dtype=BF16), None,
+                (1, 1, 1), (0, 1, 1), (1, 1, 1), 1,
+            ),
+        ),
+        Example(
+            ATTENTION,
+            AttentionCall(QUERY, QUERY + 1, QUERY - 1, None, 0.35, False, 16.0, "math"),
+            "q",
+        ),
+        Example(GATED_ACTIVATION, GatedActivation(ROWS, ROWS + 1, "silu")),
         Example(ROTARY, Rotary(HEADS, TABLE, TABLE, True, 8, False, None, F32)),
         Example(ROTARY_PAIR, RotaryPair(HEADS, HEADS + 1, TABLE, TABLE, True, 8, False, None, F32),
                 "q"),
@@ -108,7 +126,8 @@ def lowerings() -> list[tuple[str, str]]:
         for o in OPERATORS
         if o.name in EXAMPLES
         for low in o.lowerings
-        if low.name == "reference" or (low.run is not None and low.name == "triton")
+        if low.name == "reference"
+        or (low.run is not None and low.name == "triton" and o is not AITER_CONV)
     ]
 
 
@@ -196,7 +215,7 @@ def test_what_is_not_finite(name: str, lowering: str, value: float) -> None:
 @pytest.mark.parametrize(("name", "lowering"), lowerings())
 def test_empty(name: str, lowering: str) -> None:
     example = EXAMPLES[name]
-    names = ("q", "k") if hasattr(example.call, "k") else ("x", "branch")
+    names = ("q", "k", "v") if hasattr(example.call, "k") else ("x", "branch", "gate")
     names = ("z",) if example.x == "z" else names
     call = example.call
     for field in names:
