@@ -38,7 +38,6 @@ def compile_pipeline(
     exclude: Iterable[str] = (),
     cache_artifacts: str | os.PathLike[str] | None = None,
     warm: warming.Sizes | None = None,
-    tune: warming.Sizes | None = None,
     **settings: Unpack[HowToCompile],
 ) -> Report:
     """Compile a diffusers pipeline, or a bare denoiser or VAE, in place. Without `warm` nothing
@@ -64,7 +63,7 @@ def compile_pipeline(
     argument or option.
     """
     checked = Settings.checked(**settings)
-    runs, tries = warming.calls(pipe, warm), warming.calls(pipe, tune, "tune")
+    runs, tries = warming.calls(pipe, warm), warming.calls(pipe, checked.tune, "tune")
     trial = (lambda: warming.once(pipe, tries)) if tries else None
     components = _components(pipe)
     wanted = Wanted.checked(components, transformer, vae, include, exclude)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
+from rocm_passes.diffusers_pipeline.warm import Sizes
 from rocm_passes.errors import OptionError, nearest
 from rocm_passes.options import parse
 
@@ -22,6 +23,7 @@ class HowToCompile(TypedDict, total=False):
     mode: str | None
     options: Mapping[str, Any] | None
     vae_dtype: str | None
+    tune: Sizes | None
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,7 @@ class Settings:
     options: Mapping[str, Any] = field(default_factory=dict)
     vae_dtype: str | None = None
     graphs: bool = False
+    tune: Sizes | None = None
 
     @classmethod
     def checked(
@@ -45,6 +48,7 @@ class Settings:
         mode: str | None = None,
         options: Mapping[str, Any] | None = None,
         vae_dtype: str | None = None,
+        tune: Sizes | None = None,
     ) -> Settings:
         """Raises OptionError on the first wrong name or value, and on two that contradict each
         other.
@@ -72,7 +76,8 @@ class Settings:
         given = dict(options or {})
         if mode:
             given["mode"] = mode
-        return cls(how, dynamic, given, vae_dtype, graphs=bool(patch.get(GRAPHS)))
+        graphs = bool(patch.get(GRAPHS))
+        return cls(how, dynamic, given, vae_dtype, graphs=graphs, tune=tune)
 
     def of_vae(self, part: str) -> dict[str, Any]:
         """Options for "decoder" or "encoder": without CUDA graphs, which would write into frames

@@ -112,10 +112,10 @@ def test_refused_in_fp64() -> None:
     assert "gate is torch.float64" in refused(gated, gate, x)
 
 
-def test_refused_with_strict_numerics_where_the_graph_rounds_between() -> None:
+def test_refused_with_strict_numerics() -> None:
     reason = refused(gated, *operands(torch.bfloat16), rewrite_numerics="strict")
     assert "rounds once" in reason
-    assert run(gated, *operands(), rewrite_numerics="strict").only().outcome == "rewritten"
+    assert "strict" in refused(gated, *operands(), rewrite_numerics="strict")
 
 
 def test_an_activation_alone_is_left_to_inductor() -> None:

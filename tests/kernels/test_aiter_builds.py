@@ -52,9 +52,11 @@ def refusals() -> dict[str, str | None]:
         "add_rms_norm": rms_norm.add_refusal(X, X, W, 1e-6, round_before_weight=False),
         "rotary": rotary.refusal(HEADS, TABLE, TABLE, interleaved=True, rotated=64),
         "qk_norm_rotary": qk_norm_rotary.refusal(
-            *(HEADS, HEADS, *weights, TABLE, TABLE, 1e-6),
-            interleaved=True,
-            round_before_weight=True,
+            qk_norm_rotary.Arguments(
+                *(HEADS, HEADS, *weights, TABLE, TABLE, 1e-6),
+                interleaved=True,
+                round_before_weight=True,
+            )
         ),
     }
 
