@@ -1,7 +1,7 @@
 """Run cells of the support table, and write it.
 
     python -m tests.support                                  every pipeline with every feature
-    python -m tests.support --only flux,sdxl --features "two calls,VAE tiling"
+    python -m tests.support --only flux,sdxl --features "two calls;VAE tiling"
     python -m tests.support --write docs/measured/support.md   also put them into the table
 
 Exit code 1 where a result was wrong or a compiled pipeline raised.
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
     cells = []
     for pipeline in given.only.split(","):
-        for feature in given.features.split(","):
+        for feature in given.features.split(";"):
             cell = _run(pipeline, feature)
             print(
                 pipeline, "|", feature, "|", cell.outcome, f"{cell.error:.0e}", cell.why, flush=True
@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--only", default=",".join(PIPELINES), help="pipelines")
     made.add_argument("--features", default=None, help="columns of the table")
     made.add_argument("--write", help="the document that holds the table")
-    made.set_defaults(features=",".join(FEATURES))
+    made.set_defaults(features=";".join(FEATURES))
     return made
 
 
