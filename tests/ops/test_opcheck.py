@@ -7,7 +7,6 @@ An operator without an example here fails the first test.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -129,16 +128,6 @@ def lowerings() -> list[tuple[str, str]]:
         if low.name == "reference"
         or (low.run is not None and low.name == "triton" and o is not AITER_CONV)
     ]
-
-
-@pytest.fixture(autouse=True)
-def kernels_work() -> Iterator[None]:
-    """A kernel that raises is not run again in its process: each test begins anew."""
-    for operator in OPERATORS:
-        operator._failed.clear()
-    yield
-    for operator in OPERATORS:
-        operator._failed.clear()
 
 
 def run(example: Example, lowering: str, call: Call | None = None) -> list[Tensor]:
