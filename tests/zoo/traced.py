@@ -82,7 +82,10 @@ def traced(name: str, dtype: torch.dtype) -> Traced:
         zoo.run(model)
     seen = Traced()
     torch._dynamo.reset()
-    compiled = torch.compile(zoo.function(model), backend=functools.partial(_keep, seen))
+    # fullgraph: Dynamo then captures sizes that values decide, such as Mochi's valid text tokens.
+    compiled = torch.compile(
+        zoo.function(model), backend=functools.partial(_keep, seen), fullgraph=zoo.one_graph
+    )
     with torch.no_grad():
         compiled(*args, **kwargs)
     torch._dynamo.reset()
