@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -33,6 +32,7 @@ from triton.compiler import ASTSource
 from rocm_passes import registry  # noqa: F401  (defines the operators and registers their lowerings)
 from rocm_passes.bench import faked_amd
 from rocm_passes.passes.mark_launcher import mark_launcher
+from tests import forked
 
 ARCH, WARP = "gfx942", 64
 
@@ -278,13 +278,7 @@ def answers_of(module: str, *words: str) -> Any:
     in a GPU and no kernel is interpreted.
     """
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-m", module, *words],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = forked.run([sys.executable, "-m", module, *words], env=environment)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rocm_passes.bench import vae, vae_worker
+from tests import suites
 
 TINY = ["--device", "cpu", "--tiny", "--at-once", "2"]
 
@@ -19,8 +20,10 @@ def run(*arguments: str) -> vae.Run:
 
 
 def test_a_row_is_printed_and_written_for_each_variant(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not suites.codegen():
+        monkeypatch.setenv("TESTS_WITHOUT_CODEGEN", "1")
     out = tmp_path / "rows.json"
     run("--only", "vae_image@float32", "--variants", "eager,ours", "--out", str(out),
         "--options", '{"select": "off", "idioms": "none"}', "--tune-seconds", "0")()  # fmt: skip

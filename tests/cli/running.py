@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests import forked
+
 #: The scripts of these tests import from `tests`, which a script's own folder does not have.
 REPOSITORY = Path(__file__).parents[2]
 
@@ -14,11 +16,8 @@ REPOSITORY = Path(__file__).parents[2]
 def run(
     *arguments: object, cwd: Path | None = None, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
+    return forked.run(
         [sys.executable, "-m", "rocm_passes", *map(str, arguments)],
-        capture_output=True,
-        text=True,
         cwd=cwd,
         env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
-        timeout=300,
     )

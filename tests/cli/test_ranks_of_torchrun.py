@@ -44,10 +44,17 @@ def test_every_rank_has_what_all_gave_where_asked(port: int) -> None:
 
 
 def test_a_run_that_failed_on_one_rank_has_failed_on_all(port: int) -> None:
-    ranks.gathered("run 4", "the script ended with code 1", place(0, port))
-    ranks.gathered("run 4", "", place(2, port))
+    failed = "the script ended with code 1"
+    others = [
+        threading.Timer(0.1, lambda r=rank, f=f: ranks.gathered("run 4", f, place(r, port)))
+        for rank, f in ((0, failed), (2, ""))
+    ]
+    for other in others:
+        other.start()
     said = OnRanks(place(1, port)).failed(4, "", 5.0)
-    assert said == "rank 0: the script ended with code 1"
+    assert said == f"rank 0: {failed}"
+    for other in others:
+        other.join()
 
 
 def test_all_ranks_make_a_run_s_process_group_on_the_port_that_rank_zero_found(port: int) -> None:

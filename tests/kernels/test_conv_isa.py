@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from typing import Any
 
 import pytest
 
 from rocm_passes.bench import conv_isa as isa
-from tests import suites
+from tests import forked, suites
 
 #: Without matrix instructions for fp32.
 RDNA = ("gfx1100", "gfx1201")
@@ -23,7 +22,7 @@ def printed(*options: str) -> str:
     """In a process of its own: here the kernels are interpreted."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "rocm_passes.bench.conv_isa", *options]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = forked.run(command, env=environment)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import pytest
 import triton
 
 from rocm_passes.bench import isa
-from tests import suites
+from tests import forked, suites
 
 DOCS = Path(__file__).parents[2] / "docs" / "kernels.md"
 
@@ -26,12 +25,8 @@ def compiled() -> list[dict[str, Any]]:
     """In a process of its own: here the kernels are interpreted."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     chosen = [word for arch in suites.architectures() for word in ("--arch", arch)]
-    done = subprocess.run(
-        [sys.executable, "-m", "rocm_passes.bench.isa", "--json", *chosen],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
+    done = forked.run(
+        [sys.executable, "-m", "rocm_passes.bench.isa", "--json", *chosen], env=environment
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -134,7 +129,7 @@ def test_integers_that_are_one_compile() -> None:
         "--arch",
         "gfx942",
     ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = forked.run(command, env=environment)
     assert done.returncode == 0, done.stderr
     compiled = {json.loads(line)["kernel"] for line in done.stdout.splitlines()}
     assert compiled == {e.kernel.fn.__name__ for e in isa.examples()}

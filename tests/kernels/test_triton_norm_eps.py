@@ -6,7 +6,6 @@ import json
 import math
 import os
 import re
-import subprocess
 import sys
 
 import pytest
@@ -18,6 +17,7 @@ from torch import Tensor
 from rocm_passes.kernels.triton.common import inverse_rms
 from rocm_passes.kernels.triton.norms.norm_plan import NormTile
 from rocm_passes.ops.rms_norm import inverse_root
+from tests import forked
 from tests.kernels.kernel_calls import fused_norm
 from tests.kernels.norm_reference import assert_accurate, wide
 
@@ -91,9 +91,7 @@ def root(x, y, EPS: tl.constexpr):  # type: ignore[no-untyped-def]
 def test_amd_s_rsqrt_is_used_where_eps_keeps_its_argument_normal() -> None:
     """The instruction flushes a subnormal argument, whatever the mode of denormals."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = subprocess.run(
-        [sys.executable, "-c", ROOT], env=environment, capture_output=True, text=True, check=False
-    )
+    done = forked.run([sys.executable, "-c", ROOT], env=environment)
     assert done.returncode == 0, done.stderr
     rsqrt = {
         name: bool(re.search(r"\bv_rsq_f32", a)) for name, a in json.loads(done.stdout).items()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from tests import forked
 
 PROGRAM = """
 import json, sys, torch, rocm_passes
@@ -25,7 +26,7 @@ print(json.dumps([[ledger.from_cache, entries(ledger)] for ledger in rocm_passes
 def run(folder: Path, select: str = "off", rows: int = 3) -> list[list[object]]:
     environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder)}
     command = [sys.executable, "-c", PROGRAM, select, str(rows)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    done = forked.run(command, env=environment)
     assert done.returncode == 0, done.stderr
     found: list[list[object]] = json.loads(done.stdout.strip().splitlines()[-1])
     return found

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 
 from rocm_passes.tuning.consulted import INDUCTOR
 from rocm_passes.tuning.store import Measured, load, update
+from tests import forked
 
 pytestmark = pytest.mark.codegen
 
@@ -28,18 +28,9 @@ def test_the_process_after_the_one_that_measured_compiles_nothing(tmp_path: Path
             "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
             "PYTHONPATH": str(Path(__file__).parents[2]),
         }
-        done = subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "tests.tuning.measuring_process",
-                str(choices),
-                json.dumps({INDUCTOR: 1.0, **times}),
-            ],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
+        words = (str(choices), json.dumps({INDUCTOR: 1.0, **times}))
+        done = forked.run(
+            [sys.executable, "-m", "tests.tuning.measuring_process", *words], env=environment
         )
         assert done.returncode == 0, done.stderr
         return json.loads(done.stdout)

@@ -2,6 +2,8 @@
 
 Dynamo takes most of the time of a compile without code generation, and no option of the backend
 changes what it does. Tests that vary the backend's options compile copies of these graphs.
+AOTAutograd takes most of the rest: tests of what the pass decides run it over copies of the
+post-grad graphs.
 """
 
 from __future__ import annotations
@@ -11,13 +13,20 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
+from unittest import mock
 
 import torch
 from torch import Tensor, fx, nn
 from torch._dynamo.utils import detect_fake_mode
 from torch._guards import TracingContext, tracing
+from torch.utils._python_dispatch import _disable_current_modes
 
-from tests.rewriting import copied
+import rocm_passes.backend as backends
+from rocm_passes.graph_pass import GraphPass
+from rocm_passes.options import parse
+from rocm_passes.report.ledger import Ledger
+from rocm_passes.target import Target
+from tests.rewriting import Rewritten, copied
 
 from . import case
 
@@ -104,6 +113,71 @@ def _keep(seen: Traced, gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[.
         return gm.forward(*values)
 
     return run
+
+
+class _Enough(Exception):
+    """The graph was kept: no code needs to be generated."""
+
+
+@dataclass
+class PostGrad:
+    """A graph as our pass was given it, and for which device."""
+
+    graph: fx.GraphModule
+    target: Target
+
+    def passed(self, options: dict[str, Any]) -> tuple[Ledger, fx.Graph]:
+        """What the pass says of a copy, and the copy behind it."""
+        settings, _ = parse(options, None)
+        ledgers: list[Ledger] = []
+        gm = _copied(self.graph)
+        with _disable_current_modes():
+            GraphPass(settings, self.target, ledgers.append)(gm.graph)
+        gm.graph.lint()
+        return ledgers[0], gm.graph
+
+
+@_once
+def post_grad(name: str, dtype: torch.dtype) -> list[PostGrad]:
+    """By graph of `traced`. The backend's own way to them, with default options."""
+    kept: list[PostGrad] = []
+
+    class Keeping(GraphPass):
+        def __call__(self, graph: fx.Graph) -> None:
+            kept.append(PostGrad(_copied(graph.owning_module), self.target))
+            raise _Enough
+
+    def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Any:
+        before = len(kept)
+        try:
+            backends.rocm_diffusion(gm, inputs, caches=False)
+        except Exception:
+            if len(kept) == before:
+                raise
+        assert len(kept) == before + 1, "the pass did not run once"
+        return gm
+
+    with mock.patch.object(backends, "GraphPass", Keeping):
+        traced(name, dtype).compiled(backend)
+    return kept
+
+
+@functools.cache
+def ledgers(name: str, dtype: torch.dtype, **options: Any) -> list[Ledger]:
+    """The ledger of every graph that one call runs, as often as it runs it."""
+    found = [each.passed(options)[0] for each in post_grad(name, dtype)]
+    return [found[number] for number in traced(name, dtype).executed]
+
+
+def passed(name: str, **options: Any) -> Rewritten:
+    """The graphs before and behind the pass, and its ledgers; nothing is run."""
+    seen = Rewritten()
+    for each in post_grad(name):
+        ledger, after = each.passed(options)
+        seen.ledgers.append(ledger)
+        seen.before.append(each.graph.graph)
+        seen.after.append(after)
+    return seen
 
 
 def _copied(gm: fx.GraphModule) -> fx.GraphModule:

@@ -1,0 +1,144 @@
+"""Python processes of tests, forked from one that has imported torch (`tests.zygote`).
+
+For tests of what a process does after its imports: a command, a worker, a second start from a
+cache. A test of the imports themselves, or of variables that they read, starts Python by
+`subprocess`. TRITON_INTERPRET is the exception: there is a zygote for each value.
+"""
+
+from __future__ import annotations
+
+import array
+import atexit
+import functools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+REPOSITORY = Path(__file__).parents[1]
+
+#: Triton reads it at its import.
+INTERPRET = "TRITON_INTERPRET"
+
+
+@functools.cache
+def _zygote(interpret: str | None) -> tuple[subprocess.Popen[bytes], str]:
+    """This test process's zygote with that TRITON_INTERPRET, and its address."""
+    folder = tempfile.mkdtemp(prefix="zygote-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = os.path.join(folder, "socket")
+    environment = {k: v for k, v in os.environ.items() if k != INTERPRET}
+    environment |= {"PYTHONPATH": str(REPOSITORY), **({INTERPRET: interpret} if interpret else {})}
+    command = [sys.executable, "-m", "tests.zygote", path]
+    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdin=subprocess.PIPE)
+    return process, path
+
+
+def _connected(interpret: str | None) -> socket.socket:
+    process, address = _zygote(interpret)
+    while True:
+        connection = socket.socket(socket.AF_UNIX)
+        try:
+            connection.connect(address)
+            return connection
+        except (FileNotFoundError, ConnectionRefusedError):
+            connection.close()
+            assert process.poll() is None, "the process that forks has ended"
+            signal.sigtimedwait([], 0.05)
+
+
+class Popen:
+    """`subprocess.Popen([sys.executable, ...])`, as far as tests and the bench's workers use it."""
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: int | IO[Any] | None = None,
+        stdout: int | IO[Any] | None = None,
+        stderr: int | IO[Any] | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        text: bool = True,
+    ) -> None:
+        assert command[0] == sys.executable and text
+        self.args = list(command)
+        self.returncode: int | None = None
+        self._null = os.open(os.devnull, os.O_RDWR)
+        self._ours: list[int] = [self._null]
+        given, self.stdin = self._end(stdin, "w")
+        out, self.stdout = self._end(stdout, "r")
+        err, self.stderr = (out, None) if stderr == subprocess.STDOUT else self._end(stderr, "r")
+        request: dict[str, Any] = {
+            "arguments": [str(word) for word in command[1:]],
+            "env": dict(os.environ if env is None else env),
+            "cwd": os.fspath(cwd or os.getcwd()),
+        }
+        self._connection = _connected(request["env"].get(INTERPRET))
+        rights = array.array("i", [given, out, err])
+        self._connection.sendmsg(
+            [json.dumps(request).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
+        )
+        for descriptor in self._ours:
+            os.close(descriptor)
+        self._replies = self._connection.makefile("r")
+        self.pid = int(self._replies.readline())
+
+    def _end(self, asked: int | IO[Any] | None, mode: str) -> tuple[int, IO[str] | None]:
+        """The process's end of a standard stream, and this process's."""
+        if asked == subprocess.PIPE:
+            read, write = os.pipe()
+            theirs, mine = (read, write) if mode == "w" else (write, read)
+            self._ours.append(theirs)
+            return theirs, open(mine, mode)
+        if asked is None or asked == subprocess.DEVNULL:
+            return self._null, None
+        return asked if isinstance(asked, int) else asked.fileno(), None
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            self._connection.settimeout(timeout)
+            try:
+                self.returncode = int(self._replies.readline())
+            except TimeoutError as error:
+                # A file over a socket takes no reads after one that was cut off.
+                self._replies = self._connection.makefile("r")
+                raise subprocess.TimeoutExpired(self.args, timeout or 0) from error
+        return self.returncode
+
+    def poll(self) -> int | None:
+        try:
+            return self.wait(0.01)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def kill(self) -> None:
+        if self.returncode is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+
+def run(
+    command: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: str | os.PathLike[str] | None = None,
+    timeout: float = 300,
+) -> subprocess.CompletedProcess[str]:
+    """`subprocess.run(command, capture_output=True, text=True, ...)`."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = Popen(command, stdout=out, stderr=err, env=env, cwd=cwd)
+        try:
+            code = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            raise
+        out.seek(0)
+        err.seek(0)
+        return subprocess.CompletedProcess(list(command), code, out.read(), err.read())
