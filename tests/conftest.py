@@ -53,9 +53,10 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 for _name in [n for n in os.environ if n.startswith("ROCM_PASSES_")]:
     del os.environ[_name]
 
+# A worker has one core: further threads would take the other workers'. NumPy's BLAS, which Triton's
+# interpreter multiplies with, reads the variable as it is loaded: workers must be born with it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 if _WORKER in os.environ:
-    # A worker has one core: further threads would take the other workers'.
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     torch.set_num_threads(1)
 # Inductor would compile and load a program for each instruction set of the CPU, in each new cache.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
