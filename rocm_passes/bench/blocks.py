@@ -3,7 +3,7 @@
     python -m rocm_passes.bench.blocks [--only NAME,NAME] [--json FILE] [--options JSON] [--also
     JSON] [--seconds N]
 
-Each block is a real one with the inputs that its model gives it (rocm_passes/bench/models.py). `ms`
+Each block is a real one with the inputs that its model gives it (rocm_passes/bench/block_models.py). `ms`
 is the device's own time, of replays of a CUDA graph of one call; `in a row` that of calls one
 behind the other, as in a denoising loop, which is the larger of the device's time and the host's;
 `host` what enqueuing one call takes. Medians, the forms in turn, after a warm-up; the JSON file has
@@ -32,7 +32,8 @@ from torch import Tensor
 from rocm_passes import history
 from rocm_passes.backend import rocm_diffusion
 from rocm_passes.bench.inputs import tensors_in
-from rocm_passes.bench.models import Prepared, workload
+from rocm_passes.bench.models import workload
+from rocm_passes.bench.workload import Prepared
 
 BLOCKS = (
     "qwen_image_block", "z_image_block", "wan_block", "flux_double", "hunyuan_video_double",

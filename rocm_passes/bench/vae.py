@@ -276,7 +276,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument(
-        "--only", default=",".join(DECODERS), help="decoders (rocm_passes/bench/models.py)"
+        "--only", default=",".join(DECODERS), help="decoders (rocm_passes/bench/vae_models.py)"
     )
     made.add_argument(
         "--variants", default=",".join(VARIANTS), help=f"of {', '.join((*VARIANTS, 'ours'))}"

@@ -196,7 +196,7 @@ def _key(nodes: Neighbourhood, idiom: str, channels_last: bool) -> str:
     lines.append(" ".join(sorted(numbers[node] for node in nodes.site.nodes)))
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
     result = n.tensor(nodes.site.outputs[0])
-    kind = str(result.dtype).removeprefix("torch.")
+    kind = n.dtype_name(result.dtype)
     size = "x".join(map(str, result.shape))
     return f"{idiom} {kind} {size} in {len(nodes.nodes)} operators {digest}"
 

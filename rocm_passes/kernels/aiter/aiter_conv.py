@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rocm_passes.fx.nodes import dtype_name
 from rocm_passes.kernels.aiter import contract, conv_entries, installation
 from rocm_passes.kernels.aiter.conv_contract import FEATURES, FLYDSL_ARCHS, Entry, refusal
 from rocm_passes.ops.aiter_conv import AITER_CONV, AiterConv, fake, reference
@@ -51,7 +52,7 @@ def aiter_conv(call: AiterConv, entry: Entry) -> Tensor:
     y = conv_entries.convolve(call, entry)
     if y.shape != promised.shape or y.dtype != promised.dtype:
         raise contract.AiterContractError(
-            f"aiter's {entry} convolution returned {contract.dtype_name(y.dtype)} of shape "
+            f"aiter's {entry} convolution returned {dtype_name(y.dtype)} of shape "
             f"{contract.shape_name(y)}, not {contract.shape_name(promised)}"
         )
     _RAN.add(key)

@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rocm_passes.fx.nodes import dtype_name
 from rocm_passes.kernels.aiter import contract, installation
 from rocm_passes.ops.aiter_conv import AiterConv
 
@@ -92,7 +93,7 @@ def _dtypes(call: AiterConv, entry: Entry) -> Iterator[str]:
         yield "x is float16: Winograd's transform of values from 655 on leaves its range"
     yield from contract.dtype("x", call.x, allowed)
     if call.weight.dtype != call.x.dtype:
-        found, expected = map(contract.dtype_name, (call.weight.dtype, call.x.dtype))
+        found, expected = map(dtype_name, (call.weight.dtype, call.x.dtype))
         yield f"weight is {found} and x is {expected}: aiter takes one dtype and checks none"
     if call.bias is not None:
         yield from contract.dtype("bias", call.bias, contract.FLOAT_DTYPES)

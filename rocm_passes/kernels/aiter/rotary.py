@@ -115,7 +115,7 @@ def pair_refusal(
     return next(_violations({"q": q, "k": k}, cos, sin, interleaved, rotated), None)
 
 
-def numerics_note(x: Tensor, *, arch: str | None = None) -> str | None:
+def numerics_note(x: Tensor) -> str | None:
     """Where `rotary` and `rotary_pair` compute otherwise than the graph did; None if nowhere."""
     return contract.joined(contract.denormal_note(x.dtype))
 
@@ -224,7 +224,7 @@ def _refuses(call: op.SpelledRotary, target: Target) -> str | None:
 
 
 def _note(call: op.SpelledRotary, target: Target) -> str | None:
-    return numerics_note(call.x, arch=target.arch)
+    return numerics_note(call.x)
 
 
 def _write(b: Any, call: op.SpelledRotary) -> Any:
