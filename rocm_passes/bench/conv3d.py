@@ -1,9 +1,8 @@
 """Conv3d calls of the video models: is the choice among the lowerings the right one?
 
-    python -m rocm_passes.bench.conv3d                compiled: every way, its time and memory, and
-    the choice made python -m rocm_passes.bench.conv3d --all          all calls: the choice against
-    the times of all lowerings python -m rocm_passes.bench.conv3d --calls "96-96 3x3x3 2+4f
-    480x832;..." --dtype float32
+    python -m rocm_passes.bench.conv3d          every way of a sample: time, memory, the choice
+    python -m rocm_passes.bench.conv3d --all    all calls: the choice against all lowerings' times
+    python -m rocm_passes.bench.conv3d --calls "96-96 3x3x3 2+4f 480x832;..." --dtype float32
 
 With `--table FILE` the second also writes its rows as docs/conv3d.md has them.
 

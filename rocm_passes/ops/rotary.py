@@ -1,7 +1,9 @@
 """Rotary position embedding of one tensor.
 
-    out1 = x1 * cos1 - x2 * sin1,    out2 = x2 * cos2 + x1 * sin2      for every pair of channels,
-    in float32
+    out1 = x1 * cos1 - x2 * sin1
+    out2 = x2 * cos2 + x1 * sin2
+
+for every pair of channels, in float32.
 
 Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021, arXiv:2104.09864.
 """

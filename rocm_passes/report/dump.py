@@ -5,10 +5,10 @@ it.
 tracing is on, and into a file where the environment variable ROCM_PASSES_DUMP names a folder.
 Otherwise it does nothing.
 
-    <folder>/graph0_<process id>/00_before.py          the graph as Inductor gave it
-                                 02_fold_conv_bias.py  after the step of that name, if the step
-                                 changed something 03_after.py           as Inductor gets it back
-                                 ledger.json           the graph's ledger, as in docs/ledger.md
+    <folder>/graph0_<process id>/00_before.py           the graph as Inductor gave it
+                                 02_fold_conv_bias.py   after that step, if it changed something
+                                 03_after.py            as Inductor gets it back
+                                 ledger.json            the graph's ledger, as in docs/ledger.md
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from torch.fx.node import map_arg
 from rocm_passes.fx import decompositions
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
-from rocm_passes.kernels.triton import inductor as launching
-from rocm_passes.ops.operator import OPERATORS, Lowering, Operator
+from rocm_passes.kernels.triton import launcher
+from rocm_passes.ops.operator import Lowering, Operator
 from rocm_passes.rewrite.neighbourhood import Neighbourhood, NotCut, moved
 from rocm_passes.rewrite.program import Input
 from rocm_passes.rewrite.rewriter import Rewriter
@@ -58,10 +58,7 @@ class Cut:
         """With the lowering in the site's place. Raises RewriteError."""
         made, mode, to = self._copied()
         Rewriter(made.graph, mode).apply(moved(self.nodes.site, to), lowering, operator)
-        launching.register()
-        for each in (o for known in OPERATORS for o in known.overloads.values()):
-            for node in made.graph.find_nodes(op="call_function", target=each):
-                node.meta[launching.LAUNCHED_BY] = launch
+        launcher.mark(made.graph, launch)
         return self._finished(made, mode, to)
 
     def plain(self) -> fx.GraphModule:

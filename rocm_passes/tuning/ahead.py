@@ -2,8 +2,7 @@
 compiling.
 
     with ahead.noting() as noted:
-        vae.decode(latents)         # compiled with this backend: the passes run, the decode runs in
-        eager
+        vae.decode(latents)         # compiled with this backend: passes run, the decode is eager
     noted.calls                     # to be measured later, when nothing else uses the GPU
 
 Times that are measured while other work runs on the GPU, a compile's first calls or another

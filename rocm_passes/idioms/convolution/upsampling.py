@@ -4,8 +4,8 @@
 cancel, joined and cut in several ways. What they do together is read as a number for each place
 along each axis: the spelling does not matter, and nothing is taken for upsampling by its looks.
 
-    t = 0 1 1 2 2, h = 0 0 1 1 ..., w = 0 0 1 1 ...      every frame but the first twice, rows and
-    columns twice
+    t = 0 1 1 2 2               every frame but the first twice
+    h = w = 0 0 1 1 ...         rows and columns twice
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """What stands round a norm, read off the graph: the residual before it and the modulations after
 it.
 
-b = gate * y                    before: or y * gate, gate * norm(y), norm(y), y; the gate per sample
-or per token s = x + b                       rounded to x's dtype where the graph does so n =
-norm(s) m = n * (1 + scale) + shift     after: or (1 + scale) * n, or without a shift; up to two of
-them
+    b = gate * y                    or y * gate, gate * norm(y), norm(y), y; the gate per sample or
+                                    per token
+    s = x + b                       rounded to x's dtype where the graph does so
+    n = norm(s)
+    m = n * (1 + scale) + shift     or (1 + scale) * n, or without a shift; up to two of them
 """
 
 from __future__ import annotations

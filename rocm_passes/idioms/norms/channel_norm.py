@@ -1,11 +1,11 @@
 """RMSNorm over the channels of an image or video, with SiLU, as the VAEs of Wan, Qwen-Image and
 LTX-2 have it.
 
-Before (Wan in bf16)                            After
-    f = convert(x, f32)                             y = rocm_passes.channel_norm(x, gamma, None,
-    "l2", 1e-12, l = pow(sum(pow(f, 2), [1], True), 0.5)             sqrt(C), True, bf16, True,
-    bf16, "triton") d = f / expand(clamp_min(l, 1e-12)) y = silu(convert(d, bf16) * sqrt(C) * gamma
-    + 0.0)
+Before (Wan in bf16)                                    After
+    f = convert(x, f32)                                     y = rocm_passes.channel_norm(x, gamma,
+    l = pow(sum(pow(f, 2), [1], True), 0.5)                         None, "l2", 1e-12, sqrt(C),
+    d = f / expand(clamp_min(l, 1e-12))                             True, bf16, True, bf16,
+    y = silu(convert(d, bf16) * sqrt(C) * gamma + 0.0)              "triton")
 
 or, in LTX-2, x / sqrt(mean(pow(x, 2), [1], True) + eps).
 
@@ -13,8 +13,8 @@ Under dynamic=True a module's own numbers, sqrt(C) and a bias of 0.0 among them,
 that lie on the CPU: those are multiplied into gamma, and added to the bias, in front of the norm.
 
 When it pays: where the result stands behind cached frames in a video that a convolution reads: the
-kernel writes it there (graph/joined.py). Elsewhere Inductor's code, fused with what is around it,
-was no slower.
+kernel writes it there (passes/write_into_cat.py). Elsewhere Inductor's code, fused with what is
+around it, was no slower.
 
 Refused: fp64; an inner value used outside; an eps that is such a tensor. A norm over dim 1 of a
 tensor of fewer than four dims is none of this idiom's.

@@ -3,10 +3,11 @@ that can be taken.
 
 residual_norm_modulate: what stands between two sublayers of a diffusion transformer (FLUX in bf16)
 
-    Before                                              After
-        s = x + gate * y                                    s, m = rocm_passes.fused_norm(x, y,
-        gate, ..., "layer", n = native_layer_norm(s, [D], None, None, eps)[0]       ..., scale,
-        shift, ..., "triton") m = n * (1 + scale) + shift
+    Before                                          After
+        s = x + gate * y                                s, m = rocm_passes.fused_norm(x, y, gate,
+        n = native_layer_norm(s, [D], None,                     ..., "layer", ..., scale, shift,
+                None, eps)[0]                                   ..., "triton")
+        m = n * (1 + scale) + shift
 
     With an RMSNorm on the branch (Z-Image, Lumina2), with one norm that feeds two modulations
     (SD3.5), with sum and modulation in fp32 and one rounding at the end (Wan); either norm with (1
@@ -16,22 +17,22 @@ residual_norm_modulate: what stands between two sublayers of a diffusion transfo
 residual_norm: the sum, which goes on as the residual stream, and its norm (Qwen3, T5, OmniGen in
 bf16)
 
-    Before                                              After
-        s = x + y                                           s, n = rocm_passes.fused_norm(x, y, ...,
-        "rms", w, ..., n = rms_norm(s) * w                                     "aiter")
+    Before                                          After
+        s = x + y                                       s, n = rocm_passes.fused_norm(x, y, ...,
+        n = rms_norm(s) * w                                     "rms", w, ..., "aiter")
 
 norm_modulate: adaLN where no residual of the same graph stands before it (Qwen-Image in bf16)
 
-    Before                                              After
-        n = native_layer_norm(x, [D], None, None, eps)[0]   m = rocm_passes.fused_norm(x, ...,
-        "layer", ..., scale, m = n * (1 + scale) + shift                             shift, ...,
-        "triton")
+    Before                                          After
+        n = native_layer_norm(x, [D], None,             m = rocm_passes.fused_norm(x, ..., "layer",
+                None, eps)[0]                                   ..., scale, shift, ..., "triton")
+        m = n * (1 + scale) + shift
 
 norm_residual: a norm on the branch and the residual after it (Z-Image in bf16)
 
-    Before                                              After
-        n = rms_norm(y) * w                                 s = rocm_passes.fused_norm(x, y, gate,
-        True, w, ..., s = x + gate * n                                        "none", ..., "triton")
+    Before                                          After
+        n = rms_norm(y) * w                             s = rocm_passes.fused_norm(x, y, gate, True,
+        s = x + gate * n                                        w, ..., "none", ..., "triton")
 
     Without a gate (Z-Image's context refiner), or with the gate inside the norm (Mochi).
 

@@ -1,8 +1,8 @@
 """RMSNorm of q and k followed by the rotation, of one stream or of text and image side by side.
 
-Before (Wan, for q; k alike)                           After
-    q = convert(norm(q.float()) * w, bf16)                 q2, k2 = rocm_passes.qk_norm_rotary( q =
-    reshape(q, [B, S, H, D])                               [q], [k], [wq], [wk], [cos], [sin], ...)
+Before (Wan, for q; k alike)                    After
+    q = convert(norm(q.float()) * w, bf16)          q2, k2 = rocm_passes.qk_norm_rotary([q], [k],
+    q = reshape(q, [B, S, H, D])                            [wq], [wk], [cos], [sin], ...)
     q2 = rotation(q, cos, sin)
 
 The streams of FLUX are joined between norm and rotation, those of Qwen-Image and HunyuanVideo

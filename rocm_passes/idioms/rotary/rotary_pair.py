@@ -1,8 +1,8 @@
 """q and k rotated by the same tables, as one call.
 
-Before (FLUX)                                          After
-    q2 = convert(q * cos + turned(q) * sin, bf16)          q2, k2 = rocm_passes.rotary_pair(q, k,
-    cos, ...) k2 = convert(k * cos + turned(k) * sin, bf16)
+Before (FLUX)                                       After
+    q2 = convert(q * cos + turned(q) * sin, bf16)       q2, k2 = rocm_passes.rotary_pair(q, k, cos,
+    k2 = convert(k * cos + turned(k) * sin, bf16)               sin, ...)
 
 When it pays: as `rotary`, with half the launches, and table rows read once for both.
 """

@@ -1,8 +1,9 @@
 """RMSNorm over the last dimension, alone or of a sum: aiter's `rmsnorm2d_fwd` and
 `rmsnorm2d_fwd_with_add`.
 
-    n = x · rsqrt(mean(x²) + eps) · weight     round_before_weight: x · rsqrt(…) is rounded to x's
-    dtype first
+    n = x · rsqrt(mean(x²) + eps) · weight
+
+round_before_weight: x · rsqrt(…) is rounded to x's dtype first.
 
 Behind one name aiter has two kernels. 16-bit rows of up to 8192 elements, weighted before rounding,
 go to a HIP kernel that checks next to nothing; all else goes to "opus" (aiter 0.1.18), which takes

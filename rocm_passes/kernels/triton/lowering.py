@@ -8,6 +8,9 @@ from typing import Any
 from rocm_passes.ops.operator import Lowering, Operator
 from rocm_passes.target import Requirement, needs_import, needs_triton
 
+#: The key of a node's meta that says who launches its kernels: the option `launch`.
+LAUNCHED_BY = "rocm_passes_launched_by"
+
 
 def requires(kernel: str) -> tuple[Requirement, ...]:
     """What a kernel needs. kernel: its module, below `kernels/triton`."""
