@@ -38,7 +38,7 @@ class Cut:
     constants: Mapping[str, torch.Tensor]
     key: str
     device: torch.device
-    keep: tuple[str, ...]
+    preserved: tuple[str, ...]
     channels_last: bool
 
     @property
@@ -95,7 +95,7 @@ class Cut:
                 asked.append(same)
         output.args = (tuple(asked),)
         graph.eliminate_dead_code()
-        decompositions.decompose_preserved(graph, self.keep)
+        decompositions.decompose_preserved(graph, self.preserved)
         graph.eliminate_dead_code()
         graph.lint()
         made.recompile()
@@ -108,7 +108,7 @@ class Cut:
         return [int(stride) for stride in value.stride()]
 
 
-def cut(nodes: Neighbourhood, idiom: str, keep: Iterable[str], channels_last: bool) -> Cut:
+def cut(nodes: Neighbourhood, idiom: str, preserved: Iterable[str], channels_last: bool) -> Cut:
     """channels_last: the graph's convolutions run in that layout. Raises NotCut."""
     if not nodes.leaving():
         raise NotCut("nothing outside reads it")
@@ -122,7 +122,7 @@ def cut(nodes: Neighbourhood, idiom: str, keep: Iterable[str], channels_last: bo
     if len(devices) != 1:
         raise NotCut("it computes on several devices")
     key = _key(nodes, idiom, channels_last)
-    return Cut(nodes, tuple(inputs), constants, key, devices.pop(), tuple(keep), channels_last)
+    return Cut(nodes, tuple(inputs), constants, key, devices.pop(), tuple(preserved), channels_last)
 
 
 def _placeholder(

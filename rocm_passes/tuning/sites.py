@@ -41,7 +41,7 @@ class Times:
 Timer = Callable[[Mapping[str, Compiled], Sequence[Sequence[Any]], torch.device], dict[str, Times]]
 
 
-class Site(Protocol):
+class Measurable(Protocol):
     """What is measured: a site with its neighbours."""
 
     @property
@@ -72,7 +72,7 @@ class Picked(NamedTuple):
 
 
 def pick(
-    site: Site,
+    site: Measurable,
     names: Sequence[str],
     target: Target,
     options: Options,
@@ -148,7 +148,7 @@ def _figure(times: Measured, name: str, replayed: bool) -> str:
 
 
 def _measured(
-    site: Site, names: Sequence[str], options: Options, where: str, timer: Timer
+    site: Measurable, names: Sequence[str], options: Options, where: str, timer: Timer
 ) -> Measured | None:
     """Compile, verify and time the candidates, and keep what was found, within the budget."""
     with budget.BUDGET as shared:
@@ -162,7 +162,7 @@ def _measured(
 
 
 def _found(
-    site: Site, names: Sequence[str], timer: Timer, goes_on: Callable[[], bool]
+    site: Measurable, names: Sequence[str], timer: Timer, goes_on: Callable[[], bool]
 ) -> Measured | None:
     """None where the time was spent before anything was timed."""
     started = time.perf_counter()

@@ -40,7 +40,7 @@ MODES: dict[Any, str] = {
     aten.reflection_pad3d.default: "reflect",
     aten.constant_pad_nd.default: "zeros",
 }
-KEEPS = ("replication_pad2d", "replication_pad3d", "reflection_pad2d", "reflection_pad3d")
+PRESERVES = ("replication_pad2d", "replication_pad3d", "reflection_pad2d", "reflection_pad3d")
 
 
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
@@ -135,4 +135,4 @@ def _axes(node: fx.Node) -> int:
     return len(n.shape(node)) - 2
 
 
-IDIOM = Idiom(NAME, find, op.PAD.lowerings, op.PAD, keeps=KEEPS)
+IDIOM = Idiom(NAME, find, op.PAD.lowerings, op.PAD, preserves=PRESERVES)

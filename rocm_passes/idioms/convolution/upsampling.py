@@ -23,7 +23,7 @@ from torch.fx.node import map_arg
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten, prims
-from rocm_passes.idioms.convolution.pixels import LEADING, gathered_dims, joined_dim
+from rocm_passes.idioms.convolution.pixels import LEADING, gathered_dims, joined_pixel_dim
 
 #: What indices are computed with, from nothing but numbers.
 ARITHMETIC = frozenset(
@@ -217,7 +217,7 @@ def _computed(node: fx.Node) -> torch.Tensor | None:
 def _cat(x: fx.Node) -> _Gathered | None:
     """Parts of one tensor that differ in their frames only."""
     parts: Any = x.args[0]
-    if joined_dim(x) != LEADING:
+    if joined_pixel_dim(x) != LEADING:
         return None
     read = [_gathered(part) for part in parts]
     first = read[0]

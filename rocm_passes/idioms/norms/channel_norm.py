@@ -282,4 +282,4 @@ class ScaledByTensors(op.ChannelNorm):
         return op.ChannelNorm(**arguments)
 
 
-IDIOM = Idiom(NAME, find, op.CHANNEL_NORM.lowerings, op.CHANNEL_NORM, keeps=("silu",))
+IDIOM = Idiom(NAME, find, op.CHANNEL_NORM.lowerings, op.CHANNEL_NORM, preserves=("silu",))

@@ -141,5 +141,5 @@ def final_cast(last: fx.Node, nodes: set[fx.Node]) -> fx.Node:
 
 
 IDIOM = Idiom(
-    NAME, find, op.GROUP_NORM.lowerings, op.GROUP_NORM, keeps=("native_group_norm", "silu")
+    NAME, find, op.GROUP_NORM.lowerings, op.GROUP_NORM, preserves=("native_group_norm", "silu")
 )

@@ -76,6 +76,6 @@ IDIOM = Idiom(
     find,
     op.GROUP_NORM_PAD.lowerings,
     op.GROUP_NORM_PAD,
-    keeps=(*group_norm.IDIOM.keeps, *pad.KEEPS),
+    preserves=(*group_norm.IDIOM.preserves, *pad.PRESERVES),
     fuses=True,
 )

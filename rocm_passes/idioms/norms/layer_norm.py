@@ -71,4 +71,4 @@ def refusal(read: Layer) -> str | None:
     return None
 
 
-IDIOM = Idiom(NAME, find, op.LAYER_NORM.lowerings, op.LAYER_NORM, keeps=("native_layer_norm",))
+IDIOM = Idiom(NAME, find, op.LAYER_NORM.lowerings, op.LAYER_NORM, preserves=("native_layer_norm",))

@@ -127,7 +127,7 @@ IDIOMS = tuple(
         partial(find, name),
         FUSED_NORM.lowerings,
         FUSED_NORM,
-        keeps=("native_layer_norm", "_fused_rms_norm")
+        preserves=("native_layer_norm", "_fused_rms_norm")
         if name != "norm_residual"
         else ("_fused_rms_norm",),
         fuses=True,

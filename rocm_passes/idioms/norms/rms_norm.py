@@ -76,4 +76,4 @@ def refusal(read: RMS) -> str | None:
     return None
 
 
-IDIOM = Idiom(NAME, find, op.RMS_NORM.lowerings, op.RMS_NORM, keeps=("_fused_rms_norm",))
+IDIOM = Idiom(NAME, find, op.RMS_NORM.lowerings, op.RMS_NORM, preserves=("_fused_rms_norm",))

@@ -302,6 +302,6 @@ IDIOM = Idiom(
     find,
     op.QK_NORM_ROTARY.lowerings,
     op.QK_NORM_ROTARY,
-    keeps=("_fused_rms_norm",),
+    preserves=("_fused_rms_norm",),
     fuses=True,
 )

@@ -69,7 +69,7 @@ def recipe_of(rotation: Rotation, context: Context, like: Recipe | None = None) 
         return reason
     axes = like.axes if like is not None else _axes(rotation)
     if axes is None:
-        return f"its tables fit no axis of the {len(rotation.lead) + 1} of x"
+        return f"its tables fit none of the {len(rotation.lead) + 1} axes of x"
     partial = rotation.partial
     if partial is not None and partial.axis != axes.index("s"):
         return "it rotates a part of x along an axis that is not the tokens'"

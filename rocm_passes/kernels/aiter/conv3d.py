@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rocm_passes.kernels.aiter.aiter_conv import needs_conv
-from rocm_passes.kernels.aiter.conv_contract import Entry, refusal
+from rocm_passes.kernels.aiter.conv_contract import ConvEntry, refusal
 from rocm_passes.kernels.aten.conv3d import compute_note
 from rocm_passes.kernels.aten.conv3d_steps import Steps, Writer
 from rocm_passes.kernels.aten.conv3d_write import write_rounded_up
@@ -28,7 +28,7 @@ from rocm_passes.target import Target
 BEFORE = "conv2d"
 
 
-def _write(b: Writer, call: Conv3d, entry: Entry) -> Any:
+def _write(b: Writer, call: Conv3d, entry: ConvEntry) -> Any:
     c = Steps(b, replace(call, channels_last=True))
     if over_frames(c.axis):
         (tap,) = c.axis.taps()
@@ -60,7 +60,7 @@ def _call(call: Conv3d, x: Any, weight: Any, bias: Any, time_padding: int | None
     return AiterConv(x, weight, bias, stride, padding, dilation, call.groups)
 
 
-def _refuses(call: Conv3d, target: Target, entry: Entry) -> str | None:
+def _refuses(call: Conv3d, target: Target, entry: ConvEntry) -> str | None:
     if not call.has_numbers():
         return "its sizes are symbolic"
     return refusal(_shaped(call), entry, target.arch)
@@ -86,7 +86,7 @@ def _like(t: Tensor, shape: Any, dtype: torch.dtype) -> Tensor:
     return t.new_empty((), dtype=dtype).expand(tuple(shape))
 
 
-def _register(name: str, entry: Entry) -> None:
+def _register(name: str, entry: ConvEntry) -> None:
     def write(b: Any, call: Conv3d) -> Any:
         def once(b: Any, call: Conv3d) -> Any:
             return _write(b, call, entry)

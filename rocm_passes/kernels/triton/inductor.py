@@ -267,6 +267,9 @@ class Written(ir.ExternKernelAlloc):
     the memory's rate.
     """
 
+    #: For the count of bytes (tuning/inductor_code.py), which must not need Triton.
+    moves_nothing = True
+
     def __init__(self, box: ir.TensorBox) -> None:
         memory = self.realize_input(box)
         self._memory = self.unwrap_storage_for_input(memory)
