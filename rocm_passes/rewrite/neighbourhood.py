@@ -25,8 +25,8 @@ from torch._inductor.lowering import fallbacks, lowerings
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.policy.bounds import NEIGHBOURS
+from rocm_passes.rewrite.extraction import HEAVY
 from rocm_passes.rewrite.match import Match
-from rocm_passes.rewrite.program import HEAVY
 from rocm_passes.rewrite.sources import Sources
 
 #: Namespaces whose operators Inductor lowers to loops; anything else is an opaque call.

@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from rocm_passes.policy.bounds import VERIFIED_FACTOR, VERIFIED_UNITS
-from rocm_passes.rewrite.program import Input, Program, Unverifiable, of_site, reduced, run
+from rocm_passes.rewrite.extraction import of_site
+from rocm_passes.rewrite.program import Input, Program, Unverifiable, reduced, run
 from rocm_passes.rewrite.rewriter import Applied
 from rocm_passes.rewrite.sources import Sources
 
