@@ -16,6 +16,7 @@ from rocm_passes.ops.conv3d import CONV3D, Conv3d
 from rocm_passes.ops.implicit_gemm_conv import IMPLICIT_GEMM_CONV, fake
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.tuning import measure as measuring
+from rocm_passes.tuning import meter as metering
 from rocm_passes.tuning import rounds
 from rocm_passes.tuning.meter import Meter
 from tests.doubles import aiter_double
@@ -132,8 +133,8 @@ def test_copies_into_channels_last_are_counted() -> None:
     copied back.
     """
     c = call((2, 4), channels=16, out=16, size=(128, 256), dtype=torch.float16)
-    c, meter = replace(c, bias=None), measuring.Meter(counts_layouts=True)
-    with mock.patch.object(measuring, "_launches", _one_result):
+    c, meter = replace(c, bias=None), Meter(counts_layouts=True)
+    with mock.patch.object(metering, "_launches", _one_result):
         assert TRITON.write is not None
         result = TRITON.write(meter, c)
     read = [*c.x, c.weight, result]

@@ -197,22 +197,8 @@ def _found(norm: ChannelNorm) -> Found:
     last, silu = silu_after(before_silu, norm.nodes)
     last = final_cast(last, norm.nodes)
     parameters["silu"] = silu
-    if (
-        n.dtype(x) not in n.FLOATING
-        or n.dtype(norm.given) not in n.FLOATING
-        or n.dtype(last) not in n.FLOATING
-    ):
-        reason = f"it computes in {n.dtype(norm.given)} and gives {n.dtype(last)}"
-        return Miss(norm.anchor, reason, COVERS, parameters)
-    if isinstance(norm.eps, fx.Node):
-        reason = (
-            "its eps is a tensor, as a module's own number is with dynamic shapes; the kernel "
-            "must know it"
-        )
-        return Miss(norm.anchor, reason, COVERS, parameters)
-    outside = escapes(frozenset(norm.nodes), (last,))
-    if outside is not None:
-        reason = f"an inner value ({outside.name}) is used outside the norm"
+    reason = _refusal(norm, x, last)
+    if reason is not None:
         return Miss(norm.anchor, reason, COVERS, parameters)
     low = n.dtype(before_silu) in n.LOW_PRECISION
     parameters["joins"] = joins = stands_behind_frames(last)
@@ -245,6 +231,21 @@ def _found(norm: ChannelNorm) -> Found:
         COVERS,
         parameters,
     )
+
+
+def _refusal(norm: ChannelNorm, x: fx.Node, last: fx.Node) -> str | None:
+    """Why it cannot be rewritten up to `last`, or None."""
+    if any(n.dtype(node) not in n.FLOATING for node in (x, norm.given, last)):
+        return f"it computes in {n.dtype(norm.given)} and gives {n.dtype(last)}"
+    if isinstance(norm.eps, fx.Node):
+        return (
+            "its eps is a tensor, as a module's own number is with dynamic shapes; the kernel "
+            "must know it"
+        )
+    outside = escapes(frozenset(norm.nodes), (last,))
+    if outside is not None:
+        return f"an inner value ({outside.name}) is used outside the norm"
+    return None
 
 
 def _said(number: float | fx.Node) -> float | str:

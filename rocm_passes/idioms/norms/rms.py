@@ -338,7 +338,7 @@ def _weight_of(multiply: fx.Node, normed: fx.Node, size: Any) -> Bound | None:
         return None
     if "offset" in found.values:
         if len(n.shape(found["factor"])) > 1:
-            # (1 + scale) of one sample: a modulation, which idioms/norms/chains.py reads.
+            # (1 + scale) of one sample: a modulation, which modulation.py reads.
             return None
         if n.dtype(n.through_widening(found["factor"])) in n.LOW_PRECISION:
             # The sum is rounded, which the kernel would not do: it is the weight itself.

@@ -219,27 +219,15 @@ def _joined(
     """The site of all streams whose q are joined by one cat and whose k by another, behind the
     rotation.
     """
-    if len(attention) != 2 or any(
-        m.joint is not None or m.recipe.seq_start is not None for m in attention
-    ):
+    cats = _cats(attention)
+    if cats is None:
         return None
-    cats = [n.only_user(m.rotation.result) for m in attention]
     q_cat, k_cat = cats
-    if (
-        q_cat is None
-        or k_cat is None
-        or not _joins(q_cat, attention[0])
-        or not _joins(k_cat, attention[1])
-    ):
-        return None
-    q_parts, k_parts = n.arg(q_cat, 0), n.arg(k_cat, 0)
-    if q_cat is k_cat or len(q_parts) != len(k_parts):
-        return None
     members: list[tuple[Normed, ...]] = []
     parts: list[list[Part]] = [[], []]
     rows: list[tuple[int | None, int | None, int | None]] = []
     extra: set[fx.Node] = {q_cat, k_cat}
-    for q, k in zip(q_parts, k_parts, strict=True):
+    for q, k in zip(n.arg(q_cat, 0), n.arg(k_cat, 0), strict=True):
         if n.only_user(q) is not q_cat or n.only_user(k) is not k_cat:
             return None
         other = by_result.get(q)
@@ -277,6 +265,20 @@ def _joined(
     every = tuple(m for a in members for m in a)
     site = _closed(every, parts, firsts, streams, (q_cat, k_cat), nodes)
     return None if site is None else (site, members)
+
+
+def _cats(attention: tuple[Normed, ...]) -> tuple[fx.Node, fx.Node] | None:
+    """The cats of as many parts that join q's streams and k's behind the rotation, or None."""
+    if len(attention) != 2 or any(
+        m.joint is not None or m.recipe.seq_start is not None for m in attention
+    ):
+        return None
+    q_cat, k_cat = (n.only_user(m.rotation.result) for m in attention)
+    if q_cat is None or k_cat is None or q_cat is k_cat:
+        return None
+    if not _joins(q_cat, attention[0]) or not _joins(k_cat, attention[1]):
+        return None
+    return (q_cat, k_cat) if len(n.arg(q_cat, 0)) == len(n.arg(k_cat, 0)) else None
 
 
 def _joins(cat: fx.Node, normed: Normed) -> bool:
