@@ -16,10 +16,7 @@ def _applies(work: Work) -> bool:
 
 
 def mark_launcher(work: Work) -> None:
-    reason = launcher.mark(work.graph, work.context.options.launch)
-    if reason is not None:
-        for result in work.entries:
-            work.amend(result, {}, reason)
+    launcher.mark(work.graph, work.context.options.launch)
 
 
 PASS = WholeGraphPass("mark_launcher", mark_launcher, _applies)

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import fx
+from torch import fx, nn
 
 from rocm_passes.kernels.triton import inductor, launcher
 from rocm_passes.kernels.triton.lowering import LAUNCHED_BY
 from rocm_passes.ops.rms_norm import RMS_NORM
+from tests.rewriting import rewrite
 
 #: As inductor.py names them.
 MODULES = ("ir", "triton_kernel_wrap")
@@ -38,7 +39,6 @@ def test_each_name_that_is_used_is_listed() -> None:
 
 def test_what_is_lacking_is_named() -> None:
     reason = launcher.lacking_of(LACKING) or ""
-    assert reason.startswith("an operator call launches it: this torch has no")
     assert "torch._inductor.ir.NoSuchBox" in reason and "torch.no_such.name" in reason
     assert "TensorBox" not in reason
 
@@ -56,16 +56,31 @@ def operators(graph: fx.Graph) -> list[fx.Node]:
     return graph.find_nodes(op="call_function", target=RMS_NORM.overload)
 
 
+@pytest.mark.parametrize("by", ["inductor", "static", "python"])
 def test_a_graph_is_left_to_operator_calls_where_a_name_is_lacking(
-    graph: fx.Graph, monkeypatch: pytest.MonkeyPatch
+    graph: fx.Graph, monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
     monkeypatch.setattr(launcher, "lacking", lambda: "no name")
     monkeypatch.setattr(inductor, "register", lambda: pytest.fail("it needs the name"))
-    assert launcher.mark(graph, "inductor") == "no name"
-    assert [node.meta[LAUNCHED_BY] for node in operators(graph)] == ["inductor"]
+    launcher.mark(graph, by)
+    assert [node.meta[LAUNCHED_BY] for node in operators(graph)] == [by]
 
 
 @pytest.mark.parametrize("by", ["inductor", "python"])
 def test_nodes_say_who_launches_them(graph: fx.Graph, by: str) -> None:
-    assert launcher.mark(graph, by) is None
+    launcher.mark(graph, by)
     assert [node.meta[LAUNCHED_BY] for node in operators(graph)] == [by]
+
+
+def test_the_ledger_says_what_is_lacking(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = {"as_if": "gfx942", "lowering": "rms_norm=triton"}
+
+    def notes() -> tuple[str, ...]:
+        site = rewrite(nn.RMSNorm(16), torch.randn(2, 16), options=options, runs=False).only()
+        assert site.lowering == "triton"
+        return site.notes
+
+    said = "an operator call launches it, not Inductor's code: this torch has no"
+    assert not [note for note in notes() if note.startswith(said)]
+    monkeypatch.setattr(launcher, "lacking", lambda: "torch._inductor.ir.X")
+    assert f"{said} torch._inductor.ir.X" in notes()

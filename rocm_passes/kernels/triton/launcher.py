@@ -45,9 +45,7 @@ def lacking() -> str | None:
 def lacking_of(names: Mapping[str, tuple[str, ...]]) -> str | None:
     absent = [f"{module}.{name}" for module, of in names.items() for name in of
               if not _is_there(module, name)]  # fmt: skip
-    if not absent:
-        return None
-    return f"an operator call launches it: this torch has no {', '.join(absent)}"
+    return ", ".join(absent) or None
 
 
 def _is_there(module: str, name: str) -> bool:
@@ -58,13 +56,12 @@ def _is_there(module: str, name: str) -> bool:
     return True
 
 
-def mark(graph: fx.Graph, by: str) -> str | None:
+def mark(graph: fx.Graph, by: str) -> None:
     """Have Inductor launch the kernels of our operators in the graph, or leave them opaque calls.
 
-    Returns why it cannot where `by` is "inductor", or None.
+    by: the option `launch`.
     """
-    reason = lacking() if by == "inductor" else None
-    if reason is None:
+    if lacking() is None:
         # Imported here: where a name is lacking this module cannot be imported.
         from rocm_passes.kernels.triton import inductor
 
@@ -72,4 +69,3 @@ def mark(graph: fx.Graph, by: str) -> str | None:
     for each in (overload for known in OPERATORS for overload in known.overloads.values()):
         for node in graph.find_nodes(op="call_function", target=each):
             node.meta[LAUNCHED_BY] = by
-    return reason
