@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_map_only
 from examples.write_docs import between, markdown
 from rocm_passes import backend, policy
 from rocm_passes.bench import models
-from rocm_passes.bench.models import Workload
+from rocm_passes.bench.workload import Workload
 from rocm_passes.report.ledger import Entry, Ledger
 from rocm_passes.target import AMD_ARCHITECTURES, Target
 from rocm_passes.tuning import ahead

@@ -12,7 +12,7 @@ from torch._inductor import config as inductor_config
 from torch._inductor.compile_fx import compile_fx
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
-from rocm_passes.fx import decompositions as keep
+from rocm_passes.fx import decompositions as decomposing
 from rocm_passes.fx.hooks import after_the_users
 from rocm_passes.graph_pass import GraphPass
 from rocm_passes.idioms.rotary import rotary
@@ -127,10 +127,10 @@ def _compiled(
         patch["joint_custom_pre_pass"] = after_the_users(
             patch, "joint_custom_pre_pass", ComplexToReal(graph_pass.uuid)
         )
-    if graph_pass.keep:
+    if graph_pass.preserved:
         # Which operators Inductor decomposes depends on its options, `fallback_random` for one.
         with inductor_config.patch(patch):
-            table = keep.table_preserving(graph_pass.keep)
+            table = decomposing.table_preserving(graph_pass.preserved)
         patch["joint_custom_pre_pass"] = after_the_users(
             patch, "joint_custom_pre_pass", DecomposeForTraining(graph_pass)
         )
@@ -148,7 +148,7 @@ def _inductor(
     gm: fx.GraphModule,
     example_inputs: Sequence[Any],
     patch: dict[str, Any],
-    decompositions: keep.PreservingTable | None = None,
+    decompositions: decomposing.PreservingTable | None = None,
     inner: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     how: dict[str, Any] = {} if inner is None else {"inner_compile": inner}
@@ -180,4 +180,4 @@ class DecomposeForTraining(CustomGraphPass):
     def __call__(self, graph: fx.Graph) -> None:
         if is_training(graph):
             self._graph_pass.note_training(graph)
-            keep.decompose_preserved(graph, self._graph_pass.keep)
+            decomposing.decompose_preserved(graph, self._graph_pass.preserved)

@@ -17,6 +17,7 @@ from rocm_passes.environment import document
 from rocm_passes.errors import plural
 from rocm_passes.report.ledger import Entry, Ledger
 from rocm_passes.report.shown import Shown
+from rocm_passes.report.text import table
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,6 @@ class Explanation(Shown):
         }
 
     def __str__(self) -> str:
-        from rocm_passes.report.text import table
-
         graphs = plural(len(self.ledgers), "graph")
         breaks = plural(self.graph_breaks, "graph break")
         whole = [reason.replace("\n", "\n      ") for reason in self.break_reasons]

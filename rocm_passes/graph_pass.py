@@ -13,8 +13,9 @@ from torch._inductor.custom_graph_pass import CustomGraphPass
 from torch._inductor.pattern_matcher import stable_topological_sort
 
 from rocm_passes.environment import document
-from rocm_passes.fx import aliasing, decompositions, strides
+from rocm_passes.fx import decompositions
 from rocm_passes.fx.builder import fake_mode_of
+from rocm_passes.fx.promises import Promises
 from rocm_passes.fx.snapshot import Snapshot
 from rocm_passes.options import Options
 from rocm_passes.policy import layout
@@ -60,7 +61,7 @@ class GraphPass(CustomGraphPass):
         self.target = target
         chosen = IDIOMS if idioms is None else idioms
         self.idioms = tuple(i for i in chosen if options.looks_for(i.name))
-        self.keep = tuple(sorted({name for i in self.idioms for name in i.keeps}))
+        self.preserved = tuple(sorted({name for i in self.idioms for name in i.preserves}))
         self._context = Context(options, target)
         self._listener = listener
         self._uuid: str | None = None
@@ -81,7 +82,7 @@ class GraphPass(CustomGraphPass):
 
     def static_key(self) -> str:
         """What the pass depends on, less the measurements."""
-        return cache_key(self.options, self.target, self.keep)
+        return cache_key(self.options, self.target, self.preserved)
 
     def recall(self, key: str) -> None:
         """Take up what the graph of that key asked of the measurements when it was last
@@ -113,23 +114,18 @@ class GraphPass(CustomGraphPass):
         dump = Dump(ledger.graph)
         dump.step("before", graph)
         if work is not None:
-            shared, laid_out = aliasing.sharing(graph), strides.output_strides(graph)
-            promised = strides.promises(graph)
+            promises = Promises(graph, work.fake_mode)
             self._passes(work, PREPARE, dump)
-            with recording(self.asked):
-                plan = self._decided(work)
-            if self._asked_at is not None:
-                keep(self._asked_at, self.asked)
+            plan = self._decided(work)
             self._rewrite(work, plan)
             dump.step("rewritten", graph)
             self._passes(work, FINISH, dump)
-            aliasing.keep_apart(graph, shared, work.fake_mode)
-        changed = decompositions.decompose_preserved(graph, self.keep) > 0
+            promises.keep_apart()
+        changed = decompositions.decompose_preserved(graph, self.preserved) > 0
         if work is not None:
-            if work.rewritten:
-                strides.keep_promises(graph, promised, work.fake_mode)
-            strides.keep_output_strides(graph, laid_out, work.fake_mode)
-        if changed or (work is not None and work.rewritten):
+            promises.keep_strides(rewritten=work.rewritten > 0)
+            changed = changed or work.rewritten > 0
+        if changed:
             _tidy(graph)
         dump.step("after", graph)
         ledger.notes += [] if (group := ranks.current()) is None else group.taken_notes()
@@ -158,10 +154,15 @@ class GraphPass(CustomGraphPass):
 
     def _decided(self, work: Work) -> Plan:
         """Find the matches of every idiom and choose for each; nothing is changed yet."""
-        measuring = Measuring(work.graph, self.target, self.options, self.keep, work.channels_last)
+        measuring = Measuring(
+            work.graph, self.target, self.options, self.preserved, work.channels_last
+        )
         plan = Plan(work.graph, self._context, work.ledger, measuring)
-        for idiom in self.idioms:
-            plan.consider(idiom)
+        with recording(self.asked):
+            for idiom in self.idioms:
+                plan.consider(idiom)
+        if self._asked_at is not None:
+            keep(self._asked_at, self.asked)
         return plan
 
     def _rewrite(self, work: Work, plan: Plan) -> None:
@@ -187,7 +188,7 @@ class GraphPass(CustomGraphPass):
         undone = {id(a) for a in rewriter.undo_cycles()}
         for applied, decision, at in placed:
             if id(applied) in undone:
-                reason = "together with other rewrites it waits for itself"
+                reason = "with the other rewrites it would form a cycle in the graph"
                 work.ledger.entries[at] = _failed(plan, decision, reason)
                 continue
             found = validator.validate(applied, work.ledger.entries[at], at)
@@ -249,12 +250,12 @@ class GraphPass(CustomGraphPass):
         """Sites of the joint graph that stand on kept operators: refused, in the next graph's
         ledger.
         """
-        reason = "in a training graph it is decomposed before forward and backward are parted"
+        reason = "a training graph has it decomposed, before its backward pass is split off"
         # A decomposed RMSNorm is found again in the forward graph.
-        names = (name for name in self.keep if name != "_fused_rms_norm")
+        names = (name for name in self.preserved if name != "_fused_rms_norm")
         kept = set(decompositions.nodes_of(graph, names))
         for idiom in self.idioms:
-            if idiom.fuses or not idiom.keeps:
+            if idiom.fuses or not idiom.preserves:
                 continue
             try:
                 found = [f for f in idiom.find(graph, self._context) if f.anchor in kept]

@@ -31,7 +31,7 @@ from triton.compiler import ASTSource
 
 from rocm_passes import registry  # noqa: F401  (defines the operators and registers their lowerings)
 from rocm_passes.bench import faked_amd
-from rocm_passes.passes.mark_launcher import mark_launcher
+from rocm_passes.kernels.triton import launcher
 from tests import forked
 
 ARCH, WARP = "gfx942", 64
@@ -54,7 +54,7 @@ def code_for(
     with fake_mode:
         inputs = [torch.empty(shape, dtype=dtype, device="cuda") for shape, dtype in metas]
         graph = make_fx(function, decomposition_table=select_decomp_table())(*inputs)
-    mark_launcher(graph.graph, launched_by)
+    launcher.mark(graph.graph, launched_by)
     with V.set_fake_mode(fake_mode):
         lowering = GraphLowering(
             graph, example_inputs=inputs, is_inference=True, shape_env=fake_mode.shape_env

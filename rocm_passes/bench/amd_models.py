@@ -19,7 +19,7 @@ from rocm_passes.registry import IDIOMS
 
 #: A graph, and the ATen operators that are kept whole in it.
 Graph = tuple[fx.Graph, tuple[str, ...]]
-KEEP = tuple(sorted({name for idiom in IDIOMS for name in idiom.keeps}))
+PRESERVED = tuple(sorted({name for idiom in IDIOMS for name in idiom.preserves}))
 
 
 def traced(function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -> list[Graph]:
@@ -29,11 +29,11 @@ def traced(function: Callable[..., Any], args: Any, kwargs: Mapping[str, Any]) -
     def instead_of_inductor(gm: fx.GraphModule, inputs: Any, **_: Any) -> Any:
         with _disable_current_modes():
             view_to_reshape(gm)
-        found.append((gm.graph, KEEP))
+        found.append((gm.graph, PRESERVED))
         return make_boxed_func(gm.forward)
 
     def backend(gm: fx.GraphModule, inputs: Any) -> Callable[..., Any]:
-        table = decompositions.table_preserving(KEEP)
+        table = decompositions.table_preserving(PRESERVED)
         # On the meta device every value is alike to the folding of constants.
         patches = {"force_disable_caches": True, "joint_graph_constant_folding": False}
         compile_fx(

@@ -58,8 +58,10 @@ class Row:
 class Listing(Measuring):
     """Lists the candidates of every site that it is asked about, and leaves the choice to rules."""
 
-    def __init__(self, work: Work, target: Target, options: Options, keep: tuple[str, ...]) -> None:
-        super().__init__(work.graph, target, options, keep, work.channels_last)
+    def __init__(
+        self, work: Work, target: Target, options: Options, preserved: tuple[str, ...]
+    ) -> None:
+        super().__init__(work.graph, target, options, preserved, work.channels_last)
         self.rows: dict[str, Row] = {}
         self._sources = Sources(work.graph)
 
@@ -80,7 +82,7 @@ class Listing(Measuring):
         nodes = sorted(site.nodes, key=list(self.graph.nodes).index)
         alone = Neighbourhood(site, nodes, nodes, self._sources)
         try:
-            made = cut(alone, idiom.name, self.keep, self.channels_last)
+            made = cut(alone, idiom.name, self.preserved, self.channels_last)
         except NotCut as reason:
             self._note(idiom, site, f"no code: {reason}")
             return
@@ -119,7 +121,7 @@ def counted(
     return codes, failed
 
 
-def sites_of(graph: fx.Graph, target: Target, keep: tuple[str, ...]) -> list[Row]:
+def sites_of(graph: fx.Graph, target: Target, preserved: tuple[str, ...]) -> list[Row]:
     """Every distinct site of a post-grad graph."""
     _on_the_gpu(graph)
     options = Options(tune_seconds=0, choices="/dev/null")
@@ -132,7 +134,7 @@ def sites_of(graph: fx.Graph, target: Target, keep: tuple[str, ...]) -> list[Row
     for each in PREPARE:
         if each.applies(work):
             each.run(work)
-    listing = Listing(work, target, options, keep)
+    listing = Listing(work, target, options, preserved)
     plan = Plan(graph, context, ledger, listing)
     for idiom in IDIOMS:
         plan.consider(replace(idiom, measured=_unknown) if idiom.measured else idiom)
@@ -176,8 +178,8 @@ def found_in(graphs: Iterable[Graph], arch: str) -> list[Row]:
     """The sites of a model's graphs for an architecture."""
     with faked_amd.device(arch):
         rows: list[Row] = []
-        for graph, keep in graphs:
-            rows += sites_of(_copy(graph), faked_amd.target(arch), keep)
+        for graph, preserved in graphs:
+            rows += sites_of(_copy(graph), faked_amd.target(arch), preserved)
     return rows
 
 

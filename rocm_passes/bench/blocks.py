@@ -1,13 +1,14 @@
 """Whole transformer blocks at production size: eager, plain Inductor and this backend in one run.
 
-    python -m rocm_passes.bench.blocks [--only NAME,NAME] [--json FILE] [--options JSON] [--also
-    JSON] [--seconds N]
+    python -m rocm_passes.bench.blocks [--only NAME,NAME] [--json FILE] [--options JSON]
+        [--also JSON] [--seconds N]
 
-Each block is a real one with the inputs that its model gives it (rocm_passes/bench/models.py). `ms`
-is the device's own time, of replays of a CUDA graph of one call; `in a row` that of calls one
-behind the other, as in a denoising loop, which is the larger of the device's time and the host's;
-`host` what enqueuing one call takes. Medians, the forms in turn, after a warm-up; the JSON file has
-every kernel's time besides. `difference` is the distance of a compiled result from eager's,
+Each block is a real one with the inputs that its model gives it (bench/block_models.py). `ms` is
+the device's own time, of replays of a CUDA graph of one call. `in a row` is that of calls one
+behind the other, as in a denoising loop: the larger of the device's time and the host's. `host` is
+what enqueuing one call takes. Medians, the forms in turn, after a warm-up; the JSON file has every
+kernel's time besides.
+`difference` is the distance of a compiled result from eager's,
 relative to its norm: for equal numerics ours must not exceed Inductor's by more than a tenth. The
 run fails where a kernel of ours fell back to plain torch.
 """
@@ -32,7 +33,8 @@ from torch import Tensor
 from rocm_passes import history
 from rocm_passes.backend import rocm_diffusion
 from rocm_passes.bench.inputs import tensors_in
-from rocm_passes.bench.models import Prepared, workload
+from rocm_passes.bench.models import workload
+from rocm_passes.bench.workload import Prepared
 
 BLOCKS = (
     "qwen_image_block", "z_image_block", "wan_block", "flux_double", "hunyuan_video_double",

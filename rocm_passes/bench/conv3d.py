@@ -1,9 +1,8 @@
 """Conv3d calls of the video models: is the choice among the lowerings the right one?
 
-    python -m rocm_passes.bench.conv3d                compiled: every way, its time and memory, and
-    the choice made python -m rocm_passes.bench.conv3d --all          all calls: the choice against
-    the times of all lowerings python -m rocm_passes.bench.conv3d --calls "96-96 3x3x3 2+4f
-    480x832;..." --dtype float32
+    python -m rocm_passes.bench.conv3d          every way of a sample: time, memory, the choice
+    python -m rocm_passes.bench.conv3d --all    all calls: the choice against all lowerings' times
+    python -m rocm_passes.bench.conv3d --calls "96-96 3x3x3 2+4f 480x832;..." --dtype float32
 
 With `--table FILE` the second also writes its rows as docs/conv3d.md has them.
 
@@ -30,8 +29,12 @@ import torch
 
 from rocm_passes.bench.conv3d_built import Built, Call, compiled
 from rocm_passes.bench.conv3d_calls import CALLS
+from rocm_passes.bench.conv3d_choices import row
 from rocm_passes.bench.workers import Admission, Worker, WorkerFailed, commands, reply
+from rocm_passes.options import Options
 from rocm_passes.policy.bounds import AGREEMENT
+from rocm_passes.target import Target
+from rocm_passes.tuning import rounds
 
 #: Of each model the calls that take most of its time, and the odd ones.
 SAMPLE = (
@@ -72,10 +75,6 @@ WAYS: tuple[tuple[str | None, str], ...] = (
 
 def choose_worker(given: argparse.Namespace) -> None:
     """Measure the choices; where asked, also what they are held against."""
-    from rocm_passes.bench.conv3d_choices import row
-    from rocm_passes.options import Options
-    from rocm_passes.target import Target
-
     options = Options(choices=str(given.choices), tune_seconds=given.seconds)
     for text in given.calls.split(";"):
         reply(**row(text, getattr(torch, given.dtype), options, Target.current(), given.all))
@@ -116,8 +115,6 @@ def time_ways(
     built: Mapping[str, tuple[Built, tuple[torch.Tensor, ...]]], device: str
 ) -> dict[str, dict[str, float]]:
     """Milliseconds and peak MiB by way; a result's own memory counts, its inputs' does not."""
-    from rocm_passes.tuning import rounds
-
     work = {
         way: [lambda run=run, inputs=inputs: run(*inputs)] for way, (run, inputs) in built.items()
     }

@@ -1,7 +1,7 @@
 """The Triton convolution beside cuDNN's (MIOpen's), at the sizes of video and image decoders, bf16.
 
-    python -m rocm_passes.bench.conv_kernel                 the table's tile for each shape python
-    -m rocm_passes.bench.conv_kernel --sweep         every candidate tile; the table shows the best
+    python -m rocm_passes.bench.conv_kernel             the table's tile for each shape
+    python -m rocm_passes.bench.conv_kernel --sweep     every candidate tile; the best is shown
     python -m rocm_passes.bench.conv_kernel --sweep --only 96-96 --json results.json
 
 "384-384 3x3x3 2+1f 90x160": channels in and out, the kernel, cached frames before the new ones, and

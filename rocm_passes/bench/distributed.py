@@ -39,7 +39,9 @@ from torch import Tensor, nn
 from rocm_passes import compile_pipeline, history
 from rocm_passes.bench.distributed_cases import CASES, Case
 from rocm_passes.bench.inputs import tensors_in
+from rocm_passes.bench.rows import mine, split_rows
 from rocm_passes.bench.scaling import markdown
+from rocm_passes.diffusers_pipeline.cover import declared_blocks
 
 FORMS = ("eager", "inductor", "ours")
 SPLITS = ("one", "ulysses", "ring", "fsdp", "rows")
@@ -73,8 +75,6 @@ def split_model(model: nn.Module, split: str, tiny: bool) -> None:
     elif split == "fsdp":
         _shard(model, "cpu" if tiny else "cuda")
     elif split == "rows":
-        from rocm_passes.bench.rows import split_rows
-
         split_rows(model)
 
 
@@ -87,8 +87,6 @@ def _counted(tiny: bool) -> AbstractContextManager[Any]:
 
 def _shard(model: nn.Module, device: str) -> None:
     from torch.distributed.fsdp import fully_shard
-
-    from rocm_passes.diffusers_pipeline.cover import declared_blocks
 
     mesh = torch.distributed.device_mesh.init_device_mesh(device, (dist.get_world_size(),))
     for block in declared_blocks(model):
@@ -115,8 +113,6 @@ class Subject:
             split_model(self.model, split, given.tiny)
         compiled(self.model, form)
         if split == "rows":
-            from rocm_passes.bench.rows import mine
-
             self.inputs = {k: mine(v) for k, v in self.inputs.items()}
 
     def __call__(self) -> Tensor:
@@ -153,8 +149,6 @@ def measured(case: Case, split: str, given: argparse.Namespace, reference: Tenso
 
 
 def _own_rows(reference: Tensor) -> Tensor:
-    from rocm_passes.bench.rows import mine
-
     return mine(reference)
 
 

@@ -1,10 +1,10 @@
 """What our Triton kernels become on AMD's GPUs: compiled here, with no GPU, and read from the
 assembly.
 
-    python -m rocm_passes.bench.isa                         print the table python -m
-    rocm_passes.bench.isa --write docs/kernels.md   put it between the file's markers python -m
-    rocm_passes.bench.isa --json                  one JSON object a line python -m
-    rocm_passes.bench.isa --ones                  what launches with integers that are 1 compile
+    python -m rocm_passes.bench.isa                         print the table
+    python -m rocm_passes.bench.isa --write docs/kernels.md put it between the file's markers
+    python -m rocm_passes.bench.isa --json                  one JSON object a line
+    python -m rocm_passes.bench.isa --ones                  what integers that are 1 compile to
 
 This shows what the compiler did, not how fast it runs: registers, spills, width of memory accesses,
 LDS and the occupancy that the registers allow.

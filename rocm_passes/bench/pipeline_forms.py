@@ -1,11 +1,14 @@
 """The ways to compile a pipeline that are compared: eager, plain Inductor's, and this package's.
 
-eager          nothing is compiled blocks         pipe.transformer.compile_repeated_blocks(), VAE
-eager: what diffusers' documentation advises blocks+vae     the same and the VAE's decoder, all with
-static shapes whole+vae      the denoiser as one graph and the VAE's decoder, static shapes
-whole+graphs   the same, with mode="reduce-overhead" for the denoiser ours
-rocm_passes.compile_pipeline(pipe) ours+whole, ours+blocks   the same with how="whole", how="blocks"
-ours+graphs    the same with mode="reduce-overhead"
+eager                       nothing is compiled
+blocks                      pipe.transformer.compile_repeated_blocks(), VAE eager: what
+                            diffusers' documentation advises
+blocks+vae                  the same and the VAE's decoder, all with static shapes
+whole+vae                   the denoiser as one graph and the VAE's decoder, static shapes
+whole+graphs                the same, with mode="reduce-overhead" for the denoiser
+ours                        rocm_passes.compile_pipeline(pipe)
+ours+whole, ours+blocks     the same with how="whole", how="blocks"
+ours+graphs                 the same with mode="reduce-overhead"
 """
 
 from __future__ import annotations

@@ -12,34 +12,6 @@ import torch
 Normal = Callable[..., torch.Tensor]
 
 
-@dataclass(frozen=True, eq=False)
-class Spec:
-    """One pipeline: its classes, their configs, and one call of it.
-
-    parts: attribute -> class name and config. call: from a drawer of normal tensors to the call's
-    arguments. forwards: of the denoiser in one step. weights_gib, peak_gib: weights in bfloat16,
-    and what a run adds to them: estimates, rounded up. eager_s, compile_s: of one call and one cold
-    whole compile, for --plan.
-    """
-
-    name: str
-    pipeline: str
-    denoiser: str
-    parts: Mapping[str, tuple[str, Mapping[str, Any]]]
-    scheduler: tuple[str, Mapping[str, Any]]
-    none: tuple[str, ...]
-    call: Callable[[Normal], dict[str, Any]]
-    steps: int
-    note: str
-    forms: tuple[str, ...]
-    weights_gib: float
-    peak_gib: float
-    eager_s: float
-    compile_s: float
-    forwards: int = 1
-    init: Mapping[str, Any] = field(default_factory=dict)
-
-
 #: eager, what diffusers' documentation advises, Inductor with static shapes, and this package.
 BY_BLOCKS = ("eager", "blocks", "blocks+vae", "whole+vae", "ours")
 #: A UNet is host-bound: CUDA graphs as well.
@@ -63,8 +35,42 @@ EULER = (
         steps_offset=1,
     ),
 )
+
+
+@dataclass(frozen=True, eq=False)
+class Spec:
+    """One pipeline: its classes, their configs, and one call of it.
+
+    parts: attribute -> class name and config. call: from a drawer of normal tensors to the call's
+    arguments. forwards: of the denoiser in one step. weights_gib, peak_gib: weights in bfloat16,
+    and what a run adds to them: estimates, rounded up. eager_s, compile_s: of one call and one cold
+    whole compile, for --plan.
+    """
+
+    name: str
+    pipeline: str
+    parts: Mapping[str, tuple[str, Mapping[str, Any]]]
+    none: tuple[str, ...]
+    call: Callable[[Normal], dict[str, Any]]
+    steps: int
+    note: str
+    weights_gib: float
+    peak_gib: float
+    eager_s: float
+    compile_s: float
+    denoiser: str = "transformer"
+    scheduler: tuple[str, Mapping[str, Any]] = FLOW
+    forms: tuple[str, ...] = BY_BLOCKS
+    forwards: int = 1
+    init: Mapping[str, Any] = field(default_factory=dict)
+
+
 TWO_ENCODERS = ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2")
 ONE_ENCODER = ("text_encoder", "tokenizer")
+
+
+def video(height: int, width: int, frames: int) -> dict[str, int]:
+    return dict(height=height, width=width, num_frames=frames)
 
 
 def embeddings(

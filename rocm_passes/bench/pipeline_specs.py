@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 
-from rocm_passes.bench.models import FLUX_VAE, IMAGE_VAE, production
+from rocm_passes.bench.models import production
 from rocm_passes.bench.pipeline_spec import (
-    BY_BLOCKS,
     BY_GRAPHS,
     EULER,
-    FLOW,
     ONE_ENCODER,
     TWO_ENCODERS,
     Spec,
+    video,
 )
 from rocm_passes.bench.pipeline_spec import embeddings as _embeds
 from rocm_passes.bench.pipeline_specs_video import cogvideox, hunyuan_video, ltx, wan22_5b
+from rocm_passes.bench.vae_models import FLUX_VAE, IMAGE_VAE
 
 
 def _image_vae(config: Mapping[str, Any], tiny: bool, **more: Any) -> tuple[str, dict[str, Any]]:
@@ -121,26 +121,19 @@ def wan(tiny: bool) -> Spec:
         ffn_dim=64,
         num_layers=2,
     )
-    size = (
-        dict(height=32, width=32, num_frames=5)
-        if tiny
-        else dict(height=480, width=832, num_frames=33)
-    )
+    size = video(*((32, 32, 5) if tiny else (480, 832, 33)))
     return Spec(
         name="wan",
         pipeline="WanPipeline",
-        denoiser="transformer",
         parts=dict(
             transformer=("WanTransformer3DModel", config | (small if tiny else {})),
             vae=_video_vae("AutoencoderKLWan", tiny),
         ),
-        scheduler=FLOW,
         none=ONE_ENCODER,
         call=lambda normal: size | _embeds(normal, 512 if not tiny else 7, 32 if tiny else 4096),
         steps=4,
         forwards=2,
         note="Wan 2.1 1.3B, 832x480, 33 frames, 4 steps, guidance",
-        forms=BY_BLOCKS,
         weights_gib=3.0, peak_gib=8.0, eager_s=2.4, compile_s=75,
     )  # fmt: skip
 
@@ -152,12 +145,10 @@ def z_image(tiny: bool) -> Spec:
     return Spec(
         name="z_image",
         pipeline="ZImagePipeline",
-        denoiser="transformer",
         parts=dict(
             transformer=("ZImageTransformer2DModel", config | (small if tiny else {})),
             vae=_flux_vae(tiny)
         ),
-        scheduler=FLOW,
         none=ONE_ENCODER,
         call=lambda normal: (
             _size(64 if tiny else 1024)
@@ -166,7 +157,6 @@ def z_image(tiny: bool) -> Spec:
         ),
         steps=8,
         note="Z-Image-Turbo, 1024 px, 8 steps",
-        forms=BY_BLOCKS,
         weights_gib=12.5, peak_gib=5.0, eager_s=1.4, compile_s=70,
     )  # fmt: skip
 
@@ -180,9 +170,7 @@ def flux(tiny: bool) -> Spec:
     return Spec(
         name="flux",
         pipeline="FluxPipeline",
-        denoiser="transformer",
         parts=dict(transformer=("FluxTransformer2DModel", config), vae=_flux_vae(tiny)),
-        scheduler=FLOW,
         none=TWO_ENCODERS,
         call=lambda normal: _size(64 if tiny else 1024) | _embeds(normal, *embeds, guided=False),
         steps=4,
@@ -200,12 +188,10 @@ def qwen_image(tiny: bool) -> Spec:
     return Spec(
         name="qwen_image",
         pipeline="QwenImagePipeline",
-        denoiser="transformer",
         parts=dict(
             transformer=("QwenImageTransformer2DModel", config | (small if tiny else {})),
             vae=_video_vae("AutoencoderKLQwenImage", tiny),
         ),
-        scheduler=FLOW,
         none=ONE_ENCODER,
         call=lambda normal: (
             _size(64 if tiny else 1024)
@@ -242,14 +228,11 @@ def sd35(tiny: bool) -> Spec:
     return Spec(
         name="sd35",
         pipeline="StableDiffusion3Pipeline",
-        denoiser="transformer",
         parts=dict(transformer=("SD3Transformer2DModel", config), vae=_flux_vae(tiny)),
-        scheduler=FLOW,
         none=(*TWO_ENCODERS, "text_encoder_3", "tokenizer_3"),
         call=lambda normal: _size(64 if tiny else 1024) | _embeds(normal, *embeds),
         steps=4,
         note="SD 3.5 medium, 1024 px, 4 steps, guidance",
-        forms=BY_BLOCKS,
         weights_gib=5.2, peak_gib=6.0, eager_s=1.0, compile_s=70,
     )  # fmt: skip
 

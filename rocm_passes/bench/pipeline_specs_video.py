@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch
 
 from rocm_passes.bench.models import production
-from rocm_passes.bench.pipeline_spec import BY_BLOCKS, FLOW, ONE_ENCODER, TWO_ENCODERS, Spec
+from rocm_passes.bench.pipeline_spec import ONE_ENCODER, TWO_ENCODERS, Spec, video
 from rocm_passes.bench.pipeline_spec import embeddings as _embeds
 
 
@@ -28,20 +28,14 @@ def hunyuan_video(tiny: bool) -> Spec:
                  pooled_projection_dim=8, rope_axes_dim=(4, 6, 6))  # fmt: skip
     vae = _tiny_vae("HunyuanVideo", 4, 4) if tiny else production("vae_hunyuan_video")
     tokens, width, pooled = (7, 16, 8) if tiny else (256, 4096, 768)
-    size = (
-        dict(height=32, width=48, num_frames=5)
-        if tiny
-        else dict(height=544, width=960, num_frames=33)
-    )
+    size = video(*((32, 48, 5) if tiny else (544, 960, 33)))
     return Spec(
         name="hunyuan_video",
         pipeline="HunyuanVideoPipeline",
-        denoiser="transformer",
         parts=dict(
             transformer=("HunyuanVideoTransformer3DModel", config | (small if tiny else {})),
             vae=("AutoencoderKLHunyuanVideo", vae),
         ),
-        scheduler=FLOW,
         none=TWO_ENCODERS,
         call=lambda normal: (
             size
@@ -66,16 +60,11 @@ def ltx(tiny: bool) -> Spec:
         decoder_layers_per_block=(1, 1, 1, 1, 1),
     )
     tokens, width = (9, 16) if tiny else (128, 4096)
-    size = (
-        dict(height=64, width=64, num_frames=9)
-        if tiny
-        else dict(height=512, width=704, num_frames=161)
-    )
+    size = video(*((64, 64, 9) if tiny else (512, 704, 161)))
     masks = ("prompt_attention_mask", "negative_prompt_attention_mask")
     return Spec(
         name="ltx",
         pipeline="LTXPipeline",
-        denoiser="transformer",
         parts=dict(
             transformer=(
                 "LTXVideoTransformer3DModel", production("ltx_block") | (small if tiny else {})
@@ -91,7 +80,6 @@ def ltx(tiny: bool) -> Spec:
         ),
         steps=8,
         note="LTX-Video 2B, 704x512, 161 frames, 8 steps, guidance",
-        forms=BY_BLOCKS,
         weights_gib=5.5, peak_gib=10.0, eager_s=3.0, compile_s=80,
     )  # fmt: skip
 
@@ -123,15 +111,10 @@ def cogvideox(tiny: bool) -> Spec:
     )
     vae = _tiny_vae("CogVideoX", 4, 2) if tiny else production("vae_cogvideox")
     tokens, width = (8, 16) if tiny else (226, 4096)
-    size = (
-        dict(height=64, width=64, num_frames=9)
-        if tiny
-        else dict(height=480, width=720, num_frames=49)
-    )
+    size = video(*((64, 64, 9) if tiny else (480, 720, 49)))
     return Spec(
         name="cogvideox",
         pipeline="CogVideoXPipeline",
-        denoiser="transformer",
         parts=dict(
             transformer=("CogVideoXTransformer3DModel", full | (small if tiny else {})),
             vae=("AutoencoderKLCogVideoX", vae),
@@ -141,7 +124,6 @@ def cogvideox(tiny: bool) -> Spec:
         call=lambda normal: size | _embeds(normal, tokens, width),
         steps=4,
         note="CogVideoX 5B, 720x480, 49 frames, 4 steps, guidance",
-        forms=BY_BLOCKS,
         weights_gib=11.0, peak_gib=24.0, eager_s=6.0, compile_s=90,
     )  # fmt: skip
 
@@ -156,26 +138,19 @@ def wan22_5b(tiny: bool) -> Spec:
     neutral = dict(latents_mean=[0.0] * 48, latents_std=[1.0] * 48)
     vae = production("vae_wan22") | neutral
     small_vae = dict(base_dim=8, decoder_base_dim=8, dim_mult=[1, 2, 2, 2], num_res_blocks=1)
-    size = (
-        dict(height=64, width=64, num_frames=5)
-        if tiny
-        else dict(height=704, width=1280, num_frames=33)
-    )
+    size = video(*((64, 64, 5) if tiny else (704, 1280, 33)))
     return Spec(
         name="wan22_5b",
         pipeline="WanPipeline",
-        denoiser="transformer",
         parts=dict(
             transformer=("WanTransformer3DModel", config | (small if tiny else {})),
             vae=("AutoencoderKLWan", {**vae, **(small_vae if tiny else {})}),
         ),
-        scheduler=FLOW,
         none=ONE_ENCODER,
         init=dict(expand_timesteps=True),
         call=lambda normal: size | _embeds(normal, 7 if tiny else 512, 32 if tiny else 4096),
         steps=4,
         forwards=2,
         note="Wan 2.2 TI2V 5B, 1280x704, 33 frames, 4 steps, guidance",
-        forms=BY_BLOCKS,
         weights_gib=11.0, peak_gib=14.0, eager_s=4.0, compile_s=90,
     )  # fmt: skip

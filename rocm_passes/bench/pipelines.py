@@ -1,8 +1,7 @@
 """Whole diffusers pipelines: eager, plain Inductor in several forms, and this package, on one GPU.
 
     python -m rocm_passes.bench.pipelines [--only sdxl,wan] [--forms eager,blocks+vae,ours]
-    [--seconds 500]
-        [--json FILE] [--table FILE] [--caches FOLDER] [--plan]
+        [--seconds 500] [--json FILE] [--table FILE] [--caches FOLDER] [--plan]
 
 Each form of a pipeline runs in a process of its own. First all of them compile, several at once,
 from empty caches; each then starts a second time, from the caches that the first start filled, and

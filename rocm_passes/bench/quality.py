@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from rocm_passes.bench.inputs import randomise
 from rocm_passes.bench.workers import Worker, WorkerFailed, reply
 
 REFERENCE = "reference"
@@ -99,7 +100,6 @@ def decode_worker(name: str, out: Path, given: argparse.Namespace) -> None:
     """Encode the clip in float32, decode it in that form, and save the video."""
     from diffusers import AutoencoderKLWan
 
-    from rocm_passes.bench.inputs import randomise
     from rocm_passes.diffusers_pipeline import compile_vae
 
     form = FORMS[name]

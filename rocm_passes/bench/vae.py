@@ -1,8 +1,7 @@
 """VAE decodes: eager, Inductor, and this backend; time, peak memory, agreement, kernels.
 
-    python -m rocm_passes.bench.vae [--only vae_wan,vae_flux@float32] [--variants
-    eager,static,pipeline]
-        [--dtype bfloat16] [--out results.json] [--seconds 500] [--choices FILE]
+    python -m rocm_passes.bench.vae [--only vae_wan,vae_flux@float32] [--dtype bfloat16]
+        [--variants eager,static,pipeline] [--out results.json] [--seconds 500] [--choices FILE]
 
 In three phases. First the choices: every decoder runs its passes alone, all at once; then one
 process measures the convolutions that they met, on a GPU that does nothing else. Then each
@@ -276,7 +275,7 @@ def parser() -> argparse.ArgumentParser:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     made.add_argument(
-        "--only", default=",".join(DECODERS), help="decoders (rocm_passes/bench/models.py)"
+        "--only", default=",".join(DECODERS), help="decoders (rocm_passes/bench/vae_models.py)"
     )
     made.add_argument(
         "--variants", default=",".join(VARIANTS), help=f"of {', '.join((*VARIANTS, 'ours'))}"

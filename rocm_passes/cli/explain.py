@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rocm_passes.cli import ranks
 from rocm_passes.cli.script import Script, ScriptCommand, check_writable, hint_at_misplaced
 from rocm_passes.errors import plural
 
@@ -104,8 +105,6 @@ def on_all_ranks(mine: list[Ledger], failed: bool) -> list[Ledger] | None:
     failed: the script did here. The other ranks may wait for this one then, and torchrun ends them
     once it has ended.
     """
-    from rocm_passes.cli import ranks
-
     place = ranks.of_this_process()
     if place is None:
         return mine

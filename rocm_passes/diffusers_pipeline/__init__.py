@@ -12,8 +12,7 @@ What this knows, and `torch.compile(pipe.vae)` does not:
   Dynamo's recompile limit and fall back to eager; with static shapes Wan's decode settles on three
   graphs.
 - A transformer's blocks are alike: compiled one by one they share one graph, and compile in
-  seconds. The blocks
-  that a UNet declares are not all of it: its ResNets are compiled too.
+  seconds. The blocks that a UNet declares are not all of it: its ResNets are compiled too.
 - What is compiled already, or taken apart by offloading hooks, is left alone, and the report says
   so.
 """

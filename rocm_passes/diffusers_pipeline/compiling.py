@@ -14,10 +14,7 @@ from torch.utils._pytree import tree_map_only
 
 from rocm_passes.backend import rocm_diffusion
 from rocm_passes.diffusers_pipeline import compiled_before, hooks
-
-#: Graphs that a module of static shapes may have: three a resolution for the decoder of a video
-#: VAE, and as many for each size of a tile.
-RECOMPILE_LIMIT = 64
+from rocm_passes.policy.bounds import RECOMPILE_LIMIT
 
 Function = Callable[..., Any]
 
@@ -48,7 +45,7 @@ def compile_in_place(
         keywords["options"] = dict(options)
     limited = dynamic is False
     if limited and "recompile_limit" in inspect.signature(torch.compile).parameters:
-        keywords["recompile_limit"] = RECOMPILE_LIMIT
+        keywords["recompile_limit"] = int(RECOMPILE_LIMIT.value)
         limited = False
     compiled: Function = torch.compile(_call_of(module), **keywords)
     if limited:
@@ -80,7 +77,7 @@ def _with_limit(compiled: Function) -> Function:
     """
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        with torch._dynamo.config.patch(recompile_limit=RECOMPILE_LIMIT):
+        with torch._dynamo.config.patch(recompile_limit=int(RECOMPILE_LIMIT.value)):
             return compiled(*args, **kwargs)
 
     return call

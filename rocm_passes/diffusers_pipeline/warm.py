@@ -16,9 +16,7 @@ from torch import nn
 
 from rocm_passes.diffusers_pipeline.report import Report
 from rocm_passes.errors import OptionError, nearest
-
-#: Steps of a warm run: enough for a pipeline of two denoisers (high and low noise) to run both.
-STEPS = 2
+from rocm_passes.policy.bounds import WARM_STEPS
 
 Sizes = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 
@@ -87,7 +85,7 @@ def _completed(pipe: Any, arguments: Mapping[str, Any], report: Report) -> dict[
     if isinstance(pipe, nn.Module):
         return dict(arguments)
     names, _ = _arguments(pipe)
-    defaults: dict[str, Any] = {"num_inference_steps": STEPS}
+    defaults: dict[str, Any] = {"num_inference_steps": int(WARM_STEPS.value)}
     if "prompt_embeds" not in arguments:
         defaults["prompt"] = "a photo"
     if not any(name.endswith(".decoder") for name in report.modules):

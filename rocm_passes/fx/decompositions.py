@@ -36,18 +36,18 @@ class PreservingTable(dict[Any, Callable[..., Any]]):
     on Inductor's options.
     """
 
-    keep: tuple[str, ...] = ()
+    preserved: tuple[str, ...] = ()
 
     @cached_property
     def digest(self) -> str:
         return hashlib.sha256("\0".join(sorted(map(str, self))).encode()).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (self.keep, self.digest)
+        return _unpickled, (self.preserved, self.digest)
 
 
-def _unpickled(keep: tuple[str, ...], digest: str) -> PreservingTable:
-    table = table_preserving(keep)
+def _unpickled(preserved: tuple[str, ...], digest: str) -> PreservingTable:
+    table = table_preserving(preserved)
     if table.digest != digest:
         raise pickle.UnpicklingError(
             "the decomposition table was made under other options of Inductor"
@@ -55,13 +55,13 @@ def _unpickled(keep: tuple[str, ...], digest: str) -> PreservingTable:
     return table
 
 
-def table_preserving(keep: Iterable[str]) -> PreservingTable:
+def table_preserving(preserved: Iterable[str]) -> PreservingTable:
     """The table that keeps the named ATen operators, e.g. "native_group_norm", in all their
     overloads.
 
     It follows Inductor's config as it is at the call: make it under the options of the compile.
     """
-    names = tuple(sorted(set(keep)))
+    names = tuple(sorted(set(preserved)))
     packets = {getattr(aten, name) for name in names}
     table = PreservingTable(
         {
@@ -70,13 +70,13 @@ def table_preserving(keep: Iterable[str]) -> PreservingTable:
             if getattr(op, "overloadpacket", None) not in packets
         }
     )
-    table.keep = names
+    table.preserved = names
     return table
 
 
-def decompose_preserved(graph: fx.Graph, keep: Iterable[str]) -> int:
+def decompose_preserved(graph: fx.Graph, preserved: Iterable[str]) -> int:
     """Decompose every remaining node of the kept operators. Returns how many there were."""
-    nodes = nodes_of(graph, keep)
+    nodes = nodes_of(graph, preserved)
     if not nodes:
         return 0
     fake_mode = fake_mode_of(graph)
@@ -95,9 +95,9 @@ def decompose_preserved(graph: fx.Graph, keep: Iterable[str]) -> int:
     return done
 
 
-def nodes_of(graph: fx.Graph, keep: Iterable[str]) -> list[fx.Node]:
+def nodes_of(graph: fx.Graph, preserved: Iterable[str]) -> list[fx.Node]:
     """The calls of the named ATen operators, in all their overloads."""
-    return [n for name in keep for n in _nodes_of(graph, getattr(aten, name))]
+    return [n for name in preserved for n in _nodes_of(graph, getattr(aten, name))]
 
 
 def _nodes_of(graph: fx.Graph, packet: Packet) -> list[fx.Node]:

@@ -74,6 +74,11 @@ def dtype(node: object) -> torch.dtype | None:
     return found.dtype if found is not None else None
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """Without the module: "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
+
+
 def same_size(a: Any, b: Any) -> bool:
     """Are two sizes, perhaps symbolic, known to be equal? Installs no guard."""
     return bool(statically_known_true(a == b))

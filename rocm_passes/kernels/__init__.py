@@ -1,9 +1,9 @@
 """How operators run. A lowering is one file here, named after its operator, that registers itself
 when imported.
 
-    kernels/aiter/<operator>.py            AMD's aiter, its whole contract checked first
-    kernels/triton/<family>/<operator>.py  Triton; these files import without Triton, their kernels
-    do not kernels/aten/<operator>.py             plain ATen nodes
+    kernels/aiter/<operator>.py             AMD's aiter, its whole contract checked first
+    kernels/triton/<family>/<operator>.py   Triton: the file imports without it, its kernel does not
+    kernels/aten/<operator>.py              plain ATen nodes
 
 Nothing in `ops/` imports from here.
 """

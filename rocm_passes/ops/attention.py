@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rocm_passes.fx.nodes import aten, known
+from rocm_passes.fx.nodes import aten, dtype_name, known
 from rocm_passes.ops.attention_tiles import attend
 from rocm_passes.ops.operator import Call, Operator
 
@@ -50,9 +50,6 @@ class Attention(Call):
         """As of convolutions that are measured: its operands are no images."""
         return False
 
-    def has_numbers(self) -> bool:
-        return all(isinstance(size, int) for t in self.tensors() for size in t.shape)
-
     def scores_mib(self) -> float:
         """All scores of a call with numbers for sizes, in float32."""
         return math.prod(self.q.shape[:3]) * self.k.shape[2] * 4 / 2**20
@@ -70,7 +67,7 @@ class Attention(Call):
 
     def key(self) -> str:
         """The call in words, as the file of measured choices names it."""
-        dtype = str(self.q.dtype).removeprefix("torch.")
+        dtype = dtype_name(self.q.dtype)
         q, k, v = ("x".join(map(str, t.shape)) for t in (self.q, self.k, self.v))
         causal = " causal" if self.causal else ""
         return f"attention {dtype} q {q} k {k} v {v} by {self.kernel}{causal}"

@@ -65,6 +65,10 @@ class Call:
         """Every tensor in the call, those in lists among them."""
         return list(_tensors_in(self.arguments().values()))
 
+    def has_numbers(self) -> bool:
+        """Are all sizes of its tensors numbers, and none symbolic?"""
+        return all(isinstance(size, int) for t in self.tensors() for size in t.shape)
+
 
 def _tensors_in(values: Iterable[Any]) -> Iterator[Tensor]:
     for value in values:

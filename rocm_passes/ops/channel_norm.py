@@ -1,8 +1,8 @@
 """RMSNorm over the channels (dim 1) of images and videos, with SiLU.
 
-"l2":   n = x / max(||x||_2, eps)          F.normalize(x, dim=1): the VAEs of Wan, Qwen-Image,
-Hunyuan 1.5 "mean": n = x / sqrt(mean(x^2) + eps)      LTX-2's VAE y = silu?(n * scale * gamma +
-bias)
+"l2":   n = x / max(||x||_2, eps)           F.normalize(x, dim=1): Wan, Qwen-Image, Hunyuan 1.5
+"mean": n = x / sqrt(mean(x^2) + eps)       LTX-2
+y = silu?(n * scale * gamma + bias)
 """
 
 from __future__ import annotations

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rocm_passes.fx.nodes import dtype_name
+from rocm_passes.ops.aten_convolution import by, in_words
 from rocm_passes.ops.operator import Call, Computation
 from rocm_passes.ops.time_axis import TimeAxis, frames_of, out_size
 
@@ -139,25 +141,12 @@ class Conv3d(Call):
 
     def key(self) -> str:
         """The call in words, as the file of measured choices names it."""
-        dtype = str(self.compute or self.x[0].dtype).removeprefix("torch.")
-        shapes = [list(piece.shape) for piece in self.x]
+        dtype = dtype_name(self.compute or self.x[0].dtype)
+        sizes = [list(piece.shape) for piece in self.x]
         # Calls of one bucket have one key.
-        shapes[-1][2] += self.extra_frames * self.stride[0]
-        words = [
-            f"conv3d {dtype} x {' + '.join(map(by, shapes))} w {by(self.weight.shape)}",
-            f"pad {by(self.padding)}" if any(self.padding) else "",
-            f"zero frames {by(self.zeros)}" if any(self.zeros) else "",
-            f"stride {by(self.stride)}" if set(self.stride) != {1} else "",
-            f"dilation {by(self.dilation)}" if set(self.dilation) != {1} else "",
-            f"groups {self.groups}" if self.groups != 1 else "",
-            "channels-last" if self.channels_last else "",
-            "tf32" if dtype == "float32" and torch.backends.cudnn.allow_tf32 else "",
-        ]
-        return " ".join(w for w in words if w)
-
-
-def by(sizes: Sequence[int]) -> str:
-    return "x".join(str(s) for s in sizes)
+        sizes[-1][2] += self.extra_frames * self.stride[0]
+        shapes = f"x {' + '.join(map(by, sizes))} w {by(self.weight.shape)}"
+        return f"conv3d {dtype} {shapes} {in_words(self, dtype, self.zeros)}".rstrip()
 
 
 CONV3D = Computation("conv3d", Conv3d)

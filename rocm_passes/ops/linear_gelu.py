@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from rocm_passes.fx.nodes import dtype_name
 from rocm_passes.ops.operator import Call, Computation
 
 
@@ -30,16 +31,13 @@ class LinearGelu(Call):
         """As of convolutions that are measured: its operands are no images."""
         return False
 
-    def has_numbers(self) -> bool:
-        return all(isinstance(size, int) for t in self.tensors() for size in t.shape)
-
     def flops(self) -> float:
         """Floating-point operations of the product, of a call with numbers for sizes."""
         return float(2 * math.prod(self.x.shape) * self.weight.shape[1])
 
     def key(self) -> str:
         """The call in words, as the file of measured choices names it."""
-        dtype = str(self.x.dtype).removeprefix("torch.")
+        dtype = dtype_name(self.x.dtype)
         (rows, channels), width = self.x.shape, self.weight.shape[1]
         return f"linear_gelu {dtype} {rows}x{channels} to {width} {self.approximate}"
 

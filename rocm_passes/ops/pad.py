@@ -3,10 +3,9 @@ without it.
 
     y = F.pad(upsampled(x), padding, mode)
 
-`repeats` is the upsampling's factor along each dim. With `skipped`, the first of the upsampled
-frames are left
-out: a causal video decoder repeats every frame but the first (HunyuanVideo), which is repeats[0] -
-1 skipped.
+`repeats` is the upsampling's factor along each dim. `skipped` frames are left out at the front of
+what was upsampled. A causal video decoder (HunyuanVideo) repeats every frame but the first, which
+is repeats[0] - 1 skipped.
 """
 
 from __future__ import annotations

@@ -254,21 +254,11 @@ def _streams_misfit(own: QkNormRotary) -> str | None:
 
 
 def _tables_misfit(own: QkNormRotary, streams: Streams) -> str | None:
-    for i, (cos, sin) in enumerate(zip(own.cos, own.sin, strict=True)):
-        q = own.q[i]
-        batch, tokens, heads, _ = cos.shape
-        if not n.same_shape(cos.shape, sin.shape):
-            return f"cos is {list(cos.shape)} and sin {list(sin.shape)}"
-        if not n.same_size(batch, 1) and not n.same_size(batch, q.shape[0]):
-            return f"the tables are for {batch} samples and q has {q.shape[0]}"
-        if not n.same_size(heads, 1) and not all(
-            n.same_size(heads, x.shape[2]) for x in (*own.q, *own.k)
-        ):
-            return f"the tables are for {heads} heads and q has {q.shape[2]}"
-        which = streams.rows[i][0]
+    for q, cos, sin, (which, _, _) in zip(own.q, own.cos, own.sin, streams.rows, strict=True):
         partial = which is None or streams.tables[which].seq_start is not None
-        if not partial and not n.same_size(tokens, q.shape[1]):
-            return f"the tables are for {tokens} tokens and q has {q.shape[1]}"
+        reason = one.tables_misfit("q", [q, *own.q, *own.k], cos, sin, partial)
+        if reason is not None:
+            return reason
     return None
 
 

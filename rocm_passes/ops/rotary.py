@@ -1,7 +1,9 @@
 """Rotary position embedding of one tensor.
 
-    out1 = x1 * cos1 - x2 * sin1,    out2 = x2 * cos2 + x1 * sin2      for every pair of channels,
-    in float32
+    out1 = x1 * cos1 - x2 * sin1
+    out2 = x2 * cos2 + x1 * sin2
+
+for every pair of channels, in float32.
 
 Su et al., "RoFormer: Enhanced Transformer with Rotary Position Embedding", 2021, arXiv:2104.09864.
 """
@@ -155,22 +157,29 @@ def refuses(call: SpelledRotary, target: Target) -> str | None:
         return f"x is {call.x.dtype}"
     if call.recipe.out_dtype not in FLOATS:
         return f"the result is {call.recipe.out_dtype}"
-    return _tables_misfit(call.prepared(Eager()))
+    own = call.prepared(Eager())
+    if not isinstance(own.x.shape[3], int) or not isinstance(own.x.shape[2], int):
+        return "the number of heads or of channels is symbolic"
+    return tables_misfit("x", [own.x], own.cos, own.sin, partial=own.seq_start is not None)
 
 
-def _tables_misfit(own: Rotary) -> str | None:
-    x, cos, sin = own.x, own.cos, own.sin
+def tables_misfit(
+    name: str, rotated: Sequence[Tensor], cos: Tensor, sin: Tensor, partial: bool
+) -> str | None:
+    """Why the tables do not fit all of these tensors, or None.
+
+    name: of the first. partial: the tables may be of fewer tokens.
+    """
+    x = rotated[0]
     if not n.same_shape(cos.shape, sin.shape):
         return f"cos is {list(cos.shape)} and sin {list(sin.shape)}"
-    if not isinstance(x.shape[3], int) or not isinstance(x.shape[2], int):
-        return "the number of heads or of channels is symbolic"
     batch, tokens, heads, _ = cos.shape
     if not n.same_size(batch, 1) and not n.same_size(batch, x.shape[0]):
-        return f"the tables are for {batch} samples and x has {x.shape[0]}"
-    if not n.same_size(heads, 1) and not n.same_size(heads, x.shape[2]):
-        return f"the tables are for {heads} heads and x has {x.shape[2]}"
-    if own.seq_start is None and not n.same_size(tokens, x.shape[1]):
-        return f"the tables are for {tokens} tokens and x has {x.shape[1]}"
+        return f"the tables are for {batch} samples and {name} has {x.shape[0]}"
+    if not n.same_size(heads, 1) and not all(n.same_size(heads, t.shape[2]) for t in rotated):
+        return f"the tables are for {heads} heads and {name} has {x.shape[2]}"
+    if not partial and not n.same_size(tokens, x.shape[1]):
+        return f"the tables are for {tokens} tokens and {name} has {x.shape[1]}"
     return None
 
 

@@ -22,7 +22,7 @@ aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
-class Entry:
+class TableEntry:
     """How one of the four table entries of a pair is taken from its table: a factor of
     `idioms/rotary/linear_forms`, without the table."""
 
@@ -50,7 +50,7 @@ class Recipe:
     heads: int
     interleaved: bool
     width: int
-    entries: tuple[Entry, ...]
+    entries: tuple[TableEntry, ...]
     seq_start: int | None
     out_dtype: torch.dtype
     core_shape: tuple[Any, ...]
@@ -162,7 +162,7 @@ def kernel_tables(b: Any, tables: Sequence[Any], recipe: Recipe) -> tuple[Any, A
     return _table_4d(b, cos, recipe), _table_4d(b, sin, recipe)
 
 
-def _paired(tables: Sequence[Any], recipe: Recipe) -> list[tuple[Any, Entry]]:
+def _paired(tables: Sequence[Any], recipe: Recipe) -> list[tuple[Any, TableEntry]]:
     return list(zip(tables, recipe.entries, strict=True))
 
 
@@ -175,7 +175,7 @@ def _signed(b: Any, table: Any, sign: int) -> Any:
     return table if sign > 0 else reuse(b, aten.neg.default, table)
 
 
-def _entry(b: Any, table: Any, entry: Entry) -> Any:
+def _entry(b: Any, table: Any, entry: TableEntry) -> Any:
     """One table entry per pair: [*lead, P]."""
     if entry.part:
         parts = real_of(b, table)
@@ -226,7 +226,7 @@ def _joined(
     return _woven(b, halves, recipe), halves
 
 
-def _whole(b: Any, table: Any, e1: Entry, e2: Entry, recipe: Recipe) -> Any:
+def _whole(b: Any, table: Any, e1: TableEntry, e2: TableEntry, recipe: Recipe) -> Any:
     """The table as it is, where it holds both entries of a pair as x holds its channels."""
     flat, split = ("f", "pl") if recipe.interleaved else ("h", "lp")
     axes = e1.axes.lstrip("1")

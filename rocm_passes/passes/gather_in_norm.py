@@ -1,14 +1,12 @@
 """Upsampling in front of a GroupNorm's multiplier and addend, left to the norm's kernel, which
 reads by index.
 
-Before (CogVideoX's SpatialNorm3D)                      After
-    m = cat([index(y[:, :, :1], [None, None, t, h, w]),     i = cat([index(numbers of y's pixels,
-    ...), ...], 2)
-             index(y[:, :, 1:], ...)], 2)                   z = rocm_passes.group_norm(x, ...,
-             multiplier y,
-    z = rocm_passes.group_norm(x, ..., multiplier m,                                   addend b,
-    pixel_index i)
-                               addend a)
+Before (CogVideoX's SpatialNorm3D)              After
+    m = cat([index(y[:, :, :1],                     i = cat([index(numbers of y's pixels, ...),
+                   [None, None, t, h, w]),                   ...], 2)
+             index(y[:, :, 1:], ...)], 2)           z = rocm_passes.group_norm(x, ..., multiplier y,
+    z = rocm_passes.group_norm(x, ...,                      addend b, pixel_index i)
+            multiplier m, addend a)
 
 m and a are as large as x, which has thousands of bytes for each of y's pixels; i has four for each
 of x's. It is made by the very moves that made m, applied to numbers: right for any gathers,

@@ -9,11 +9,14 @@ is computed as before. A result that several read is then written out once, chan
 would have each of them go through the shuffle.
 
 Before (LTX-Video's upsampler)                  After
-    y = convolution(x, w, bias)                     v = view(w, [C, S, ...]) -> permute -> view(w's
-    shape) z = view(y, [N, C, 2, 2, 2, T, H, W])           y = convolution(x, v, bias, sorted alike)
-    u = permute(z, [0, 1, 5, 2, 6, 3, 7, 4])        z = permute(view(y, [N, 2, 2, 2, C, T, H, W]),
-    ...) r = slice(view(u))                              u = permute(z, [0, 1, 5, 2, 6, 3, 7, 4])
-    norm(r), r + ...                                r = channels_last(slice(view(u)))
+    y = convolution(x, w, bias)                     v = view(permute(view(w, [C, S, ...])), w's
+    z = view(y, [N, C, 2, 2, 2, T, H, W])                   shape)
+    u = permute(z, [0, 1, 5, 2, 6, 3, 7, 4])        y = convolution(x, v, bias, sorted alike)
+    r = slice(view(u))                              z = permute(view(y, [N, 2, 2, 2, C, T, H, W]),
+    norm(r), r + ...                                        ...)
+                                                    u = permute(z, [0, 1, 5, 2, 6, 3, 7, 4])
+                                                    r = channels_last(slice(view(u)))
+                                                    norm(r), r + ...
 
 On an H200 three kernels of LTX-Video's decoder read its last upsampler so, at a third of the
 memory's rate.

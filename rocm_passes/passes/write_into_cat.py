@@ -164,7 +164,7 @@ def _run(work: Work) -> None:
     for norm, at in list(work.entries.items()):
         reason = left.get(norm)
         if reason is None and norm not in found and work.ledger.entries[at].parameters.get("joins"):
-            reason = "as the convolution was rewritten, no joined video ends with it"
+            reason = "the convolution as rewritten reads no joined video that ends with it"
         if reason is not None:
             work.amend(norm, {}, f"not written behind the frames in front of it: {reason}")
 

@@ -71,6 +71,13 @@ RANK_SHARE = Bound(
     "a rank waits as long, at most, for another rank's measurement of one call; then rules decide",
     "twice SEARCH_SHARE, which a first run takes at most before it is said to be a search",
 )
+POLL_SECONDS = Bound(
+    "POLL_SECONDS",
+    0.02,
+    "s",
+    "as long a rank sleeps between two looks for another rank's measurement",
+    "not measured: a measurement takes some tenths of a second",
+)
 USUAL_MIB = Bound(
     "USUAL_MIB",
     512,
@@ -94,6 +101,20 @@ ROUNDS = Bound(
     "rounds",
     "as often each candidate of a measurement is timed",
     "not measured: an odd number has one median",
+)
+HOST_ROUNDS = Bound(
+    "HOST_ROUNDS",
+    11,
+    "rounds",
+    "as often the host's time of each candidate of a site is taken",
+    "not measured: an odd number has one median",
+)
+MOST_SETS = Bound(
+    "MOST_SETS",
+    64,
+    "sets of buffers",
+    "a site is measured over no more of them, however small they are",
+    "not measured: many small ones take long to draw",
 )
 FEWEST_ROUNDS = Bound(
     "FEWEST_ROUNDS",
@@ -169,6 +190,13 @@ INFINITY_CACHE_MIB = Bound(
     "an MI300X's Infinity Cache, by AMD's data sheet; others have less",
 )
 
+PAIRED_WITHIN = Bound(
+    "PAIRED_WITHIN",
+    8,
+    "rotations",
+    "the rotations of q and k are paired where no more rotations stand between them",
+    "by construction: a block rotates eight at most (LTX-2's)",
+)
 NODES_PER_CONVOLUTION = Bound(
     "NODES_PER_CONVOLUTION",
     300,
@@ -220,6 +248,34 @@ CHECKED_LIBRARY = Bound(
     "the library's own algorithm may be less exact by so much, and others with it",
     "not measured; Winograd's transforms cost about 3 bits",
 )
+VERIFIED_FACTOR = Bound(
+    "VERIFIED_FACTOR",
+    2,
+    "times the original's largest error",
+    "verify puts back a site whose error against float64 is larger, VERIFIED_UNITS added",
+    "not measured: another order of sums moves the largest error",
+)
+VERIFIED_UNITS = Bound(
+    "VERIFIED_UNITS",
+    1,
+    "units in the last place",
+    "verify adds them to VERIFIED_FACTOR's bound: a result is rounded once more",
+    "by construction: one rounding is half a unit, on either side",
+)
+RECOMPILE_LIMIT = Bound(
+    "RECOMPILE_LIMIT",
+    64,
+    "graphs",
+    "a module that compile_pipeline compiles for static shapes may have as many",
+    "by construction: the decoder of a video VAE has three a resolution, and as many a tile's size",
+)
+WARM_STEPS = Bound(
+    "WARM_STEPS",
+    2,
+    "steps",
+    "a warm run of a pipeline takes as many",
+    "by construction: two denoisers, for high and for low noise, then both run",
+)
 NEARLY_ALL = Bound(
     "NEARLY_ALL",
     0.9,
@@ -239,34 +295,5 @@ HOST_BOUND = Bound(
     "python -m rocm_passes.bench.pipelines --only sdxl",
 )
 
-BOUNDS = (
-    WORTH_MEASURING,
-    WORTH_MEASURING_MIB,
-    NOISE,
-    AGREEMENT,
-    SEARCH_SHARE,
-    RANK_ZERO_SECONDS,
-    RANK_SHARE,
-    USUAL_MIB,
-    USUAL_SHARE,
-    ROUNDS,
-    FEWEST_ROUNDS,
-    HOPELESS,
-    BURST_SECONDS,
-    ROUND_SECONDS,
-    WARM_SECONDS,
-    HOST_SECONDS,
-    NEIGHBOURS,
-    WORTH_MEASURING_SITE_MIB,
-    SITE_MEMORY_SHARE,
-    INFINITY_CACHE_MIB,
-    NODES_PER_CONVOLUTION,
-    LEAST_REPETITION,
-    LEAST_RUN,
-    ATTENTION_MIB,
-    CHECKED_PLACES,
-    CHECKED_FACTOR,
-    CHECKED_LIBRARY,
-    NEARLY_ALL,
-    HOST_BOUND,
-)
+#: Every bound of this file, in order.
+BOUNDS = tuple(found for found in list(globals().values()) if isinstance(found, Bound))

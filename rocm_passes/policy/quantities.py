@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch._inductor import config as inductor_config
 
-from rocm_passes.fx.nodes import static_int
+from rocm_passes.fx.nodes import dtype_name, static_int
 from rocm_passes.ops.attention import Attention
 from rocm_passes.ops.channel_norm import ChannelNorm
 from rocm_passes.ops.conv3d import Conv3d
@@ -150,7 +150,7 @@ def _to_rotate(q: Sequence[Tensor]) -> dict[str, Any]:
 
 
 def _dtype(x: Tensor) -> str:
-    return str(x.dtype).removeprefix("torch.")
+    return dtype_name(x.dtype)
 
 
 #: By the name of the operator. For an operator that is not here only the condition {} holds.

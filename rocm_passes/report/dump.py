@@ -5,10 +5,10 @@ it.
 tracing is on, and into a file where the environment variable ROCM_PASSES_DUMP names a folder.
 Otherwise it does nothing.
 
-    <folder>/graph0_<process id>/00_before.py          the graph as Inductor gave it
-                                 02_fold_conv_bias.py  after the step of that name, if the step
-                                 changed something 03_after.py           as Inductor gets it back
-                                 ledger.json           the graph's ledger, as in docs/ledger.md
+    <folder>/graph0_<process id>/00_before.py           the graph as Inductor gave it
+                                 02_fold_conv_bias.py   after that step, if it changed something
+                                 03_after.py            as Inductor gets it back
+                                 ledger.json            the graph's ledger, as in docs/ledger.md
 """
 
 from __future__ import annotations
@@ -22,12 +22,17 @@ from typing import Any
 from torch import fx
 from torch._logging import _internal as torch_logging
 
+from rocm_passes.fx.provenance import short
 from rocm_passes.report import ledger as ledgers
 from rocm_passes.report.ledger import Ledger
 
 log = logging.getLogger("rocm_passes")
 
 VARIABLE = "ROCM_PASSES_DUMP"
+
+#: What stands before an argument with its type, in a signature.
+_ARGUMENT = re.compile(r", (?=\w+: \")")
+_FILE = re.compile(r"^(?P<before>\s*# File: )(?P<file>[^\n]+?):(?=\d+ in )")
 
 
 def folder() -> Path | None:
@@ -98,9 +103,18 @@ class Dump:
 
 
 def readable(graph: fx.Graph) -> str:
-    """The graph as Python code, each value with its dtype, shape, strides and device."""
+    """The graph as Python code, each value with its dtype, shape, strides and device.
+
+    An argument stands on a line of its own, and a file is named as in the ledger.
+    """
     code = graph.python_code("self", verbose=True, include_stride=True, include_device=True)
-    return f"{code.src.strip()}\n"
+    signature, *body = code.src.strip().split("\n")
+    lines = [_ARGUMENT.sub(",\n    ", signature), *(_FILE.sub(_shortened, line) for line in body)]
+    return "\n".join(lines) + "\n"
+
+
+def _shortened(comment: re.Match[str]) -> str:
+    return f"{comment['before']}{short(comment['file'])}:"
 
 
 def _traced() -> bool:

@@ -11,7 +11,7 @@ import torch
 
 from rocm_passes.kernels.aiter import contract, installation
 from rocm_passes.kernels.aiter.aiter_conv import needs_conv
-from rocm_passes.kernels.aiter.conv_contract import Entry
+from rocm_passes.kernels.aiter.conv_contract import ConvEntry
 from rocm_passes.options import Options
 from rocm_passes.target import Target, unmet
 from rocm_passes.tuning import agreed, sites, tuning
@@ -35,7 +35,7 @@ def _convolutions(target: Target) -> list[str | None]:
     """
     if target.vendor != "amd":
         return []
-    entries: tuple[Entry, ...] = ("flydsl", "triton", "winograd")
+    entries: tuple[ConvEntry, ...] = ("flydsl", "triton", "winograd")
     return [unmet([needs_conv(entry)], target) for entry in entries]
 
 

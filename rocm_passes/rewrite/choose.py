@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from rocm_passes import policy
+from rocm_passes.kernels.triton import launcher
 from rocm_passes.ops.operator import Call, Lowering
 from rocm_passes.options import Options
 from rocm_passes.report.ledger import LEFT, LoweringVerdict, summary
@@ -191,8 +192,9 @@ def _taken(
 
 
 def _called(lowering: Lowering[Any], call: Call, target: Target, options: Options) -> str | None:
-    """A note where Inductor does not launch the kernels (ops/inductor.py), as far as that is known
-    before it asks them. It says nothing of how they round: strict numerics do not refuse it.
+    """A note where Inductor does not launch the kernels, as far as that is known before it asks
+    (kernels/triton/inductor.py). It says nothing of how they round: strict numerics do not refuse
+    it.
     """
     if lowering.run is None or not target.is_gpu:
         return None
@@ -200,8 +202,11 @@ def _called(lowering: Lowering[Any], call: Call, target: Target, options: Option
         why = "it calls a library"
     elif options.launch == "python":
         why = "launch='python'"
-    elif not all(isinstance(s, int) for t in call.tensors() for s in t.shape):
+    elif not call.has_numbers():
         why = "its sizes are symbolic"
     else:
-        return None
+        lacking = launcher.lacking()
+        if lacking is None:
+            return None
+        why = f"this torch has no {lacking}"
     return f"an operator call launches it, not Inductor's code: {why}"

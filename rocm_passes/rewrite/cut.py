@@ -18,8 +18,8 @@ from torch.fx.node import map_arg
 from rocm_passes.fx import decompositions
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
-from rocm_passes.kernels.triton import inductor as launching
-from rocm_passes.ops.operator import OPERATORS, Lowering, Operator
+from rocm_passes.kernels.triton import launcher
+from rocm_passes.ops.operator import Lowering, Operator
 from rocm_passes.rewrite.neighbourhood import Neighbourhood, NotCut, moved
 from rocm_passes.rewrite.program import Input
 from rocm_passes.rewrite.rewriter import Rewriter
@@ -38,7 +38,7 @@ class Cut:
     constants: Mapping[str, torch.Tensor]
     key: str
     device: torch.device
-    keep: tuple[str, ...]
+    preserved: tuple[str, ...]
     channels_last: bool
 
     @property
@@ -58,10 +58,7 @@ class Cut:
         """With the lowering in the site's place. Raises RewriteError."""
         made, mode, to = self._copied()
         Rewriter(made.graph, mode).apply(moved(self.nodes.site, to), lowering, operator)
-        launching.register()
-        for each in (o for known in OPERATORS for o in known.overloads.values()):
-            for node in made.graph.find_nodes(op="call_function", target=each):
-                node.meta[launching.LAUNCHED_BY] = launch
+        launcher.mark(made.graph, launch)
         return self._finished(made, mode, to)
 
     def plain(self) -> fx.GraphModule:
@@ -98,7 +95,7 @@ class Cut:
                 asked.append(same)
         output.args = (tuple(asked),)
         graph.eliminate_dead_code()
-        decompositions.decompose_preserved(graph, self.keep)
+        decompositions.decompose_preserved(graph, self.preserved)
         graph.eliminate_dead_code()
         graph.lint()
         made.recompile()
@@ -111,7 +108,7 @@ class Cut:
         return [int(stride) for stride in value.stride()]
 
 
-def cut(nodes: Neighbourhood, idiom: str, keep: Iterable[str], channels_last: bool) -> Cut:
+def cut(nodes: Neighbourhood, idiom: str, preserved: Iterable[str], channels_last: bool) -> Cut:
     """channels_last: the graph's convolutions run in that layout. Raises NotCut."""
     if not nodes.leaving():
         raise NotCut("nothing outside reads it")
@@ -125,7 +122,7 @@ def cut(nodes: Neighbourhood, idiom: str, keep: Iterable[str], channels_last: bo
     if len(devices) != 1:
         raise NotCut("it computes on several devices")
     key = _key(nodes, idiom, channels_last)
-    return Cut(nodes, tuple(inputs), constants, key, devices.pop(), tuple(keep), channels_last)
+    return Cut(nodes, tuple(inputs), constants, key, devices.pop(), tuple(preserved), channels_last)
 
 
 def _placeholder(
@@ -196,7 +193,7 @@ def _key(nodes: Neighbourhood, idiom: str, channels_last: bool) -> str:
     lines.append(" ".join(sorted(numbers[node] for node in nodes.site.nodes)))
     digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
     result = n.tensor(nodes.site.outputs[0])
-    kind = str(result.dtype).removeprefix("torch.")
+    kind = n.dtype_name(result.dtype)
     size = "x".join(map(str, result.shape))
     return f"{idiom} {kind} {size} in {len(nodes.nodes)} operators {digest}"
 

@@ -89,8 +89,8 @@ class Idiom:
     """One recognisable computation.
 
     name: as in the ledger and in the options. operator: what a site becomes; None where every
-    lowering writes plain ATen. keeps: ATen operators that must be kept whole for the idiom to be
-    seen.
+    lowering writes plain ATen.
+    preserves: ATen operators that must stay whole for the idiom to be seen.
     measured: asks for a choice by measurement of the call alone, `measured(able, call, target,
     options)`: what was picked, or None where it is not known and the rules decide (`policy/`).
     Without it a site is measured with its neighbours (`measuring.py`).
@@ -102,7 +102,7 @@ class Idiom:
     find: Callable[[fx.Graph, Context], Iterator[Found]]
     lowerings: Sequence[Lowering[Any]]
     operator: Operator[Any] | None = None
-    keeps: tuple[str, ...] = ()
+    preserves: tuple[str, ...] = ()
     fuses: bool = False
     measured: Callable[..., Picked | None] | None = None
 

@@ -60,7 +60,7 @@ class Measuring:
     graph: fx.Graph
     target: Target
     options: Options
-    keep: tuple[str, ...] = ()
+    preserved: tuple[str, ...] = ()
     channels_last: bool = False
     timer: sites.Timer | None = None
     _neighbourhoods: Neighbourhoods | None = field(default=None, init=False)
@@ -92,9 +92,9 @@ class Measuring:
 
     def _cut(self, idiom: Idiom, site: Match, able: Sequence[Lowering[Any]]) -> CompiledSite:
         if self._neighbourhoods is None:
-            self._neighbourhoods = Neighbourhoods(self.graph, self.keep)
+            self._neighbourhoods = Neighbourhoods(self.graph, self.preserved)
         nodes = self._neighbourhoods.of(site)
-        made = cut(nodes, idiom.name, self.keep, self.channels_last)
+        made = cut(nodes, idiom.name, self.preserved, self.channels_last)
         least = WORTH_MEASURING_SITE_MIB.value
         if made.bytes < least * 2**20:
             raise NotCut(f"it moves {made.bytes / 2**20:.2g} MiB, and {least:g} are worth the time")
@@ -123,7 +123,7 @@ def doubtful(idiom: Idiom, call: Any, able: Iterable[Lowering[Any]], target: Tar
 
 @dataclass(frozen=True)
 class CompiledSite:
-    """A cut whose candidates can be compiled, verified and fed: `sites.Site`."""
+    """A cut whose candidates can be compiled, verified and fed: `sites.Measurable`."""
 
     cut: Cut
     idiom: Idiom

@@ -25,8 +25,8 @@ from torch._inductor.lowering import fallbacks, lowerings
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.policy.bounds import NEIGHBOURS
+from rocm_passes.rewrite.extraction import HEAVY
 from rocm_passes.rewrite.match import Match
-from rocm_passes.rewrite.program import HEAVY
 from rocm_passes.rewrite.sources import Sources
 
 #: Namespaces whose operators Inductor lowers to loops; anything else is an opaque call.
@@ -71,13 +71,13 @@ class Neighbourhood:
 class Neighbourhoods:
     """Of the sites of one graph, which nothing may change meanwhile.
 
-    keep: ATen operators that are whole now and that Inductor gets decomposed.
+    preserved: ATen operators that are whole now and that Inductor gets decomposed.
     """
 
-    def __init__(self, graph: fx.Graph, keep: Iterable[str] = ()) -> None:
+    def __init__(self, graph: fx.Graph, preserved: Iterable[str] = ()) -> None:
         self.graph = graph
         self.order = {node: at for at, node in enumerate(graph.nodes)}
-        self._kept = {getattr(torch.ops.aten, name) for name in keep}
+        self._kept = {getattr(torch.ops.aten, name) for name in preserved}
         self._sources = Sources(graph)
         self._solid = {node for node in graph.nodes if self._is_solid(node)}
         self._depth: dict[fx.Node, int] = {}

@@ -16,7 +16,8 @@ from torch import fx
 from rocm_passes.options import Options
 from rocm_passes.report.ledger import Entry, Ledger
 from rocm_passes.rewrite import reproducer
-from rocm_passes.rewrite.program import Program, Unverifiable, of_site
+from rocm_passes.rewrite.extraction import of_site
+from rocm_passes.rewrite.program import Program, Unverifiable
 from rocm_passes.rewrite.rewriter import Applied
 from rocm_passes.rewrite.sources import Sources
 from rocm_passes.rewrite.verify import SKIPPED, WRONG, Verdict, verify

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
-from rocm_passes.rewrite.program import Input, Program, Unverifiable, of_site, reduced, run
+from rocm_passes.policy.bounds import VERIFIED_FACTOR, VERIFIED_UNITS
+from rocm_passes.rewrite.extraction import of_site
+from rocm_passes.rewrite.program import Input, Program, Unverifiable, reduced, run
 from rocm_passes.rewrite.rewriter import Applied
 from rocm_passes.rewrite.sources import Sources
 
-#: A replacement may be off from float64 by this many times the original's largest error in the
-#: tensor, ...
-ERROR_FACTOR = 2.0
-#: ... and by this many units in the last place of the value itself.
-UNITS = 1.0
-BOUND = f"{ERROR_FACTOR:g} x the original's largest error + {UNITS:g} ulp"
+FACTOR, UNITS = VERIFIED_FACTOR.value, VERIFIED_UNITS.value
+#: What a replacement may be off from float64. The error is the largest in the tensor, the unit that
+#: of the value itself.
+BOUND = f"{FACTOR:g} x the original's largest error + {UNITS:g} ulp"
 #: Memory that one site's verification may take. A larger site is verified with a smaller batch or
 #: token size.
 LIMIT_BYTES = {"cpu": 256 * 2**20, "cuda": 2 * 2**30}
@@ -208,7 +208,7 @@ def compared(new: Tensor, old: Tensor, reference: Tensor) -> Errors:
         return Errors(0.0, 0.0, "")
     ours, theirs = (new.to(true.dtype) - true).abs(), (old.to(true.dtype) - true).abs()
     largest = theirs.max()
-    excess = ours - (ERROR_FACTOR * largest + UNITS * ulp(true.abs(), old.dtype))
+    excess = ours - (FACTOR * largest + UNITS * ulp(true.abs(), old.dtype))
     error, original_error = float(ours.max()), float(largest)
     if float(excess.max()) <= 0:
         return Errors(error, original_error, "")

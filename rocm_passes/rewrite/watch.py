@@ -95,7 +95,7 @@ class _Watched:
         lost = any(
             isinstance(a, Tensor) and isinstance(b, Tensor) and _loses(a, b) for a, b in pairs
         )
-        return "an output turns non-finite, and no rewritten site does alone" if lost else ""
+        return "an output is not finite, and the result of each rewritten site is" if lost else ""
 
     def _say(self, text: str) -> None:
         log.warning("rocm_passes: %s: %s", self._watch.ledger.graph, text)

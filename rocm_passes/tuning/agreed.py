@@ -16,6 +16,37 @@ from rocm_passes.tuning.known import Known, known, shipped_for
 from rocm_passes.tuning.ranks import card
 from rocm_passes.tuning.store import Measured, store
 
+Measure = Callable[[], Measured | None]
+
+#: The calls that this process has measured although they were known.
+_ANEW: set[str] = set()
+
+
+def asked(
+    options: Options,
+    target: Target,
+    where: str,
+    key: str,
+    names: Sequence[str],
+    measure: Measure | None,
+) -> Known | None:
+    """What is known of these candidates, which are measured where one of them is not known.
+
+    measure: None where nothing may be measured now.
+    """
+    found = None if _anew(key, options) else find(options, target, where, key)
+    if measure is None or (found is not None and found.covers(names)):
+        return found
+    return measured(options, target, where, key, names, measure) or found
+
+
+def _anew(key: str, options: Options) -> bool:
+    """Is it to be measured although it is known? Once a process, with select="measure"."""
+    if options.select != "measure" or key in _ANEW:
+        return False
+    _ANEW.add(key)
+    return True
+
 
 def find(options: Options, target: Target, where: str, key: str) -> Known | None:
     """What is known of a call before anything is measured."""
@@ -33,7 +64,7 @@ def measured(
     where: str,
     key: str,
     names: Sequence[str],
-    measure: Callable[[], Measured | None],
+    measure: Measure,
 ) -> Known | None:
     """Measure what is not known of these candidates, once in a process group. None: rules decide.
 

@@ -2,8 +2,7 @@
 compiling.
 
     with ahead.noting() as noted:
-        vae.decode(latents)         # compiled with this backend: the passes run, the decode runs in
-        eager
+        vae.decode(latents)         # compiled with this backend: passes run, the decode is eager
     noted.calls                     # to be measured later, when nothing else uses the GPU
 
 Times that are measured while other work runs on the GPU, a compile's first calls or another
@@ -25,6 +24,7 @@ from torch._functorch._aot_autograd.utils import make_boxed_func
 from torch._inductor.compile_fx import compile_fx
 from torch.utils._python_dispatch import _disable_current_modes
 
+from rocm_passes.fx.nodes import dtype_name
 from rocm_passes.ops.operator import COMPUTATIONS, Lowering, computation_of
 from rocm_passes.tuning.measure import Convolution, real_tensors
 
@@ -100,11 +100,16 @@ def noting() -> Iterator[Noted]:
         _NOTED = before
 
 
+def is_noting() -> bool:
+    """Are calls noted, to be measured later?"""
+    return _NOTED is not None
+
+
 def note(key: str, able: Sequence[Lowering[Any]], call: Convolution) -> bool:
     """Note a call whose times are wanted; False where nobody is noting."""
     if _NOTED is None:
         return False
-    if all(isinstance(size, int) for tensor in call.tensors() for size in tensor.shape):
+    if call.has_numbers():
         with real_tensors():
             meta = type(call)(**{k: _as_meta(v) for k, v in call.arguments().items()})
         _NOTED.add(Call(key, tuple(low.name for low in able), meta))
@@ -150,9 +155,9 @@ def _as_meta(value: Any) -> Any:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
-        return {"tensor": list(value.shape), "dtype": str(value.dtype).removeprefix("torch.")}
+        return {"tensor": list(value.shape), "dtype": dtype_name(value.dtype)}
     if isinstance(value, torch.dtype):
-        return {"dtype": str(value).removeprefix("torch.")}
+        return {"dtype": dtype_name(value)}
     if isinstance(value, (list, tuple)):
         return [_plain(v) for v in value]
     return value

@@ -47,7 +47,7 @@ class Places:
         # Of other calls no places are taken.
         self._call = call if isinstance(call, Conv3d) else None
         if isinstance(call, Conv2d):
-            self._call = _as_conv3d(call)
+            self._call = None if call.transposed else call.as_video()
         self._at: Tensor | None = None
         self._found: dict[str, Tensor] = {}
 
@@ -80,22 +80,6 @@ class Places:
             for name, error in errors.items()
             if not error <= allowed
         }
-
-
-def _as_conv3d(call: Conv2d) -> Conv3d | None:
-    """A 2-D convolution as one of a single frame; None for a transposed one."""
-    if call.transposed:
-        return None
-    return Conv3d(
-        x=(call.x.unsqueeze(2),),
-        weight=call.weight.unsqueeze(2),
-        bias=None,
-        zeros=(0, 0),
-        stride=(1, *call.pair("stride")),
-        padding=call.pair("padding"),
-        dilation=(1, *call.pair("dilation")),
-        groups=call.groups,
-    )
 
 
 def _drawn(result: Tensor) -> Tensor:

@@ -29,8 +29,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.utils._python_dispatch import _disable_current_modes
 
-from rocm_passes.kernels.triton.inductor import Written
-
 #: Runs compiled code: takes its arguments in a list, which it empties.
 Compiled = Callable[[list[Any]], Any]
 #: No pass of a user's or of this package runs on the small graph, and nothing is tuned inside.
@@ -84,9 +82,10 @@ def generated(gm: fx.GraphModule) -> Code:
 
 def _moved(node: Any) -> int:
     """Bytes that a scheduler's node reads and writes. A kernel of this package reads or writes each
-    of its arguments once; to Inductor it also reads what it writes.
+    of its arguments once; to Inductor it also reads what it writes. An allocation under a new name
+    (`Written` of kernels/triton/inductor.py) moves nothing.
     """
-    if isinstance(node.node, Written):
+    if getattr(node.node, "moves_nothing", False):
         return 0
     if not isinstance(node.node, ir.UserDefinedTritonKernel):
         return int(node.get_read_write_buffers_sizes())

@@ -29,9 +29,6 @@ from rocm_passes.tuning.store import Choices, Measured, StoreError, dump, loads
 T = TypeVar("T")
 log = logging.getLogger(__name__)
 
-#: Between two looks at a key that another rank will write.
-POLL_SECONDS = 0.02
-
 
 class Register(Protocol):
     """What is used of torch.distributed.Store."""
@@ -223,7 +220,7 @@ class Ranks:
         while not self._register.check([name]):
             if self._clock() >= until:
                 return False
-            self._sleep(POLL_SECONDS)
+            self._sleep(bounds.POLL_SECONDS.value)
         return True
 
     def _set_once(self, name: str, text: str) -> bytes:

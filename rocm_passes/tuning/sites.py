@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from rocm_passes.options import Options
-from rocm_passes.policy.bounds import INFINITY_CACHE_MIB, NOISE
+from rocm_passes.policy.bounds import HOST_ROUNDS, INFINITY_CACHE_MIB, MOST_SETS, NOISE
 from rocm_passes.target import Target
 from rocm_passes.tuning import agreed, budget, consulted, rounds, tuning
 from rocm_passes.tuning.consulted import INDUCTOR, SITE, Asked
@@ -27,11 +27,6 @@ from rocm_passes.tuning.known import Known, site_machine
 from rocm_passes.tuning.store import Measured, store
 
 log = logging.getLogger(__name__)
-
-#: Enough for a median of the host's times.
-HOST_ROUNDS = 11
-#: Sets of buffers, at most: many small ones would take long to draw.
-MOST_SETS = 64
 
 
 @dataclass(frozen=True)
@@ -46,7 +41,7 @@ class Times:
 Timer = Callable[[Mapping[str, Compiled], Sequence[Sequence[Any]], torch.device], dict[str, Times]]
 
 
-class Site(Protocol):
+class Measurable(Protocol):
     """What is measured: a site with its neighbours."""
 
     @property
@@ -77,7 +72,7 @@ class Picked(NamedTuple):
 
 
 def pick(
-    site: Site,
+    site: Measurable,
     names: Sequence[str],
     target: Target,
     options: Options,
@@ -90,12 +85,8 @@ def pick(
     replayed: the graph's launches are replayed (CUDA graphs), so that they cost the host nothing.
     """
     where = site_machine(target)
-    found = None
-    if not tuning.anew(site.key, options):
-        found = agreed.find(options, target, where, site.key)
-    if may_measure and (found is None or not found.covers(names)):
-        measure = functools.partial(_measured, site, names, options, where, timer or timed)
-        found = agreed.measured(options, target, where, site.key, names, measure) or found
+    measure = functools.partial(_measured, site, names, options, where, timer or timed)
+    found = agreed.asked(options, target, where, site.key, names, measure if may_measure else None)
     best = decide(found.times, names, replayed) if found is not None else None
     unmeasured = may_measure and found is None and options.tune_seconds > 0
     consulted.note(
@@ -157,7 +148,7 @@ def _figure(times: Measured, name: str, replayed: bool) -> str:
 
 
 def _measured(
-    site: Site, names: Sequence[str], options: Options, where: str, timer: Timer
+    site: Measurable, names: Sequence[str], options: Options, where: str, timer: Timer
 ) -> Measured | None:
     """Compile, verify and time the candidates, and keep what was found, within the budget."""
     with budget.BUDGET as shared:
@@ -171,7 +162,7 @@ def _measured(
 
 
 def _found(
-    site: Site, names: Sequence[str], timer: Timer, goes_on: Callable[[], bool]
+    site: Measurable, names: Sequence[str], timer: Timer, goes_on: Callable[[], bool]
 ) -> Measured | None:
     """None where the time was spent before anything was timed."""
     started = time.perf_counter()
@@ -220,7 +211,7 @@ def _host_seconds(work: Sequence[Callable[[], Any]], device: torch.device) -> fl
     found = []
     for call in work[:2]:
         call()
-    for turn in range(HOST_ROUNDS):
+    for turn in range(int(HOST_ROUNDS.value)):
         torch.cuda.synchronize(device)
         started = time.perf_counter()
         work[turn % len(work)]()
@@ -241,7 +232,7 @@ def rotated(inputs: Sequence[Any], cache: int, most: int) -> list[list[Any]]:
     """Copies of the inputs, together twice as large as the cache, of no more than `most` bytes."""
     size = sum(t.untyped_storage().nbytes() for t in inputs if isinstance(t, Tensor))
     wanted = 1 if not cache or not size else -(-2 * cache // size) + 1
-    count = max(1, min(wanted, MOST_SETS, most // max(1, size)))
+    count = max(1, min(wanted, int(MOST_SETS.value), most // max(1, size)))
     return [list(inputs)] + [[_copy(t) for t in inputs] for _ in range(count - 1)]
 
 

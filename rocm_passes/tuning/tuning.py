@@ -39,18 +39,6 @@ class Picked(NamedTuple):
     found: Measured
 
 
-#: The calls that this process has measured although they were known.
-_ANEW: set[str] = set()
-
-
-def anew(key: str, options: Options) -> bool:
-    """Is it to be measured although it is known? Once a process, with select="measure"."""
-    if options.select != "measure" or key in _ANEW:
-        return False
-    _ANEW.add(key)
-    return True
-
-
 def pick(
     key: str,
     able: Sequence[Lowering[Any]],
@@ -70,15 +58,14 @@ def pick(
     kept = store(options.choices)
     where = machine(target)
     names = [low.name for low in able]
-    found = None if anew(key, options) else agreed.find(options, target, where, key)
-    if found is None or not found.covers(names):
-        if ahead.note(key, able, call):
-            return None
-        if target.is_gpu or timer is not None:
-            # All of them, known ones too: times are compared within one measurement.
-            times = timer or measuring.measure
-            measure = functools.partial(_measured, key, able, call, options, kept, where, times)
-            found = agreed.measured(options, target, where, key, names, measure) or found
+    measure = None
+    if not ahead.is_noting() and (target.is_gpu or timer is not None):
+        # All of them, known ones too: times are compared within one measurement.
+        times = timer or measuring.measure
+        measure = functools.partial(_measured, key, able, call, options, kept, where, times)
+    found = agreed.asked(options, target, where, key, names, measure)
+    if (found is None or not found.covers(names)) and ahead.note(key, able, call):
+        return None
     best = None
     if found is not None:
         checked.remember(key, found.times.skipped)

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves
 
-from rocm_passes.bench.models import WORKLOADS, Workload, production, workload
+from rocm_passes.bench.models import WORKLOADS, production, workload
+from rocm_passes.bench.workload import Workload
 
 # The first tensor that goes in, and the first that comes out.
 SHAPES = {

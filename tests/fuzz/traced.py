@@ -38,7 +38,7 @@ class Traced:
     def __init__(self, function: Callable[..., Any], inputs: Sequence[Tensor]) -> None:
         self._original: fx.GraphModule | None = None
         self._now: fx.GraphModule | None = None
-        keep = GraphPass(Options(), target_named("cpu")).keep
+        keep = GraphPass(Options(), target_named("cpu")).preserved
         if keep not in _TABLES:
             _TABLES[keep] = decompositions.table_preserving(keep)
         self._call = aot_function(

@@ -39,14 +39,14 @@ class Norms(nn.Module):
 @pytest.fixture
 def keeping(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipeline of one idiom that finds nothing and keeps everything."""
-    nothing = Idiom("nothing", lambda graph, context: iter(()), (), keeps=KEPT)
+    nothing = Idiom("nothing", lambda graph, context: iter(()), (), preserves=KEPT)
     monkeypatch.setattr("rocm_passes.graph_pass.IDIOMS", (nothing,))
 
 
 def test_table_pickles_as_its_recipe() -> None:
     table = keep.table_preserving(KEPT)
     again = pickle.loads(pickle.dumps(table))
-    assert again.keep == tuple(sorted(KEPT))
+    assert again.preserved == tuple(sorted(KEPT))
     assert set(again) == set(table)
     left_out = set(select_decomp_table()) - set(table)
     assert {str(op.overloadpacket).split(".")[-1] for op in left_out} == set(KEPT)
@@ -92,7 +92,7 @@ def test_random_numbers_are_eagers_under_fallback_random(select: str, among_opti
 
 def test_names_in_use_are_aten_operators() -> None:
     for idiom in IDIOMS:
-        for name in idiom.keeps:
+        for name in idiom.preserves:
             assert any(
                 op.overloadpacket is getattr(aten, name)
                 for op in select_decomp_table()

@@ -118,7 +118,7 @@ def test_one_that_stays_has_an_entry() -> None:
 
 def call(**changes: Any) -> ConvTransposed:
     x, w = (torch.empty(s, dtype=BF16, device="meta") for s in ((1, 64, 512, 512), (64, 64, 2, 2)))
-    return replace(ConvTransposed(x, w, None, [2], [0], [1], [0], 1), **changes)
+    return replace(ConvTransposed(x, w, None, [2], [0], [1], True, [0], 1), **changes)
 
 
 def test_the_default() -> None:

@@ -1,13 +1,8 @@
-"""Graphs before and after, for each norm idiom: tests/golden/norms/<idiom>.txt.
-
-WRITE_GOLDEN=write writes the files anew.
-"""
+"""Graphs before and after, for the norms of rows: tests/golden/norms/<idiom>.txt."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,11 +13,11 @@ from torch import Tensor, fx
 from rocm_passes.idioms.norms import reading
 from rocm_passes.options import Options
 from rocm_passes.rewrite.match import Context
+from tests import golden_graphs
 from tests.idioms.norm_cases import BF16, draw, use_reference
 from tests.rewriting import rewrite
 from tests.without_codegen import without_codegen
 
-GOLDEN = Path(__file__).parent.parent / "golden" / "norms"
 D = 64
 
 
@@ -52,18 +47,6 @@ CASES: dict[str, Callable[[Tensor, Tensor, Tensor], Any]] = {
 }
 
 
-def text(graph: fx.Graph) -> str:
-    lines = []
-    for node in graph.nodes:
-        if node.op == "output":
-            lines.append(f"return {node.args[0]}")
-        elif node.op == "call_function":
-            kwargs = "".join(f", {k}={v}" for k, v in node.kwargs.items())
-            name = getattr(node.target, "_opname", getattr(node.target, "__name__", "?"))
-            lines.append(f"{node.name} = {name}({', '.join(map(str, node.args))}{kwargs})")
-    return "\n".join(lines)
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_before_and_after(name: str) -> None:
     args = (
@@ -71,14 +54,7 @@ def test_before_and_after(name: str) -> None:
         draw(2, 5, D, dtype=BF16, seed=1),
         draw(2, 1, D, dtype=BF16, seed=2),
     )
-    seen = rewrite(CASES[name], *args)
-    assert [(e.idiom, e.outcome) for e in seen.sites] == [(name, "rewritten")]
-    (before,), (after,) = seen.before, seen.after
-    found = f"# before\n{text(before)}\n\n# after\n{text(after)}\n"
-    file = GOLDEN / f"{name}.txt"
-    if os.environ.get("WRITE_GOLDEN") == "write":
-        file.write_text(found)
-    assert found == file.read_text()
+    golden_graphs.check(rewrite(CASES[name], *args), "norms", name)
 
 
 def test_all_idioms_of_the_family_read_a_graph_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -48,8 +48,8 @@ def test_the_version_of_rocm(build: str | None, monkeypatch: pytest.MonkeyPatch)
 def refusals() -> dict[str, str | None]:
     weights = (W, W)
     return {
-        "rms_norm": rms_norm.refusal(X, W, 1e-6, round_before_weight=False),
-        "add_rms_norm": rms_norm.add_refusal(X, X, W, 1e-6, round_before_weight=False),
+        "rms_norm": rms_norm.refusal(X, W, round_before_weight=False),
+        "add_rms_norm": rms_norm.refusal(X, W, X, round_before_weight=False),
         "rotary": rotary.refusal(HEADS, TABLE, TABLE, interleaved=True, rotated=64),
         "qk_norm_rotary": qk_norm_rotary.refusal(
             qk_norm_rotary.Arguments(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from rocm_passes.kernels.aiter import aiter_conv as adapter
 from rocm_passes.kernels.aiter import contract, conv_entries, installation
-from rocm_passes.kernels.aiter.conv_contract import Entry, refusal
+from rocm_passes.kernels.aiter.conv_contract import ConvEntry, refusal
 from rocm_passes.ops.aiter_conv import AITER_CONV, AiterConv, fake
 from rocm_passes.target import Target
 from tests.accuracy import assert_no_worse
@@ -60,11 +60,11 @@ def rounded(c: AiterConv) -> Tensor:
     return exact(c).to(c.x.dtype)
 
 
-def arch_of(entry: Entry) -> str:
+def arch_of(entry: ConvEntry) -> str:
     return "gfx950" if entry == "flydsl" else "gfx942"
 
 
-CALLS: list[tuple[Entry, AiterConv]] = [
+CALLS: list[tuple[ConvEntry, AiterConv]] = [
     *[("flydsl", c) for c in (call(), image(), call(kernel=(3, 1, 1)), call(kernel=(1, 3, 3)))],
     ("flydsl", call(stride=[2, 2, 1], dilation=[1, 2, 1], padding=[1, 0, 2])),
     ("flydsl", call(channels=3, bias=None)),
@@ -80,7 +80,7 @@ CALLS: list[tuple[Entry, AiterConv]] = [
 
 @pytest.mark.parametrize("version", ["0.1.18", "0.1.20", "0.1.22", MAIN])
 @pytest.mark.parametrize(("entry", "c"), CALLS)
-def test_as_exact_as_torch(entry: Entry, c: AiterConv, version: str) -> None:
+def test_as_exact_as_torch(entry: ConvEntry, c: AiterConv, version: str) -> None:
     with installed(version, arch_of(entry)):
         reason = refusal(c, entry)
         if version != MAIN and (entry == "flydsl" or c.x.dim() == 5):
@@ -101,7 +101,7 @@ LAYOUTS = [
 
 @pytest.mark.parametrize("entry", ["flydsl", "triton"])
 @pytest.mark.parametrize("laid_out", LAYOUTS)
-def test_any_strides(entry: Entry, laid_out: Any) -> None:
+def test_any_strides(entry: ConvEntry, laid_out: Any) -> None:
     c = call()
     moved = replace(
         c, x=laid_out(c.x), weight=laid_out(c.weight), bias=torch.stack([c.bias] * 2, 1)[:, 0]
@@ -123,7 +123,7 @@ def changed(weight: Tensor) -> Iterator[None]:
 
 @pytest.mark.parametrize("version", ["0.1.20", MAIN])
 @pytest.mark.parametrize("entry", ["flydsl", "triton"])
-def test_a_changed_weight_is_never_stale_and_nothing_stays(entry: Entry, version: str) -> None:
+def test_a_changed_weight_is_never_stale_and_nothing_stays(entry: ConvEntry, version: str) -> None:
     c = image()
     if entry == "flydsl" and version != MAIN:
         return
@@ -145,7 +145,7 @@ def test_packs_of_others_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("entry", ["flydsl", "triton"])
-def test_inference_tensors(entry: Entry) -> None:
+def test_inference_tensors(entry: ConvEntry) -> None:
     """Their version counter raises, which the real caches read."""
     with torch.inference_mode():
         c = call()
@@ -155,7 +155,7 @@ def test_inference_tensors(entry: Entry) -> None:
 
 
 @pytest.mark.parametrize("entry", ["flydsl", "triton"])
-def test_a_weight_that_requires_a_gradient(entry: Entry) -> None:
+def test_a_weight_that_requires_a_gradient(entry: ConvEntry) -> None:
     c = call()
     c.weight.requires_grad_()
     with installed(MAIN, arch_of(entry)):
@@ -163,7 +163,7 @@ def test_a_weight_that_requires_a_gradient(entry: Entry) -> None:
 
 
 @pytest.mark.parametrize("entry", ["flydsl", "triton"])
-def test_an_empty_batch_is_not_launched(entry: Entry) -> None:
+def test_an_empty_batch_is_not_launched(entry: ConvEntry) -> None:
     c = replace(call(), x=torch.empty(0, 8, 4, 5, 6, dtype=BF16))
     with installed(MAIN, arch_of(entry)):
         assert adapter.aiter_conv(c, entry).shape == (0, 6, 4, 5, 6)
@@ -181,7 +181,7 @@ def capture() -> Iterator[None]:
 
 @pytest.mark.parametrize("entry", ["flydsl", "triton"])
 def test_the_first_call_is_not_within_a_graph_capture(
-    entry: Entry, caplog: pytest.LogCaptureFixture
+    entry: ConvEntry, caplog: pytest.LogCaptureFixture
 ) -> None:
     c = call(size=(3, 7, 9))
     with installed(MAIN, arch_of(entry)), mock.patch.object(adapter, "_RAN", set()):
@@ -230,7 +230,7 @@ def huge(*shape: int, dtype: torch.dtype = BF16) -> Tensor:
     return torch.empty((), dtype=dtype).expand(shape)
 
 
-REFUSED: list[tuple[Entry, AiterConv, str]] = [
+REFUSED: list[tuple[ConvEntry, AiterConv, str]] = [
     ("flydsl", call(dtype=F16), "x is float16: aiter takes bfloat16 here"),
     ("flydsl", call(kernel=(1, 1, 1)), "the kernel has one element"),
     ("flydsl", replace(call(), groups=3), "do not divide into 3 groups"),
@@ -277,7 +277,7 @@ REFUSED: list[tuple[Entry, AiterConv, str]] = [
 
 
 @pytest.mark.parametrize(("entry", "c", "reason"), REFUSED, ids=[r for *_, r in REFUSED])
-def test_refused(entry: Entry, c: AiterConv, reason: str) -> None:
+def test_refused(entry: ConvEntry, c: AiterConv, reason: str) -> None:
     with installed(MAIN, arch_of(entry)):
         found = refusal(c, entry)
         assert found is not None and reason in found, found
@@ -355,7 +355,7 @@ def test_where_flydsl_is_available() -> None:
     ],
 )
 def test_what_does_not_import_or_cannot_be_emptied_is_unavailable(
-    entry: Entry, file: str, text: str, reason: str
+    entry: ConvEntry, file: str, text: str, reason: str
 ) -> None:
     arch = arch_of(entry)
     with installed(MAIN, arch):

@@ -93,7 +93,7 @@ REFUSED: dict[str, tuple[Tensor, int, Tensor, Tensor, str]] = {
 def test_refused(case: str) -> None:
     x, groups, weight, bias, text = REFUSED[case]
     with installed():
-        assert text in (adapter.refusal(x, groups, weight, bias, EPS) or "")
+        assert text in (adapter.refusal(x, groups, weight, bias) or "")
         with pytest.raises(AiterContractError, match="groupnorm_run was not called"):
             adapter.group_norm(x, groups, weight, bias, EPS)
         from aiter.ops.groupnorm import groupnorm_run
@@ -104,15 +104,13 @@ def test_refused(case: str) -> None:
 
 def test_a_missing_weight_or_bias_is_refused() -> None:
     with installed():
-        assert "weight is missing" in (adapter.refusal(X, 2, None, W, EPS) or "")
-        assert "bias is missing" in (adapter.refusal(X, 2, W, None, EPS) or "")
+        assert "weight is missing" in (adapter.refusal(X, 2, None, W) or "")
+        assert "bias is missing" in (adapter.refusal(X, 2, W, None) or "")
 
 
 def test_a_vector_is_refused() -> None:
     with installed():
-        assert "samples and channels" in (
-            adapter.refusal(torch.ones(8), 2, torch.ones(8), W, EPS) or ""
-        )
+        assert "samples and channels" in (adapter.refusal(torch.ones(8), 2, torch.ones(8), W) or "")
 
 
 @pytest.mark.parametrize(
@@ -120,12 +118,12 @@ def test_a_vector_is_refused() -> None:
 )
 def test_other_memory_formats_are_refused(x: Tensor) -> None:
     with installed():
-        assert "memory format" in (adapter.refusal(x, 2, W, W, EPS) or "")
+        assert "memory format" in (adapter.refusal(x, 2, W, W) or "")
 
 
 def test_no_groups_are_refused() -> None:
     with installed():
-        assert "0 groups" in (adapter.refusal(X, 0, W, W, EPS) or "")
+        assert "0 groups" in (adapter.refusal(X, 0, W, W) or "")
         from aiter.ops.groupnorm import groupnorm_run
 
         with pytest.raises(ZeroDivisionError):
@@ -137,8 +135,8 @@ def test_32_bit_indices_are_refused() -> None:
     x = torch.empty(1, 2**16, 2**16, device="meta").half()
     with installed():
         with mock.patch.object(contract, "DEVICE_TYPES", frozenset({"meta"})):
-            assert "2^32" in (adapter.refusal(x, 2, weight, weight, EPS) or "")
-            assert adapter.refusal(x[:, :-2].contiguous(), 2, weight[2:], weight[2:], EPS) is None
+            assert "2^32" in (adapter.refusal(x, 2, weight, weight) or "")
+            assert adapter.refusal(x[:, :-2].contiguous(), 2, weight[2:], weight[2:]) is None
         from aiter.ops.groupnorm import groupnorm_run
 
         with pytest.raises(ContractViolation, match="uint32"):
@@ -147,7 +145,7 @@ def test_32_bit_indices_are_refused() -> None:
 
 def test_version_0_1_9_has_none() -> None:
     with installed("0.1.9"):
-        assert "no groupnorm_run" in (adapter.refusal(X, 2, W, W, EPS) or "")
+        assert "no groupnorm_run" in (adapter.refusal(X, 2, W, W) or "")
 
 
 def test_groups_just_below_the_vector_path_are_taken() -> None:
@@ -199,7 +197,7 @@ def test_either_a_reason_or_the_right_answer(
         x = x.to(memory_format=torch.channels_last)
     weight = weight.to(weight_dtype or dtype)
     with installed(version):
-        if adapter.refusal(x, groups, weight, bias, EPS) is not None:
+        if adapter.refusal(x, groups, weight, bias) is not None:
             return
         out = adapter.group_norm(x, groups, weight, bias, EPS)
     assert out.shape == x.shape and out.is_contiguous()
@@ -220,5 +218,5 @@ def test_indices_of_32_bits(elements: int, samples: int, reason: str | None) -> 
     with installed(), FakeTensorMode():
         x = torch.empty(samples, 4, elements // 4, dtype=torch.float16)
         weight = torch.empty(4, dtype=torch.float16)
-        found = adapter.refusal(x, 1, weight, weight, EPS)
+        found = adapter.refusal(x, 1, weight, weight)
     assert found is None if reason is None else reason in (found or "")

@@ -69,7 +69,7 @@ REFUSED = {
 def test_refused(case: str) -> None:
     x, weight, bias, arch, text = REFUSED[case]
     with installed(arch=arch):
-        assert text in (adapter.refusal(x, weight, bias, EPS) or "")
+        assert text in (adapter.refusal(x, weight, bias) or "")
         with pytest.raises(AiterContractError, match="layernorm2d_fwd was not called"):
             adapter.layer_norm(x, weight, bias, EPS)
         from aiter.ops.norm import layernorm2d_fwd
@@ -80,7 +80,7 @@ def test_refused(case: str) -> None:
 
 def test_float32_is_refused() -> None:
     with installed():
-        assert "x is float32" in (adapter.refusal(X.float(), W.float(), W.float(), EPS) or "")
+        assert "x is float32" in (adapter.refusal(X.float(), W.float(), W.float()) or "")
         from aiter.ops.norm import layernorm2d_fwd
 
         with pytest.raises(RuntimeError, match="fp16 and bf16"):
@@ -89,13 +89,13 @@ def test_float32_is_refused() -> None:
 
 def test_no_dimension_is_refused() -> None:
     with installed():
-        assert "no dimension" in (adapter.refusal(torch.tensor(1.0).half(), None, None, EPS) or "")
+        assert "no dimension" in (adapter.refusal(torch.tensor(1.0).half(), None, None) or "")
 
 
 def test_two_gibibytes_are_refused_and_harm_the_double() -> None:
     x = torch.ones(64).half().expand(2**24, 64)
     with installed():
-        assert "2.00 GiB" in (adapter.refusal(x, W, W, EPS) or "")
+        assert "2.00 GiB" in (adapter.refusal(x, W, W) or "")
         from aiter.ops.norm import layernorm2d_fwd
 
         with pytest.raises(ContractViolation, match="int32"):
@@ -134,7 +134,7 @@ def test_either_a_reason_or_the_right_answer(
     weight = torch.randn(x.shape[-1]).to(dtype) if affine else None
     bias = torch.randn(x.shape[-1]).to(bias_dtype or dtype)
     with installed(version, arch):
-        if adapter.refusal(x, weight, bias, EPS) is not None:
+        if adapter.refusal(x, weight, bias) is not None:
             return
         out = adapter.layer_norm(x, weight, bias, EPS)
     assert out.shape == x.shape
@@ -177,7 +177,7 @@ def test_with_a_strided_residual() -> None:
 )
 def test_a_residual_is_refused(residual: Tensor, reason: str) -> None:
     with installed():
-        assert reason in (adapter.add_refusal(X, residual, W, W, EPS) or "")
+        assert reason in (adapter.refusal(X, W, W, residual) or "")
         with pytest.raises(AiterContractError, match="layernorm2d_fwd_with_add was not called"):
             adapter.add_layer_norm(X, residual, W, W, EPS)
 
@@ -185,7 +185,7 @@ def test_a_residual_is_refused(residual: Tensor, reason: str) -> None:
 def test_without_composable_kernel_there_is_no_layer_norm(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENABLE_CK", "0")
     with installed():
-        assert "ENABLE_CK=0" in (adapter.refusal(X, W, W, EPS) or "")
+        assert "ENABLE_CK=0" in (adapter.refusal(X, W, W) or "")
         from aiter.ops.norm import layernorm2d_fwd
 
         with pytest.raises(RuntimeError, match="no sources"):

@@ -178,8 +178,8 @@ REFUSED = {
 def test_refused(case: str) -> None:
     x, weight, mode, version, text = REFUSED[case]
     with installed(version):
-        assert text in (adapter.refusal(x, weight, EPS, round_before_weight=mode) or "")
-        assert text in (adapter.add_refusal(x, x, weight, EPS, round_before_weight=mode) or "")
+        assert text in (adapter.refusal(x, weight, round_before_weight=mode) or "")
+        assert text in (adapter.refusal(x, weight, x, round_before_weight=mode) or "")
         with pytest.raises(AiterContractError, match="rmsnorm2d_fwd was not called"):
             adapter.rms_norm(x, weight, EPS, round_before_weight=mode)
         with pytest.raises(AiterContractError, match="rmsnorm2d_fwd_with_add was not called"):
@@ -203,25 +203,25 @@ def test_the_double_comes_to_harm(case: str) -> None:
 
 def test_no_dimension_is_refused() -> None:
     with installed():
-        reason = adapter.refusal(torch.tensor(1.0), torch.ones(1), EPS, round_before_weight=False)
+        reason = adapter.refusal(torch.tensor(1.0), torch.ones(1), round_before_weight=False)
     assert reason is not None and "no dimension" in reason
 
 
 def test_rounding_before_the_weight_needs_0_1_18() -> None:
     with installed("0.1.17"):
-        reason = adapter.refusal(X, W, EPS, round_before_weight=True)
+        reason = adapter.refusal(X, W, round_before_weight=True)
     assert reason is not None and "0.1.18" in reason
 
 
 def test_composable_kernel_only_is_refused() -> None:
     with installed("0.1.9"):
-        reason = adapter.refusal(X, W, EPS, round_before_weight=False)
+        reason = adapter.refusal(X, W, round_before_weight=False)
     assert reason is not None and "Composable Kernel" in reason
 
 
 def test_a_residual_of_another_shape_is_refused() -> None:
     with installed():
-        reason = adapter.add_refusal(X, X[:1], W, EPS, round_before_weight=False)
+        reason = adapter.refusal(X, W, X[:1], round_before_weight=False)
         assert reason is not None and "does not broadcast" in reason
         from aiter.ops.rmsnorm import rmsnorm2d_fwd_with_add
 
@@ -231,7 +231,7 @@ def test_a_residual_of_another_shape_is_refused() -> None:
 
 def test_a_residual_of_another_dtype_is_refused() -> None:
     with installed():
-        reason = adapter.add_refusal(X, X.bfloat16(), W, EPS, round_before_weight=False)
+        reason = adapter.refusal(X, W, X.bfloat16(), round_before_weight=False)
         assert reason is not None and "residual is bfloat16" in reason
         from aiter.ops.rmsnorm import rmsnorm2d_fwd_with_add
 
@@ -245,15 +245,15 @@ def test_a_residual_of_another_dtype_is_refused() -> None:
 def test_two_gibibytes_are_refused(round_before_weight: bool) -> None:
     x = torch.ones(64).half().expand(2**24, 64)
     with installed():
-        reason = adapter.refusal(x, W, EPS, round_before_weight=round_before_weight)
+        reason = adapter.refusal(x, W, round_before_weight=round_before_weight)
         assert reason is not None and "2.00 GiB" in reason
-        assert adapter.refusal(x[1:], W, EPS, round_before_weight=round_before_weight) is None
+        assert adapter.refusal(x[1:], W, round_before_weight=round_before_weight) is None
 
 
 def test_far_rows_are_refused_and_harm_the_double() -> None:
     x = torch.empty(0).half().set_(torch.UntypedStorage(2**31 + 256), 0, (2, 64), (2**30, 1))
     with installed():
-        reason = adapter.refusal(x, W, EPS, round_before_weight=False)
+        reason = adapter.refusal(x, W, round_before_weight=False)
         assert reason is not None and "32-bit offsets" in reason
         from aiter.ops.rmsnorm import rmsnorm2d_fwd
 
@@ -321,12 +321,12 @@ def test_numerics_note(dtype: torch.dtype, mode: bool, arch: str, said: set[str]
 def test_numerics_note_of_the_unrounded_sum() -> None:
     half = torch.ones(2, 64).half()
     assert "before it is rounded to float16" in (
-        adapter.add_numerics_note(half, round_before_weight=False, arch="gfx950") or ""
+        adapter.numerics_note(half, add=True, round_before_weight=False, arch="gfx950") or ""
     )
-    assert adapter.add_numerics_note(half, round_before_weight=True, arch="gfx950") is None
+    assert adapter.numerics_note(half, add=True, round_before_weight=True, arch="gfx950") is None
     wide = torch.ones(2, 10000).half()
     assert "only a part" in (
-        adapter.add_numerics_note(wide, round_before_weight=False, arch="gfx950") or ""
+        adapter.numerics_note(wide, add=True, round_before_weight=False, arch="gfx950") or ""
     )
 
 
@@ -385,14 +385,14 @@ def test_either_a_reason_or_the_right_answer(
     residual = torch.randn(x.shape).mul(4).to(dtype)
     with installed(version, arch):
         if add:
-            if adapter.add_refusal(x, residual, weight, EPS, round_before_weight=mode) is not None:
+            if adapter.refusal(x, weight, residual, round_before_weight=mode) is not None:
                 return
             out, total = adapter.add_rms_norm(x, residual, weight, EPS, round_before_weight=mode)
             assert arch == "gfx942" or torch.equal(total, x + residual)
             total = x + residual
         else:
             total = x
-            if adapter.refusal(x, weight, EPS, round_before_weight=mode) is not None:
+            if adapter.refusal(x, weight, round_before_weight=mode) is not None:
                 return
             out = adapter.rms_norm(x, weight, EPS, round_before_weight=mode)
     if out.numel():

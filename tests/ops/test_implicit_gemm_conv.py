@@ -173,7 +173,7 @@ def test_conv2d_is_exact(stride: list[int], with_bias: bool) -> None:
     c = image_call(stride=stride) if with_bias else image_call(stride=stride, bias=None)
     y = CONV2D_LOWERING.write(Eager(), c)
     bias = None if c.bias is None else c.bias.double()
-    exact = F.conv2d(c.x.double(), c.weight.double(), bias, c.pair("stride"), [1, 0], [1, 2])
+    exact = F.conv2d(c.x.double(), c.weight.double(), bias, c.each("stride"), [1, 0], [1, 2])
     close(y, exact)
     assert y.is_contiguous(memory_format=torch.channels_last)
 

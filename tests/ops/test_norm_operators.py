@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rocm_passes import policy
-from rocm_passes.ops import channel_norm, fused_norm, group_norm, layer_norm
+from rocm_passes.ops import channel_norm, fused_norm, group_norm, layer_norm, rms_norm
 from rocm_passes.ops.operator import Call, Operator
 from rocm_passes.target import Target
 from tests.accuracy import assert_no_worse
@@ -246,6 +246,8 @@ def test_chain_refuses_rows_that_are_too_wide() -> None:
         x = torch.empty(2, 70000)
     assert "at most 65536" in refuses(fused_norm.FUSED_NORM, chain(x))
     assert "at most 65536" in refuses(layer_norm.LAYER_NORM, plain_layer(x))
+    alone = rms_norm.RmsNorm(x, None, None, None, 1e-6, 0.0, None, None, x.dtype)
+    assert "at most 65536" in refuses(rms_norm.RMS_NORM, alone)
 
 
 def test_chain_refuses_another_rounding() -> None:

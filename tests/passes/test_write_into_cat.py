@@ -297,7 +297,7 @@ def test_the_ledger_says_that_the_joined_video_is_gone() -> None:
     assert entry.parameters["joins"] is True
     assert "front_frames" not in entry.parameters
     (note,) = entry.notes
-    assert note.endswith("as the convolution was rewritten, no joined video ends with it")
+    assert note.endswith("the convolution as rewritten reads no joined video that ends with it")
 
 
 def test_the_ledger_has_nothing_to_add_where_it_is() -> None:

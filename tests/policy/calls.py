@@ -108,7 +108,7 @@ def calls() -> dict[str, list[Any]]:
         "conv2d": [Conv2d(meta(1, 8, 9, 9), meta(8, 8, 3, 3), None, [1], [1], [1], False, [0], 1)],
         "conv3d": list(convolutions()),
         "conv_transposed": [
-            ConvTransposed(meta(1, 8, 9, 9), meta(8, 8, 2, 2), None, [2], [0], [1], [0], 1)
+            ConvTransposed(meta(1, 8, 9, 9), meta(8, 8, 2, 2), None, [2], [0], [1], True, [0], 1)
         ],
         "upsampled_conv": list(upsampled()),
         "attention": list(attentions()),

@@ -74,6 +74,24 @@ def test_a_text_says_dtype_shape_strides_and_device(graph: fx.Graph) -> None:
     compile(readable(graph), "dump", "exec")
 
 
+def test_each_argument_has_a_line_and_files_are_named_as_in_the_ledger(graph: fx.Graph) -> None:
+    made = fx.Graph()
+    a, b = made.placeholder("a"), made.placeholder("b")
+    for node, shape in ((a, (2, 3)), (b, (3,))):
+        node.meta["val"] = torch.empty(shape)
+    total = made.call_function(torch.ops.aten.add.Tensor, (a, b))
+    total.meta["val"] = torch.empty(2, 3)
+    file = "/opt/env/lib/python3.11/site-packages/diffusers/models/attention.py"
+    total.meta["stack_trace"] = f'  File "{file}", line 7, in forward\n    return a + b'
+    made.output(total)
+    text = readable(made)
+    first, second, *_ = text.splitlines()
+    assert first == "def forward(self," and 'a: "f32[2, 3][3, 1]cpu",' in second
+    assert "# File: diffusers/models/attention.py:7 in forward, code: return a + b" in text
+    assert "site-packages" not in text
+    compile(text, "dump", "exec")
+
+
 def test_without_the_variable_and_without_tracing_no_text_is_made(
     graph: fx.Graph, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,12 +41,12 @@ def sites_of(
     decided = graph_pass.GraphPass._decided
 
     def look(self: graph_pass.GraphPass, work: Any) -> Any:
-        around = Neighbourhoods(work.graph, self.keep)
+        around = Neighbourhoods(work.graph, self.preserved)
         for idiom in self.idioms:
             for site in idiom.find(work.graph, self._context):
                 if isinstance(site, Match):
                     try:
-                        made: Cut | str = cut(around.of(site), idiom.name, self.keep, False)
+                        made: Cut | str = cut(around.of(site), idiom.name, self.preserved, False)
                     except NotCut as reason:
                         made = str(reason)
                     if isinstance(made, Cut):

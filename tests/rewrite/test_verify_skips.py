@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rocm_passes.report.ledger import Entry
-from rocm_passes.rewrite import program, reproducer, verify
+from rocm_passes.rewrite import extraction, reproducer, verify
 from rocm_passes.rewrite.program import (
     Input,
     Program,
@@ -55,7 +55,7 @@ def test_a_large_site_without_such_a_size_is_skipped_and_stays(
 
 
 def test_a_site_is_skipped_whose_sources_are_too_far(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(program, "EXPANSIONS", 0)
+    monkeypatch.setattr(extraction, "EXPANSIONS", 0)
     entry = only(norm, torch.randn(4, 16))
     assert entry.verification["status"] == "skipped"
     assert "no common source within 0 nodes" in entry.verification["reason"]

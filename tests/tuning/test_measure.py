@@ -16,7 +16,9 @@ from rocm_passes.ops.conv3d import CONV3D, Conv3d
 from rocm_passes.ops.implicit_gemm_conv import IMPLICIT_GEMM_CONV, fake
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.tuning import measure as measuring
+from rocm_passes.tuning import meter as metering
 from rocm_passes.tuning import rounds
+from rocm_passes.tuning.meter import Meter
 from tests.doubles import aiter_double
 from tests.doubles.aiter_double import installed
 from tests.ops.test_conv3d_lowerings import LOWERINGS, call, with_tensors
@@ -58,7 +60,7 @@ def test_what_is_fused_is_counted_in_bytes() -> None:
     """
     c = call((3,), zeros=(0, 0), channels=4, out=4, size=(8, 8), dtype=torch.bfloat16)
     taps = next(low for low in LOWERINGS if low.name == "taps")
-    meter = measuring.Meter()
+    meter = Meter()
     assert taps.write is not None
     result = taps.write(meter, replace(c, bias=None))
     meter.finish(result)
@@ -72,7 +74,7 @@ def test_extra_memory_is_what_is_held_beside_the_result() -> None:
     c = replace(c, bias=None, zeros=(0, 0), weight=c.weight[:, :, :3])
     one_frame = 2  # MiB: 4 * 512 * 512 * 2 bytes
     for name, expected in (("direct", 0), ("taps", 2 * one_frame)):
-        meter = measuring.Meter()
+        meter = Meter()
         low = next(low for low in LOWERINGS if low.name == name)
         assert low.write is not None
         assert meter.finish(low.write(meter, c)) == expected
@@ -85,7 +87,7 @@ def test_tiles_hold_one_tile_s_taps_beside_the_result() -> None:
     c = call((6,), channels=4, out=4, size=(512, 512), dtype=torch.float16)
     mib, moved = {}, {}
     for name in ("taps", "taps_tiled"):
-        meter = measuring.Meter()
+        meter = Meter()
         low = next(low for low in LOWERINGS if low.name == name)
         assert low.write is not None
         mib[name] = meter.finish(low.write(meter, replace(c, bias=None)))
@@ -101,7 +103,7 @@ def test_a_tile_of_one_tap_alone_is_read_and_written() -> None:
     place.
     """
     c = call((2,), zeros=(0, 2), channels=4, out=4, size=(512, 512), dtype=torch.float32)
-    meter = measuring.Meter()
+    meter = Meter()
     low = next(low for low in LOWERINGS if low.name == "taps_tiled")
     assert low.write is not None
     mib = meter.finish(low.write(meter, replace(c, bias=None)))
@@ -118,7 +120,7 @@ TRITON = next(low for low in LOWERINGS if low.name == "triton")
 def test_the_kernel_reads_a_channels_last_graph_without_copies() -> None:
     c = call((2, 4), channels=16, out=16, size=(32, 32), dtype=torch.float16, channels_last=True)
     c = with_tensors(lambda t: t.to(memory_format=torch.channels_last_3d) if t.ndim == 5 else t, c)
-    meter = measuring.Meter()
+    meter = Meter()
     assert TRITON.write is not None
     result = TRITON.write(meter, replace(c, bias=None))
     assert len(meter.work) == 1
@@ -131,8 +133,8 @@ def test_copies_into_channels_last_are_counted() -> None:
     copied back.
     """
     c = call((2, 4), channels=16, out=16, size=(128, 256), dtype=torch.float16)
-    c, meter = replace(c, bias=None), measuring.Meter(counts_layouts=True)
-    with mock.patch.object(measuring, "_launches", _one_result):
+    c, meter = replace(c, bias=None), Meter(counts_layouts=True)
+    with mock.patch.object(metering, "_launches", _one_result):
         assert TRITON.write is not None
         result = TRITON.write(meter, c)
     read = [*c.x, c.weight, result]
@@ -183,7 +185,7 @@ def test_aiter_s_convolution_is_run_and_what_it_raises_leaves_it_out() -> None:
 
 def test_frames_joined_for_aiter_are_counted() -> None:
     c = call((2, 4), channels=8, out=8, size=(128, 256), dtype=torch.bfloat16)
-    c, meter = replace(c, bias=None), measuring.Meter()
+    c, meter = replace(c, bias=None), Meter()
     flydsl = CONV3D.lowering("aiter_flydsl")
     assert flydsl is not None and flydsl.write is not None
     with installed("0.1.23", "gfx950"):

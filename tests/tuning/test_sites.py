@@ -13,7 +13,7 @@ import torch
 
 from rocm_passes.options import Options
 from rocm_passes.target import Target
-from rocm_passes.tuning import budget, consulted, sites, tuning
+from rocm_passes.tuning import agreed, budget, consulted, sites
 from rocm_passes.tuning.consulted import INDUCTOR, Record
 from rocm_passes.tuning.inductor_code import Compiled
 from rocm_passes.tuning.known import site_machine
@@ -26,7 +26,7 @@ MI300 = Target("amd", "gfx942", "MI300X", "2.13.0+rocm7", "3.7.0")
 @pytest.fixture(autouse=True)
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(budget, "BUDGET", budget.Budget())
-    monkeypatch.setattr(tuning, "_ANEW", set())
+    monkeypatch.setattr(agreed, "_ANEW", set())
     yield
 
 

@@ -10,6 +10,7 @@ import shutil
 import click
 
 from rocm_passes.cli.doctor import collect, diagnosis, text
+from rocm_passes.cli.tables import print_table
 
 
 @click.command(short_help="say what this machine is, and what is wrong with it")
@@ -43,6 +44,4 @@ def doctor(context: click.Context, lowerings: bool, report: bool, as_json: bool)
 
 
 def _print_lowerings(rows: list[tuple[str, str, str]]) -> None:
-    from rocm_passes.cli.tables import print_table
-
     print_table(("idiom", "lowering", "here"), rows)

@@ -64,5 +64,5 @@ def refusal(product: fx.Node, activated: fx.Node, gate: fx.Node, x: fx.Node) -> 
 
 
 IDIOM = Idiom(
-    NAME, find, op.GATED_ACTIVATION.lowerings, op.GATED_ACTIVATION, keeps=("silu", "gelu")
+    NAME, find, op.GATED_ACTIVATION.lowerings, op.GATED_ACTIVATION, preserves=("silu", "gelu")
 )

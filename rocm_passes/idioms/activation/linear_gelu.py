@@ -79,4 +79,4 @@ def measured(
     return tuning.pick(call.key(), able, call, target, options)
 
 
-IDIOM = Idiom(NAME, find, op.LINEAR_GELU.lowerings, keeps=("gelu",), measured=measured)
+IDIOM = Idiom(NAME, find, op.LINEAR_GELU.lowerings, preserves=("gelu",), measured=measured)

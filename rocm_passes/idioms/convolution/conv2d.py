@@ -2,8 +2,8 @@
 that was measured to be faster.
 
 Before                                  After
-    y = convolution(x, w, bias, ...)        y = convolution(channels_last(x), channels_last(w),
-    bias, ...)
+    y = convolution(x, w, bias, ...)        y = convolution(channels_last(x),
+                                                channels_last(w), bias, ...)
 
 `channels_last` costs nothing where the tensor has that layout or Inductor may still choose it,
 which is so for whatever a convolution, a norm or pointwise code computes. Inductor does this by

@@ -2,15 +2,14 @@
 device.
 
 Before (Wan's causal convolution, cached)       After, as the sum of temporal taps
-    x = cat([cache, x], 2)                          x  = cat([cache, x], 2) p = constant_pad_nd(x,
-    [1, 1, 1, 1, 0, 0])      yk = convolution(x[:, :, k:k+T] as frames, w[:, :, k], y =
-    convolution(p, w, bias, ...)                                 padding 1)         for each of kT
-    taps
+    x = cat([cache, x], 2)                          x  = cat([cache, x], 2)
+    p = constant_pad_nd(x, [1, 1, 1, 1, 0, 0])      yk = convolution(x[:, :, k:k+T] as frames,
+    y = convolution(p, w, bias, ...)                         w[:, :, k], padding 1)  for each tap k
                                                     y  = y0 + y1 + y2 + bias
 
 Before (the first frame, or an image)           After, as conv2d
     p = constant_pad_nd(x, [1, 1, 1, 1, 2, 0])      y = convolution(x as a frame, w[:, :, 2], bias,
-    padding 1) y = convolution(p, w, bias, ...)
+    y = convolution(p, w, bias, ...)                        padding 1)
 
 When it pays: always where taps see only zeros; where the spatial padding would be copied; on AMD,
 by published results, since MIOpen had no heuristics for 3-D convolutions: one conv2d over the

@@ -39,13 +39,13 @@ def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
 
 
 def _found(node: fx.Node) -> Found:
-    x, weight, bias, stride, padding, dilation, _, output_padding, groups = node.args
-    arguments: Any = (x, weight, bias, stride, padding, dilation, output_padding, groups)
+    arguments: Any = node.args
+    _, weight, bias, stride, *_, groups = arguments
     if not all(n.known(size > 0) for size in n.shape(node)):
         return Miss(node, f"its result is, or may be, empty: {tuple(n.shape(node))}", {})
     parameters = {
         "kernel": list(n.shape(weight)[2:]),
-        "stride": list(stride),  # type: ignore[arg-type]
+        "stride": list(stride),
         "groups": groups,
         "bias": bias is not None,
     }

@@ -1,11 +1,11 @@
 """Padding that a convolution has no padding of its own for: replicate, reflect, and unlike zeros on
 two sides.
 
-Before (HunyuanVideo's upsampler)                       After
-    f, r = split_with_sizes(x, [1, T - 1], 2)               p = rocm_passes.pad(x, [1, 1, 1, 1, 2,
-    0], "replicate", u = cat([nearest(f), nearest(r)], 2)                                        [2,
-    2, 2], 1, True, "triton") p = replication_pad3d(u, [1, 1, 1, 1, 2, 0])            y =
-    convolution(p, w, bias, ...) y = convolution(p, w, bias, ...)
+Before (HunyuanVideo's upsampler)                   After
+    f, r = split_with_sizes(x, [1, T - 1], 2)           p = rocm_passes.pad(x, [1, 1, 1, 1, 2, 0],
+    u = cat([nearest(f), nearest(r)], 2)                        "replicate", [2, 2, 2], 1, True,
+    p = replication_pad3d(u, [1, 1, 1, 1, 2, 0])                "triton")
+    y = convolution(p, w, bias, ...)                    y = convolution(p, w, bias, ...)
 
 A pad by nothing (a causal convolution of kernel 1) is left out.
 
@@ -40,7 +40,7 @@ MODES: dict[Any, str] = {
     aten.reflection_pad3d.default: "reflect",
     aten.constant_pad_nd.default: "zeros",
 }
-KEEPS = ("replication_pad2d", "replication_pad3d", "reflection_pad2d", "reflection_pad3d")
+PRESERVES = ("replication_pad2d", "replication_pad3d", "reflection_pad2d", "reflection_pad3d")
 
 
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
@@ -135,4 +135,4 @@ def _axes(node: fx.Node) -> int:
     return len(n.shape(node)) - 2
 
 
-IDIOM = Idiom(NAME, find, op.PAD.lowerings, op.PAD, keeps=KEEPS)
+IDIOM = Idiom(NAME, find, op.PAD.lowerings, op.PAD, preserves=PRESERVES)

@@ -1,8 +1,9 @@
 """Reading the padding in front of a conv3d off the graph: zeros round the frames, pieces of video
 in time.
 
-x = cat([cache, x], 2)                              pieces (cache, x) x = constant_pad_nd(x, [W, W,
-H, H, front, back])   zeros (front, back); H, W become the convolution's own
+    x = cat([cache, x], 2)                              pieces (cache, x)
+    x = constant_pad_nd(x, [W, W, H, H, front, back])   zeros (front, back); H and W become the
+                                                        convolution's own padding
 """
 
 from __future__ import annotations

@@ -56,7 +56,7 @@ def sizes_are_known(node: fx.Node) -> bool:
 def _read(x: fx.Node, through_slices: bool) -> Moved:
     outer = _piece(x, False, gathers=False)
     cat = outer.source
-    dim = joined_dim(cat)
+    dim = joined_pixel_dim(cat)
     if dim is None:
         return Moved((_piece(x, through_slices),), None)
     pieces = [_piece(part, through_slices) for part in cat.args[0]]
@@ -103,7 +103,7 @@ def _is_slice(node: fx.Node) -> bool:
     return dim is not None and dim >= LEADING
 
 
-def joined_dim(node: fx.Node) -> int | None:
+def joined_pixel_dim(node: fx.Node) -> int | None:
     """The dim of time or space along which a cat joins tensors of its own dtype and rank."""
     dim = n.joined_dim(node)
     return None if dim is None or dim < LEADING else dim

@@ -1,11 +1,11 @@
 """A 1x1 or 1x1x1 convolution of nearest-upsampled pixels: computed before the upsampling.
 
-Before (CogVideoX's SpatialNorm3D)                      After
-    u = cat([index(z[:, :, :1], [None, None, t, h, w]),     s = z's pixels as rows @ w + bias
-             index(z[:, :, 1:], [None, None, ...])], 2)     y = cat([index(s[:, :, :1], [None, None,
-             t, h, w]),
-    y = convolution(u, w, bias)                                      index(s[:, :, 1:], [None, None,
-    ...])], 2)
+Before (CogVideoX's SpatialNorm3D)              After
+    u = cat([index(z[:, :, :1],                     s = z's pixels as rows @ w + bias
+                   [None, None, t, h, w]),          y = cat([index(s[:, :, :1],
+             index(z[:, :, 1:],                                    [None, None, t, h, w]),
+                   [None, None, ...])], 2)                   index(s[:, :, 1:],
+    y = convolution(u, w, bias)                                    [None, None, ...])], 2)
 
 A gather of pixels, by whatever indices, commutes exactly with what is computed pixel by pixel; so
 do slices and cats over time and space, and casts, which stay before the convolution. Others may use

@@ -4,8 +4,8 @@
 cancel, joined and cut in several ways. What they do together is read as a number for each place
 along each axis: the spelling does not matter, and nothing is taken for upsampling by its looks.
 
-    t = 0 1 1 2 2, h = 0 0 1 1 ..., w = 0 0 1 1 ...      every frame but the first twice, rows and
-    columns twice
+    t = 0 1 1 2 2               every frame but the first twice
+    h = w = 0 0 1 1 ...         rows and columns twice
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.fx.node import map_arg
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten, prims
-from rocm_passes.idioms.convolution.pixels import LEADING, gathered_dims, joined_dim
+from rocm_passes.idioms.convolution.pixels import LEADING, gathered_dims, joined_pixel_dim
 
 #: What indices are computed with, from nothing but numbers.
 ARITHMETIC = frozenset(
@@ -217,7 +217,7 @@ def _computed(node: fx.Node) -> torch.Tensor | None:
 def _cat(x: fx.Node) -> _Gathered | None:
     """Parts of one tensor that differ in their frames only."""
     parts: Any = x.args[0]
-    if joined_dim(x) != LEADING:
+    if joined_pixel_dim(x) != LEADING:
         return None
     read = [_gathered(part) for part in parts]
     first = read[0]

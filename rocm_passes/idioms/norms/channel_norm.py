@@ -1,11 +1,11 @@
 """RMSNorm over the channels of an image or video, with SiLU, as the VAEs of Wan, Qwen-Image and
 LTX-2 have it.
 
-Before (Wan in bf16)                            After
-    f = convert(x, f32)                             y = rocm_passes.channel_norm(x, gamma, None,
-    "l2", 1e-12, l = pow(sum(pow(f, 2), [1], True), 0.5)             sqrt(C), True, bf16, True,
-    bf16, "triton") d = f / expand(clamp_min(l, 1e-12)) y = silu(convert(d, bf16) * sqrt(C) * gamma
-    + 0.0)
+Before (Wan in bf16)                                    After
+    f = convert(x, f32)                                     y = rocm_passes.channel_norm(x, gamma,
+    l = pow(sum(pow(f, 2), [1], True), 0.5)                         None, "l2", 1e-12, sqrt(C),
+    d = f / expand(clamp_min(l, 1e-12))                             True, bf16, True, bf16,
+    y = silu(convert(d, bf16) * sqrt(C) * gamma + 0.0)              "triton")
 
 or, in LTX-2, x / sqrt(mean(pow(x, 2), [1], True) + eps).
 
@@ -13,8 +13,8 @@ Under dynamic=True a module's own numbers, sqrt(C) and a bias of 0.0 among them,
 that lie on the CPU: those are multiplied into gamma, and added to the bias, in front of the norm.
 
 When it pays: where the result stands behind cached frames in a video that a convolution reads: the
-kernel writes it there (graph/joined.py). Elsewhere Inductor's code, fused with what is around it,
-was no slower.
+kernel writes it there (passes/write_into_cat.py). Elsewhere Inductor's code, fused with what is
+around it, was no slower.
 
 Refused: fp64; an inner value used outside; an eps that is such a tensor. A norm over dim 1 of a
 tensor of fewer than four dims is none of this idiom's.
@@ -197,22 +197,8 @@ def _found(norm: ChannelNorm) -> Found:
     last, silu = silu_after(before_silu, norm.nodes)
     last = final_cast(last, norm.nodes)
     parameters["silu"] = silu
-    if (
-        n.dtype(x) not in n.FLOATING
-        or n.dtype(norm.given) not in n.FLOATING
-        or n.dtype(last) not in n.FLOATING
-    ):
-        reason = f"it computes in {n.dtype(norm.given)} and gives {n.dtype(last)}"
-        return Miss(norm.anchor, reason, COVERS, parameters)
-    if isinstance(norm.eps, fx.Node):
-        reason = (
-            "its eps is a tensor, as a module's own number is with dynamic shapes; the kernel "
-            "must know it"
-        )
-        return Miss(norm.anchor, reason, COVERS, parameters)
-    outside = escapes(frozenset(norm.nodes), (last,))
-    if outside is not None:
-        reason = f"an inner value ({outside.name}) is used outside the norm"
+    reason = _refusal(norm, x, last)
+    if reason is not None:
         return Miss(norm.anchor, reason, COVERS, parameters)
     low = n.dtype(before_silu) in n.LOW_PRECISION
     parameters["joins"] = joins = stands_behind_frames(last)
@@ -245,6 +231,21 @@ def _found(norm: ChannelNorm) -> Found:
         COVERS,
         parameters,
     )
+
+
+def _refusal(norm: ChannelNorm, x: fx.Node, last: fx.Node) -> str | None:
+    """Why it cannot be rewritten up to `last`, or None."""
+    if any(n.dtype(node) not in n.FLOATING for node in (x, norm.given, last)):
+        return f"it computes in {n.dtype(norm.given)} and gives {n.dtype(last)}"
+    if isinstance(norm.eps, fx.Node):
+        return (
+            "its eps is a tensor, as a module's own number is with dynamic shapes; the kernel "
+            "must know it"
+        )
+    outside = escapes(frozenset(norm.nodes), (last,))
+    if outside is not None:
+        return f"an inner value ({outside.name}) is used outside the norm"
+    return None
 
 
 def _said(number: float | fx.Node) -> float | str:
@@ -282,4 +283,4 @@ class ScaledByTensors(op.ChannelNorm):
         return op.ChannelNorm(**arguments)
 
 
-IDIOM = Idiom(NAME, find, op.CHANNEL_NORM.lowerings, op.CHANNEL_NORM, keeps=("silu",))
+IDIOM = Idiom(NAME, find, op.CHANNEL_NORM.lowerings, op.CHANNEL_NORM, preserves=("silu",))

@@ -1,13 +1,13 @@
 """GroupNorm of an image or video, with whatever follows it in a VAE.
 
-    GroupNorm                       attention, Mochi, Cosmos, Magvit GroupNorm, SiLU
-    every image VAE, HunyuanVideo GroupNorm * y + b, SiLU         CogVideoX's SpatialNorm3D: y and b
-    are convolutions of the latent
+    GroupNorm                       attention, Mochi, Cosmos, Magvit
+    GroupNorm, SiLU                 every image VAE, HunyuanVideo
+    GroupNorm * y + b, SiLU         CogVideoX's SpatialNorm3D (convolutions of the latent)
 
-Before                                                  After
-    g = native_group_norm(x, w, b, N, C, HW, 32, eps)[0]    y = rocm_passes.group_norm(x, 32, w, b,
-    eps, True, y = silu(g)                                                 None, None, True, bf16,
-    "triton")
+Before                                          After
+    g = native_group_norm(x, w, b, N, C, HW,        y = rocm_passes.group_norm(x, None, 32, w, b,
+            32, eps)[0]                                     eps, True, None, None, True, bf16, ...,
+    y = silu(g)                                             "triton")
 
 Where y and b are nearest-upsampled, `passes.gather_in_norm` lets the kernel read them by index, not
 written out.
@@ -141,5 +141,5 @@ def final_cast(last: fx.Node, nodes: set[fx.Node]) -> fx.Node:
 
 
 IDIOM = Idiom(
-    NAME, find, op.GROUP_NORM.lowerings, op.GROUP_NORM, keeps=("native_group_norm", "silu")
+    NAME, find, op.GROUP_NORM.lowerings, op.GROUP_NORM, preserves=("native_group_norm", "silu")
 )

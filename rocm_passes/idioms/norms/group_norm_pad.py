@@ -1,11 +1,11 @@
 """GroupNorm, SiLU or not, whose result is padded for a convolution: HunyuanVideo's resnets.
 
-Before                                                  After
-    g = native_group_norm(x, w, b, N, C, HW, 32, eps)[0]    p = rocm_passes.group_norm_pad(x, None,
-    32, w, b, eps, True, s = silu(g)                                                     True, bf16,
-    [1, 1, 1, 1, 2, 0], "replicate", True, p = replication_pad3d(s, [1, 1, 1, 1, 2, 0])
-    "triton") y = convolution(p, w, bias, ...)                        y = convolution(p, w, bias,
-    ...)
+Before                                              After
+    g = native_group_norm(x, w, b, N, C, HW,            p = rocm_passes.group_norm_pad(x, None, 32,
+            32, eps)[0]                                         w, b, eps, True, True, bf16,
+    s = silu(g)                                                 [1, 1, 1, 1, 2, 0], "replicate",
+    p = replication_pad3d(s, [1, 1, 1, 1, 2, 0])                True, "triton")
+    y = convolution(p, w, bias, ...)                    y = convolution(p, w, bias, ...)
 
 When it pays: where the norm's kernel does, before a convolution that runs channels-last; the
 padding costs no pass over memory of its own then.
@@ -76,6 +76,6 @@ IDIOM = Idiom(
     find,
     op.GROUP_NORM_PAD.lowerings,
     op.GROUP_NORM_PAD,
-    keeps=(*group_norm.IDIOM.keeps, *pad.KEEPS),
+    preserves=(*group_norm.IDIOM.preserves, *pad.PRESERVES),
     fuses=True,
 )

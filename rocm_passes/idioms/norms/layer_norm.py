@@ -1,8 +1,9 @@
 """LayerNorm over the last dimension, alone.
 
-Before                                                 After
-    y = native_layer_norm(x.float(), [D], w, b, eps)[0]    y = rocm_passes.layer_norm(x, w, b, eps,
-    bf16, "triton") y = convert(y, bf16)
+Before                                              After
+    y = native_layer_norm(x.float(), [D], w, b,         y = rocm_passes.layer_norm(x, w, b, eps,
+            eps)[0]                                             bf16, "triton")
+    y = convert(y, bf16)
 
 When it pays: not by itself. Inductor fuses it with what stands before and after; norm_modulate and
 residual_norm take it together with that.
@@ -70,4 +71,4 @@ def refusal(read: Layer) -> str | None:
     return None
 
 
-IDIOM = Idiom(NAME, find, op.LAYER_NORM.lowerings, op.LAYER_NORM, keeps=("native_layer_norm",))
+IDIOM = Idiom(NAME, find, op.LAYER_NORM.lowerings, op.LAYER_NORM, preserves=("native_layer_norm",))

@@ -3,10 +3,11 @@ that can be taken.
 
 residual_norm_modulate: what stands between two sublayers of a diffusion transformer (FLUX in bf16)
 
-    Before                                              After
-        s = x + gate * y                                    s, m = rocm_passes.fused_norm(x, y,
-        gate, ..., "layer", n = native_layer_norm(s, [D], None, None, eps)[0]       ..., scale,
-        shift, ..., "triton") m = n * (1 + scale) + shift
+    Before                                          After
+        s = x + gate * y                                s, m = rocm_passes.fused_norm(x, y, gate,
+        n = native_layer_norm(s, [D], None,                     ..., "layer", ..., scale, shift,
+                None, eps)[0]                                   ..., "triton")
+        m = n * (1 + scale) + shift
 
     With an RMSNorm on the branch (Z-Image, Lumina2), with one norm that feeds two modulations
     (SD3.5), with sum and modulation in fp32 and one rounding at the end (Wan); either norm with (1
@@ -16,27 +17,27 @@ residual_norm_modulate: what stands between two sublayers of a diffusion transfo
 residual_norm: the sum, which goes on as the residual stream, and its norm (Qwen3, T5, OmniGen in
 bf16)
 
-    Before                                              After
-        s = x + y                                           s, n = rocm_passes.fused_norm(x, y, ...,
-        "rms", w, ..., n = rms_norm(s) * w                                     "aiter")
+    Before                                          After
+        s = x + y                                       s, n = rocm_passes.fused_norm(x, y, ...,
+        n = rms_norm(s) * w                                     "rms", w, ..., "aiter")
 
 norm_modulate: adaLN where no residual of the same graph stands before it (Qwen-Image in bf16)
 
-    Before                                              After
-        n = native_layer_norm(x, [D], None, None, eps)[0]   m = rocm_passes.fused_norm(x, ...,
-        "layer", ..., scale, m = n * (1 + scale) + shift                             shift, ...,
-        "triton")
+    Before                                          After
+        n = native_layer_norm(x, [D], None,             m = rocm_passes.fused_norm(x, ..., "layer",
+                None, eps)[0]                                   ..., scale, shift, ..., "triton")
+        m = n * (1 + scale) + shift
 
 norm_residual: a norm on the branch and the residual after it (Z-Image in bf16)
 
-    Before                                              After
-        n = rms_norm(y) * w                                 s = rocm_passes.fused_norm(x, y, gate,
-        True, w, ..., s = x + gate * n                                        "none", ..., "triton")
+    Before                                          After
+        n = rms_norm(y) * w                             s = rocm_passes.fused_norm(x, y, gate, True,
+        s = x + gate * n                                        w, ..., "none", ..., "triton")
 
     Without a gate (Z-Image's context refiner), or with the gate inside the norm (Mochi).
 
-idioms/norms/chains.py reads the parts. A chain ends before a table that is computed from its own
-values.
+residual.py and modulation.py read the parts. A chain ends before a table that is computed from its
+own values.
 
 When it pays: each row is read once and written once. With a LayerNorm, Inductor's reduction reads
 it again. With an RMSNorm, Inductor's own code is as fast; on AMD aiter's kernel is faster by what
@@ -55,9 +56,11 @@ from torch import fx
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
-from rocm_passes.idioms.norms import chains
-from rocm_passes.idioms.norms.chains import Chain, Residual
+from rocm_passes.idioms.norms.chains import Chain
+from rocm_passes.idioms.norms.modulation import modulations
 from rocm_passes.idioms.norms.reading import norms
+from rocm_passes.idioms.norms.residual import Residual, branch_norms, is_rounding_or_widening
+from rocm_passes.idioms.norms.residual import residual as residual_of
 from rocm_passes.idioms.norms.rms import RMS
 from rocm_passes.idioms.norms.rows import narrowing
 from rocm_passes.ops.fused_norm import FUSED_NORM
@@ -86,16 +89,16 @@ def _chains(graph: fx.Graph, context: Context) -> dict[str, list[Chain]]:
     """Every chain of the graph, by its name."""
     found: dict[str, list[Chain]] = {name: [] for name in NAMES}
     every = norms(graph, context)
-    branches = chains.branch_norms(every)
+    branches = branch_norms(every)
     for norm in every:
         alone = frozenset(norm.nodes)
-        before = chains.residual(norm.x, branches)
+        before = residual_of(norm.x, branches)
         if before is not None:
-            after = chains.modulations(norm, alone | before.nodes)
+            after = modulations(norm, alone | before.nodes)
             if after:
                 found["residual_norm_modulate"].append(Chain(norm, before, after))
             found["residual_norm"].append(Chain(norm, before))
-        after = chains.modulations(norm, alone)
+        after = modulations(norm, alone)
         if after:
             found["norm_modulate"].append(Chain(norm, modulations=after))
     for branch in branches.values():
@@ -109,14 +112,12 @@ def _residual_after(norm: RMS, branches: dict[fx.Node, RMS]) -> Residual | None:
     """The sum that the norm's result goes to, at most a gate and casts later."""
     step = n.only_user(norm.result)
     for _ in range(3):
-        if step is not None and (
-            n.is_call(step, aten.mul.Tensor) or chains.is_rounding_or_widening(step)
-        ):
+        if step is not None and (n.is_call(step, aten.mul.Tensor) or is_rounding_or_widening(step)):
             step = n.only_user(step)
     if not n.is_call(step, aten.add.Tensor):
         return None
     rounded = narrowing(step)
-    residual = chains.residual(step if rounded is None else rounded, branches)
+    residual = residual_of(step if rounded is None else rounded, branches)
     return residual if residual is not None and residual.norm is norm else None
 
 
@@ -126,7 +127,7 @@ IDIOMS = tuple(
         partial(find, name),
         FUSED_NORM.lowerings,
         FUSED_NORM,
-        keeps=("native_layer_norm", "_fused_rms_norm")
+        preserves=("native_layer_norm", "_fused_rms_norm")
         if name != "norm_residual"
         else ("_fused_rms_norm",),
         fuses=True,

@@ -2,11 +2,13 @@
 
 rms_formula.py has the spellings of the statistic. What stands behind it:
 
-y = x * rstd                        (or x / rms, (weight * x) * rstd, (weight * rstd) * x) y = y *
-sqrt(D)                     (where the statistic is the row's length: F.normalize) y = y.to(T)
-(or not) y = y * weight                      (either order; weight, weight.float() or 1 + weight; or
-none) y = y.to(T)                         (or not) y = y + bias                        (or not: read
-by `with_bias`, for idioms that have a place for it) y = y.to(T)                         (or not)
+    y = x * rstd        or x / rms, (weight * x) * rstd, (weight * rstd) * x
+    y = y * sqrt(D)     where the statistic is the row's length (F.normalize)
+    y = y.to(T)         or not
+    y = y * weight      in either order; weight, weight.float() or 1 + weight; or none
+    y = y.to(T)         or not
+    y = y + bias        or not; read by `with_bias`, for idioms that have a place for it
+    y = y.to(T)         or not
 """
 
 from __future__ import annotations
@@ -336,7 +338,7 @@ def _weight_of(multiply: fx.Node, normed: fx.Node, size: Any) -> Bound | None:
         return None
     if "offset" in found.values:
         if len(n.shape(found["factor"])) > 1:
-            # (1 + scale) of one sample: a modulation, which idioms/norms/chains.py reads.
+            # (1 + scale) of one sample: a modulation, which modulation.py reads.
             return None
         if n.dtype(n.through_widening(found["factor"])) in n.LOW_PRECISION:
             # The sum is rounded, which the kernel would not do: it is the weight itself.

@@ -51,7 +51,7 @@ def _divides(power: float) -> Any:
         size, count = n.static_int(n.shape(found["x"])[-1]), found["count"]
         if size and isinstance(count, float) and math.isclose(count, size**power, rel_tol=1e-7):
             return None
-        return f"{count} stands where a row of {size} elements has its size to the power of {power}"
+        return f"the factor is {count}, not {size} ** {power} for rows of {size} elements"
 
     return check
 

@@ -6,8 +6,9 @@ idioms/norms/rms.py reads them.
 
 Before (diffusers' RMSNorm in bf16)             After
     f   = convert(x, f32)                           y = rocm_passes.rms_norm(x, w, None, None, 1e-6,
-    0.0, v   = mean(pow(f, 2), [-1], True)                       bf16, None, bf16, "aiter") r   =
-    rsqrt(v + 1e-6) y   = convert(x * r, bf16) * w
+    v   = mean(pow(f, 2), [-1], True)                       0.0, bf16, None, bf16, "add", False,
+    r   = rsqrt(v + 1e-6)                                   "aiter")
+    y   = convert(x * r, bf16) * w
 
 When it pays: seldom. Inductor's own kernel comes within 1.15x of the memory floor and goes on to
 fuse the neighbours, which an opaque call cuts. aiter's kernel has been published as faster at full
@@ -75,4 +76,4 @@ def refusal(read: RMS) -> str | None:
     return None
 
 
-IDIOM = Idiom(NAME, find, op.RMS_NORM.lowerings, op.RMS_NORM, keeps=("_fused_rms_norm",))
+IDIOM = Idiom(NAME, find, op.RMS_NORM.lowerings, op.RMS_NORM, preserves=("_fused_rms_norm",))

@@ -145,3 +145,16 @@ def narrowing(node: fx.Node) -> fx.Node | None:
         if cast is not None and not n.is_widening(cast) and n.dtype(cast) in n.FLOATING
         else None
     )
+
+
+def has_shape_of(node: object, like: fx.Node) -> bool:
+    return isinstance(node, fx.Node) and n.same_shape(n.shape(node), n.shape(like))
+
+
+def broadcasts(node: object, like: fx.Node) -> bool:
+    """A floating tensor that broadcasts to the rows."""
+    dims, full = n.shape(node), n.shape(like)
+    if n.dtype(node) not in n.FLOATING or not 0 < len(dims) <= len(full):
+        return False
+    tail = full[len(full) - len(dims) :]
+    return all(n.same_size(d, 1) or n.same_size(d, t) for d, t in zip(dims, tail, strict=True))

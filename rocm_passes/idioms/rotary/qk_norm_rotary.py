@@ -1,8 +1,8 @@
 """RMSNorm of q and k followed by the rotation, of one stream or of text and image side by side.
 
-Before (Wan, for q; k alike)                           After
-    q = convert(norm(q.float()) * w, bf16)                 q2, k2 = rocm_passes.qk_norm_rotary( q =
-    reshape(q, [B, S, H, D])                               [q], [k], [wq], [wk], [cos], [sin], ...)
+Before (Wan, for q; k alike)                    After
+    q = convert(norm(q.float()) * w, bf16)          q2, k2 = rocm_passes.qk_norm_rotary([q], [k],
+    q = reshape(q, [B, S, H, D])                            [wq], [wk], [cos], [sin], ...)
     q2 = rotation(q, cos, sin)
 
 The streams of FLUX are joined between norm and rotation, those of Qwen-Image and HunyuanVideo
@@ -219,27 +219,15 @@ def _joined(
     """The site of all streams whose q are joined by one cat and whose k by another, behind the
     rotation.
     """
-    if len(attention) != 2 or any(
-        m.joint is not None or m.recipe.seq_start is not None for m in attention
-    ):
+    cats = _cats(attention)
+    if cats is None:
         return None
-    cats = [n.only_user(m.rotation.result) for m in attention]
     q_cat, k_cat = cats
-    if (
-        q_cat is None
-        or k_cat is None
-        or not _joins(q_cat, attention[0])
-        or not _joins(k_cat, attention[1])
-    ):
-        return None
-    q_parts, k_parts = n.arg(q_cat, 0), n.arg(k_cat, 0)
-    if q_cat is k_cat or len(q_parts) != len(k_parts):
-        return None
     members: list[tuple[Normed, ...]] = []
     parts: list[list[Part]] = [[], []]
     rows: list[tuple[int | None, int | None, int | None]] = []
     extra: set[fx.Node] = {q_cat, k_cat}
-    for q, k in zip(q_parts, k_parts, strict=True):
+    for q, k in zip(n.arg(q_cat, 0), n.arg(k_cat, 0), strict=True):
         if n.only_user(q) is not q_cat or n.only_user(k) is not k_cat:
             return None
         other = by_result.get(q)
@@ -279,6 +267,20 @@ def _joined(
     return None if site is None else (site, members)
 
 
+def _cats(attention: tuple[Normed, ...]) -> tuple[fx.Node, fx.Node] | None:
+    """The cats of as many parts that join q's streams and k's behind the rotation, or None."""
+    if len(attention) != 2 or any(
+        m.joint is not None or m.recipe.seq_start is not None for m in attention
+    ):
+        return None
+    q_cat, k_cat = (n.only_user(m.rotation.result) for m in attention)
+    if q_cat is None or k_cat is None or q_cat is k_cat:
+        return None
+    if not _joins(q_cat, attention[0]) or not _joins(k_cat, attention[1]):
+        return None
+    return (q_cat, k_cat) if len(n.arg(q_cat, 0)) == len(n.arg(k_cat, 0)) else None
+
+
 def _joins(cat: fx.Node, normed: Normed) -> bool:
     """Does the cat put whole rotated tensors [*lead, D] one behind the other along their tokens?"""
     return (
@@ -302,6 +304,6 @@ IDIOM = Idiom(
     find,
     op.QK_NORM_ROTARY.lowerings,
     op.QK_NORM_ROTARY,
-    keeps=("_fused_rms_norm",),
+    preserves=("_fused_rms_norm",),
     fuses=True,
 )

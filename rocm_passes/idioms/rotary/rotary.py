@@ -6,11 +6,12 @@ stacked or rotated halves (FLUX, HunyuanVideo, Cosmos, Llama), slice assignment 
 tables (Mochi), 2x2 matrices (Kandinsky, HiDream), addcmul_ on views (LTX-2); over all of x, its
 first channels or some of its tokens.
 
-Before (Z-Image in bf16)                                       After
-    z = view_as_complex(reshape(convert(q, f32), [.., P, 2]))      f = rocm_passes.as_real(freqs) y
-    = reshape(view_as_real(z * freqs), [.., D])                  y = rocm_passes.rotary(q, y =
-    convert(y, bf16)                                               f[..., 0], f[..., 1], True, D,
-    ...)
+Before (Z-Image in bf16)                        After
+    z = view_as_complex(reshape(                    f = rocm_passes.as_real(freqs)
+            convert(q, f32), [.., P, 2]))           y = rocm_passes.rotary(q, f[..., 0], f[..., 1],
+    y = reshape(view_as_real(z * freqs),                    True, D, ..., "triton")
+            [.., D])
+    y = convert(y, bf16)
 
 When it pays: where Inductor's own code is far from reading x once and writing it once, that is for
 complex numbers, of which Inductor compiles nothing, and for slice assignment. Complex numbers go in
@@ -68,7 +69,7 @@ def recipe_of(rotation: Rotation, context: Context, like: Recipe | None = None) 
         return reason
     axes = like.axes if like is not None else _axes(rotation)
     if axes is None:
-        return f"its tables fit no axis of the {len(rotation.lead) + 1} of x"
+        return f"its tables fit none of the {len(rotation.lead) + 1} axes of x"
     partial = rotation.partial
     if partial is not None and partial.axis != axes.index("s"):
         return "it rotates a part of x along an axis that is not the tokens'"

@@ -1,8 +1,8 @@
 """q and k rotated by the same tables, as one call.
 
-Before (FLUX)                                          After
-    q2 = convert(q * cos + turned(q) * sin, bf16)          q2, k2 = rocm_passes.rotary_pair(q, k,
-    cos, ...) k2 = convert(k * cos + turned(k) * sin, bf16)
+Before (FLUX)                                       After
+    q2 = convert(q * cos + turned(q) * sin, bf16)       q2, k2 = rocm_passes.rotary_pair(q, k, cos,
+    k2 = convert(k * cos + turned(k) * sin, bf16)               sin, ...)
 
 When it pays: as `rotary`, with half the launches, and table rows read once for both.
 """
@@ -22,12 +22,11 @@ from rocm_passes.idioms.rotary.tables import merge_tables, share_tables
 from rocm_passes.ops import rotary_pair as op
 from rocm_passes.ops.operator import Call
 from rocm_passes.ops.rotary_layout import Recipe
+from rocm_passes.policy.bounds import PAIRED_WITHIN
 from rocm_passes.rewrite.match import Context, Found, Idiom, Match
 
 NAME = "rotary_pair"
 COVERS = {"rotary": 2}
-#: A rotation is paired with one of so many before it: a block rotates eight at most (LTX-2's).
-NEAR = 8
 
 
 def find(graph: fx.Graph, context: Context) -> Iterator[Found]:
@@ -62,7 +61,7 @@ def pairs(found: list[Rotation], contraction: Contraction) -> Iterator[tuple[Rot
     for rotation in found:
         if rotation.leak is not None:
             continue
-        for other in reversed(waiting[-NEAR:]):
+        for other in reversed(waiting[-int(PAIRED_WITHIN.value) :]):
             both = _site_of(other, rotation)
             if share_tables(other, rotation) and both.obstacle(contraction) is None:
                 waiting.remove(other)

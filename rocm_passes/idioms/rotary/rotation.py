@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from rocm_passes.fx import nodes as n
-from rocm_passes.ops.rotary_layout import Entry
+from rocm_passes.ops.rotary_layout import TableEntry
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Rotation:
     interleaved: bool
     width: int
     tables: tuple[fx.Node, ...]
-    entries: tuple[Entry, ...]
+    entries: tuple[TableEntry, ...]
     core: fx.Node
     tail: list[fx.Node]
     steps: frozenset[torch.dtype]

@@ -19,7 +19,7 @@ from rocm_passes.idioms.rotary import linear_forms as lanes
 from rocm_passes.idioms.rotary.partial import extend
 from rocm_passes.idioms.rotary.rotation import Partial, Rotation
 from rocm_passes.idioms.rotary.seeds import seeds
-from rocm_passes.ops.rotary_layout import Entry
+from rocm_passes.ops.rotary_layout import TableEntry
 
 __all__ = ["Partial", "Rotation", "rotations"]
 
@@ -60,7 +60,7 @@ def _rotation(
     for number, term in enumerate(four):
         assert term.factor is not None
         sign = -term.sign if number == 1 else term.sign
-        entries.append(Entry(sign, term.factor.axes, term.factor.index, term.factor.part))
+        entries.append(TableEntry(sign, term.factor.axes, term.factor.index, term.factor.part))
     tables = tuple(t.factor.table for t in four if t.factor is not None)
     tail = _tail(core, (*value.lead, 2 * value.pairs))
     rotation = Rotation(

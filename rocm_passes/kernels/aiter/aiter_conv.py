@@ -17,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rocm_passes.fx.nodes import dtype_name
 from rocm_passes.kernels.aiter import contract, conv_entries, installation
-from rocm_passes.kernels.aiter.conv_contract import FEATURES, FLYDSL_ARCHS, Entry, refusal
+from rocm_passes.kernels.aiter.conv_contract import FEATURES, FLYDSL_ARCHS, ConvEntry, refusal
 from rocm_passes.ops.aiter_conv import AITER_CONV, AiterConv, fake, reference
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.target import Requirement, Target
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 _RAN: set[tuple[Any, ...]] = set()
 
 
-def aiter_conv(call: AiterConv, entry: Entry) -> Tensor:
+def aiter_conv(call: AiterConv, entry: ConvEntry) -> Tensor:
     """The call by aiter's function; a fresh channels-last tensor.
 
     Raises AiterContractError instead of calling aiter with what it does not take. Within a graph
@@ -51,7 +52,7 @@ def aiter_conv(call: AiterConv, entry: Entry) -> Tensor:
     y = conv_entries.convolve(call, entry)
     if y.shape != promised.shape or y.dtype != promised.dtype:
         raise contract.AiterContractError(
-            f"aiter's {entry} convolution returned {contract.dtype_name(y.dtype)} of shape "
+            f"aiter's {entry} convolution returned {dtype_name(y.dtype)} of shape "
             f"{contract.shape_name(y)}, not {contract.shape_name(promised)}"
         )
     _RAN.add(key)
@@ -62,7 +63,7 @@ def capturing(x: Tensor) -> bool:
     return x.is_cuda and torch.cuda.is_current_stream_capturing()
 
 
-def _key(call: AiterConv, entry: Entry) -> tuple[Any, ...]:
+def _key(call: AiterConv, entry: ConvEntry) -> tuple[Any, ...]:
     """What aiter compiles a kernel for."""
     parameters = (tuple(call.stride), tuple(call.padding), tuple(call.dilation), call.groups)
     bias = None if call.bias is None else call.bias.dtype
@@ -70,7 +71,7 @@ def _key(call: AiterConv, entry: Entry) -> tuple[Any, ...]:
     return (entry, call.x.device, call.x.dtype, bias, *shapes, *parameters)
 
 
-def needs_conv(entry: Entry) -> Requirement:
+def needs_conv(entry: ConvEntry) -> Requirement:
     """aiter's function: found by its signature, importable, with tables for the architecture."""
     feature = FEATURES[entry, 2]
     module = conv_entries.FLYDSL if entry == "flydsl" else conv_entries.CONV2D
@@ -90,21 +91,21 @@ def needs_conv(entry: Entry) -> Requirement:
     return check
 
 
-def lowering_refuses(entry: Entry) -> Callable[[AiterConv, Target], str | None]:
+def lowering_refuses(entry: ConvEntry) -> Callable[[AiterConv, Target], str | None]:
     def refuses(call: AiterConv, target: Target) -> str | None:
         return refusal(call, entry, target.arch)
 
     return refuses
 
 
-def inexact(entry: Entry) -> str | None:
+def inexact(entry: ConvEntry) -> str | None:
     """Why no bound on the error follows from the graph's, or None."""
     if entry != "winograd":
         return None
     return "Winograd's transforms are rounded to bfloat16, and amplified by up to 361"
 
 
-def _register(entry: Entry) -> None:
+def _register(entry: ConvEntry) -> None:
     def run(call: AiterConv) -> Tensor:
         return aiter_conv(call, entry)
 

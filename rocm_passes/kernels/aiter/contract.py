@@ -17,6 +17,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from rocm_passes.errors import ContractError
+from rocm_passes.fx.nodes import dtype_name
 from rocm_passes.kernels.aiter import installation
 
 # A host pointer handed to a HIP kernel is a memory fault, so only GPU tensors may pass.
@@ -95,10 +96,6 @@ def first_architecture() -> str | None:
     return architecture(torch.device("cuda", 0))
 
 
-def dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def shape_name(t: Tensor) -> str:
     return "[" + ", ".join(str(size) for size in t.shape) + "]"
 
@@ -167,6 +164,29 @@ def vector(name: str, t: Tensor, length: int, like_name: str, like: Tensor) -> I
         yield f"{name} has stride {t.stride(0)}: aiter reads it as contiguous"
     if not aligned(t, t.storage_offset()):
         yield f"{name} begins at element {t.storage_offset()}: aiter loads whole words of 4 bytes"
+
+
+def norm_inputs(
+    x: Tensor,
+    residual: Tensor | None,
+    vectors: Mapping[str, Tensor],
+    dtypes: Collection[torch.dtype],
+) -> Iterator[str]:
+    """Rows x [..., C] to normalise, a residual like x or None, and parameters of C elements."""
+    yield from dtype("x", x, dtypes)
+    if x.dim() == 0:
+        yield "x has no dimension to normalise"
+    if x.shape[-1] == 0:
+        yield "hidden size 0: aiter divides by it"
+    for name, t in vectors.items():
+        yield from vector(name, t, x.shape[-1], "x", x)
+    yield from within_int32("x", x)
+    if residual is not None:
+        if residual.shape != x.shape:
+            found, expected = shape_name(residual), shape_name(x)
+            yield f"residual has shape {found} and x {expected}: aiter does not broadcast"
+        yield from same_dtype("residual", residual, "x", x)
+        yield from within_int32("residual", residual)
 
 
 def within_int32(name: str, t: Tensor) -> Iterator[str]:

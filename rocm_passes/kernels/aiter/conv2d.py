@@ -8,39 +8,33 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch._inductor import inductor_prims
-from torch._prims_common import make_contiguous_strides_for
-
 from rocm_passes.kernels.aiter.aiter_conv import inexact, needs_conv
-from rocm_passes.kernels.aiter.conv_contract import Entry, refusal
-from rocm_passes.kernels.aten.conv2d import channels_last
+from rocm_passes.kernels.aiter.conv_contract import ConvEntry, refusal
+from rocm_passes.kernels.aten.conv2d import CHANNELS_LAST
+from rocm_passes.kernels.aten.memory_format import as_the_graphs, channels_last
 from rocm_passes.ops.aiter_conv import AITER_CONV, AiterConv
 from rocm_passes.ops.conv2d import CONV2D, Conv2d
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.target import Target
 
-BEFORE = "channels_last"
 
-
-def _write(b: Any, call: Conv2d, entry: Entry) -> Any:
+def _write(b: Any, call: Conv2d, entry: ConvEntry) -> Any:
     y = AITER_CONV.write(b, _call(call, channels_last(b, call.x)), entry)
-    if call.channels_last:
-        return y
-    return b(inductor_prims.force_stride_order, y, make_contiguous_strides_for(b.value(y).shape))
+    return as_the_graphs(b, y, call.channels_last)
 
 
 def _call(call: Conv2d, x: Any) -> AiterConv:
-    stride, padding, dilation = map(call.pair, ("stride", "padding", "dilation"))
+    stride, padding, dilation = map(call.each, ("stride", "padding", "dilation"))
     return AiterConv(x, call.weight, call.bias, stride, padding, dilation, call.groups)
 
 
-def _refuses(call: Conv2d, target: Target, entry: Entry) -> str | None:
+def _refuses(call: Conv2d, target: Target, entry: ConvEntry) -> str | None:
     if call.transposed:
         return "it is transposed"
     return refusal(_call(call, call.x), entry, target.arch)
 
 
-def _register(name: str, entry: Entry) -> None:
+def _register(name: str, entry: ConvEntry) -> None:
     def write(b: Any, call: Conv2d) -> Any:
         return _write(b, call, entry)
 
@@ -52,7 +46,7 @@ def _register(name: str, entry: Entry) -> None:
             inexact=lambda call, target: inexact(entry),
             write=write,
         ),
-        before=BEFORE,
+        before=CHANNELS_LAST.name,
     )
 
 

@@ -11,14 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._inductor import inductor_prims
-from torch._prims_common import make_contiguous_strides_for
 
 from rocm_passes.kernels.aiter.aiter_conv import needs_conv
-from rocm_passes.kernels.aiter.conv_contract import Entry, refusal
+from rocm_passes.kernels.aiter.conv_contract import ConvEntry, refusal
 from rocm_passes.kernels.aten.conv3d import compute_note
 from rocm_passes.kernels.aten.conv3d_steps import Steps, Writer
 from rocm_passes.kernels.aten.conv3d_write import write_rounded_up
+from rocm_passes.kernels.aten.memory_format import as_the_graphs
 from rocm_passes.ops.aiter_conv import AITER_CONV, AiterConv
 from rocm_passes.ops.conv3d import CONV3D, Conv3d
 from rocm_passes.ops.operator import Lowering
@@ -29,7 +28,7 @@ from rocm_passes.target import Target
 BEFORE = "conv2d"
 
 
-def _write(b: Writer, call: Conv3d, entry: Entry) -> Any:
+def _write(b: Writer, call: Conv3d, entry: ConvEntry) -> Any:
     c = Steps(b, replace(call, channels_last=True))
     if over_frames(c.axis):
         (tap,) = c.axis.taps()
@@ -42,9 +41,7 @@ def _write(b: Writer, call: Conv3d, entry: Entry) -> Any:
         x = c.video(zeros=not same)
         time = int(call.zeros[0]) if same else 0
         y = c.finished(AITER_CONV.write(b, _call(call, x, c.kernel_as_is(), c.bias, time), entry))
-    if call.channels_last:
-        return y
-    return b(inductor_prims.force_stride_order, y, make_contiguous_strides_for(b.value(y).shape))
+    return as_the_graphs(b, y, call.channels_last)
 
 
 def over_frames(axis: TimeAxis) -> bool:
@@ -63,8 +60,8 @@ def _call(call: Conv3d, x: Any, weight: Any, bias: Any, time_padding: int | None
     return AiterConv(x, weight, bias, stride, padding, dilation, call.groups)
 
 
-def _refuses(call: Conv3d, target: Target, entry: Entry) -> str | None:
-    if not all(isinstance(size, int) for t in call.tensors() for size in t.shape):
+def _refuses(call: Conv3d, target: Target, entry: ConvEntry) -> str | None:
+    if not call.has_numbers():
         return "its sizes are symbolic"
     return refusal(_shaped(call), entry, target.arch)
 
@@ -89,7 +86,7 @@ def _like(t: Tensor, shape: Any, dtype: torch.dtype) -> Tensor:
     return t.new_empty((), dtype=dtype).expand(tuple(shape))
 
 
-def _register(name: str, entry: Entry) -> None:
+def _register(name: str, entry: ConvEntry) -> None:
     def write(b: Any, call: Conv3d) -> Any:
         def once(b: Any, call: Conv3d) -> Any:
             return _write(b, call, entry)

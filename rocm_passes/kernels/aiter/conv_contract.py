@@ -14,11 +14,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from rocm_passes.fx.nodes import dtype_name
 from rocm_passes.kernels.aiter import contract, installation
 from rocm_passes.ops.aiter_conv import AiterConv
 
 #: The functions behind the names: FlyDSL's implicit GEMM, Triton's direct kernels, Winograd's.
-Entry = Literal["flydsl", "triton", "winograd"]
+ConvEntry = Literal["flydsl", "triton", "winograd"]
 
 CONV3D = "aiter.ops.triton.conv.conv3d"
 
@@ -34,7 +35,7 @@ WINOGRAD_TILE, WINOGRAD_PRODUCTS = 4, 36
 #: With fewer channels aiter refuses, since the transform amplifies rounding by up to 361.
 WINOGRAD_CHANNELS = 4
 
-FEATURES: dict[tuple[Entry, int], str] = {
+FEATURES: dict[tuple[ConvEntry, int], str] = {
     ("flydsl", 2): "flydsl_conv",
     ("flydsl", 3): "flydsl_conv",
     ("triton", 2): "triton_conv2d",
@@ -43,7 +44,7 @@ FEATURES: dict[tuple[Entry, int], str] = {
 }
 
 
-def refusal(call: AiterConv, entry: Entry, arch: str | None = None) -> str | None:
+def refusal(call: AiterConv, entry: ConvEntry, arch: str | None = None) -> str | None:
     """Why aiter's function may not take this call; None if it can. Fake tensors will do.
 
     arch: what the graph is compiled for, where there is no device to ask.
@@ -51,7 +52,7 @@ def refusal(call: AiterConv, entry: Entry, arch: str | None = None) -> str | Non
     return next(_violations(call, entry, arch), None)
 
 
-def _violations(call: AiterConv, entry: Entry, arch: str | None) -> Iterator[str]:
+def _violations(call: AiterConv, entry: ConvEntry, arch: str | None) -> Iterator[str]:
     rank = call.x.dim() - 2
     feature = FEATURES.get((entry, rank))
     if feature is None:
@@ -77,7 +78,7 @@ def _violations(call: AiterConv, entry: Entry, arch: str | None) -> Iterator[str
         yield from _winograd(call)
 
 
-def _architecture(x: Tensor, entry: Entry, arch: str | None) -> Iterator[str]:
+def _architecture(x: Tensor, entry: ConvEntry, arch: str | None) -> Iterator[str]:
     found = contract.architecture(x.device) or arch
     if entry == "flydsl" and found not in FLYDSL_ARCHS:
         yield f"the GPU is {found}: aiter's FlyDSL convolution runs on {', '.join(FLYDSL_ARCHS)}"
@@ -86,13 +87,13 @@ def _architecture(x: Tensor, entry: Entry, arch: str | None) -> Iterator[str]:
         yield f"x is on a {found} and the first GPU is {first}: aiter compiles for the first"
 
 
-def _dtypes(call: AiterConv, entry: Entry) -> Iterator[str]:
+def _dtypes(call: AiterConv, entry: ConvEntry) -> Iterator[str]:
     allowed = {torch.bfloat16} if entry in ("flydsl", "winograd") else contract.HALF_DTYPES
     if entry == "winograd" and call.x.dtype is torch.float16:
         yield "x is float16: Winograd's transform of values from 655 on leaves its range"
     yield from contract.dtype("x", call.x, allowed)
     if call.weight.dtype != call.x.dtype:
-        found, expected = map(contract.dtype_name, (call.weight.dtype, call.x.dtype))
+        found, expected = map(dtype_name, (call.weight.dtype, call.x.dtype))
         yield f"weight is {found} and x is {expected}: aiter takes one dtype and checks none"
     if call.bias is not None:
         yield from contract.dtype("bias", call.bias, contract.FLOAT_DTYPES)
@@ -129,7 +130,7 @@ def _parameters(call: AiterConv, rank: int) -> Iterator[str]:
         yield f"the result has shape {list(call.shape())}: aiter divides by sizes of 0"
 
 
-def _sizes(call: AiterConv, entry: Entry) -> Iterator[str]:
+def _sizes(call: AiterConv, entry: ConvEntry) -> Iterator[str]:
     """What aiter's 32-bit offsets must reach, as it lies in memory when the kernel reads it."""
     x, weight, itemsize = call.x, call.weight, call.x.itemsize
     unit = FLYDSL_CHANNELS if entry == "flydsl" else TRITON_CHANNELS

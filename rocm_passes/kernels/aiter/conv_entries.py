@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from rocm_passes.kernels.aiter import contract
-from rocm_passes.kernels.aiter.conv_contract import CONV3D, Entry
+from rocm_passes.kernels.aiter.conv_contract import CONV3D, ConvEntry
 from rocm_passes.ops.aiter_conv import CHANNELS_LAST, AiterConv
 
 CONV2D = "aiter.ops.triton.conv.conv2d"
@@ -30,7 +30,7 @@ FLYDSL = "aiter.ops.flydsl.conv_kernels"
 _LOCK = threading.Lock()
 
 
-def convolve(call: AiterConv, entry: Entry) -> Tensor:
+def convolve(call: AiterConv, entry: ConvEntry) -> Tensor:
     """The call by aiter. Its contract has been checked, and its result is not empty."""
     x = call.x.contiguous(memory_format=CHANNELS_LAST[call.x.dim()])
     with torch.inference_mode(False), torch.no_grad():
@@ -44,7 +44,7 @@ def convolve(call: AiterConv, entry: Entry) -> Tensor:
         return run(call, entry, x, weight, bias)
 
 
-def _flydsl(call: AiterConv, entry: Entry, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
+def _flydsl(call: AiterConv, entry: ConvEntry, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
     function = importlib.import_module(FLYDSL).flydsl_conv_implicit
     layout = "NHWC" if x.dim() == 4 else "NDHWC"
     behind = [0, *range(2, x.dim()), 1]
@@ -62,7 +62,7 @@ def _flydsl(call: AiterConv, entry: Entry, x: Tensor, weight: Tensor, bias: Any)
     return y.permute([0, x.dim() - 1, *range(1, x.dim() - 1)])
 
 
-def _triton(call: AiterConv, entry: Entry, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
+def _triton(call: AiterConv, entry: ConvEntry, x: Tensor, weight: Tensor, bias: Any) -> Tensor:
     try:
         y: Tensor = _triton_function(call, entry)(x, weight, bias, **_parameters(call))
         return y
@@ -70,7 +70,7 @@ def _triton(call: AiterConv, entry: Entry, x: Tensor, weight: Tensor, bias: Any)
         _forget(weight)
 
 
-def _triton_function(call: AiterConv, entry: Entry) -> Callable[..., Any]:
+def _triton_function(call: AiterConv, entry: ConvEntry) -> Callable[..., Any]:
     """One that never takes Winograd's way unasked, as aiter's own choice in NCHW does."""
     if call.x.dim() == 5:
         conv3d = importlib.import_module(CONV3D).conv3d

@@ -64,18 +64,18 @@ def _refuses_layer(call: FusedNorm) -> str | None:
 def _refused_by_contract(call: FusedNorm, branch: Tensor) -> str | None:
     weight, bias = _flat(call.weight), _flat(call.bias)
     if call.kind == "layer":
-        return layer_norm.add_refusal(call.x, branch, weight, bias, call.eps)
+        return layer_norm.refusal(call.x, weight, bias, branch)
     assert weight is not None
     before = call.round_to is not None
-    return rms_norm.add_refusal(call.x, branch, weight, call.eps, round_before_weight=before)
+    return rms_norm.refusal(call.x, weight, branch, round_before_weight=before)
 
 
 def note(call: FusedNorm, target: Target) -> str | None:
     if call.kind == "layer":
-        own = layer_norm.numerics_note(call.x, arch=target.arch)
-        return contract.joined(n for n in (own, rms_norm.reorders(call.rounds_between)) if n)
-    before = call.round_to is not None
-    own = rms_norm.add_numerics_note(call.x, arch=target.arch, round_before_weight=before)
+        own = layer_norm.numerics_note(call.x)
+    else:
+        before = call.round_to is not None
+        own = rms_norm.numerics_note(call.x, round_before_weight=before, add=True, arch=target.arch)
     return contract.joined(note for note in (own, rms_norm.reorders(call.rounds_between)) if note)
 
 

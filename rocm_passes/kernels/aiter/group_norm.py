@@ -39,7 +39,7 @@ def group_norm(
     float16, bfloat16 or float32. Returns a fresh contiguous tensor of x's shape and dtype. Raises
     AiterContractError instead of calling aiter with what it does not take.
     """
-    contract.enforce("groupnorm_run", refusal(x, num_groups, weight, bias, eps))
+    contract.enforce("groupnorm_run", refusal(x, num_groups, weight, bias))
     if x.numel() == 0:
         return x.new_empty(x.shape)
     from aiter.ops import groupnorm
@@ -50,15 +50,13 @@ def group_norm(
     return out
 
 
-def refusal(
-    x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> str | None:
+def refusal(x: Tensor, num_groups: int, weight: Tensor | None, bias: Tensor | None) -> str | None:
     """Why `group_norm` can not take this call; None if it can."""
     return next(_violations(x, num_groups, weight, bias), None)
 
 
-def numerics_note(x: Tensor, *, arch: str | None = None) -> str | None:
-    """Where `group_norm` computes otherwise than the graph did. `arch` makes no difference."""
+def numerics_note(x: Tensor) -> str | None:
+    """Where `group_norm` computes otherwise than the graph did."""
     return contract.joined(_notes(x))
 
 
@@ -125,11 +123,11 @@ def _refuses(call: GroupNorm, target: Target) -> str | None:
         return "aiter's GroupNorm writes a tensor of its own, not behind other frames"
     if call.out_dtype is not call.x.dtype:
         return f"the result is {call.out_dtype} and x is {call.x.dtype}; aiter returns x's dtype"
-    return refusal(call.x, call.groups, call.weight, call.bias, call.eps)
+    return refusal(call.x, call.groups, call.weight, call.bias)
 
 
 def _note(call: GroupNorm, target: Target) -> str | None:
-    return numerics_note(call.x, arch=target.arch)
+    return numerics_note(call.x)
 
 
 AITER = GROUP_NORM.register(

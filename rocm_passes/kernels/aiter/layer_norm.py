@@ -26,7 +26,7 @@ def layer_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
     tensor of x's shape and dtype. Raises AiterContractError instead of calling aiter with what it
     does not take.
     """
-    contract.enforce("layernorm2d_fwd", refusal(x, weight, bias, eps))
+    contract.enforce("layernorm2d_fwd", refusal(x, weight, bias))
     if x.numel() == 0:
         return x.new_empty(x.shape)
     from aiter.ops.norm import layernorm2d_fwd
@@ -49,7 +49,7 @@ def add_layer_norm(
     Returns (norm, sum), both fresh, contiguous and of x's shape and dtype. Raises
     AiterContractError instead of calling aiter with what it does not take.
     """
-    contract.enforce("layernorm2d_fwd_with_add", add_refusal(x, residual, weight, bias, eps))
+    contract.enforce("layernorm2d_fwd_with_add", refusal(x, weight, bias, residual))
     out, total = x.new_empty(x.shape), x.new_empty(x.shape)
     if x.numel() == 0:
         return out, total
@@ -68,20 +68,15 @@ def add_layer_norm(
     return out, total
 
 
-def refusal(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> str | None:
-    """Why `layer_norm` can not take this call; None if it can."""
-    return next(_violations(x, None, weight, bias), None)
-
-
-def add_refusal(
-    x: Tensor, residual: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+def refusal(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, residual: Tensor | None = None
 ) -> str | None:
-    """Why `add_layer_norm` can not take this call; None if it can."""
+    """Why `layer_norm` can not take this call, with a residual `add_layer_norm`; None if it can."""
     return next(_violations(x, residual, weight, bias), None)
 
 
-def numerics_note(x: Tensor, *, arch: str | None = None) -> str | None:
-    """Where `layer_norm` computes otherwise than the graph did. `arch` makes no difference."""
+def numerics_note(x: Tensor) -> str | None:
+    """Where `layer_norm` computes otherwise than the graph did."""
     return contract.joined(_notes(x))
 
 
@@ -99,20 +94,7 @@ def _violations(
     arch = contract.architecture(x.device)
     if arch is not None and not arch.startswith("gfx9"):
         yield f"the GPU is {arch}: aiter's LayerNorm runs on gfx9 only"
-    yield from contract.dtype("x", x, contract.HALF_DTYPES)
-    if x.dim() == 0:
-        yield "x has no dimension to normalise"
-    if x.shape[-1] == 0:
-        yield "hidden size 0: aiter divides by it"
-    for name, t in affine.items():
-        yield from contract.vector(name, t, x.shape[-1], "x", x)
-    if residual is not None:
-        if residual.shape != x.shape:
-            found, expected = contract.shape_name(residual), contract.shape_name(x)
-            yield f"residual has shape {found} and x {expected}: aiter does not broadcast"
-        yield from contract.same_dtype("residual", residual, "x", x)
-    for name, t in inputs.items():
-        yield from contract.within_int32(name, t)
+    yield from contract.norm_inputs(x, residual, affine, contract.HALF_DTYPES)
 
 
 def _notes(x: Tensor) -> Iterator[str]:
@@ -130,11 +112,11 @@ def _run(call: LayerNorm) -> Tensor:
 def _refuses(call: LayerNorm, target: Target) -> str | None:
     if call.out_dtype is not call.x.dtype:
         return f"the result is {call.out_dtype} and x is {call.x.dtype}; aiter returns x's dtype"
-    return refusal(call.x, call.weight, call.bias, call.eps)
+    return refusal(call.x, call.weight, call.bias)
 
 
 def _note(call: LayerNorm, target: Target) -> str | None:
-    return numerics_note(call.x, arch=target.arch)
+    return numerics_note(call.x)
 
 
 AITER = LAYER_NORM.register(

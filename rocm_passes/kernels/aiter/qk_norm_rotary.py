@@ -85,7 +85,7 @@ def refusal(given: Arguments) -> str | None:
     return next(_violations(given), None)
 
 
-def numerics_note(q: Tensor, *, arch: str | None = None) -> str | None:
+def numerics_note(q: Tensor) -> str | None:
     """Where `qk_norm_rotary` computes otherwise than the graph did; None if nowhere."""
     return contract.joined(contract.denormal_note(q.dtype))
 
@@ -188,7 +188,7 @@ def _only(own: op.QkNormRotary) -> Arguments:
 
 
 def _note(call: op.SpelledQkNormRotary, target: Target) -> str | None:
-    return numerics_note(call.q[0], arch=target.arch)
+    return numerics_note(call.q[0])
 
 
 def _write(b: Any, call: op.SpelledQkNormRotary) -> Any:

@@ -1,8 +1,9 @@
 """RMSNorm over the last dimension, alone or of a sum: aiter's `rmsnorm2d_fwd` and
 `rmsnorm2d_fwd_with_add`.
 
-    n = x · rsqrt(mean(x²) + eps) · weight     round_before_weight: x · rsqrt(…) is rounded to x's
-    dtype first
+    n = x · rsqrt(mean(x²) + eps) · weight
+
+round_before_weight: x · rsqrt(…) is rounded to x's dtype first.
 
 Behind one name aiter has two kernels. 16-bit rows of up to 8192 elements, weighted before rounding,
 go to a HIP kernel that checks next to nothing; all else goes to "opus" (aiter 0.1.18), which takes
@@ -19,6 +20,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from rocm_passes.fx.nodes import dtype_name
 from rocm_passes.kernels.aiter import contract
 from rocm_passes.kernels.aiter.installation import needs_aiter
 from rocm_passes.ops.operator import Lowering
@@ -41,9 +43,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, round_before_weight: bool
     Returns a fresh contiguous tensor of x's shape and dtype. Raises AiterContractError instead of
     calling aiter with what it does not take.
     """
-    contract.enforce(
-        "rmsnorm2d_fwd", refusal(x, weight, eps, round_before_weight=round_before_weight)
-    )
+    contract.enforce("rmsnorm2d_fwd", refusal(x, weight, round_before_weight=round_before_weight))
     if x.numel() == 0:
         return x.new_empty(x.shape)
     from aiter.ops.rmsnorm import rmsnorm2d_fwd
@@ -66,7 +66,7 @@ def add_rms_norm(
     Returns (norm, sum), both fresh, contiguous and of x's shape and dtype; the sum is rounded to
     that dtype. Raises AiterContractError instead of calling aiter with what it does not take.
     """
-    reason = add_refusal(x, residual, weight, eps, round_before_weight=round_before_weight)
+    reason = refusal(x, weight, residual, round_before_weight=round_before_weight)
     contract.enforce("rmsnorm2d_fwd_with_add", reason)
     out, total = x.new_empty(x.shape), x.new_empty(x.shape)
     if x.numel() == 0:
@@ -88,32 +88,20 @@ def add_rms_norm(
     return out, total
 
 
-def refusal(x: Tensor, weight: Tensor, eps: float, *, round_before_weight: bool) -> str | None:
-    """Why `rms_norm` can not take this call; None if it can."""
-    return next(_violations(x, None, weight, _rounds_twice(x, round_before_weight)), None)
-
-
-def add_refusal(
-    x: Tensor, residual: Tensor, weight: Tensor, eps: float, *, round_before_weight: bool
+def refusal(
+    x: Tensor, weight: Tensor, residual: Tensor | None = None, *, round_before_weight: bool
 ) -> str | None:
-    """Why `add_rms_norm` can not take this call; None if it can."""
+    """Why `rms_norm` can not take this call, with a residual `add_rms_norm`; None if it can."""
     return next(_violations(x, residual, weight, _rounds_twice(x, round_before_weight)), None)
 
 
-def numerics_note(x: Tensor, *, round_before_weight: bool, arch: str | None = None) -> str | None:
-    """Where `rms_norm` rounds otherwise than the graph did; None if nowhere. `arch`: as of x's
-    device.
-    """
-    return contract.joined(_notes(x, False, round_before_weight, arch))
-
-
-def add_numerics_note(
-    x: Tensor, *, round_before_weight: bool, arch: str | None = None
+def numerics_note(
+    x: Tensor, *, round_before_weight: bool, add: bool = False, arch: str | None = None
 ) -> str | None:
-    """Where `add_rms_norm` rounds otherwise than the graph did; None if nowhere. `arch`: as of x's
-    device.
+    """Where `rms_norm`, or with `add` `add_rms_norm`, rounds otherwise than the graph did; None if
+    nowhere. arch: as of x's device.
     """
-    return contract.joined(_notes(x, True, round_before_weight, arch))
+    return contract.joined(_notes(x, add, round_before_weight, arch))
 
 
 def _rounds_twice(x: Tensor, round_before_weight: bool, arch: str | None = None) -> bool:
@@ -143,21 +131,9 @@ def _violations(
     inputs = {"x": x} if residual is None else {"x": x, "residual": residual}
     yield from contract.placement({**inputs, "weight": weight})
     yield from contract.kept_stores(contract.architecture(x.device))
-    yield from contract.dtype("x", x, contract.FLOAT_DTYPES)
-    if x.dim() == 0:
-        yield "x has no dimension to normalise"
-    hidden = x.shape[-1]
-    if hidden == 0:
-        yield "hidden size 0: aiter divides by it"
-    yield from contract.vector("weight", weight, hidden, "x", x)
-    if residual is not None:
-        if residual.shape != x.shape:
-            found, expected = contract.shape_name(residual), contract.shape_name(x)
-            yield f"residual has shape {found} and x {expected}: aiter does not broadcast"
-        yield from contract.same_dtype("residual", residual, "x", x)
-    yield from _kernel_violations(x, hidden, rounds_twice)
-    for name, t in inputs.items():
-        yield from contract.within_int32(name, t)
+    vectors = {"weight": weight}
+    yield from contract.norm_inputs(x, residual, vectors, contract.FLOAT_DTYPES)
+    yield from _kernel_violations(x, x.shape[-1], rounds_twice)
 
 
 def _kernel_violations(x: Tensor, hidden: int, rounds_twice: bool) -> Iterator[str]:
@@ -195,9 +171,7 @@ def _notes(x: Tensor, add: bool, round_before_weight: bool, arch: str | None) ->
     if add and not rounds_twice and x.dtype != torch.float32:
         # Past what its registers hold, aiter's kernel for wide rows reads the rounded sum back.
         part = "" if _on_hip_kernel(x, rounds_twice) else " (of very wide rows only a part so)"
-        yield (
-            f"aiter normalises the sum before it is rounded to {contract.dtype_name(x.dtype)}{part}"
-        )
+        yield (f"aiter normalises the sum before it is rounded to {dtype_name(x.dtype)}{part}")
     if _on_hip_kernel(x, rounds_twice):
         yield "aiter's kernel is built with -ffast-math: NaN and infinity need not propagate"
     yield from contract.denormal_note(x.dtype)
@@ -217,7 +191,7 @@ def _refuses(call: RmsNorm, target: Target) -> str | None:
     if reason is None and call.out_dtype is not x.dtype:
         reason = f"the result is {call.out_dtype} and x is {x.dtype}; aiter returns x's dtype"
     reason = reason or rounds_unlike(call.round_to, x) or eps_on_gpu(call.eps_tensor)
-    return reason or refusal(x, weight, call.eps, round_before_weight=call.round_to is not None)
+    return reason or refusal(x, weight, round_before_weight=call.round_to is not None)
 
 
 def unlike_aiters(bias: Tensor | None, weight_offset: float, eps_kind: str) -> str | None:

@@ -1,9 +1,10 @@
 """Rotary position embedding through aiter's `rope_cached_fwd`, and `rope_cached_2c_fwd` for q and k
 at once.
 
-    pairs (a, b) of channels:   a' = a·cos − b·sin,   b' = b·cos + a·sin       in float32, rounded
-    once
+    pairs (a, b) of channels:   a' = a·cos − b·sin,   b' = b·cos + a·sin
     interleaved: channels (2i, 2i+1)                  otherwise half-split: (i, i + R/2)
+
+It computes in float32 and rounds once.
 
 The rotated channels are the first R of a head's D. aiter's layout is [S, B, H, D] with any strides,
 so [B, S, H, D] goes in as a view. Source: aiter/ops/rope.py, csrc/kernels/rope. Only the
@@ -115,7 +116,7 @@ def pair_refusal(
     return next(_violations({"q": q, "k": k}, cos, sin, interleaved, rotated), None)
 
 
-def numerics_note(x: Tensor, *, arch: str | None = None) -> str | None:
+def numerics_note(x: Tensor) -> str | None:
     """Where `rotary` and `rotary_pair` compute otherwise than the graph did; None if nowhere."""
     return contract.joined(contract.denormal_note(x.dtype))
 
@@ -224,7 +225,7 @@ def _refuses(call: op.SpelledRotary, target: Target) -> str | None:
 
 
 def _note(call: op.SpelledRotary, target: Target) -> str | None:
-    return numerics_note(call.x, arch=target.arch)
+    return numerics_note(call.x)
 
 
 def _write(b: Any, call: op.SpelledRotary) -> Any:

@@ -28,7 +28,7 @@ def refuses(call: SpelledRotaryPair, target: Target) -> str | None:
 
 
 def note(call: SpelledRotaryPair, target: Target) -> str | None:
-    return rotary.numerics_note(call.q, arch=target.arch)
+    return rotary.numerics_note(call.q)
 
 
 def write(b: Any, call: SpelledRotaryPair) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from rocm_passes.errors import plural
+from rocm_passes.fx.nodes import dtype_name
 from rocm_passes.kernels.aten.conv3d_steps import LOW_PRECISION
 from rocm_passes.kernels.aten.conv3d_write import (
     TILE_FRAMES,
@@ -85,7 +86,7 @@ def compute_note(call: Conv3d, target: Target) -> str | None:
         return None
     scaled = ", scaled into its range" if compute is torch.float16 else ""
     return (
-        f"convolved in {_name(compute)}{scaled} (conv_dtype): an error of about "
+        f"convolved in {dtype_name(compute)}{scaled} (conv_dtype): an error of about "
         f"{COMPUTE_ERRORS[compute]:.2%} of the result's rms"
     )
 
@@ -97,11 +98,7 @@ def _taps_inexact(call: Conv3d, target: Target) -> str | None:
     dtype = call.compute or call.x[0].dtype
     if dtype not in LOW_PRECISION or call.live_taps() == 1:
         return None
-    return f"each tap's sum is rounded to {_name(dtype)} before the taps are added"
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
+    return f"each tap's sum is rounded to {dtype_name(dtype)} before the taps are added"
 
 
 def _register(name: str, write: Callable[[Any, Conv3d], Any], **functions: Any) -> None:

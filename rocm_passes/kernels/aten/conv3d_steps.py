@@ -14,6 +14,7 @@ from torch._inductor import inductor_prims
 from torch._prims_common import make_channels_last_strides_for
 
 from rocm_passes.kernels.aten.fp16_range import Ranges
+from rocm_passes.kernels.aten.memory_format import channels_last
 from rocm_passes.ops.conv3d import Conv3d
 from rocm_passes.ops.frames import CHANNELS_BEHIND, CHANNELS_FIRST
 
@@ -130,11 +131,7 @@ class Steps:
         """In the call's layout: channels-last is asked for; otherwise Inductor decides."""
         if not self.call.channels_last:
             return x
-        return self.b(
-            inductor_prims.force_stride_order,
-            x,
-            list(make_channels_last_strides_for(self.b.value(x).shape)),
-        )
+        return channels_last(self.b, x)
 
     def cast(self, x: Any) -> Any:
         return x if self.b.value(x).dtype is self.compute else self.b(convert, x, self.compute)

@@ -8,20 +8,26 @@ tensors of the layouts that Inductor has settled on. Each launch becomes a launc
 code, as for a user's own kernel. Whatever does not fit (symbolic sizes, a copy before the launch,
 aiter) stays an opaque call.
 
-Nothing of torch is patched. Private names, all there in torch 2.11 to 2.15, and what each is for:
-    lowering.register_lowering, lowerings, fallback_handler   to be asked for an operator; to
-    allocate; the opaque call kernel_side_table, triton_kernel_wrapper_mutation         the launch
-    of a user's kernel V.fake_mode, V.current_node, V.graph                      the compile that is
-    under way ir.ExternKernel.realize_input, ir.as_storage_and_layout,  an argument in memory, its
-    layout decided
-      ir.is_storage_and_layout, decide_layout
-    ir.FixedLayout, ReinterpretView, TensorBox                a view of an argument or of an
-    allocation ir.ExternKernelAlloc, never_reuse_buffers,                the name under which a
-    written allocation is read
-      codegen_exact_buffer_reuse, make_buffer_free            (class Written says why)
-    ir.UserDefinedTritonKernel, MutationOutput, NoneLayout,   a second launch of a kernel without
-    analysing it again
-      InputsKernel.unwrap_storage_for_input
+Nothing of torch is patched. Private names, all there in torch 2.11 to 2.15, and what each is for
+(`launcher.PRIVATE` lists them; where one is lacking, all operators stay opaque calls):
+
+    to be asked for an operator, to allocate, the opaque call
+        lowering.register_lowering, lowerings, fallback_handler
+    the launch of a user's kernel
+        kernel_side_table, triton_kernel_wrapper_mutation
+    the compile that is under way
+        V.fake_mode, V.current_node, V.graph
+    an argument in memory, its layout decided
+        ir.ExternKernel.realize_input, ir.as_storage_and_layout, ir.is_storage_and_layout,
+        decide_layout
+    a view of an argument or of an allocation
+        ir.FixedLayout, ReinterpretView, TensorBox
+    the name under which a written allocation is read (class Written says why)
+        ir.ExternKernelAlloc, never_reuse_buffers, codegen_exact_buffer_reuse, make_buffer_free
+    a second launch of a kernel without analysing it again
+        ir.UserDefinedTritonKernel, MutationOutput, NoneLayout,
+        InputsKernel.unwrap_storage_for_input
+
 What raises here costs no compile: the operator stays an opaque call.
 """
 
@@ -49,6 +55,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rocm_passes.kernels.triton.launch import Launch, written_down
+from rocm_passes.kernels.triton.lowering import LAUNCHED_BY
 from rocm_passes.ops.computed import COMPUTED
 from rocm_passes.ops.operator import OPERATORS, Call, Operator
 from rocm_passes.target import triton_is_interpreted
@@ -66,10 +73,6 @@ ALLOCATIONS = (
 )
 #: They compute nothing either.
 HARMLESS = (aten._unsafe_view.default, torch.ops.prim.device.default)
-
-
-#: The key of a node's meta that says who launches its kernels: the option `launch`.
-LAUNCHED_BY = "rocm_passes_launched_by"
 
 
 class NotLaunchable(Exception):
@@ -263,6 +266,9 @@ class Written(ir.ExternKernelAlloc):
     the name from before the mutation): what then read our result and turned it ran at a tenth of
     the memory's rate.
     """
+
+    #: For the count of bytes (tuning/inductor_code.py), which must not need Triton.
+    moves_nothing = True
 
     def __init__(self, box: ir.TensorBox) -> None:
         memory = self.realize_input(box)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from rocm_passes.kernels.triton.lowering import register
 from rocm_passes.ops.gated_activation import GATED_ACTIVATION, GatedActivation
-from rocm_passes.ops.operator import Lowering, reference_note
-from rocm_passes.target import needs_import, needs_triton
-
-KERNEL = "rocm_passes.kernels.triton.activation.gated_activation_kernel"
+from rocm_passes.ops.operator import reference_note
 
 
 def run(call: GatedActivation) -> Tensor:
@@ -17,12 +15,4 @@ def run(call: GatedActivation) -> Tensor:
     return gated_activation(call.gate, call.x, call.act)
 
 
-TRITON = GATED_ACTIVATION.register(
-    Lowering(
-        "triton",
-        requires=(needs_triton, needs_import(KERNEL)),
-        note=reference_note,
-        run=run,
-        launches=True,
-    )
-)
+TRITON = register(GATED_ACTIVATION, "activation.gated_activation_kernel", run, note=reference_note)

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._inductor import inductor_prims
-from torch._prims_common import make_contiguous_strides_for
 
 from rocm_passes.kernels.aten.conv3d import compute_note
 from rocm_passes.kernels.aten.conv3d_steps import LOW_PRECISION, Steps, Writer, aten
+from rocm_passes.kernels.aten.memory_format import as_the_graphs
 from rocm_passes.kernels.triton.convolution import implicit_gemm_conv
+from rocm_passes.kernels.triton.lowering import requires
 from rocm_passes.ops.conv3d import CONV3D, Conv3d
 from rocm_passes.ops.implicit_gemm_conv import IMPLICIT_GEMM_CONV, ImplicitGemmConv
 from rocm_passes.ops.operator import Lowering
@@ -32,9 +32,7 @@ def write(b: Writer, call: Conv3d) -> Any:
     if call.extra_frames:
         y = b(aten.slice.Tensor, y, 2, 0, b.value(y).shape[2] - call.extra_frames)
     y = c.finished(y)
-    if call.channels_last:
-        return y
-    return b(inductor_prims.force_stride_order, y, make_contiguous_strides_for(b.value(y).shape))
+    return as_the_graphs(b, y, call.channels_last)
 
 
 def refuses(call: Conv3d, target: Target) -> str | None:
@@ -43,7 +41,7 @@ def refuses(call: Conv3d, target: Target) -> str | None:
         return f"it computes in {compute}; the kernel has been measured in 16 bits alone"
     if call.groups != 1:
         return f"groups={call.groups}; 1 is needed"
-    if not all(isinstance(size, int) for t in call.tensors() for size in t.shape):
+    if not call.has_numbers():
         return "its sizes are symbolic"
     x, weight = _meta(call.x[0], compute, frames_of(call.x)), _meta(call.weight, compute)
     bias = None if call.bias is None else _meta(call.bias, call.bias.dtype)
@@ -73,7 +71,7 @@ def _meta(t: Tensor, dtype: torch.dtype, frames: int | None = None) -> Tensor:
 TRITON = CONV3D.register(
     Lowering(
         "triton",
-        requires=implicit_gemm_conv.REQUIRES,
+        requires=requires(implicit_gemm_conv.KERNEL),
         refuses=refuses,
         note=compute_note,
         write=write,

@@ -6,12 +6,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from rocm_passes.kernels.triton.lowering import register
 from rocm_passes.ops.implicit_gemm_conv import IMPLICIT_GEMM_CONV, ImplicitGemmConv
-from rocm_passes.ops.operator import Lowering
-from rocm_passes.target import Target, needs_import, needs_triton
+from rocm_passes.target import Target
 
-FOLDER = "rocm_passes.kernels.triton.convolution.implicit_gemm"
-REQUIRES = (needs_triton, needs_import(f"{FOLDER}.conv"))
+KERNEL = "convolution.implicit_gemm.conv"
 
 
 def run(call: ImplicitGemmConv) -> Tensor:
@@ -29,6 +28,4 @@ def refuses(call: ImplicitGemmConv, target: Target) -> str | None:
     return refusal(call.x, call.weight, call.bias, conv=conv, front=call.front)
 
 
-TRITON = IMPLICIT_GEMM_CONV.register(
-    Lowering("triton", requires=REQUIRES, refuses=refuses, run=run, launches=True)
-)
+TRITON = register(IMPLICIT_GEMM_CONV, KERNEL, run, refuses=refuses)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rocm_passes.ops.operator import Lowering, same_bits
+from rocm_passes.kernels.triton.lowering import register
+from rocm_passes.ops.operator import same_bits
 from rocm_passes.ops.pad import PAD, Pad
-from rocm_passes.target import Target, needs_import, needs_triton
+from rocm_passes.target import Target
 
 
 def run(call: Pad) -> Tensor:
@@ -27,13 +28,4 @@ def refuses(call: Pad, target: Target) -> str | None:
     return None if x.itemsize <= 8 else f"x is {x.dtype}: its elements have {x.itemsize} bytes"
 
 
-TRITON = PAD.register(
-    Lowering(
-        "triton",
-        requires=(needs_triton, needs_import("rocm_passes.kernels.triton.convolution.pad_launch")),
-        refuses=refuses,
-        run=run,
-        launches=True,
-        other_bits=same_bits,
-    )
-)
+TRITON = register(PAD, "convolution.pad_launch", run, refuses=refuses, other_bits=same_bits)

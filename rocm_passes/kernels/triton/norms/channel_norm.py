@@ -8,11 +8,11 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from rocm_passes.kernels.triton.lowering import register
 from rocm_passes.ops.channel_norm import CHANNEL_NORM, ChannelNorm
-from rocm_passes.ops.operator import Lowering
 from rocm_passes.ops.rms_norm import rounds_unlike
 from rocm_passes.ops.strides import settled
-from rocm_passes.target import Target, needs_import, needs_triton
+from rocm_passes.target import Target
 
 
 def run(call: ChannelNorm) -> Tensor:
@@ -48,16 +48,4 @@ def note(call: ChannelNorm, target: Target) -> str | None:
     return None
 
 
-TRITON = CHANNEL_NORM.register(
-    Lowering(
-        "triton",
-        requires=(
-            needs_triton,
-            needs_import("rocm_passes.kernels.triton.norms.channel_norm_launch"),
-        ),
-        refuses=refuses,
-        note=note,
-        run=run,
-        launches=True,
-    )
-)
+TRITON = register(CHANNEL_NORM, "norms.channel_norm_launch", run, refuses=refuses, note=note)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from rocm_passes.kernels.triton.lowering import register
 from rocm_passes.kernels.triton.norms.layer_norm import too_wide
 from rocm_passes.ops.fused_norm import FUSED_NORM, FusedNorm
-from rocm_passes.ops.operator import Lowering
 from rocm_passes.ops.rms_norm import eps_on_gpu, epsilon, rounds_unlike
-from rocm_passes.target import Target, needs_import, needs_triton
+from rocm_passes.target import Target
 
 
 def run(call: FusedNorm) -> list[Tensor]:
@@ -59,13 +59,4 @@ def note(call: FusedNorm, target: Target) -> str | None:
     return None
 
 
-TRITON = FUSED_NORM.register(
-    Lowering(
-        "triton",
-        requires=(needs_triton, needs_import("rocm_passes.kernels.triton.norms.norm")),
-        refuses=refuses,
-        note=note,
-        run=run,
-        launches=True,
-    )
-)
+TRITON = register(FUSED_NORM, "norms.norm", run, refuses=refuses, note=note)

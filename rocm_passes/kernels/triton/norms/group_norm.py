@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from torch import Tensor
 
+from rocm_passes.kernels.triton.lowering import register
 from rocm_passes.ops.group_norm import GROUP_NORM, GroupNorm
-from rocm_passes.ops.operator import Lowering
 from rocm_passes.ops.strides import settled
-from rocm_passes.target import Target, needs_import, needs_triton
+from rocm_passes.target import Target
 
 
 def run(call: GroupNorm) -> Tensor:
@@ -34,13 +34,4 @@ def rounds_once(rounds_between: bool) -> str | None:
     )
 
 
-TRITON = GROUP_NORM.register(
-    Lowering(
-        "triton",
-        requires=(needs_triton, needs_import("rocm_passes.kernels.triton.norms.group_norm_launch")),
-        note=note,
-        run=run,
-        launches=True,
-    ),
-    first=True,
-)
+TRITON = register(GROUP_NORM, "norms.group_norm_launch", run, first=True, note=note)

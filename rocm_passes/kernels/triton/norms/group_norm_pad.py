@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from rocm_passes.kernels.triton.lowering import register
 from rocm_passes.kernels.triton.norms import group_norm
 from rocm_passes.ops.group_norm_pad import GROUP_NORM_PAD, GroupNormPad
-from rocm_passes.ops.operator import Lowering
-from rocm_passes.target import Target, needs_import, needs_triton
+from rocm_passes.target import Target
 
 
 def run(call: GroupNormPad) -> Tensor:
@@ -20,15 +20,4 @@ def note(call: GroupNormPad, target: Target) -> str | None:
     return group_norm.rounds_once(call.rounds_between)
 
 
-TRITON = GROUP_NORM_PAD.register(
-    Lowering(
-        "triton",
-        requires=(
-            needs_triton,
-            needs_import("rocm_passes.kernels.triton.norms.group_norm_pad_kernel"),
-        ),
-        note=note,
-        run=run,
-        launches=True,
-    )
-)
+TRITON = register(GROUP_NORM_PAD, "norms.group_norm_pad_kernel", run, note=note)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from rocm_passes.kernels.triton.lowering import register
 from rocm_passes.ops.layer_norm import LAYER_NORM, LayerNorm
-from rocm_passes.ops.operator import Lowering
-from rocm_passes.target import Target, needs_import, needs_triton
+from rocm_passes.target import Target
 
 
 def run(call: LayerNorm) -> Tensor:
@@ -37,13 +37,4 @@ def note(call: LayerNorm, target: Target) -> str | None:
     return None
 
 
-TRITON = LAYER_NORM.register(
-    Lowering(
-        "triton",
-        requires=(needs_triton, needs_import("rocm_passes.kernels.triton.norms.norm")),
-        refuses=refuses,
-        note=note,
-        run=run,
-        launches=True,
-    )
-)
+TRITON = register(LAYER_NORM, "norms.norm", run, refuses=refuses, note=note)

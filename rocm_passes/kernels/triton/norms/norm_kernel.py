@@ -2,11 +2,10 @@
 
 Per row, all in fp32:
 
-    s = x + gate * branch                        branch RMS-normalised first where BRANCH_NORM, and
-    times its
-                                                 (branch_weight_offset + branch_weight)
-    n = s * rsqrt(mean(s^2) + eps)               KIND "rms"
-        (s - mean) * rsqrt(var + eps)            KIND "layer"
+    s = x + gate * branch               the branch RMS-normalised first where BRANCH_NORM, times
+                                        (branch_weight_offset + branch_weight)
+    n = s * rsqrt(mean(s^2) + eps)      KIND "rms"
+        (s - mean) * rsqrt(var + eps)   KIND "layer"
     n = n * (weight_offset + weight) + bias
     out_k = n * (scale_offset + scale_k) + shift_k
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rocm_passes.ops.operator import Lowering
+from rocm_passes.kernels.triton.lowering import register
+from rocm_passes.kernels.triton.norms.layer_norm import too_wide
 from rocm_passes.ops.rms_norm import RMS_NORM, RmsNorm, eps_on_gpu, epsilon, rounds_unlike
-from rocm_passes.target import Target, needs_import, needs_triton
+from rocm_passes.target import Target
 
 
 def run(call: RmsNorm) -> Tensor:
@@ -29,7 +30,8 @@ def run(call: RmsNorm) -> Tensor:
 def refuses(call: RmsNorm, target: Target) -> str | None:
     if call.x.dtype is torch.float64:
         return "x is float64"
-    return eps_on_gpu(call.eps_tensor) or rounds_unlike(call.round_to, call.x)
+    reason = eps_on_gpu(call.eps_tensor) or rounds_unlike(call.round_to, call.x)
+    return reason or too_wide(call.x)
 
 
 def note(call: RmsNorm, target: Target) -> str | None:
@@ -43,13 +45,4 @@ def note(call: RmsNorm, target: Target) -> str | None:
     return None
 
 
-TRITON = RMS_NORM.register(
-    Lowering(
-        "triton",
-        requires=(needs_triton, needs_import("rocm_passes.kernels.triton.norms.norm")),
-        refuses=refuses,
-        note=note,
-        run=run,
-        launches=True,
-    )
-)
+TRITON = register(RMS_NORM, "norms.norm", run, refuses=refuses, note=note)

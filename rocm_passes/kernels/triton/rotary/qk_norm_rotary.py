@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rocm_passes.ops.operator import Lowering
+from rocm_passes.kernels.triton.lowering import register
 from rocm_passes.ops.qk_norm_rotary import QK_NORM_ROTARY, QkNormRotary, joint, refuses
-from rocm_passes.target import needs_import, needs_triton
 
 
 def run(call: QkNormRotary) -> list[Tensor]:
@@ -41,16 +40,4 @@ def run(call: QkNormRotary) -> list[Tensor]:
     return [out_q] if out_k is None else [out_q, out_k]
 
 
-TRITON = QK_NORM_ROTARY.register(
-    Lowering(
-        "triton",
-        requires=(
-            needs_triton,
-            needs_import("rocm_passes.kernels.triton.rotary.qk_norm_rotary_launch"),
-        ),
-        refuses=refuses,
-        run=run,
-        launches=True,
-    ),
-    first=True,
-)
+TRITON = register(QK_NORM_ROTARY, "rotary.qk_norm_rotary_launch", run, first=True, refuses=refuses)

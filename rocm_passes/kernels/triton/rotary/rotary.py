@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rocm_passes.ops.operator import Lowering
+from rocm_passes.kernels.triton.lowering import register
 from rocm_passes.ops.rotary import ROTARY, Rotary, refuses
-from rocm_passes.target import needs_import, needs_triton
 
 
 def run(call: Rotary) -> Tensor:
@@ -18,12 +17,4 @@ def run(call: Rotary) -> Tensor:
     return rotary(call.x, call.cos, call.sin, rotation, out=out)
 
 
-TRITON = ROTARY.register(
-    Lowering(
-        "triton",
-        requires=(needs_triton, needs_import("rocm_passes.kernels.triton.rotary.rotary_launch")),
-        refuses=refuses,
-        run=run,
-        launches=True,
-    )
-)
+TRITON = register(ROTARY, "rotary.rotary_launch", run, refuses=refuses)

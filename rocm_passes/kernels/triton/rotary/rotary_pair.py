@@ -7,9 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from rocm_passes.ops.operator import Lowering
+from rocm_passes.kernels.triton.lowering import register
 from rocm_passes.ops.rotary_pair import ROTARY_PAIR, RotaryPair, refuses
-from rocm_passes.target import needs_import, needs_triton
 
 
 def run(call: RotaryPair) -> Sequence[Tensor]:
@@ -22,12 +21,4 @@ def run(call: RotaryPair) -> Sequence[Tensor]:
     return rotary_pair(call.q, call.k, call.cos, call.sin, rotation, outs=(out_q, out_k))
 
 
-TRITON = ROTARY_PAIR.register(
-    Lowering(
-        "triton",
-        requires=(needs_triton, needs_import("rocm_passes.kernels.triton.rotary.rotary_launch")),
-        refuses=refuses,
-        run=run,
-        launches=True,
-    )
-)
+TRITON = register(ROTARY_PAIR, "rotary.rotary_launch", run, refuses=refuses)
