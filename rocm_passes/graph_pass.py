@@ -162,6 +162,7 @@ class GraphPass(CustomGraphPass):
         plan = Plan(work.graph, self._context, work.ledger, measuring)
         for idiom in self.idioms:
             plan.consider(idiom)
+        plan.say_the_rest()
         return plan
 
     def _rewrite(self, work: Work, plan: Plan) -> None:

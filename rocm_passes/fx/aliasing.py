@@ -61,7 +61,8 @@ def _copy(graph: fx.Graph, places: Sequence[int], fake_mode: FakeTensorMode) -> 
     root = next((node for node in chains[0] if all(node in c for c in chains)), None)
     if root is None:
         # The others lie elsewhere by now.
-        return _copy(graph, places[:1], fake_mode)
+        _copy(graph, places[:1], fake_mode)
+        return
     with graph.inserting_before(graph.output_node()):
         b = Builder(graph, fake_mode, root)
         made = {root: b(aten.clone.default, root)}
