@@ -161,6 +161,7 @@ class GraphPass(CustomGraphPass):
         with recording(self.asked):
             for idiom in self.idioms:
                 plan.consider(idiom)
+            plan.say_the_rest()
         if self._asked_at is not None:
             keep(self._asked_at, self.asked)
         return plan

@@ -165,6 +165,26 @@ def test_a_fusion_that_an_earlier_site_has_a_part_of_is_noted_on_what_is_left(
     assert late.considered == ("fusion: first's site has taken a part of it",)
 
 
+def test_two_chains_that_read_each_others_sums() -> None:
+    """The first chain reads the second's sum in a node that stands behind all that the second
+    reads. Taken as one site, it gives its own sum no earlier.
+    """
+    graph = fx.Graph()
+    x, y = graph.placeholder("x"), graph.placeholder("y")
+    a, b = (graph.call_function(torch.neg, (v,)) for v in (x, y))
+    first = graph.call_function(torch.mul, (graph.call_function(torch.exp, (a,)), b))
+    second = graph.call_function(torch.mul, (graph.call_function(torch.exp, (b,)), a))
+    graph.output((first, second))
+    contraction = Contraction(graph)
+    one = Match(first, frozenset({a, *first.all_input_nodes, first}) - {b}, (a, first),
+                Copy(x, b), {})  # fmt: skip
+    other = Match(second, frozenset({b, *second.all_input_nodes, second}) - {a}, (b, second),
+                  Copy(y, a), {})  # fmt: skip
+    assert one.obstacle(contraction) is other.obstacle(contraction) is None
+    contraction.contract(one.nodes, one.inputs(), one.outputs)
+    assert other.obstacle(contraction) is not None
+
+
 def test_convexity() -> None:
     """A site whose input is computed from its own output can't be computed at once."""
     graph = fx.Graph()

@@ -7,6 +7,7 @@ tensor of its own. A caller that writes into one would then change the other.
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from itertools import combinations
 from typing import Any
 
@@ -35,17 +36,45 @@ def sharing(graph: fx.Graph) -> Sharing:
 
 
 def keep_apart(graph: fx.Graph, before: Sharing, fake_mode: FakeTensorMode) -> int:
-    """Copy outputs that share memory now and did not `before`. Returns how many."""
+    """Copy outputs that share memory now and did not `before`. Returns how many copies there are.
+
+    Outputs that shared memory before are views of one copy.
+    """
     copied = 0
     while fresh := sorted(sharing(graph) - before, key=lambda pair: pair[0]):
         place = fresh[0][0]
-        results = outputs(graph)
-        with graph.inserting_before(graph.output_node()):
-            b = Builder(graph, fake_mode, results[place])
-            results[place] = b(aten.clone.default, results[place])
-        set_outputs(graph, results)
+        _copy(graph, [place, *_sharing_with(place, before)], fake_mode)
         copied += 1
     return copied
+
+
+def _sharing_with(place: int, shared: Sharing) -> list[int]:
+    """The other outputs that share memory with the one at that place."""
+    pairs = [(i, j) for i, j in shared if isinstance(j, int) and place in (i, j)]
+    return sorted(i + j - place for i, j in pairs)
+
+
+def _copy(graph: fx.Graph, places: Sequence[int], fake_mode: FakeTensorMode) -> None:
+    """Let outputs be, or view, one copy of the last value that all are views of."""
+    results = outputs(graph)
+    chains = [viewed_by(results[place]) for place in places]
+    root = next((node for node in chains[0] if all(node in c for c in chains)), None)
+    if root is None:
+        # The others lie elsewhere by now.
+        _copy(graph, places[:1], fake_mode)
+        return
+    with graph.inserting_before(graph.output_node()):
+        b = Builder(graph, fake_mode, root)
+        made = {root: b(aten.clone.default, root)}
+
+        def again(view: Any) -> fx.Node:
+            if view not in made:
+                made[view] = b(view.target, again(view.args[0]), *view.args[1:], **view.kwargs)
+            return made[view]
+
+        for place in places:
+            results[place] = again(results[place])
+    set_outputs(graph, results)
 
 
 def root_of(node: fx.Node) -> fx.Node:

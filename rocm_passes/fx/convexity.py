@@ -54,11 +54,13 @@ class Contraction:
             node = stack.pop()
             if node in wanted:
                 return "one of its inputs is computed from a value inside it"
-            if node in seen or self.order.get(node, -1) > limit:
+            taken = self._of.get(node)
+            # A contracted set gives all that it gives from its first output on.
+            place = self.order.get(node, -1) if taken is None else taken.first_output
+            if node in seen or place > limit:
                 continue
             seen.add(node)
             stack.extend(node.users)
-            taken = self._of.get(node)
             if taken is not None and not seen.issuperset(taken.outputs):
                 if not wanted.isdisjoint(taken.outputs):
                     return (

@@ -159,7 +159,10 @@ def _inline(b: Builder, node: fx.Node, template: fx.GraphModule) -> None:
             env[t] = next(inputs)
         elif t.op == "call_function":
             args, kwargs = map_arg((t.args, t.kwargs), lambda n: env[n])
-            env[t] = b(t.target, *args, **kwargs)
+            # What it reads may come to lie otherwise, so that a view of it would fail. Inductor
+            # lowers both alike, and had the graph's views replaced before the pass.
+            target = aten.reshape.default if t.target is aten.view.default else t.target
+            env[t] = b(target, *args, **kwargs)
         elif t.op == "get_attr":
             env[t] = _constant(b, getattr(template, t.target))
         elif t.op == "output":

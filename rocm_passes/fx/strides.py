@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -41,11 +41,16 @@ _BY_VALUE = frozenset({"aten", "prims", "prim", "inductor_prims", "rocm_passes",
 
 
 def same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Do two tensors of one shape lie alike? Strides of dims of size 0 or 1 do not count."""
-    return all(
+    """Do two tensors of one shape lie alike? Strides of dims of size 0 or 1 do not count.
+
+    Symbolic strides may be one number in two forms; dense tensors lie alike where their dims have
+    one order.
+    """
+    alike = all(
         n.same_size(x, y) or n.known(size <= 1)
         for size, x, y in zip(a.shape, a.stride(), b.stride(), strict=True)
     )
+    return alike or ((order := _dense_order(a)) is not None and order == _dense_order(b))
 
 
 def reader_of_strides(node: fx.Node) -> fx.Node | None:
@@ -138,12 +143,7 @@ def keep_promises(graph: fx.Graph, before: Promises, fake_mode: FakeTensorMode) 
             root = _last_of_shape(chain, was)
             if root is None or same_strides(n.tensor(root), was):
                 continue
-            with graph.inserting_after(root):
-                b = Builder(graph, fake_mode, root)
-                asked = restrided(b, root, was)
-            if asked is not None:
-                _replace_for_others(root, asked)
-                changed += 1
+            changed += _lay_out(graph, root, was, fake_mode)
     if changed:
         _recompute_values(graph, fake_mode)
     return changed
@@ -152,15 +152,18 @@ def keep_promises(graph: fx.Graph, before: Promises, fake_mode: FakeTensorMode) 
 def keep_output_strides(graph: fx.Graph, before: OutputStrides, fake_mode: FakeTensorMode) -> int:
     """Give the outputs the strides that they had before a change. Returns how many were not so.
 
-    Inductor lays out what a user sees as eager does. It does not so for a branch or body of control
-    flow, whose caller compares the strides, those of dims of size 1 too.
+    Inductor lays out what a user sees as eager does, each output by itself. It does not so for a
+    branch or body of control flow, whose caller compares the strides, those of dims of size 1 too.
     """
     visible = graph.output_node().meta.get("user_visible_output_idxs")
-    if visible is not None:
+    seen = range(len(before)) if visible is None else visible
+    if visible is not None and not _shared(graph, seen):
         return 0
     # What stands behind a change says still how it lay before.
     _recompute_values(graph, fake_mode)
-    changed = _keep_strides_of_shared(graph, before, fake_mode)
+    changed = _keep_strides_of_shared(graph, before, seen, fake_mode)
+    if visible is not None:
+        return changed
     found = outputs(graph)
     made: dict[tuple[fx.Node, tuple[Any, ...]], fx.Node] = {}
     for place, (output, (was, _)) in enumerate(zip(found, before, strict=True)):
@@ -183,31 +186,33 @@ def keep_output_strides(graph: fx.Graph, before: OutputStrides, fake_mode: FakeT
 
 
 def _keep_strides_of_shared(
-    graph: fx.Graph, before: OutputStrides, fake_mode: FakeTensorMode
+    graph: fx.Graph, before: OutputStrides, seen: Iterable[int], fake_mode: FakeTensorMode
 ) -> int:
     """Where outputs share memory, lay that out as it was: copied one by one they would not share
-    it.
+    it, nor where a view of one layout is a copy of another.
     """
     changed = 0
-    for place, (_, was) in enumerate(before):
-        found = outputs(graph)
-        output = found[place]
-        if not isinstance(output, fx.Node) or was is None:
+    for place in _shared(graph, seen):
+        output, (_, was) = outputs(graph)[place], before[place]
+        root = None if was is None else _last_of_shape(aliasing.viewed_by(output), was)
+        if was is None or root is None or same_strides(n.tensor(root), was):
             continue
-        chain = aliasing.viewed_by(output)
-        others = (o for o in found if isinstance(o, fx.Node) and o is not output)
-        if not any(aliasing.root_of(o) is chain[-1] for o in others):
-            continue
-        root = _last_of_shape(chain, was)
-        asked = None
-        if root is not None and not same_strides(n.tensor(root), was):
-            with graph.inserting_after(root):
-                asked = restrided(Builder(graph, fake_mode, root), root, was)
-        if root is not None and asked is not None:
-            _replace_for_others(root, asked)
+        if _lay_out(graph, root, was, fake_mode):
             _recompute_values(graph, fake_mode)
             changed += 1
     return changed
+
+
+def _shared(graph: fx.Graph, seen: Iterable[int]) -> list[int]:
+    """The places of those outputs that share memory with another one of them."""
+    found = outputs(graph)
+    nodes = {place: found[place] for place in seen if isinstance(found[place], fx.Node)}
+    roots = {place: aliasing.root_of(node) for place, node in nodes.items()}
+    return [
+        place
+        for place, node in nodes.items()
+        if any(roots[place] is roots[p] and o is not node for p, o in nodes.items())
+    ]
 
 
 def _last_of_shape(chain: Sequence[fx.Node], was: torch.Tensor) -> fx.Node | None:
@@ -245,16 +250,22 @@ def _recompute_values(graph: fx.Graph, fake_mode: FakeTensorMode) -> None:
 
 
 def restrided(b: Builder, made: fx.Node, like: torch.Tensor) -> fx.Node | None:
-    """`made` with the strides of `like`, or None where they cannot be asked for (sizes unknown, or
-    not dense).
+    """`made` with the strides of `like`, or None where they cannot be asked for (not known to be
+    dense).
     """
-    strides: list[Any] = list(like.stride())
-    if not all(isinstance(s, int) for s in (*like.shape, *strides)):
+    inner_first = _dense_order(like)
+    if inner_first is None:
         return None
-    if not is_dense(like):
-        return None
-    asked: fx.Node = b(inductor_prims.force_stride_order, made, strides)
-    return asked
+    if all(isinstance(s, int) for s in (*like.shape, *like.stride())):
+        asked: fx.Node = b(inductor_prims.force_stride_order, made, list(like.stride()))
+        return asked
+    # Symbolic strides are products of sizes, which need no nodes where a copy makes them.
+    outer_first = inner_first[::-1]
+    back = [outer_first.index(dim) for dim in range(len(outer_first))]
+    moved = b(aten.permute.default, made, outer_first)
+    copied = b(aten.clone.default, moved, memory_format=torch.contiguous_format)
+    placed: fx.Node = b(aten.permute.default, copied, back)
+    return placed if same_strides(n.tensor(placed), like) else None
 
 
 def _with_gaps(b: Builder, made: fx.Node, like: torch.Tensor) -> fx.Node | None:
@@ -286,20 +297,43 @@ def _overlaps(tensor: torch.Tensor) -> bool:
 
 
 def is_dense(tensor: torch.Tensor) -> bool:
-    """Does every element have a place of its own, with no gaps between?"""
-    expected = 1
-    dims = sorted(
-        (stride, size)
-        for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
-        if size != 1
-    )
-    for stride, size in dims:
-        if stride != expected:
-            return False
-        expected *= size
-    return True
+    """Is it known that every element has a place of its own, with no gaps between? Installs no
+    guard.
+    """
+    return _dense_order(tensor) is not None
 
 
-def _replace_for_others(node: fx.Node, by: fx.Node) -> None:
-    """Let all readers but `by` itself read `by`."""
-    node.replace_all_uses_with(by, delete_user_cb=lambda user: user is not by)
+def _dense_order(tensor: torch.Tensor) -> list[int] | None:
+    """The dims of a dense tensor, the innermost first and those of size 1 last; None where it is
+    not known to be dense.
+    """
+    single = [dim for dim, size in enumerate(tensor.shape) if n.same_size(size, 1)]
+    left = [dim for dim in range(tensor.dim()) if dim not in single]
+    order: list[int] = []
+    # ATen counts a size of 0 as 1 in strides; what is traced shows it, or does not.
+    expected: tuple[Any, Any] = (1, 1)
+    while left:
+        dim = next((d for d in left if _is_one_of(tensor.stride(d), expected)), None)
+        if dim is None:
+            return None
+        left.remove(dim)
+        order.append(dim)
+        size, stride = tensor.shape[dim], tensor.stride(dim)
+        expected = size * stride, torch.sym_max(size, 1) * stride
+    return order + single
+
+
+def _is_one_of(stride: Any, expected: tuple[Any, Any]) -> bool:
+    return any(n.same_size(stride, e) for e in expected)
+
+
+def _lay_out(graph: fx.Graph, node: fx.Node, like: torch.Tensor, fake_mode: FakeTensorMode) -> bool:
+    """Give all readers of the node its value with the strides of `like`, where that can be asked
+    for.
+    """
+    b = Builder(graph, fake_mode, node)
+    with graph.inserting_before(node.next):
+        asked = restrided(b, node, like)
+    if asked is not None:
+        node.replace_all_uses_with(asked, delete_user_cb=lambda user: user not in b.inserted)
+    return asked is not None

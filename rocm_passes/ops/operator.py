@@ -196,7 +196,9 @@ class Operator(Computation[C]):
             return _returned(self._run(*self.bind(args, kwargs)), count)
 
         def fake(*args: Any, **kwargs: Any) -> Any:
-            return _returned(self._fake(self.bind(args, kwargs)[0]), count)
+            call = self.bind(args, kwargs)[0]
+            self._check_devices(call)
+            return _returned(self._fake(call), count)
 
         _LIBRARY.impl(full, run, "CompositeExplicitAutograd")
         torch.library.register_fake(f"{NAMESPACE}::{full}", fake, lib=_LIBRARY)
@@ -237,7 +239,15 @@ class Operator(Computation[C]):
         node.args = (*replace(call, **changes).arguments().values(), lowering)
         node.kwargs = {}
 
+    def _check_devices(self, call: C) -> None:
+        """A kernel would read memory that it cannot reach, and count as broken from then on."""
+        devices = {t.device for t in call.tensors()}
+        if len(devices) > 1:
+            named = ", ".join(sorted(map(str, devices)))
+            raise ValueError(f"rocm_passes::{self.name}: its tensors lie on {named}; one is needed")
+
     def _run(self, call: C, name: str) -> Results:
+        self._check_devices(call)
         lowering = self.lowering(name)
         no_kernel = lowering is None or lowering.run is None or name in self._failed
         if no_kernel or not (triton_is_interpreted() or any(t.is_cuda for t in call.tensors())):

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -72,6 +72,9 @@ class Plan:
         self._collectives = context.read_once(graph, collectives)
         self._taken: dict[fx.Node, tuple[Idiom, Match]] = {}
         self._considered: dict[fx.Node, list[str]] = {}
+        #: Larger fusions that were not taken, and the nodes that have an entry without them.
+        self._untaken: list[tuple[Idiom, Found, Choice]] = []
+        self._with_entry: set[fx.Node] = set()
         self._fuel = context.options.fuel
 
     def consider(self, idiom: Idiom) -> None:
@@ -84,6 +87,15 @@ class Plan:
             except Exception as error:
                 log.exception("rocm_passes: deciding on %s at %s failed", idiom.name, found.anchor)
                 self._fail(idiom, found, "deciding on it failed", error)
+
+    def say_the_rest(self) -> None:
+        """An entry for each larger fusion that was not taken and has no part in a smaller site,
+        where it would be noted. To be called when all idioms have been considered.
+        """
+        for idiom, found, choice in self._untaken:
+            if self._with_entry.isdisjoint(_nodes(found)):
+                self._with_entry.update(_nodes(found))
+                self._ledger.add(entry(idiom, found, choice))
 
     def _found(self, idiom: Idiom) -> Iterator[Found]:
         """Matches and misses. A finder that raises ends: what it had found before stands."""
@@ -118,8 +130,9 @@ class Plan:
             self._taken |= dict.fromkeys(match.nodes, (idiom, match))
             self._contraction.contract(match.nodes, match.inputs(), match.outputs)
         elif idiom.fuses:
-            self._note(idiom, match.nodes, choice.reason)
+            self._leave(idiom, match, choice)
             return
+        self._with_entry.update(match.nodes)
         self.decisions.append(Decision(idiom, match, choice))
 
     def _fuelled(self, choice: Choice) -> Choice:
@@ -138,11 +151,19 @@ class Plan:
         return choice
 
     def _refuse(self, idiom: Idiom, found: Found, reason: str) -> None:
+        choice = Choice("refused", reason)
         if idiom.fuses:
-            nodes = found.nodes if isinstance(found, Match) else (found.anchor,)
-            self._note(idiom, nodes, reason)
+            self._leave(idiom, found, choice)
         else:
-            self._ledger.add(self.entry(idiom, found, Choice("refused", reason)))
+            self._with_entry.update(_nodes(found))
+            self._ledger.add(self.entry(idiom, found, choice))
+
+    def _leave(self, idiom: Idiom, found: Found, choice: Choice) -> None:
+        """A larger fusion that is not taken is noted on the smaller sites in it, if there are
+        any.
+        """
+        self._untaken.append((idiom, found, choice))
+        self._note(idiom, _nodes(found), choice.reason)
 
     def _fail(self, idiom: Idiom, found: Found, what: str, error: Exception) -> None:
         """An entry for a fault of this package. It stands alone, also where the idiom is a
@@ -172,6 +193,7 @@ class Plan:
         covers = {name: count for name, count in match.covers.items() if name not in already}
         parameters = {**match.parameters, "taken_at": provenance.location(earlier.anchor)}
         cut = replace(match, covers=covers, parameters=parameters)
+        self._with_entry.update(left)
         self._ledger.add(self.entry(idiom, cut, Choice("refused", reason)))
 
     def _note(self, idiom: Idiom, nodes: Iterable[fx.Node], reason: str) -> None:
@@ -182,9 +204,14 @@ class Plan:
             self._considered.setdefault(node, []).append(f"{idiom.name}: {reason}")
 
     def entry(self, idiom: Idiom, found: Found, choice: Choice) -> Entry:
-        inside = found.nodes if isinstance(found, Match) else (found.anchor,)
-        considered = dict.fromkeys(c for node in inside for c in self._considered.get(node, ()))
+        considered = dict.fromkeys(
+            c for node in _nodes(found) for c in self._considered.get(node, ())
+        )
         return entry(idiom, found, choice, tuple(considered))
+
+
+def _nodes(found: Found) -> Collection[fx.Node]:
+    return found.nodes if isinstance(found, Match) else (found.anchor,)
 
 
 def entry(idiom: Idiom, found: Found, choice: Choice, considered: tuple[str, ...] = ()) -> Entry:

@@ -30,6 +30,8 @@ class Draft:
         self.inputs: dict[str, str] = {}
         self.statements: list[Statement] = []
         self.kinds: list[str] = []
+        #: Outputs, whatever else the program returns.
+        self.returned: list[str] = []
         self.values: dict[str, Tensor] = {}
         self.mode = "graph"
         torch.manual_seed(seed)

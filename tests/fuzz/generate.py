@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from tests.fuzz import glue, norms, rotations, videos
+from tests.fuzz import glue, norms, rare, rotations, videos
 from tests.fuzz.draft import FLOATS, Draft, Unfit
 from tests.fuzz.program import Program
 
@@ -51,7 +51,9 @@ def _written(d: Draft, seed: int) -> Program:
         x = _in_control_flow(d, x)
     if d.maybe(0.12) and d.mode != "grad":
         x = d.attempt(lambda: glue.by_strides(d, x)) or x
-    return d.program(outputs(d, x))
+    if seed % rare.ONE_IN == 5:
+        rare.add(d, x)
+    return d.program([*outputs(d, x), *d.returned])
 
 
 def _mode(d: Draft) -> str:

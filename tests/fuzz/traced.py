@@ -86,7 +86,6 @@ class Traced:
         with _disable_current_modes():
             GraphPass(options, target, ledgers.append)(gm.graph)
         gm.graph.lint()
-        compile_fx.view_to_reshape(gm)  # Inductor lowers a view as a reshape.
         self._now = gm
         return ledgers[0]
 

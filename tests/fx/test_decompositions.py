@@ -157,3 +157,19 @@ def test_code_is_plain_inductors_in_forward_and_backward(keeping: None) -> None:
     # Not by its name, which is an entry point: a checkout that is not installed has none.
     assert not difference(forward_code(backend=rocm_diffusion), forward_code())
     assert not difference(training_code(backend=rocm_diffusion), training_code())
+
+
+def test_a_decomposed_norm_behind_what_lies_otherwise_by_now() -> None:
+    """Inductor computes the norm's nodes again on the layout that a rewrite in front of it has
+    given: a view of that need not exist. With dynamic sizes the norm is not taken, and decomposed.
+    """
+
+    def f(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+        return nn.functional.group_norm(nn.functional.conv3d(x, w), 2) + 1
+
+    x, w = torch.randn(2, 4, 3, 4, 5), torch.randn(4, 4, 1, 1, 1)
+    options = {"layout": "channels_last", "idioms": ("conv3d",)}
+    seen = rewrite(f, x, w, options=options)
+    assert [e.outcome for e in seen.sites] == ["rewritten"]
+    assert aten.view.default not in seen.targets()
+    torch.testing.assert_close(seen.result, f(x, w))

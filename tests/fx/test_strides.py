@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rocm_passes.options import Options
+from rocm_passes.target import Target
 from tests.fuzz.traced import Traced, references_run, target_named
 from tests.idioms.norm_cases import use_reference
 from tests.rewriting import rewrite
@@ -132,3 +133,23 @@ def test_outputs_of_a_body_that_share_memory_go_on_sharing_it(views: str) -> Non
     for got, want in zip(found, f(VIDEO, KERNEL), strict=True):
         torch.testing.assert_close(got, want)
         assert got.stride() == want.stride()
+
+
+def test_a_reader_of_symbolic_strides(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The strides are products of sizes that no number is known of, and are kept all the same."""
+    faked = target_named("sm_90")
+    monkeypatch.setattr(Target, "of_inputs", staticmethod(lambda _: faked))
+    weight = torch.randn(4, 4, 2, 2, 3)
+
+    def f(x: Tensor, w: Tensor) -> Tensor:
+        y = F.group_norm(x.contiguous(memory_format=torch.channels_last_3d), 4, eps=0.02)
+        y = y.transpose(2, 1)
+        y = F.normalize((y + y.mean()).float(), dim=1, eps=1.0)
+        return torch.as_strided(F.conv3d(y, w), (48, 6), (1, 48), 0)
+
+    x = torch.randn(4, 4, 4, 4, 4).bfloat16()
+    with references_run():
+        seen = rewrite(f, x, weight, dynamic=True)
+    outcomes = {e.idiom: e.outcome for e in seen.sites}
+    assert outcomes["group_norm"] == outcomes["channel_norm"] == "rewritten"
+    torch.testing.assert_close(seen.result, f(x, weight), atol=2e-2, rtol=2e-2)

@@ -336,3 +336,32 @@ def test_shapes_and_scales(
 
     r = check(fn, draw(1, C, *small), *weights(3))
     assert site(r).outcome == "rewritten"
+
+
+@pytest.mark.parametrize(("options", "kind"), [
+    ({"rewrite_numerics": "strict", "select": "always"}, "refused"),
+    ({"select": "off"}, "kept"),
+])  # fmt: skip
+def test_an_image_that_is_left_has_an_entry(options: dict[str, Any], kind: str) -> None:
+    """No smaller idiom has its nodes, on whose entry the larger fusion would be noted."""
+    r = rewrite(image, draw(1, C, 3, 5), *weights(2), options=options)
+    (entry,) = r.sites
+    assert (entry.idiom, entry.outcome, entry.covers) == ("upsampled_conv", kind, {})
+    assert "strict" in entry.reason or "off" in entry.reason
+
+
+def test_an_image_that_is_padded_has_an_entry() -> None:
+    def padded(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        return F.conv2d(F.interpolate(x, scale_factor=2.0), w, b, padding=1)
+
+    (entry,) = rewrite(padded, draw(1, C, 3, 5), *weights(2)).sites
+    assert (entry.outcome, entry.reason) == ("refused", "its padding is convolved, too")
+    assert not entry.considered
+
+
+def test_a_video_that_is_left_has_one_entry() -> None:
+    """The refusal is noted on the conv3d that it stays."""
+    options = {"rewrite_numerics": "strict", "select": "always"}
+    (entry,) = rewrite(video, draw(1, C, 2, 3, 5), *weights(3), options=options).sites
+    assert entry.idiom == "conv3d"
+    assert any(c.startswith("upsampled_conv: ") for c in entry.considered)

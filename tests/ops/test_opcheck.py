@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rocm_passes import registry  # noqa: F401  (registers every lowering)
+from rocm_passes.kernels.triton import launch as launching
 from rocm_passes.ops.aiter_conv import AITER_CONV, AiterConv
 from rocm_passes.ops.as_real import AS_REAL, AsReal
 from rocm_passes.ops.attention import ATTENTION
@@ -234,6 +235,75 @@ def test_wrong_calls_raise(name: str, lowering: str) -> None:
     for other in wrong:
         with pytest.raises((RuntimeError, ValueError, IndexError, TypeError, AssertionError)):
             run(example, lowering, with_x(example, other))
+
+
+def of_several_tensors() -> list[tuple[str, str]]:
+    return [(o, low) for o, low in lowerings() if len(list(EXAMPLES[o].call.tensors())) > 1]
+
+
+@pytest.mark.parametrize(("name", "lowering"), of_several_tensors())
+def test_tensors_on_two_devices_are_refused(name: str, lowering: str) -> None:
+    """Before the kernel is tried: one that fails is not used again in the process."""
+    example = EXAMPLES[name]
+    call = with_x(example, x_of(example).to("meta"))
+    for attempt in (
+        lambda: run(example, lowering, call),
+        lambda: example.operator._run(call, lowering),
+    ):
+        with pytest.raises(ValueError, match="its tensors lie on cpu, meta; one is needed"):
+            attempt()
+    assert ran(example, lowering)
+
+
+def enlarged(call: Call, batch: int, of: int) -> Call:
+    """The call on tensors without memory, those of `of` samples with `batch` samples."""
+
+    def larger(t: Tensor) -> Tensor:
+        sizes = [batch, *t.shape[1:]] if t.dim() > 2 and t.shape[0] == of else t.shape
+        return torch.empty(sizes, dtype=t.dtype, device="meta")
+
+    changed: dict[str, Any] = {}
+    for field, given in call.arguments().items():
+        if isinstance(given, Tensor):
+            changed[field] = larger(given)
+        elif isinstance(given, list) and given and isinstance(given[0], Tensor):
+            changed[field] = [larger(t) for t in given]
+    return replace(call, **changed)
+
+
+#: So many samples of every example have more than 2^31 elements.
+SAMPLES = 2**27
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_sizes_beyond_32_bits(name: str) -> None:
+    """Shapes and strides of the results are those of a small call, but for the samples."""
+    example = EXAMPLES[name]
+    few = x_of(example).shape[0]
+    found = run(example, "reference", enlarged(example.call, SAMPLES, few))
+    small = run(example, "reference", enlarged(example.call, few, few))
+    for large, one in zip(found, small, strict=True):
+        assert large.shape == (SAMPLES, *one.shape[1:]) and large.dtype is one.dtype
+        assert large.stride() == one.stride()
+        assert large.numel() > 2**31
+
+
+@pytest.mark.parametrize("name", sorted({o for o, low in lowerings() if low == "triton"}))
+def test_launches_beyond_32_bits(name: str) -> None:
+    """A kernel refuses such a call, or has a grid that a driver takes. (No program is run.)"""
+    example = EXAMPLES[name]
+    lowering = example.operator.lowering("triton")
+    assert lowering is not None and lowering.run is not None
+    call = enlarged(example.call, SAMPLES, x_of(example).shape[0])
+    with launching.written_down() as launches:
+        try:
+            lowering.run(call)
+        except ValueError as refused:
+            assert "grid" in str(refused) or "2^31" in str(refused), refused
+            return
+    assert launches
+    for launch in launches:
+        launching.check_grid(launch.grid, 32)
 
 
 def test_the_interpreter_runs_the_kernels() -> None:

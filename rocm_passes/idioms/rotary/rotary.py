@@ -112,7 +112,10 @@ def _obstacle(rotation: Rotation, numerics: str) -> str | None:
             "float32"
         )
     if rotation.fused:
-        return "rewrite_numerics='strict': the graph's addcmul may leave its product unrounded"
+        return (
+            "rewrite_numerics='strict': the graph adds by addcmul, which may leave its product "
+            "unrounded, or by a sum, which makes +0 of two -0"
+        )
     if rotation.rounds_twice:
         return "rewrite_numerics='strict': the graph rounds its result twice, and an operator once"
     return None

@@ -32,9 +32,9 @@ class Rotation:
     entries: of cos1, sin1, cos2, sin2. interleaved: pairs are (2i, 2i+1), else (i, i+P). core: the
     node that holds the rotated pairs; tail: the views and the cast that follow it, up to the
     result. width: rotated channels, the first of D. partial: the tokens that are rotated, where not
-    all are. steps: the dtypes that products and sums are computed in; fused: is a product added
-    unrounded (addcmul)? lossy: a cast inside that no operator repeats. rounds_twice: does a cast
-    follow one that is inside? nodes: what a rewrite makes dead.
+    all are. steps: the dtypes that products and sums are computed in; fused: may a sum differ from
+    that of rounded products (addcmul, aten.sum)? lossy: a cast inside that no operator repeats.
+    rounds_twice: does a cast follow one that is inside? nodes: what a rewrite makes dead.
     """
 
     anchor: fx.Node

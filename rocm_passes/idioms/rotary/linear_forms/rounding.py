@@ -26,6 +26,10 @@ def is_lossless(source: torch.dtype, result: torch.dtype) -> bool:
     return source == result or result in _HOLDS.get(source, ())
 
 
+#: addcmul may add its product unrounded; a sum begins at zero, to which a -0 adds nothing.
+_FUSED = frozenset({aten.addcmul.default, aten.sum.dim_IntList})
+
+
 def with_rounding(
     node: fx.Node, found: Value, known: Known, arithmetic: Collection[object]
 ) -> Value | None:
@@ -37,7 +41,7 @@ def with_rounding(
     result = real_dtype(node)
     lossy = [v.lossy for _, v in inputs if v.lossy is not None]
     steps = frozenset[torch.dtype]().union(*(v.steps for _, v in inputs))
-    fused = node.target is aten.addcmul.default or any(v.fused for _, v in inputs)
+    fused = node.target in _FUSED or any(v.fused for _, v in inputs)
     found = replace(found, fused=fused)
     if node.target in arithmetic:
         lossy += [v.rounded for _, v in inputs if v.rounded is not None]

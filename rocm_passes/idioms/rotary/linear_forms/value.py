@@ -53,9 +53,9 @@ class Value:
     unwritten.
 
     x_dtype: of x, before lossless casts. steps: the real dtypes that products and sums are computed
-    in. fused: is a product added without being rounded (addcmul)? rounded: the narrowing cast
-    behind the last sum or product, with only moves behind it. lossy: a cast that no operator
-    repeats: one to integers or 8 bits, or one that something is computed from.
+    in. fused: may a sum of it differ from that of rounded products (addcmul, aten.sum)? rounded:
+    the narrowing cast behind the last sum or product, with only moves behind it. lossy: a cast that
+    no operator repeats: one to integers or 8 bits, or one that something is computed from.
     """
 
     lead: tuple[Any, ...]

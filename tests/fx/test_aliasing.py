@@ -1,0 +1,100 @@
+"""Outputs share memory after a rewrite where they shared it before, and nowhere else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from rocm_passes.fx import aliasing
+from rocm_passes.fx.builder import fake_mode_of
+from rocm_passes.options import Options
+from tests.fuzz.traced import Traced, references_run, target_named
+
+
+def traced(f: Callable[..., Any], *inputs: Tensor) -> tuple[fx.GraphModule, FakeTensorMode]:
+    gm = make_fx(f, tracing_mode="fake")(*inputs)
+    mode = fake_mode_of(gm.graph)
+    assert mode is not None
+    return gm, mode
+
+
+def memory(tensors: Sequence[Tensor]) -> list[int]:
+    """For each tensor the place of the first that it shares memory with."""
+    at = [t.untyped_storage().data_ptr() for t in tensors]
+    return [at.index(a) for a in at]
+
+
+#: Views of one input: one node twice, a view of a view, and parts of a list.
+VIEWS: dict[str, Callable[[Tensor], Any]] = {
+    "one value twice": lambda x: (lambda y: (y, y))(x[1:]),
+    "a view and its view": lambda x: (lambda y: (y, y.reshape(-1)))(x[1:]),
+    "two views": lambda x: (x[1:], x[:1]),
+    "parts of a list": lambda x: x.split(1),
+    "a part and its view": lambda x: (lambda p: (p[0], p[0].transpose(0, 1)))(x.split(1)),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_outputs_that_shared_memory_are_views_of_one_copy(name: str) -> None:
+    x = torch.randn(2, 3)
+    gm, mode = traced(VIEWS[name], x)
+    shared = frozenset((i, j) for i, j in aliasing.sharing(gm.graph) if isinstance(j, int))
+    assert shared == {(0, 1)}
+    assert aliasing.keep_apart(gm.graph, shared, mode) == 1
+    gm.recompile()
+    found = gm(x)
+    assert memory([x, *found]) == [0, 1, 1]
+    for got, want in zip(found, VIEWS[name](x), strict=True):
+        assert torch.equal(got, want)
+
+
+def test_outputs_that_shared_nothing_are_copied_one_by_one() -> None:
+    x = torch.randn(2, 3)
+    gm, mode = traced(VIEWS["two views"], x)
+    assert aliasing.keep_apart(gm.graph, frozenset(), mode) == 2
+    gm.recompile()
+    assert memory([x, *gm(x)]) == [0, 1, 2]
+
+
+def rewritten(f: Callable[..., Any], *inputs: Tensor) -> tuple[list[str], list[Tensor]]:
+    with torch.no_grad(), references_run():
+        pass_over = Traced(f, inputs)
+        pass_over.trace()
+        options = Options(select="always", layout="channels_last", tune_seconds=0.0)
+        ledger = pass_over.rewrite(options, target_named("sm_90"))
+        return [e.outcome for e in ledger.entries], list(pass_over(*inputs))
+
+
+VIDEO, CACHE = torch.randn(1, 4, 2, 3, 5), torch.randn(1, 4, 2, 3, 5)
+
+
+def test_frames_for_the_next_chunk_that_are_returned_twice_stay_one_tensor() -> None:
+    """They were a slice of the joined frames; behind the rewrite they are the cache itself."""
+
+    def f(x: Tensor, cache: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        joined = torch.cat([cache, x], 2)
+        kept = joined[:, :, :2]
+        return kept, kept, F.conv3d(joined, w)
+
+    outcomes, found = rewritten(f, VIDEO, CACHE, torch.randn(4, 4, 1, 1, 1))
+    assert outcomes == ["rewritten"]
+    assert memory([CACHE, *found]) == [0, 1, 1, 3]
+
+
+@pytest.mark.parametrize("views", ["y, y.flatten()", "y.flatten(), y.transpose(1, 2)"])
+def test_views_of_what_lies_channels_last_now_share_its_memory_still(views: str) -> None:
+    """A flat view of the channels-last result would be a copy."""
+    f = eval(f"lambda x, w: (lambda y: ({views}))(F.conv3d(x, w) * 2)", {"F": F})
+    weight = torch.randn(4, 4, 2, 3, 1)
+    outcomes, found = rewritten(f, VIDEO, weight)
+    assert outcomes == ["rewritten"]
+    assert memory(found) == [0, 0]
+    for got, want in zip(found, f(VIDEO, weight), strict=True):
+        torch.testing.assert_close(got, want)
