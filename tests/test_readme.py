@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from examples.demo import DEMO
+from examples.demo_arguments import MODELS
 from rocm_passes import Explanation, cli
 from tests.zoo import case
 
@@ -41,7 +41,7 @@ def test_its_commands_exist() -> None:
 
 
 def test_the_demo_has_the_five_models_of_the_main_job() -> None:
-    assert {case(name).source.partition(":")[2] for name in DEMO} == {
+    assert {case(name).source.partition(":")[2] for name in MODELS} == {
         *("WanTransformer3DModel", "ZImageTransformer2DModel", "QwenImageTransformer2DModel"),
         *("FluxTransformer2DModel", "AutoencoderKLWan"),
     }
