@@ -12,6 +12,7 @@ import click
 
 from rocm_passes import torch_version
 from rocm_passes.cli.script import Script, ScriptCommand, check_writable, hint_at_misplaced
+from rocm_passes.cli.tables import progress
 from rocm_passes.errors import plural
 
 if TYPE_CHECKING:
@@ -159,7 +160,7 @@ def measure(
     call only.
     """
     tuned: list[Tuned] = []
-    for call in calls:
+    for call in progress(calls, "measuring"):
         try:
             tuned.append(_measured(call, options, target, timer))
         except KeyboardInterrupt:
