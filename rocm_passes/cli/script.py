@@ -167,7 +167,7 @@ def _neighbour(path: Path) -> str:
 
 
 def _of_module(name: str, arguments: Sequence[str]) -> Script:
-    if Path(name).is_file():
+    if name.endswith(".py") and Path(name).is_file():
         raise _wrong(f"{name!r} is a file, not a module: leave out -m")
     here = os.getcwd()
     sys.path.insert(0, here)
