@@ -11,7 +11,6 @@ ledgers are left in demo-output: ledger.json and ledger.html, and ledger-gfx942.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 import textwrap
@@ -29,17 +28,18 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 import torch
 
 import rocm_passes
+from examples import demo_arguments
+from examples.demo_arguments import SELECT
 from examples.progress import Progress
 from rocm_passes import Entry, Explanation
 from rocm_passes.environment import document
 from rocm_passes.errors import plural
-from rocm_passes.options import SELECT
 from rocm_passes.report import html as report_html
 from rocm_passes.report import ledger
 from rocm_passes.report.text import aligned
 from rocm_passes.report.text import outcome as became
 from rocm_passes.target import Target
-from tests.zoo import DEMO, Case, case, tensors_in
+from tests.zoo import Case, case, tensors_in
 
 #: Of printed reasons, in characters.
 WIDTH = 96
@@ -77,7 +77,13 @@ class Outcome:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    arguments = _arguments(argv)
+    arguments = demo_arguments.parse(argv)
+    as_if = arguments.as_if
+    if as_if is None:
+        as_if = "" if torch.cuda.is_available() else "gfx942"
+    if as_if and Target.named(as_if) is None:
+        print(f"--as-if: expected an architecture such as gfx942, found {as_if!r}", file=sys.stderr)
+        return 2
     # Inductor warns of complex numbers where a rotary embedding stays as it was: the ledger says
     # so.
     warnings.filterwarnings(
@@ -88,16 +94,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     where = f"on {torch.cuda.get_device_name()}" if torch.cuda.is_available() else "on the CPU"
     select = arguments.select or ("auto" if torch.cuda.is_available() else "always")
     count = plural(len(arguments.models), "model")
-    print(f"{count} in {arguments.dtype} {where}, {_choice(select)}\n", flush=True)
+    chosen = f"select={select!r}: {SELECT[select]}"
+    print(f"{count} in {arguments.dtype} {where}, {chosen}\n", flush=True)
     outcomes = []
     for number, name in enumerate(arguments.models, 1):
         label = f"[{number}/{len(arguments.models)}]"
-        outcome = run(case(name), dtype, select, label, arguments.as_if)
+        outcome = run(case(name), dtype, select, label, as_if)
         outcomes.append(outcome)
         print(f"{told(outcome)}\n", flush=True)
     print("\n".join(aligned(_overview(outcomes))))
     with Progress("writing the ledgers"):
-        files = write(outcomes, Path(arguments.output), arguments.as_if)
+        files = write(outcomes, arguments.output, as_if)
     print(f"\n{time.perf_counter() - started:.0f} seconds. The ledgers of all sites:")
     print("\n".join(f"  {file}" for file in files))
     return 0
@@ -224,46 +231,6 @@ def _overview(outcomes: Sequence[Outcome]) -> list[tuple[str, ...]]:
         tuple(k.replace("_", " ") for k in rows[0]),
         *(tuple(map(str, r.values())) for r in rows),
     ]
-
-
-def _choice(select: str) -> str:
-    return {
-        "always": "select='always': all that can be is rewritten, to show it (by default, what "
-        "pays)",
-        "auto": "select='auto': what is known to pay on this machine is rewritten",
-        "off": "select='off': nothing is changed, sites are only reported",
-    }[select]
-
-
-def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="rocm-passes demo", description=__doc__.partition("\n")[0]
-    )
-    models = ", ".join(DEMO)
-    parser.add_argument(
-        "models", nargs="*", metavar="MODEL", default=list(DEMO), help=f"of {models}"
-    )
-    parser.add_argument(
-        "--select",
-        choices=SELECT,
-        help="as the backend's option; default: always on a CPU, auto on a GPU",
-    )
-    parser.add_argument(
-        "--as-if",
-        default="" if torch.cuda.is_available() else "gfx942",
-        metavar="ARCH",
-        help="decide once more, as on this architecture; '' for not (default without a GPU: "
-        "gfx942)",
-    )
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
-    parser.add_argument("--output", default="demo-output", metavar="FOLDER")
-    found = parser.parse_args(argv)
-    if found.as_if and Target.named(found.as_if) is None:
-        parser.error(f"--as-if: expected an architecture such as gfx942, found {found.as_if!r}")
-    for name in found.models:
-        if name not in DEMO:
-            parser.error(f"there is no model {name!r}; there are {models}")
-    return found
 
 
 if __name__ == "__main__":

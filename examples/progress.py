@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import sys
-import threading
 import time
 from types import TracebackType
 from typing import TextIO
+
+from rich.console import Console
+from rich.progress import Progress as Line
+from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 
 class Progress:
@@ -14,18 +17,20 @@ class Progress:
     away; elsewhere (a file, a log) one plain line.
     """
 
-    def __init__(self, what: str, stream: TextIO | None = None, interval: float = 0.5) -> None:
+    def __init__(self, what: str, stream: TextIO | None = None) -> None:
         self.seconds = 0.0
         self._what = what
         self._stream = stream or sys.stdout
-        self._interval = interval
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._tick, daemon=True)
+        self._line: Line | None = None
 
     def __enter__(self) -> Progress:
         self._started = time.perf_counter()
         if self._stream.isatty():
-            self._thread.start()
+            columns = SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn()
+            self._line = Line(*columns, console=Console(file=self._stream), transient=True)
+            # No markup: a name in brackets is a name.
+            self._line.add_task(self._what.replace("[", r"\["), total=None)
+            self._line.start()
         else:
             print(f"{self._what} ...", file=self._stream, flush=True)
         return self
@@ -37,17 +42,5 @@ class Progress:
         trace: TracebackType | None,
     ) -> None:
         self.seconds = time.perf_counter() - self._started
-        self._done.set()
-        if self._stream.isatty():
-            self._thread.join()
-            self._write("")
-
-    def _tick(self) -> None:
-        while not self._done.is_set():
-            self._write(f"{self._what} ... {time.perf_counter() - self._started:.0f} s")
-            self._done.wait(self._interval)
-
-    def _write(self, text: str) -> None:
-        # The escape sequence clears what the line had held before.
-        self._stream.write(f"\r\x1b[K{text}")
-        self._stream.flush()
+        if self._line is not None:
+            self._line.stop()

@@ -34,7 +34,8 @@ class ContractError(RocmPassesError, ValueError):
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """`"; did you mean 'select'?"`, or the empty string where nothing comes near."""
-    close = difflib.get_close_matches(name, list(known), n=1)
+    others = [each for each in known if each != name]
+    close = difflib.get_close_matches(name, others, n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
 

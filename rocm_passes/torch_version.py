@@ -56,3 +56,15 @@ def check() -> None:
     found = problem(installed())
     if found is not None:
         raise TorchError(found)
+
+
+def check_import() -> None:
+    """Raise TorchError where torch is missing, too old, or fails to import."""
+    check()
+    try:
+        import torch  # noqa: F401
+    except Exception as error:
+        raise TorchError(
+            f"torch fails to import ({type(error).__name__}: {error}): `rocm-passes doctor` says "
+            "more"
+        ) from error

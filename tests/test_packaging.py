@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tomllib
 import venv
@@ -285,6 +287,33 @@ def test_the_dockerfile_copies_what_is_there_and_installs_no_torch() -> None:
     assert 'ENTRYPOINT ["rocm-passes"]' in lines
 
 
+@pytest.mark.exhaustive
+def test_the_dockerfile_s_step_installs_beside_a_torch_and_leaves_it(
+    built: Built, tmp_path: Path
+) -> None:
+    """The RUN line, by a shell, in an environment that sees this one's torch and libraries."""
+    text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
+    (step,) = [line.removeprefix("RUN ") for line in text.splitlines() if line.startswith("RUN ")]
+    venv.create(tmp_path / "env", with_pip=False)
+    (site,) = (tmp_path / "env" / "lib").glob("python*/site-packages")
+    (site / "beside.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    done = subprocess.run(
+        ["sh", "-c", step.replace("/tmp/", f"{tmp_path}/")],
+        cwd=built.sdist,
+        # Nothing is fetched: what the package needs is there, and setuptools builds it.
+        env={"PATH": f"{tmp_path / 'env' / 'bin'}:/usr/bin:/bin", "HOME": str(tmp_path),
+             "PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0",
+             "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    installed = {p.name.partition("-")[0] for p in site.glob("*.dist-info")}
+    assert installed == {"rocm_passes"}
+    assert not (tmp_path / "torch-before").exists(), "the step tidies up"
+
+
 def test_issue_templates_ask_for_the_doctor_s_report() -> None:
     templates = [
         p for p in (ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml") if p.name != "config.yml"
@@ -303,6 +332,31 @@ def test_the_release_workflow_builds_both_and_uploads_nothing() -> None:
     commands = "\n".join(step.get("run", "") for step in steps)
     assert "python -m build" in commands and "twine check" in commands and "make test" in commands
     assert "twine upload" not in text and "pypi-publish" not in text
+    links = commands.index("release_links.py")
+    assert links < commands.index("python -m build"), "links are made absolute before the build"
+
+
+def test_a_release_has_addresses_and_no_relative_link(built: Built, tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    shutil.copytree(built.sdist, tree)
+    repository = "https://github.com/some-owner/some-name"
+    command = [sys.executable, ".github/release_links.py", repository, "c0ffee"]
+    subprocess.run(command, cwd=tree, check=True, timeout=60)
+    archive = zipfile.ZipFile(build("build_wheel", tree, tmp_path))
+    folder = f"rocm_passes-{rocm_passes.__version__}.dist-info"
+    head, _, readme = archive.read(f"{folder}/METADATA").decode().partition("\n\n")
+    for name, address in (
+        ("Repository", repository),
+        ("Documentation", f"{repository}/blob/c0ffee/docs/index.md"),
+        ("Issues", f"{repository}/issues"),
+        ("Changelog", f"{repository}/blob/c0ffee/CHANGELOG.md"),
+    ):
+        assert f"Project-URL: {name}, {address}" in head.splitlines()
+    assert f"({repository}/raw/c0ffee/docs/images/wan-1280-light.png)" in readme
+    assert f"]({repository}/blob/c0ffee/docs/supported.md)" in readme
+    assert not re.findall(r"\]\((?!https?://|#)[^)]*\)", readme)
+    for path in re.findall(rf"{repository}/(?:blob|raw)/c0ffee/([^)#]+)", readme):
+        assert (ROOT / path).is_file(), path
 
 
 def test_the_development_container_is_valid_and_its_command_exists() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from examples.demo import DEMO
+from examples.demo_arguments import MODELS
 from rocm_passes import Explanation, cli
 from tests.zoo import case
 
@@ -17,7 +17,7 @@ README = (ROOT / "README.md").read_text()
 
 
 def test_its_code_runs() -> None:
-    use, explain, pipeline = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    use, pipeline, explain = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
     names: dict[str, object] = {"torch": torch, "model": nn.RMSNorm(16), "x": torch.randn(2, 16)}
     exec(use, names)
     compiled = names["model"]
@@ -32,6 +32,16 @@ def test_its_code_runs() -> None:
     assert "decoder" in str(names["report"]) and "compiled" in str(names["report"])
 
 
+def test_the_first_screen_leads_from_install_to_what_has_not_run() -> None:
+    """Sixty lines: install, quick start, what it does for a model; AMD stands under the title."""
+    lines = README.splitlines()[:60]
+    heads = [line.removeprefix("## ") for line in lines if line.startswith("## ")]
+    assert heads == ["Install", "Quick start", "What it does for your model"]
+    assert lines[2].startswith("**Nothing has run on AMD hardware yet.**")
+    assert "pip install -e ." in lines and "rocm-passes doctor" in lines
+    assert max(map(len, lines)) <= 100
+
+
 def test_its_commands_exist() -> None:
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     assert {"demo", "test"} <= set(re.findall(r"make (\w+)", README)) <= targets
@@ -41,7 +51,7 @@ def test_its_commands_exist() -> None:
 
 
 def test_the_demo_has_the_five_models_of_the_main_job() -> None:
-    assert {case(name).source.partition(":")[2] for name in DEMO} == {
+    assert {case(name).source.partition(":")[2] for name in MODELS} == {
         *("WanTransformer3DModel", "ZImageTransformer2DModel", "QwenImageTransformer2DModel"),
         *("FluxTransformer2DModel", "AutoencoderKLWan"),
     }

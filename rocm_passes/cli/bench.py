@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from rocm_passes import torch_version
 from rocm_passes.cli.script import Script, ScriptCommand, check_writable, hint_at_misplaced
 from rocm_passes.cli.tables import print_table
 from rocm_passes.errors import nearest
@@ -39,7 +40,11 @@ SCRIPT_FORMS = "eager,inductor,static,ours"
     help="Timed runs of each form.",
 )
 @click.option(
-    "--seconds", default=3600.0, show_default=True, help="Start no run of a script after so many."
+    "--seconds",
+    default=3600.0,
+    show_default=True,
+    type=click.FloatRange(min=0),
+    help="Start no run of a script after so many.",
 )
 @click.option(
     "--json",
@@ -65,6 +70,7 @@ def bench(
     compiles and with static shapes; and with this backend. NAME is a pipeline or another benchmark
     (--list); its arguments stand behind it, and `rocm-passes bench NAME --help` shows them.
     """
+    torch_version.check_import()
     if list_them:
         click.echo(_listed())
         return 0
@@ -79,7 +85,8 @@ def bench(
         "bench", ("--json", "--share", "--forms", "--rounds", "--seconds"), script.arguments
     )
     given = ["-m", module, *words] if module is not None else list(words)
-    return _script(given, script.name, forms.split(","), rounds, seconds, json_file, share_file)
+    asked = list(dict.fromkeys(forms.split(",")))
+    return _script(given, script.name, asked, rounds, seconds, json_file, share_file)
 
 
 def benchmarks() -> list[str]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 
+from rocm_passes import torch_version
 from rocm_passes.cli.script import Script, ScriptCommand, hint_at_misplaced
 from rocm_passes.errors import RocmPassesError, plural
 
@@ -76,18 +77,26 @@ def bisect(
     run, and finds the script's standard output in the file that ROCM_BISECT_OUTPUT names. Exits
     with 1 where a rewrite was found, and with 0 where the result is right with all of them.
     """
+    torch_version.check()
     script = Script.find(module, words)
     hint_at_misplaced("bisect", ("--check", "--timeout"), script.arguments)
     command = [sys.executable, *(("-m", module, *words) if module else words)]
     judge = judge_of(check)
 
+    rewrites = 0
+
     def run(fuel: int) -> Run:
+        nonlocal rewrites
         found = _run(command, fuel, judge, timeout)
+        rewrites = max(rewrites, found.rewrites)
         ended = f", exit code {found.code}" if found.code else ""
         click.echo(f"ran with {plural(found.rewrites, 'rewrite')}{ended}")
         return found
 
-    return _told(search(run, compares=check is None))
+    found = search(run, compares=check is None)
+    if rewrites == 0:
+        click.echo("no site was rewritten: `rocm-passes explain` says why")
+    return _told(found)
 
 
 def search(run: Callable[[int], Run], compares: bool) -> Run | None:
@@ -95,6 +104,11 @@ def search(run: Callable[[int], Run], compares: bool) -> Run | None:
     without rewrites.
     """
     plain = run(0)
+    if compares and plain.code:
+        raise BisectError(
+            f"the script ends with exit code {plain.code} without any rewrite, so none of them is "
+            f"the cause{plain.error}"
+        )
     if not compares and not plain.good:
         raise BisectError(
             f"the result is wrong without any rewrite, so none of them is the cause{plain.error}"

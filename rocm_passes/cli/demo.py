@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from rocm_passes import torch_version
+
 #: The checkout, where this is one.
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -27,4 +29,7 @@ def demo(arguments: tuple[str, ...]) -> int:
             "demo: it is part of a checkout of the project, and this is an installed package"
         )
     sys.path.insert(0, str(ROOT))
+    # Help and wrong usage are answered before torch is imported.
+    importlib.import_module("examples.demo_arguments").parse(list(arguments))
+    torch_version.check_import()
     return int(importlib.import_module("examples.demo").main(list(arguments)))

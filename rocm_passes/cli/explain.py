@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rocm_passes import torch_version
 from rocm_passes.cli import ranks
 from rocm_passes.cli.script import Script, ScriptCommand, check_writable, hint_at_misplaced
 from rocm_passes.errors import plural
@@ -46,6 +47,7 @@ def explain(
     ledger too. Under torchrun (torchrun ... -m rocm_passes explain SCRIPT) rank 0 shows the ledger
     of all ranks; what they have alike stands there once.
     """
+    torch_version.check()
     script = Script.find(module, words)
     check_writable(json_file, html_file)
     hint_at_misplaced("explain", ("--json", "--html", "--all"), script.arguments)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rocm_passes import torch_version
+
 if TYPE_CHECKING:
     from rocm_passes.policy import Rule
     from rocm_passes.target import Target
@@ -31,6 +33,7 @@ def rules(arch: str | None, every: bool, as_json: bool) -> None:
     """
     if every and arch is not None:
         raise click.UsageError("rules: give --target or --all, not both")
+    torch_version.check_import()
     from rocm_passes import policy
 
     target = None if every else _target(arch)

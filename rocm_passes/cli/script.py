@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib.util
 import os
 import sys
@@ -14,8 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-
-from rocm_passes.errors import nearest
 
 
 class ScriptCommand(click.Command):
@@ -43,7 +42,7 @@ class ScriptCommand(click.Command):
         }
         at = 0
         while at < len(args) and args[at].startswith("-") and args[at] != "--":
-            if args[at] == "-m":
+            if args[at] == "-m" and at + 1 < len(args):
                 return [*args[: at + 2], "--", *args[at + 2 :]]
             at += 2 if args[at] in taking_values else 1
         return args
@@ -64,8 +63,10 @@ def hint_at_misplaced(command: str, options: Sequence[str], arguments: Sequence[
 def check_writable(*files: str | None) -> None:
     """Refuse, before anything runs, output files that could not be written afterwards."""
     for file in files:
-        reason = file and _unwritable(Path(file))
-        if reason:
+        if file is None:
+            continue
+        reason = _unwritable(Path(file)) if file else "the name is empty"
+        if reason is not None:
             raise click.UsageError(
                 f"cannot write {file!r}: {reason}", click.get_current_context(silent=True)
             )
@@ -148,24 +149,44 @@ def _of_file(name: str, arguments: Sequence[str]) -> Script:
     path = Path(name)
     if path.is_dir():
         raise _wrong(f"{name!r} is a folder: name a Python file, or a module by -m")
+    if path.is_symlink() and not path.exists():
+        raise _wrong(f"{name!r} is a link to a file that is not there")
     if not path.is_file():
-        beside = [p.name for p in path.parent.glob("*.py")] if path.parent.is_dir() else []
-        raise _wrong(f"there is no script {name!r}{nearest(path.name, beside)}")
+        raise _wrong(f"there is no script {name!r}{_neighbour(path)}")
     folder = str(path.resolve().parent)
     return Script(
         name, name, folder, tuple(arguments), lambda: compile(path.read_bytes(), str(path), "exec")
     )
 
 
+def _neighbour(path: Path) -> str:
+    """The script beside it whose name is nearest. The ending is what all have alike."""
+    beside = {p.stem: p.name for p in path.parent.glob("*.py")} if path.parent.is_dir() else {}
+    close = difflib.get_close_matches(path.stem, beside, n=1)
+    return f"; did you mean {beside[close[0]]!r}?" if close else ""
+
+
 def _of_module(name: str, arguments: Sequence[str]) -> Script:
+    if name.endswith(".py") and Path(name).is_file():
+        raise _wrong(f"{name!r} is a file, not a module: leave out -m")
     here = os.getcwd()
     sys.path.insert(0, here)
     try:
         spec = importlib.util.find_spec(name)
         if spec is not None and spec.submodule_search_locations is not None:
             spec = importlib.util.find_spec(f"{name}.__main__")
+            if spec is None:
+                raise _wrong(f"{name!r} is a package without a __main__ module")
     except ImportError as error:
         raise _wrong(f"there is no module {name!r}: {error}") from error
+    except click.UsageError:
+        raise
+    except Exception as error:
+        # The package around the module is imported to find it.
+        raise _wrong(
+            f"module {name!r} is not found: importing its package raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
     finally:
         sys.path.remove(here)
     if spec is None or not hasattr(spec.loader, "get_code"):

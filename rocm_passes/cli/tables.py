@@ -1,9 +1,12 @@
-"""Tables on the terminal, by rich. Where the output is no terminal nothing is cut."""
+"""Tables and progress on the terminal, by rich. Where the output is no terminal nothing is cut."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
 
 #: Wider than any row: a file or a pipe has no width to keep to.
 _UNBOUNDED = 400
@@ -22,3 +25,14 @@ def print_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
     Console(width=None if sys.stdout.isatty() else _UNBOUNDED, highlight=False).print(table)
+
+
+def progress(items: Sequence[T], what: str) -> Iterator[T]:
+    """Each item in turn, under a bar on stderr that then goes away. No bar where stderr is no
+    terminal.
+    """
+    from rich.console import Console
+    from rich.progress import track
+
+    console = Console(stderr=True)
+    yield from track(items, what, console=console, transient=True, disable=not console.is_terminal)

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
+from rocm_passes import torch_version
 from rocm_passes.cli.script import Script, ScriptCommand, check_writable, hint_at_misplaced
+from rocm_passes.cli.tables import progress
 from rocm_passes.errors import plural
 
 if TYPE_CHECKING:
@@ -64,11 +66,14 @@ def tune(
     little longer than the script without compiling. A later run that compiles measures nothing.
     Where the script or a measurement fails, what was measured so far is kept.
     """
+    if show and (merge or words or module):
+        raise click.UsageError("tune: --show runs and merges nothing: give it alone")
     if merge:
         # Written `--merge a.json b.json`, the second is a word.
         return _merge([*merge, *words], choices)
     if show:
         return _show(choices)
+    torch_version.check_import()
     script = Script.find(module, words)
     hint_at_misplaced("tune", ("--seconds", "--choices", "--merge", "--show"), script.arguments)
     return _tune(script, seconds, _path(choices))
@@ -131,12 +136,10 @@ def _tune(script: Script, seconds: float, path: Path) -> int:
             code = script.run()
         except SystemExit as ended:
             code = _exit_code(ended)
-    if code:
-        click.echo(
-            f"{script.name} ended with code {code}; what it had met is measured all the same",
-            err=True,
-        )
     calls, target = noted.calls, Target.current()
+    if code:
+        kept = "; what it had met is measured all the same" if calls else ""
+        click.echo(f"{script.name} ended with code {code}{kept}", err=True)
     tuned = measure(calls, Options(choices=str(path), tune_seconds=seconds), target)
     click.echo(told(script.name, len(history()), tuned, target))
     click.echo(f"choices are kept in {path}")
@@ -157,7 +160,7 @@ def measure(
     call only.
     """
     tuned: list[Tuned] = []
-    for call in calls:
+    for call in progress(calls, "measuring"):
         try:
             tuned.append(_measured(call, options, target, timer))
         except KeyboardInterrupt:

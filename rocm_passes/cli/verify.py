@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from rocm_passes import torch_version
 from rocm_passes.cli.explain import compiled_graphs, switch_caches_off
 from rocm_passes.cli.script import Script, ScriptCommand, check_writable, hint_at_misplaced
 from rocm_passes.cli.tables import print_table
@@ -35,6 +36,7 @@ def verify(json_file: str | None, live: bool, module: str | None, words: tuple[s
     Exits with 1 where a rewrite was put back, and with the script's own code where that is not 0.
     An option `verify` that the script gives itself is stronger than this command.
     """
+    torch_version.check()
     script = Script.find(module, words)
     check_writable(json_file)
     hint_at_misplaced("verify", ("--json", "--live"), script.arguments)

@@ -16,7 +16,8 @@ from typing import Any
 from rocm_passes.errors import plural
 from rocm_passes.report import html_groups, html_overview
 from rocm_passes.report.html_groups import Group, Page
-from rocm_passes.report.ledger import OUTCOMES
+from rocm_passes.report.ledger import OUTCOMES, from_document
+from rocm_passes.report.text import empty
 
 SiteRecord = Mapping[str, Any]
 
@@ -37,6 +38,7 @@ def page(document: Mapping[str, Any], title: str) -> str:
         _notes(document.get("graphs", ())),
         _table(document.get("models", ()), "models"),
         _table(map(_part, document.get("parts", ())), "parts"),
+        "" if sites else f'<p class="empty">{escape(empty(from_document(document)))}</p>',
         _totals(sites),
         _tabs(groups),
         html_overview.overview(groups),
@@ -91,9 +93,14 @@ def _table(found: Iterable[Mapping[str, Any]], name: str) -> str:
         return ""
     names = list(rows[0])
     head = "".join(f"<th>{escape(n.replace('_', ' '))}</th>" for n in names)
-    lines = ["".join(f"<td>{escape(_text(row[n]))}</td>" for n in names) for row in rows]
+    lines = ["".join(_cell(n, row[n]) for n in names) for row in rows]
     body = "".join(f"<tr>{line}</tr>" for line in lines)
     return f'<div class="scroll"><table class="{name}"><tr>{head}</tr>{body}</table></div>'
+
+
+def _cell(name: str, value: object) -> str:
+    """data-name: shown in front of the value where a narrow page has no head."""
+    return f'<td data-name="{escape(name)}">{escape(_text(value))}</td>'
 
 
 def _part(found: Mapping[str, Any]) -> dict[str, str]:

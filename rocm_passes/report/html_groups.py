@@ -104,11 +104,27 @@ def _reason(site: SiteRecord) -> str:
     """The reason, on a line for each lowering where it is a summary of what they said."""
     parts = _summed_up(site)
     if parts:
-        head = str(site["reason"])[: -len("; ".join(parts))]
+        head = _head(site, parts)
         return "".join(
             f"<span>{escape(line)}</span>" for line in (*([head] if head else []), *parts)
         )
     return escape(str(site["reason"]))
+
+
+def short_reason(site: SiteRecord) -> str:
+    """The reason without the lowerings that cannot run there, where others said something."""
+    parts = _summed_up(site)
+    able = [p for p, v in zip(parts, site["verdicts"], strict=False) if _can_run(v)]
+    return f"{_head(site, parts)}{'; '.join(able)}" if able else str(site["reason"])
+
+
+def _can_run(verdict: Mapping[str, Any]) -> bool:
+    return bool(verdict["verdict"] != "unavailable")
+
+
+def _head(site: SiteRecord, parts: Sequence[str]) -> str:
+    """What stands in front of the parts in a reason that ends in them."""
+    return str(site["reason"])[: -len("; ".join(parts))]
 
 
 def _summed_up(site: SiteRecord) -> list[str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from html import escape
 
 from rocm_passes.report.html_bars import size
-from rocm_passes.report.html_groups import Group, became
+from rocm_passes.report.html_groups import Group, became, short_reason
 
 #: Groups in each list; the rest is a click away.
 MOST = 8
@@ -22,9 +22,10 @@ def overview(groups: Sequence[Group]) -> str:
         if measured
         else "No time was measured here: by the bytes that the sites read and write."
     )
+    all_done = "Every site was rewritten." if groups else "No site was found."
     return (
         '<section class="overview">'
-        f"{_panel('Not rewritten, and why', '', left, 'Every site was rewritten.')}"
+        f"{_panel('Not rewritten, and why', '', left, all_done)}"
         f"{_panel('Gained most', how, done, 'No site was rewritten.')}"
         "</section>"
     )
@@ -49,5 +50,5 @@ def _item(group: Group) -> str:
         f'<li><a href="#{group.key}"><span class="count">{len(group.sites)}</span> '
         f'<b>{escape(first["idiom"])}</b> <span class="{first["outcome"]}">'
         f"{escape(became(first))}</span> <small>{gain}</small></a>"
-        f"<p>{escape(first['reason'])}</p></li>"
+        f"<p>{escape(short_reason(first))}</p></li>"
     )

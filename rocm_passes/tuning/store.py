@@ -100,6 +100,13 @@ def loads(text: str, source: str) -> Choices:
     """What `dump` wrote. source: names the text in the error. Raises StoreError on other text."""
     try:
         document = json.loads(text)
+    except ValueError as error:
+        raise StoreError(
+            f"{source}: not a file of measured choices: it is no JSON ({error})"
+        ) from error
+    if not isinstance(document, dict) or "format" not in document:
+        raise StoreError(f"{source}: not a file of measured choices: it names no format")
+    try:
         if document["format"] != FORMAT_VERSION:
             raise StoreError(
                 f"{source}: format {document['format']!r}; this version reads {FORMAT_VERSION}"

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 import rocm_passes
-from rocm_passes import cli
+from examples import demo_arguments
+from rocm_passes import cli, torch_version
 from rocm_passes.cli import bench, demo
+from rocm_passes.options import SELECT
 
 COMMANDS = ("doctor", "explain", "tune", "rules", "verify", "bisect", "demo", "bench")
 
@@ -34,6 +36,9 @@ sys.exit(main(sys.argv[1:]))
         (["tune", "--help"], "--seconds"),
         (["rules", "--help"], "--target ARCH"),
         (["bench", "--help"], "--share FILE"),
+        (["verify", "--help"], "--live"),
+        (["bisect", "--help"], "--check CHECK"),
+        (["demo", "--help"], "--as-if ARCH"),
     ],
 )
 def test_help_and_version_need_no_torch(arguments: list[str], says: str) -> None:
@@ -131,6 +136,17 @@ def test_the_command_is_installed() -> None:
         (["bench", "no_such_file.py"], "there is no script 'no_such_file.py'"),
         (["bench", "--forms", "egaer", __file__], "there is no form 'egaer'"),
         (["bench"], "a script is needed, or -m MODULE"),
+        (["bench", "--seconds", "-1", __file__], "--seconds"),
+        (["doctor", "--json", "--report"], "give --report or --json, not both"),
+        (["explain", "-m"], "Option '-m' requires an argument"),
+        (["explain", "-m", __file__], "is a file, not a module: leave out -m"),
+        (["explain", "-m", "email"], "'email' is a package without a __main__ module"),
+        (["explain", "--json", "", __file__], "cannot write '': the name is empty"),
+        (["verify", "--json", ".", __file__], "cannot write '.': it is a folder"),
+        (["tune", "--show", __file__], "--show runs and merges nothing"),
+        (["tune", "--show", "--merge", "a.json"], "--show runs and merges nothing"),
+        (["demo", "--output", __file__], "cannot write into"),
+        (["demo", "--select", "allways"], "invalid choice: 'allways'"),
     ],
 )
 def test_wrong_usage_exits_with_2(
@@ -156,6 +172,86 @@ def test_a_misspelt_script_is_answered_with_its_neighbour(
     (tmp_path / "decode.py").touch()
     assert cli.main(["explain", str(tmp_path / "decoed.py")]) == 2
     assert "did you mean 'decode.py'?" in capsys.readouterr().err
+
+
+def test_a_link_to_nothing_is_called_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "script.py").symlink_to("nowhere.py")
+    assert cli.main(["explain", str(tmp_path / "script.py")]) == 2
+    said = capsys.readouterr().err
+    assert "is a link to a file that is not there" in said and "did you mean" not in said
+
+
+def test_the_ending_alone_makes_no_neighbour(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "abc.py").touch()
+    assert cli.main(["explain", str(tmp_path / "xyz.py")]) == 2
+    assert "did you mean" not in capsys.readouterr().err
+
+
+def test_a_package_that_fails_to_import_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "fails_when_imported").mkdir()
+    (tmp_path / "fails_when_imported" / "__init__.py").write_text("raise ValueError('boom')")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["explain", "-m", "fails_when_imported.x"]) == 2
+    assert "importing its package raised ValueError: boom" in capsys.readouterr().err
+
+
+NEEDING_TORCH = {
+    "rules": [],
+    "explain": [__file__],
+    "verify": [__file__],
+    "tune": [__file__],
+    "bisect": [__file__],
+    "bench": [__file__],
+    "demo": [],
+}
+
+
+@pytest.mark.parametrize("command", NEEDING_TORCH)
+def test_a_torch_that_is_too_old_is_one_line(
+    command: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    monkeypatch.setattr(torch_version, "installed", lambda: "2.10.0+rocm7.0")
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([command, *NEEDING_TORCH[command]]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("rocm-passes: torch 2.10.0+rocm7.0 is too old")
+
+
+@pytest.mark.parametrize("arguments", [["rules"], ["bench", "--list"], ["tune", __file__]])
+def test_a_torch_that_fails_to_import_is_one_line(arguments: list[str]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *arguments],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("rocm-passes: torch fails to import (")
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_interrupt_is_one_word(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli.commands, "main", interrupted)
+    assert cli.main(["doctor"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_the_demo_says_what_each_choice_of_sites_means() -> None:
+    assert set(demo_arguments.SELECT) == set(SELECT)
 
 
 def test_an_unwritable_output_is_refused_before_the_script_runs(

@@ -19,7 +19,15 @@ from rocm_passes.cli.doctor.diagnosis import (
     verdict,
 )
 from rocm_passes.cli.doctor.known import ADVICE, KNOWN_ISSUES
-from rocm_passes.cli.doctor.machine import Aiter, DeviceNode, Gpu, Library, Machine, Miopen
+from rocm_passes.cli.doctor.machine import (
+    Aiter,
+    DeviceNode,
+    Gpu,
+    Library,
+    LoweringRow,
+    Machine,
+    Miopen,
+)
 from rocm_passes.target import AMD_ARCHITECTURES
 from tests.cli.machines import CPU, IGPU, LIBRARIES, MI300X, MI300X_GPU, NODES, RX7900
 
@@ -352,7 +360,13 @@ def test_the_report_has_everything_and_no_home_folder(monkeypatch: pytest.Monkey
     assert said.startswith("```text\n") and said.endswith("\n```")
     for part in ("gfx942", "MIOpen 3.5.2", "ROCM_PASSES_CHOICES=~/c.json", "no-conv3d-heuristics"):
         assert part in said
-    assert "pad by reference: it is slower" in said and "/home/user" not in said
+    assert "it is slower: pad by reference" in said and "/home/user" not in said
+
+
+def test_the_report_has_one_line_for_each_reason() -> None:
+    rows = tuple(LoweringRow(i, "triton", "no GPU") for i in ("rms_norm", "rotary"))
+    said = text.report(replace(CPU, lowerings=rows), [])
+    assert "not here     no GPU: rms_norm by triton, rotary by triton" in said.splitlines()
 
 
 def test_json_is_plain_data_with_findings_and_code() -> None:

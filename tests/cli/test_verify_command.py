@@ -141,6 +141,23 @@ def test_a_result_that_is_wrong_without_rewrites_is_refused() -> None:
         bisect.search(Script(8, 0), compares=False)
 
 
+def test_a_script_that_fails_without_rewrites_is_refused_with_its_last_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "script.py").write_text("raise ValueError('boom')")
+    assert cli.main(["bisect", str(tmp_path / "script.py")]) == 2
+    said = capsys.readouterr().err
+    assert "ends with exit code 1 without any rewrite" in said and "ValueError: boom" in said
+
+
+def test_a_script_without_rewrites_is_told_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "script.py").write_text("print(1.0)")
+    assert cli.main(["bisect", str(tmp_path / "script.py")]) == 0
+    assert "no site was rewritten: `rocm-passes explain` says why" in capsys.readouterr().out
+
+
 def test_a_result_that_differs_without_rewrites_is_refused() -> None:
     outputs = iter(["1.0", "2.0"])
     with pytest.raises(bisect.BisectError, match="rewrites nothing, and its result differs"):

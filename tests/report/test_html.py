@@ -182,6 +182,9 @@ def test_it_opens_on_what_was_refused_and_on_what_gained(ledgers: list[Ledger]) 
         .split("Gained most")
     )
     assert re.findall(r'<span class="(\w+)">', left) == ["count", "refused", "count", "kept"]
+    assert "triton: slower here" in left and "not installed" not in left, (
+        "lowerings that cannot run there are left to the group itself"
+    )
     assert "1.5 ms saved" in gained and "By measured time" in gained
     ledgers[1].entries[0] = entry(outcome="rewritten", lowering="triton", reason="by rule")
     assert "No time was measured here" in page(ledgers) and "2 KiB" in page(ledgers)
@@ -256,7 +259,11 @@ def test_page_loads_nothing(ledgers: list[Ledger]) -> None:
 
 def test_page_of_no_sites() -> None:
     assert "<output>0 sites<" in page([])
-    assert "Every site was rewritten" in page([]) and "No site was rewritten" in page([])
+    assert "No site was found" in page([]) and "No site was rewritten" in page([])
+    assert "no graph went through the passes" in page([]), "it says why"
+    assert "none computes a known idiom" in page([Ledger("graph0")])
+    done = page([Ledger("graph0", [entry(outcome="rewritten", lowering="triton", reason="r")])])
+    assert "Every site was rewritten" in done and 'class="empty"' not in done
     assert "<output>1 site<" in page([Ledger("graph0", [entry()])])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from examples.demo_arguments import MODELS as DEMO
+
 from .case import Case, Draw, main_dtype, tensors_in
 from .counting import count_idioms
 from .denoisers import MAIN_DENOISERS
@@ -22,9 +24,6 @@ __all__ = [
     "main_dtype",
     "tensors_in",
 ]
-
-DEMO = ("wan", "z_image", "qwen_image", "flux", "vae_wan")
-"""The five of the main job: four denoisers, and the Wan VAE decoding three latent frames."""
 
 
 def cases() -> tuple[Case, ...]:

@@ -28,6 +28,8 @@ def doctor(context: click.Context, lowerings: bool, report: bool, as_json: bool)
     Exit code: 0 where the backend will work, 1 where it will work with warnings, 2 where it will
     not work.
     """
+    if report and as_json:
+        raise click.UsageError("doctor: give --report or --json, not both")
     machine = collect.this_machine()
     findings = diagnosis.diagnose(machine)
     if as_json:

@@ -44,11 +44,19 @@ def report(machine: Machine, findings: Sequence[Finding]) -> str:
     rows = [*_facts(machine)]
     rows += [("variable", f"{name}={value}") for name, value in machine.variables.items()]
     rows += [(f.severity, f"{f.name}: {f}") for f in findings]
-    missing = [r for r in machine.lowerings if r.reason is not None]
-    rows += [("not here", f"{r.idiom} by {r.lowering}: {r.reason}") for r in missing]
+    rows += [("not here", said) for said in _not_here(machine)]
     lines = [f"{label:<{_LABEL}}{value}".rstrip() for label, value in rows]
     body = "\n".join([*lines, verdict(list(findings))])
     return f"```text\n{_without_home(body)}\n```"
+
+
+def _not_here(machine: Machine) -> Iterable[str]:
+    """The lowerings that cannot run here, a line for each reason."""
+    by_reason: dict[str, list[str]] = {}
+    for row in machine.lowerings:
+        if row.reason is not None:
+            by_reason.setdefault(row.reason, []).append(f"{row.idiom} by {row.lowering}")
+    return (f"{reason}: {', '.join(names)}" for reason, names in by_reason.items())
 
 
 def lowering_rows(machine: Machine) -> list[tuple[str, str, str]]:
