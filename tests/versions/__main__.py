@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
         if not venv.is_ready:
             print(f"torch {version}: making {venv.folder}", flush=True)
             venv.make(given.python)
-        run = run_suite(venv, given.pytest)
+        run = run_suite(venv, given.all_cases, given.pytest)
         print(
             f"torch {run.torch}, Python {run.python}: {run.passed} passed, {run.failed} failed, "
             f"{run.skipped} skipped ({run.seconds:.0f} s)",
@@ -52,11 +52,11 @@ def main(arguments: Sequence[str]) -> int:
     return int(any(run.failed for run in runs))
 
 
-def run_suite(venv: Venv, more: Sequence[str] = ()) -> table.Run:
+def run_suite(venv: Venv, all_cases: bool, more: Sequence[str]) -> table.Run:
     described = venv.describe()
     with tempfile.TemporaryDirectory() as folder:
         junit = Path(folder) / "junit.xml"
-        seconds = venv.pytest([*suite.arguments(), "-q", f"--junitxml={junit}", *more])
+        seconds = venv.pytest([*suite.arguments(all_cases), "-q", f"--junitxml={junit}", *more])
         return table.read_junit(junit, described, seconds)
 
 
@@ -75,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--write", metavar="DOCUMENT", help="the document that holds the table")
     made.add_argument("--remove", action="store_true", help="delete each environment after its run")
+    made.add_argument("--all-cases", action="store_true", help="all cases of each test")
     made.add_argument("pytest", nargs="*", help="more arguments of pytest, behind --")
     return made
 

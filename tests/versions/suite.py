@@ -1,7 +1,8 @@
 """The part of the suite that every version of torch runs: what depends on torch's own code.
 
-Graphs are rewritten and run without code generation, but for the tests of generated code named
-below. The whole suite runs with one version, that of constraints.txt.
+Of a test with parameters the first case runs (once.py). Graphs are rewritten and run without code
+generation, but for tests of the generated code. The whole suite runs with one version, that of
+constraints.txt.
 """
 
 from __future__ import annotations
@@ -54,7 +55,6 @@ PART: Mapping[str, tuple[str, ...]] = {
     "cache keys, and ledgers of cached graphs": (
         "tests/tuning/test_consulted.py",
         "tests/report/test_remembered.py",
-        "tests/test_backend.py::test_entry_point_and_caches_across_processes",
     ),
     "ledgers and dumps, also in the structured trace": (
         "tests/report/test_report.py",
@@ -63,9 +63,10 @@ PART: Mapping[str, tuple[str, ...]] = {
     "compile_pipeline": ("tests/diffusers_pipeline/test_compile_pipeline.py",),
 }
 #: The marks of tests that are left out.
-MARKS = "not exhaustive"
+MARKS = "not exhaustive and not codegen"
 
 
-def arguments() -> list[str]:
+def arguments(all_cases: bool = False) -> list[str]:
     """Of pytest: each file or test once."""
-    return [*dict.fromkeys(path for paths in PART.values() for path in paths), "-m", MARKS]
+    once = [] if all_cases else ["-p", "tests.versions.once"]
+    return [*dict.fromkeys(path for paths in PART.values() for path in paths), "-m", MARKS, *once]

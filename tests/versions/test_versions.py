@@ -5,12 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from examples.write_docs import between
 from tests.versions import __main__ as command
-from tests.versions import suite, table, venvs
+from tests.versions import once, suite, table, venvs
 from tests.versions.table import Run
 from tests.versions.venvs import ROOT, Venv, WrongTorch
 
@@ -47,6 +49,22 @@ def test_the_part_names_tests_that_are_there(path: str) -> None:
     file, _, name = path.partition("::")
     assert (ROOT / file).exists()
     assert f"def {name}" in (ROOT / file).read_text() if name else True
+
+
+def test_of_each_test_the_first_case_runs() -> None:
+    names = ["a.py::t[1]", "a.py::t[2-[x]]", "a.py::u", "b.py::t[1]", "b.py::C::t[1]"]
+    left: list[Any] = []
+    hook = SimpleNamespace(pytest_deselected=lambda items: left.extend(items))
+    items: list[Any] = [SimpleNamespace(nodeid=name) for name in names]
+    config: Any = SimpleNamespace(hook=hook)
+    once.pytest_collection_modifyitems(config, items)
+    assert [i.nodeid for i in items] == [n for n in names if n != "a.py::t[2-[x]]"]
+    assert [i.nodeid for i in left] == ["a.py::t[2-[x]]"]
+
+
+def test_all_cases_run_where_asked() -> None:
+    assert "tests.versions.once" in suite.arguments()
+    assert "tests.versions.once" not in suite.arguments(all_cases=True)
 
 
 def test_a_run_counts_outcomes_and_names_failures(tmp_path: Path) -> None:
@@ -121,7 +139,8 @@ def test_test_tools_that_would_replace_torch_stop_the_command(
     commands: list[list[object]] = []
     monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
     monkeypatch.setattr(Venv, "describe", lambda self: next(found))
-    venv = Venv(here, "2.12")
+    venv = Venv(here / "new", "2.12")
+    venv.folder.mkdir()
     with pytest.raises(WrongTorch, match=r"replaced torch 2\.12\.1\+rocm7\.1 by 2\.12\.1"):
         venv.make("python3")
     assert not venv.is_ready

@@ -40,11 +40,12 @@ class Venv:
         return (self.folder / READY).exists()
 
     def make(self, interpreter: str) -> None:
-        """Install everything. Raises CalledProcessError where a step fails, WrongTorch where the
-        test tools took another torch.
+        """Install what is not there. Raises CalledProcessError where a step fails, WrongTorch where
+        the environment has another torch, or the test tools replaced it.
         """
-        subprocess.run([interpreter, "-m", "venv", str(self.folder)], check=True)
-        self._pip(f"torch=={self.wanted}.*")
+        if not self.python.exists():
+            subprocess.run([interpreter, "-m", "venv", str(self.folder)], check=True)
+            self._pip(f"torch=={self.wanted}.*")
         _, before, _ = self.describe()
         constraints = self.folder / "constraints.txt"
         constraints.write_text(constraints_beside(before), encoding="utf-8")
