@@ -21,7 +21,6 @@ from pathlib import Path
 from tests.versions import suite, table
 from tests.versions.venvs import ROOT, Venv
 
-VERSIONS = ("2.11", "2.12", "2.13", "2.14", "2.15")
 #: Of an interpreter, as in the name of an environment.
 MINOR = "import sys; print('%d.%d' % sys.version_info[:2])"
 
@@ -68,7 +67,7 @@ def _output(*command: str) -> str:
 def _parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(prog="python -m tests.versions", description=__doc__)
     made.formatter_class = argparse.RawDescriptionHelpFormatter
-    made.add_argument("--only", default=",".join(VERSIONS), help="versions of torch")
+    made.add_argument("--only", default=",".join(suite.VERSIONS), help="versions of torch")
     made.add_argument("--python", default=sys.executable, help="the interpreter (this one)")
     made.add_argument(
         "--venvs", default=ROOT / ".versions", metavar="FOLDER", help="where environments are"

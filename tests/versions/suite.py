@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+#: Of torch: the supported ones.
+VERSIONS = ("2.11", "2.12", "2.13", "2.14", "2.15")
 _IDIOMS = (
     "attention_idiom",
     "channel_norm",

@@ -90,6 +90,12 @@ def rendered(runs: Sequence[Run]) -> str:
         )
         for run in runs
     ]
+    there = {run.place[0] for run in runs}
+    rows += [
+        (version, "-", "-", "not run", "", "", "")
+        for version in suite.VERSIONS
+        if _minor(version) not in there
+    ]
     failures = [f"- torch {run.torch}: `{name}`" for run in runs for name in run.failures]
     return "\n".join([markdown(HEAD, rows), *(["", "Failed:", "", *failures] if failures else [])])
 
