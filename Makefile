@@ -1,5 +1,5 @@
-# make test | test-all | fuzz SECONDS=600 | mutants | demo | lint | format | docs | docs-tables |
-# clean
+# make test | test-all | fuzz SECONDS=600 | mutants | versions | support | demo | lint | format |
+# docs | docs-tables | clean
 # Each makes its own virtual environment where none is there.
 
 VENV := .venv
@@ -11,7 +11,7 @@ READY := $(VENV)/ready
 # $(call step,NAME,COMMAND): a failure says which step it was.
 step = $(2) || { code=$$?; echo "make $@: $(1) failed with exit code $$code" >&2; exit $$code; }
 
-.PHONY: test test-all fuzz mutants demo lint format docs docs-tables clean
+.PHONY: test test-all fuzz mutants versions support demo lint format docs docs-tables clean
 
 # The fast suite. test-all adds every combination of parameters, more drawn examples, and generated
 # code where the fast suite runs a rewritten graph as it is.
@@ -29,6 +29,15 @@ fuzz: $(READY)
 # Faults planted in the package: each must be caught. Writes the table of docs/fuzzing.md.
 mutants: $(READY)
 	$(RUN) -m tests.fuzz --mutants --docs docs/fuzzing.md
+
+# A part of the suite with each version of torch, in environments of their own (6 GB each), one
+# after the other. VERSIONS_ARGS="--only 2.12 --remove" runs one and deletes its environment.
+versions: $(READY)
+	$(RUN) -m tests.versions --write docs/measured/versions.md $(VERSIONS_ARGS)
+
+# Each pipeline with each feature. Needs torchao beside the development tools.
+support: $(READY)
+	$(RUN) -m tests.support --write docs/measured/support.md $(SUPPORT_ARGS)
 
 demo: $(READY)
 	@echo "importing torch and diffusers ..."

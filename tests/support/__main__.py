@@ -13,6 +13,7 @@ import argparse
 import importlib.util
 import platform
 import sys
+import time
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -20,6 +21,7 @@ from pathlib import Path
 import torch
 
 from rocm_passes.bench.pipeline_specs import PIPELINES
+from tests import fast
 from tests.support import table
 from tests.support.cells import Cell, run
 from tests.support.features import FEATURES
@@ -27,19 +29,24 @@ from tests.support.features import FEATURES
 
 def main(arguments: Sequence[str]) -> int:
     given = _parser().parse_args(arguments)
-    cells = []
+    fast.without_guard_timing()
+    fast.without_searches_for_garbage()
+    path = Path(given.write) if given.write else None
+    outcomes = []
     for pipeline in given.only.split(","):
         for feature in given.features.split(";"):
+            begun = time.process_time()
             cell = _run(pipeline, feature)
+            used = time.process_time() - begun
             print(
-                pipeline, "|", feature, "|", cell.outcome, f"{cell.error:.0e}", cell.why, flush=True
+                *(pipeline, "|", feature, "|", cell.outcome, f"{cell.error:.0e}", cell.why),
+                f"({used:.0f} s)",
+                flush=True,
             )
-            cells.append(cell)
-    if given.write:
-        path = Path(given.write)
-        table.write(path, table.joined(table.kept(path), cells), _environment())
-        print(f"wrote {given.write}")
-    return int(any(cell.outcome in ("WRONG", "FAILED") for cell in cells))
+            outcomes.append(cell.outcome)
+            if path:  # After each cell: a run that is ended keeps what it found.
+                table.write(path, table.joined(table.kept(path), [cell]), _environment())
+    return int(any(outcome in ("WRONG", "FAILED") for outcome in outcomes))
 
 
 def _run(pipeline: str, feature: str) -> Cell:

@@ -51,16 +51,19 @@ def write(path: Path, cells: Sequence[Cell], environment: str) -> None:
 
 
 def render(cells: Sequence[Cell], environment: str) -> str:
-    """Features are rows: they are more than the pipelines, and their names are longer."""
-    features = list(dict.fromkeys(cell.feature for cell in cells))
-    pipelines = list(dict.fromkeys(cell.pipeline for cell in cells))
+    """Features are rows: they are more than the pipelines, and their names are longer. What was not
+    run has its place too.
+    """
+    features, pipelines = list(FEATURES), list(PIPELINES)
     by_place = {(cell.feature, cell.pipeline): cell for cell in cells}
     notes: dict[str, int] = {}
     lines = [f"| | {' | '.join(pipelines)} |", f"|---|{'---|' * len(pipelines)}"]
     for feature in features:
         row = [_cell(by_place.get((feature, name)), notes) for name in pipelines]
         lines.append(f"| {feature} | {' | '.join(row)} |")
-    lines += ["", f"{environment}; CPU, float32.", ""]
+    known = sum(cell.outcome != "not run" for cell in by_place.values())
+    lines += ["", f"{known} of {len(features) * len(pipelines)} cells were run.", ""]
+    lines += [f"{environment}; CPU, float32.", ""]
     lines += [f"{number}. {why}" for why, number in notes.items()]
     return "\n".join(lines)
 
@@ -71,7 +74,13 @@ def _cell(cell: Cell | None, notes: dict[str, int]) -> str:
     sign = SIGNS[cell.outcome]
     if cell.outcome == "compiled" or not cell.why:
         return sign
-    return f"{sign} [{notes.setdefault(cell.why, len(notes) + 1)}]"
+    return f"{sign} [{notes.setdefault(_note(cell.why), len(notes) + 1)}]"
+
+
+def _note(why: str) -> str:
+    """Each reason once, without the number of blocks where it is all of them."""
+    reasons = (re.sub(r"^(\d+) of \1 blocks: ", "", reason) for reason in why.split("; "))
+    return "; ".join(dict.fromkeys(reasons))
 
 
 def read(path: Path) -> dict[tuple[str, str], str]:
