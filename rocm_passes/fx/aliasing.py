@@ -67,10 +67,9 @@ def _copy(graph: fx.Graph, places: Sequence[int], fake_mode: FakeTensorMode) -> 
         b = Builder(graph, fake_mode, root)
         made = {root: b(aten.clone.default, root)}
 
-        def again(view: fx.Node) -> fx.Node:
+        def again(view: Any) -> Any:
             if view not in made:
-                viewed: Any = view.args[0]
-                made[view] = b(view.target, again(viewed), *view.args[1:], **view.kwargs)
+                made[view] = b(view.target, again(view.args[0]), *view.args[1:], **view.kwargs)
             return made[view]
 
         for place in places:
