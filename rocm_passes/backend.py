@@ -180,4 +180,4 @@ class DecomposeForTraining(CustomGraphPass):
     def __call__(self, graph: fx.Graph) -> None:
         if is_training(graph):
             self._graph_pass.note_training(graph)
-            decomposing.decompose_preserved(graph, self._graph_pass.preserved)
+            decomposing.decompose_preserved(graph, self._graph_pass.preserved, joint=True)

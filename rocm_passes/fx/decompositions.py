@@ -74,8 +74,12 @@ def table_preserving(preserved: Iterable[str]) -> PreservingTable:
     return table
 
 
-def decompose_preserved(graph: fx.Graph, preserved: Iterable[str]) -> int:
-    """Decompose every remaining node of the kept operators. Returns how many there were."""
+def decompose_preserved(graph: fx.Graph, preserved: Iterable[str], joint: bool = False) -> int:
+    """Decompose every remaining node of the kept operators. Returns how many there were.
+
+    joint: a training graph before it is partitioned, which has views; a post-grad graph's views are
+    reshapes by then.
+    """
     nodes = nodes_of(graph, preserved)
     if not nodes:
         return 0
@@ -88,9 +92,8 @@ def decompose_preserved(graph: fx.Graph, preserved: Iterable[str]) -> int:
         if node.target not in table:
             continue
         with graph.inserting_before(node):
-            _inline(
-                Builder(graph, fake_mode, node), node, _template(node, table, templates, fake_mode)
-            )
+            template = _template(node, table, templates, fake_mode)
+            _inline(Builder(graph, fake_mode, node), node, template, joint)
         done += 1
     return done
 
@@ -151,7 +154,7 @@ def _signature(node: fx.Node) -> Any:
     return node.target, tuple(tensors), repr(literals)
 
 
-def _inline(b: Builder, node: fx.Node, template: fx.GraphModule) -> None:
+def _inline(b: Builder, node: fx.Node, template: fx.GraphModule, joint: bool) -> None:
     inputs = iter(node.all_input_nodes)
     env: dict[fx.Node, Any] = {}
     for t in template.graph.nodes:
@@ -161,7 +164,8 @@ def _inline(b: Builder, node: fx.Node, template: fx.GraphModule) -> None:
             args, kwargs = map_arg((t.args, t.kwargs), lambda n: env[n])
             # What it reads may come to lie otherwise, so that a view of it would fail. Inductor
             # lowers both alike, and had the graph's views replaced before the pass.
-            target = aten.reshape.default if t.target is aten.view.default else t.target
+            late_view = t.target is aten.view.default and not joint
+            target = aten.reshape.default if late_view else t.target
             env[t] = b(target, *args, **kwargs)
         elif t.op == "get_attr":
             env[t] = _constant(b, getattr(template, t.target))
