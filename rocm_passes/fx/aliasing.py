@@ -65,7 +65,7 @@ def _copy(graph: fx.Graph, places: Sequence[int], fake_mode: FakeTensorMode) -> 
         return
     with graph.inserting_before(graph.output_node()):
         b = Builder(graph, fake_mode, root)
-        made = {root: b(aten.clone.default, root)}
+        made: dict[Any, fx.Node] = {root: b(aten.clone.default, root)}
 
         def again(view: Any) -> Any:
             if view not in made:
