@@ -36,6 +36,11 @@ def run(pipeline: str, feature: str) -> Cell:
         expected = _eager(pipeline, feature)
     except NotOffered as missing:
         return Cell(pipeline, feature, "not offered", str(missing))
+    except Exception as error:
+        why = (
+            f"it raises {type(error).__name__} without compiling too: {str(error).splitlines()[0]}"
+        )
+        return Cell(pipeline, feature, "not offered", why)
     session = Session(pipeline)
     torch._dynamo.reset()
     steps = FEATURES[feature](session)
