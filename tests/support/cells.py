@@ -72,7 +72,7 @@ def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def _described(pipeline: str, feature: str, report: Any, error: float) -> Cell:
-    skipped = {part.name: part.detail for part in report.parts if part.action != "compiled"}
+    skipped = {part.name: part.detail for part in report.parts if part.action == "skipped"}
     why = "; ".join(dict.fromkeys(skipped.values()))
     if not report.compiled:
         return Cell(pipeline, feature, "eager", why, error)
