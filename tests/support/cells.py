@@ -36,6 +36,11 @@ def run(pipeline: str, feature: str) -> Cell:
         expected = _eager(pipeline, feature)
     except NotOffered as missing:
         return Cell(pipeline, feature, "not offered", str(missing))
+    except Exception as error:
+        why = (
+            f"it raises {type(error).__name__} without compiling too: {str(error).splitlines()[0]}"
+        )
+        return Cell(pipeline, feature, "not offered", why)
     session = Session(pipeline)
     torch._dynamo.reset()
     steps = FEATURES[feature](session)
@@ -67,7 +72,7 @@ def _error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def _described(pipeline: str, feature: str, report: Any, error: float) -> Cell:
-    skipped = {part.name: part.detail for part in report.parts if part.action != "compiled"}
+    skipped = {part.name: part.detail for part in report.parts if part.action == "skipped"}
     why = "; ".join(dict.fromkeys(skipped.values()))
     if not report.compiled:
         return Cell(pipeline, feature, "eager", why, error)

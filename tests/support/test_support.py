@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rocm_passes.bench.pipeline_specs import PIPELINES
-from tests.support import table
+from tests.support import cells, table
 from tests.support.cells import Cell, run
 from tests.support.features import FEATURES
 
@@ -99,3 +99,16 @@ def test_a_document_without_markers_is_refused(tmp_path: Path) -> None:
     path.write_text("text\n")
     with pytest.raises(ValueError, match="support: begin"):
         table.write(path, [], "")
+
+
+def test_what_raises_in_eager_too_is_not_a_fault_of_compiling(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def raises(session: object) -> None:
+        raise NotImplementedError("no\nmore")
+
+    monkeypatch.setattr(cells, "Session", lambda name: None)
+    monkeypatch.setitem(FEATURES, "two calls", raises)  # type: ignore[arg-type]
+    cell = run("flux", "two calls")
+    assert cell.outcome == "not offered"
+    assert cell.why == "it raises NotImplementedError without compiling too: no"
