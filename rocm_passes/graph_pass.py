@@ -114,24 +114,47 @@ class GraphPass(CustomGraphPass):
         dump = Dump(ledger.graph)
         dump.step("before", graph)
         if work is not None:
-            promises = Promises(graph, work.fake_mode)
-            self._passes(work, PREPARE, dump)
-            plan = self._decided(work)
-            self._rewrite(work, plan)
-            dump.step("rewritten", graph)
-            self._passes(work, FINISH, dump)
-            promises.keep_apart()
-        changed = decompositions.decompose_preserved(graph, self.preserved) > 0
-        if work is not None:
-            promises.keep_strides(rewritten=work.rewritten > 0)
-            changed = changed or work.rewritten > 0
-        if changed:
+            before = Snapshot(graph)
+            try:
+                self._work_through(work, dump)
+            except Exception as error:
+                log.exception("rocm_passes: %s is left as it was", ledger.graph)
+                before.restore()
+                self._leave(work, f"{type(error).__name__}: {error}")
+        elif decompositions.decompose_preserved(graph, self.preserved):
             _tidy(graph)
         dump.step("after", graph)
         ledger.notes += [] if (group := ranks.current()) is None else group.taken_notes()
         ledger.seconds = time.perf_counter() - started
         dump.ledger(ledger)
         self.publish(ledger)
+
+    def _work_through(self, work: Work, dump: Dump) -> None:
+        graph = work.graph
+        promises = Promises(graph, work.fake_mode)
+        self._passes(work, PREPARE, dump)
+        plan = self._decided(work)
+        self._rewrite(work, plan)
+        dump.step("rewritten", graph)
+        self._passes(work, FINISH, dump)
+        promises.keep_apart()
+        changed = decompositions.decompose_preserved(graph, self.preserved) > 0
+        promises.keep_strides(rewritten=work.rewritten > 0)
+        if changed or work.rewritten:
+            _tidy(graph)
+
+    def _leave(self, work: Work, reason: str) -> None:
+        """The graph is as it was given: nothing is rewritten, and the ledger says so."""
+        self.watch = None
+        if decompositions.decompose_preserved(work.graph, self.preserved):
+            _tidy(work.graph)
+        for at, entry in enumerate(work.ledger.entries):
+            if entry.outcome == "rewritten":
+                said = f"the graph could not be finished, and is as it was: {reason}"
+                work.ledger.entries[at] = replace(
+                    entry, outcome="refused", lowering=None, reason=said, error=reason
+                )
+        work.ledger.notes.append(f"nothing is rewritten: {reason}")
 
     def _new_ledger(self) -> Ledger:
         ledger = Ledger(

@@ -443,3 +443,22 @@ def test_a_reader_that_raises_costs_its_own_candidate_only(
     refused = next(e for e in seen.sites if e.outcome == "refused")
     assert "reading it failed: ZeroDivisionError: a planted fault" in refused.reason
     check_eager(seen, model, x)
+
+
+@pytest.mark.parametrize("step", ["__init__", "keep_apart", "keep_strides"])
+def test_a_graph_that_cannot_be_finished_is_left_as_it_was(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise LookupError("a fault of ours")
+
+    monkeypatch.setattr(f"rocm_passes.graph_pass.Promises.{step}", fail)
+    model, x = TwoNorms(), torch.randn(3, D)
+    seen = rewrite(model, x)
+    check_eager(seen, model, x)
+    assert not [t for t in seen.targets() if "rocm_passes" in str(t)]
+    assert seen.ledgers[0].notes == ["nothing is rewritten: LookupError: a fault of ours"]
+    assert {(e.outcome, e.lowering) for e in seen.sites} <= {("refused", None)}
+    assert len(seen.sites) == (0 if step == "__init__" else 2)
+    for entry in seen.sites:
+        assert "could not be finished" in entry.reason and "a fault of ours" in entry.error

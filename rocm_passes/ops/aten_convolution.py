@@ -34,8 +34,12 @@ class AtenConvolution(Call):
 
     def each(self, name: str) -> tuple[int, ...]:
         """A list argument, one number for each spatial dim; ATen lets one stand for all."""
-        values, rank = tuple(getattr(self, name)), self.x.dim() - 2
-        return values * rank if len(values) == 1 else values
+        values = tuple(getattr(self, name))
+        return values * self.rank() if len(values) == 1 else values
+
+    def rank(self) -> int:
+        """How many spatial dims."""
+        return self.x.dim() - 2
 
     def flops(self) -> float:
         """Floating-point operations of a call with numbers for sizes."""

@@ -20,6 +20,10 @@ class Conv2d(AtenConvolution):
 
     channels_last: bool = True
 
+    def rank(self) -> int:
+        # Of a call whose tensors are nodes, too.
+        return 2
+
     def of_video(self) -> dict[str, Any]:
         """The parameters of the same convolution over a video of 1 frame."""
         return {
