@@ -154,7 +154,7 @@ class GraphPass(CustomGraphPass):
                 work.ledger.entries[at] = replace(
                     entry, outcome="refused", lowering=None, reason=said, error=reason
                 )
-        work.ledger.notes.append(f"nothing is rewritten: {reason}")
+        work.ledger.notes.append(f"the pass failed: {reason}; nothing is rewritten")
 
     def _new_ledger(self) -> Ledger:
         ledger = Ledger(

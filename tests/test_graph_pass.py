@@ -457,7 +457,9 @@ def test_a_graph_that_cannot_be_finished_is_left_as_it_was(
     seen = rewrite(model, x)
     check_eager(seen, model, x)
     assert not [t for t in seen.targets() if "rocm_passes" in str(t)]
-    assert seen.ledgers[0].notes == ["nothing is rewritten: LookupError: a fault of ours"]
+    assert seen.ledgers[0].notes == [
+        "the pass failed: LookupError: a fault of ours; nothing is rewritten"
+    ]
     assert {(e.outcome, e.lowering) for e in seen.sites} <= {("refused", None)}
     assert len(seen.sites) == (0 if step == "__init__" else 2)
     for entry in seen.sites:
