@@ -139,21 +139,21 @@ def test_a_refused_call_raises_an_error_of_ours() -> None:
 
 def test_host_memory_is_refused_by_the_real_aiter() -> None:
     with installed(), mock.patch.object(contract, "DEVICE_TYPES", frozenset({"cuda"})):
-        reason = rms_norm.refusal(torch.ones(2, 8), torch.ones(8), 1e-6, round_before_weight=False)
+        reason = rms_norm.refusal(torch.ones(2, 8), torch.ones(8), round_before_weight=False)
     assert reason is not None and "x is on cpu" in reason
 
 
 def test_tensors_on_two_devices_are_refused() -> None:
     with installed(), mock.patch.object(contract, "DEVICE_TYPES", frozenset({"cpu", "meta"})):
         weight = torch.ones(8, device="meta")
-        reason = rms_norm.refusal(torch.ones(2, 8), weight, 1e-6, round_before_weight=False)
+        reason = rms_norm.refusal(torch.ones(2, 8), weight, round_before_weight=False)
     assert reason == "weight is on meta and x on cpu"
 
 
 def test_sparse_tensors_are_refused() -> None:
     with installed():
         x = torch.ones(2, 8).to_sparse()
-        reason = rms_norm.refusal(x, torch.ones(8), 1e-6, round_before_weight=False)
+        reason = rms_norm.refusal(x, torch.ones(8), round_before_weight=False)
     assert reason is not None and "sparse" in reason
 
 
@@ -171,7 +171,7 @@ def test_symbolic_sizes_are_refused() -> None:
 
     x, weight = torch.ones(6, 8), torch.ones(8)
     with installed(), FakeTensorMode(shape_env=ShapeEnv(), static_shapes=False) as mode:
-        reason = rms_norm.refusal(mode.from_tensor(x), weight, 1e-6, round_before_weight=False)
+        reason = rms_norm.refusal(mode.from_tensor(x), weight, round_before_weight=False)
     assert reason is not None and "symbolic" in reason
 
 
@@ -179,7 +179,7 @@ def test_fake_tensors_get_the_answer_of_real_ones() -> None:
     with installed(), FakeTensorMode():
         for hidden, expected in ((768, None), (769, "hidden size 769 is odd")):
             x, weight = torch.ones(2, hidden).half(), torch.ones(hidden).half()
-            reason = rms_norm.refusal(x, weight, 1e-6, round_before_weight=False)
+            reason = rms_norm.refusal(x, weight, round_before_weight=False)
             assert reason is None if expected is None else expected in (reason or "")
 
 
