@@ -12,6 +12,7 @@ import torch
 from torch._inductor import inductor_prims
 
 from rocm_passes.fx.builder import Eager
+from rocm_passes.kernels.aten.attention import SDPA
 from rocm_passes.ops.aiter_conv import AITER_CONV
 from rocm_passes.ops.attention import ATTENTION
 from rocm_passes.ops.computed import COMPUTED
@@ -25,8 +26,7 @@ LIBRARY = frozenset(
     {
         *(aten.convolution.default, aten.mm.default, aten.addmm.default),
         aten._addmm_activation.default,
-        aten._scaled_dot_product_flash_attention.default,
-        aten._scaled_dot_product_efficient_attention.default,
+        *(target for target, _ in SDPA.values()),
     }
 )
 #: Operators whose lowering is run without the operator, which has plain torch for where it raises.
