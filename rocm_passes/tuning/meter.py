@@ -12,7 +12,6 @@ import torch
 from torch._inductor import inductor_prims
 
 from rocm_passes.fx.builder import Eager
-from rocm_passes.kernels.aten.attention import SDPA
 from rocm_passes.ops.aiter_conv import AITER_CONV
 from rocm_passes.ops.attention import ATTENTION
 from rocm_passes.ops.computed import COMPUTED
@@ -26,7 +25,11 @@ LIBRARY = frozenset(
     {
         *(aten.convolution.default, aten.mm.default, aten.addmm.default),
         aten._addmm_activation.default,
-        *(target for target, _ in SDPA.values()),
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_efficient_attention.default,
+        aten._scaled_dot_product_cudnn_attention.default,
+        aten._scaled_dot_product_fused_attention_overrideable.default,
+        aten._scaled_dot_product_flash_attention_for_cpu.default,
     }
 )
 #: Operators whose lowering is run without the operator, which has plain torch for where it raises.
