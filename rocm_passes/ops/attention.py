@@ -14,6 +14,17 @@ from rocm_passes.fx.nodes import aten, dtype_name, known
 from rocm_passes.ops.attention_tiles import attend
 from rocm_passes.ops.operator import Call, Operator
 
+#: torch's own kernels, as they stand in a graph.
+SDPA_KERNELS = frozenset(
+    {
+        aten._scaled_dot_product_flash_attention.default,
+        aten._scaled_dot_product_efficient_attention.default,
+        aten._scaled_dot_product_cudnn_attention.default,
+        aten._scaled_dot_product_fused_attention_overrideable.default,
+        aten._scaled_dot_product_flash_attention_for_cpu.default,
+    }
+)
+
 
 @dataclass(frozen=True)
 class Attention(Call):

@@ -14,6 +14,7 @@ from rocm_passes.fx import nodes as n
 from rocm_passes.fx.aliasing import root_of
 from rocm_passes.fx.nodes import aten
 from rocm_passes.fx.strides import reader_of_strides
+from rocm_passes.ops.attention import SDPA_KERNELS
 from rocm_passes.rewrite.program import Input, Program, Ref, Result, Step, Unverifiable
 from rocm_passes.rewrite.rewriter import Applied
 from rocm_passes.rewrite.sources import Sources
@@ -29,10 +30,7 @@ HEAVY = frozenset(
         aten.bmm.default,
         aten.baddbmm.default,
         aten.convolution.default,
-        aten._scaled_dot_product_flash_attention.default,
-        aten._scaled_dot_product_efficient_attention.default,
-        aten._scaled_dot_product_cudnn_attention.default,
-        aten._scaled_dot_product_flash_attention_for_cpu.default,
+        *SDPA_KERNELS,
     }
 )
 

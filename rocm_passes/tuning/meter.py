@@ -13,7 +13,7 @@ from torch._inductor import inductor_prims
 
 from rocm_passes.fx.builder import Eager
 from rocm_passes.ops.aiter_conv import AITER_CONV
-from rocm_passes.ops.attention import ATTENTION
+from rocm_passes.ops.attention import ATTENTION, SDPA_KERNELS
 from rocm_passes.ops.computed import COMPUTED
 from rocm_passes.ops.implicit_gemm_conv import IMPLICIT_GEMM_CONV
 from rocm_passes.ops.operator import Operator
@@ -25,11 +25,7 @@ LIBRARY = frozenset(
     {
         *(aten.convolution.default, aten.mm.default, aten.addmm.default),
         aten._addmm_activation.default,
-        aten._scaled_dot_product_flash_attention.default,
-        aten._scaled_dot_product_efficient_attention.default,
-        aten._scaled_dot_product_cudnn_attention.default,
-        aten._scaled_dot_product_fused_attention_overrideable.default,
-        aten._scaled_dot_product_flash_attention_for_cpu.default,
+        *SDPA_KERNELS,
     }
 )
 #: Operators whose lowering is run without the operator, which has plain torch for where it raises.
