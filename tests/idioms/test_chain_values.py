@@ -203,3 +203,22 @@ def test_strict_numerics_take_what_is_exact() -> None:
     seen = rewrite(diffusers, x, z[0, 0], options={"numerics": "strict"})
     assert outcomes(seen) == [("rms_norm", REWRITTEN)]
     assert torch.equal(seen.result, diffusers(x, z[0, 0]))
+
+
+@pytest.mark.parametrize("to", [BF16, F16])
+@pytest.mark.parametrize("biased", [False, True])
+def test_strict_refuses_what_the_graph_rounds_twice(
+    biased: bool, to: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From float16 to bfloat16: the operator would round once."""
+    use_reference(monkeypatch)
+
+    def fn(x: Tensor, w: Tensor) -> Tensor:
+        y = F.rms_norm(x, (D,), None, 1e-5) * (w + 0.5)
+        return (y + w if biased else y).to(to)
+
+    x, w = draw(4, S, D, dtype=F16), draw(D, dtype=F16, seed=1)
+    seen = rewrite(fn, x, w, options={"rewrite_numerics": "strict"})
+    assert torch.equal(seen.result, fn(x, w))
+    (entry,) = [e for e in seen.sites if e.idiom == "rms_norm"]
+    assert ("rounds once" in entry.reason) == (to is BF16), entry.reason

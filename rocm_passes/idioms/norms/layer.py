@@ -177,6 +177,8 @@ def _is_table(node: fx.Node, norm: Layer) -> bool:
 def _past_rounding(norm: Layer) -> None:
     cast = narrowing(norm.result)
     if cast is not None:
+        # From 16 bits to other 16 bits the graph rounds twice, and the kernel once.
+        norm.rounds_between |= n.dtype(norm.result) in n.LOW_PRECISION
         _advance(norm, cast)
 
 

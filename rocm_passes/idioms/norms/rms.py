@@ -270,7 +270,7 @@ def with_bias(rms: RMS) -> RMS:
     _advance(extended, add)
     final = narrowing(add)
     if final is not None:
-        _advance(extended, final)
+        _past_rounding(extended, final)
     extended.nodes |= dying(found.passed, extended.nodes)
     return extended
 
@@ -306,7 +306,7 @@ def _walk_tail(rms: RMS, owed: float | None, passed: set[fx.Node]) -> bool:
     owed = _pay(rms, owed)
     final = narrowing(rms.result)
     if final is not None:
-        _advance(rms, final)
+        _past_rounding(rms, final)
     return owed is None
 
 
@@ -320,6 +320,12 @@ def _pay(rms: RMS, owed: float | None) -> float | None:
         return owed
     _advance(rms, step)
     return None
+
+
+def _past_rounding(rms: RMS, cast: fx.Node) -> None:
+    """From 16 bits to other 16 bits the graph rounds twice, and the kernel once."""
+    rms.rounds_between |= n.dtype(rms.result) in n.LOW_PRECISION
+    _advance(rms, cast)
 
 
 def _advance(rms: RMS, node: fx.Node) -> None:
