@@ -11,13 +11,15 @@ Before                                          After
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rocm_passes.fx import nodes as n
-from rocm_passes.fx.builder import Builder
+from rocm_passes.fx.aliasing import root_of
+from rocm_passes.fx.builder import Builder, outputs
 from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.convolution.videos import is_joined_video
 from rocm_passes.ops.frames import TIME
@@ -27,7 +29,11 @@ from rocm_passes.rewrite.work import WholeGraphPass, Work
 def slice_before_cat(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
     """Redirect the slices beside convolutions of joined videos. Returns how many."""
     moved = 0
+    returned = Counter(root_of(o) for o in outputs(graph) if isinstance(o, fx.Node))
     for cat in n.calls(graph, aten.cat.default):
+        if returned[cat] > 1:
+            # These outputs share the joined video's memory, and are to share it still.
+            continue
         if is_joined_video(cat) and any(n.is_call(u, aten.convolution.default) for u in cat.users):
             moved += sum(_redirected(user, cat, graph, fake_mode) for user in list(cat.users))
     return moved

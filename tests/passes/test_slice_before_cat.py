@@ -90,3 +90,19 @@ def test_joined_in_height_is_no_video_in_pieces() -> None:
         return convolve(v, w), aten.slice.Tensor(v, 2, 0, 1)
 
     assert run(function)[0] == 0
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [lambda v: v, lambda v: v[:, :, :3], lambda v: v.flatten(2)],
+    ids=["itself", "its frames", "flat"],
+)
+def test_outputs_that_share_the_joined_videos_memory_stay(
+    beside: Callable[[Tensor], Tensor],
+) -> None:
+    def function(cache: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+        v = torch.cat([cache, x], 2)
+        return convolve(v, w), v[:, :, -2:], beside(v)
+
+    moved, _ = run(function)
+    assert moved == 0
