@@ -116,7 +116,7 @@ class GraphPass(CustomGraphPass):
         if work is not None:
             before = Snapshot(graph)
             try:
-                self._work_through(work, dump)
+                self._work_through(work, dump, before)
             except Exception as error:
                 log.exception("rocm_passes: %s is left as it was", ledger.graph)
                 before.restore()
@@ -129,10 +129,10 @@ class GraphPass(CustomGraphPass):
         dump.ledger(ledger)
         self.publish(ledger)
 
-    def _work_through(self, work: Work, dump: Dump) -> None:
+    def _work_through(self, work: Work, dump: Dump, before: Snapshot) -> None:
         graph = work.graph
         promises = Promises(graph, work.fake_mode)
-        self._passes(work, PREPARE, dump)
+        self._passes(work, PREPARE, dump, before)
         plan = self._decided(work)
         self._rewrite(work, plan)
         dump.step("rewritten", graph)
@@ -229,10 +229,19 @@ class GraphPass(CustomGraphPass):
             # What was replaced still reads its inputs, until it is gone.
             _tidy(work.graph)
 
-    def _passes(self, work: Work, passes: Iterable[WholeGraphPass], dump: Dump) -> None:
-        """Run whole-graph passes. One that fails is taken back with all of its list, and said."""
+    def _passes(
+        self,
+        work: Work,
+        passes: Iterable[WholeGraphPass],
+        dump: Dump,
+        before: Snapshot | None = None,
+    ) -> None:
+        """Run whole-graph passes. One that fails is taken back with all of its list, and said.
+
+        before: the graph as it is, where that is kept already.
+        """
         wanted = [p for p in passes if p.applies(work)]
-        before = Snapshot(work.graph) if wanted else None
+        before = before or (Snapshot(work.graph) if wanted else None)
         for each in wanted:
             try:
                 each.run(work)

@@ -28,13 +28,18 @@ REPOSITORY = Path(__file__).parents[1]
 INTERPRET = "TRITON_INTERPRET"
 
 
+def without_interpreter() -> dict[str, str]:
+    """This process's environment, for one in which no kernel is interpreted."""
+    return {k: v for k, v in os.environ.items() if k != INTERPRET}
+
+
 @functools.cache
 def _zygote(interpret: str | None) -> tuple[subprocess.Popen[bytes], str]:
     """This test process's zygote with that TRITON_INTERPRET, and its address."""
     folder = tempfile.mkdtemp(prefix="zygote-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = os.path.join(folder, "socket")
-    environment = {k: v for k, v in os.environ.items() if k != INTERPRET}
+    environment = without_interpreter()
     environment |= {"PYTHONPATH": str(REPOSITORY), **({INTERPRET: interpret} if interpret else {})}
     command = [sys.executable, "-m", "tests.zygote", path]
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdin=subprocess.PIPE)

@@ -8,7 +8,6 @@ torch's private parts.
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -277,8 +276,7 @@ def answers_of(module: str, *words: str) -> Any:
     """What `python -m module words` prints as JSON: in a process of its own, where torch believes
     in a GPU and no kernel is interpreted.
     """
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    done = forked.run([sys.executable, "-m", module, *words], env=environment)
+    done = forked.run([sys.executable, "-m", module, *words], env=forked.without_interpreter())
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 

@@ -11,6 +11,7 @@ import torch
 
 from rocm_passes.bench import vae, vae_worker
 from tests import suites
+from tests.zygote import WITHOUT_CODEGEN
 
 TINY = ["--device", "cpu", "--tiny", "--at-once", "2"]
 
@@ -23,7 +24,7 @@ def test_a_row_is_printed_and_written_for_each_variant(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not suites.codegen():
-        monkeypatch.setenv("TESTS_WITHOUT_CODEGEN", "1")
+        monkeypatch.setenv(WITHOUT_CODEGEN, "1")
     out = tmp_path / "rows.json"
     run("--only", "vae_image@float32", "--variants", "eager,ours", "--out", str(out),
         "--options", '{"select": "off", "idioms": "none"}', "--tune-seconds", "0")()  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from typing import Any
 
@@ -20,9 +19,8 @@ LDS_BYTES = 65536
 
 def printed(*options: str) -> str:
     """In a process of its own: here the kernels are interpreted."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "rocm_passes.bench.conv_isa", *options]
-    done = forked.run(command, env=environment)
+    done = forked.run(command, env=forked.without_interpreter())
     assert done.returncode == 0, done.stderr
     return done.stdout
 

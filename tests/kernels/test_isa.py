@@ -5,7 +5,6 @@ accesses.
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from pathlib import Path
@@ -23,10 +22,10 @@ DOCS = Path(__file__).parents[2] / "docs" / "kernels.md"
 @pytest.fixture(scope="module")
 def compiled() -> list[dict[str, Any]]:
     """In a process of its own: here the kernels are interpreted."""
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     chosen = [word for arch in suites.architectures() for word in ("--arch", arch)]
     done = forked.run(
-        [sys.executable, "-m", "rocm_passes.bench.isa", "--json", *chosen], env=environment
+        [sys.executable, "-m", "rocm_passes.bench.isa", "--json", *chosen],
+        env=forked.without_interpreter(),
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -119,7 +118,6 @@ def test_integers_that_are_one_compile() -> None:
     """A launch makes a constexpr of an integer that is 1: what only values can do fails to compile
     then.
     """
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [
         sys.executable,
         "-m",
@@ -129,7 +127,7 @@ def test_integers_that_are_one_compile() -> None:
         "--arch",
         "gfx942",
     ]
-    done = forked.run(command, env=environment)
+    done = forked.run(command, env=forked.without_interpreter())
     assert done.returncode == 0, done.stderr
     compiled = {json.loads(line)["kernel"] for line in done.stdout.splitlines()}
     assert compiled == {e.kernel.fn.__name__ for e in isa.examples()}

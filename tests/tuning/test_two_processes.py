@@ -5,7 +5,6 @@ nothing.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ def test_the_process_after_the_one_that_measured_compiles_nothing(tmp_path: Path
 
     def process(**times: float) -> Any:
         environment = {
-            **{k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"},
+            **forked.without_interpreter(),
             "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache"),
             "PYTHONPATH": str(Path(__file__).parents[2]),
         }

@@ -23,12 +23,13 @@ from rocm_passes.fx.matching import Bound, Trace
 from rocm_passes.fx.nodes import aten
 from rocm_passes.fx.patterns import add, bind, call, exactly, mean, number, reciprocal, rsqrt, sqrt
 from rocm_passes.idioms.norms.rows import (
+    advance,
     compute_dtype,
     dying,
     dying_casts,
     keeps_rows,
     last_dim,
-    narrowing,
+    past_rounding,
     per_row,
     products,
 )
@@ -124,7 +125,7 @@ def read(node: fx.Node) -> Layer | str:
     norm.nodes |= dying_casts(given, norm.nodes)
     for table in (weight, bias):
         norm.nodes |= dying_casts(table, norm.nodes)
-    _past_rounding(norm)
+    past_rounding(norm)
     return norm
 
 
@@ -157,9 +158,9 @@ def _read_by_hand(root: fx.Node, product: fx.Node, found: Bound) -> Layer | str:
         more = pattern.match(step, here=norm.result)
         if step is not None and more is not None and _is_table(more[name], norm):
             setattr(norm, name, more[name])
-            _advance(norm, step)
+            advance(norm, step)
             passed |= more.passed
-    _past_rounding(norm)
+    past_rounding(norm)
     norm.nodes |= dying(passed, norm.nodes)
     return norm
 
@@ -172,16 +173,3 @@ def _is_table(node: fx.Node, norm: Layer) -> bool:
         and n.dtype(node) in n.FLOATING
         and len(n.shape(norm.x)) > 1
     )
-
-
-def _past_rounding(norm: Layer) -> None:
-    cast = narrowing(norm.result)
-    if cast is not None:
-        # From 16 bits to other 16 bits the graph rounds twice, and the kernel once.
-        norm.rounds_between |= n.dtype(norm.result) in n.LOW_PRECISION
-        _advance(norm, cast)
-
-
-def _advance(norm: Layer, node: fx.Node) -> None:
-    norm.nodes.add(node)
-    norm.result = node

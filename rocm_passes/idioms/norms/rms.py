@@ -34,11 +34,12 @@ from rocm_passes.idioms.norms.rms_formula import (
     WEIGHTED,
 )
 from rocm_passes.idioms.norms.rows import (
+    advance,
     compute_dtype,
     dying,
     keeps_rows,
     last_dim,
-    narrowing,
+    past_rounding,
     products,
     rounds_inside,
     sole_cast,
@@ -267,10 +268,8 @@ def with_bias(rms: RMS) -> RMS:
         return rms
     extended = replace(rms, bias=bias, nodes=set(rms.nodes))
     extended.round_product = n.dtype(normed) if n.dtype(normed) in n.LOW_PRECISION else None
-    _advance(extended, add)
-    final = narrowing(add)
-    if final is not None:
-        _past_rounding(extended, final)
+    advance(extended, add)
+    past_rounding(extended)
     extended.nodes |= dying(found.passed, extended.nodes)
     return extended
 
@@ -292,21 +291,19 @@ def _walk_tail(rms: RMS, owed: float | None, passed: set[fx.Node]) -> bool:
         # A widening belongs to what follows, such as a rotation in fp32: it comes after the norm's
         # own rounding.
         if rounding is not None and not n.is_widening(rounding):
-            _advance(rms, rounding)
+            advance(rms, rounding)
         return owed is None
     rms.weight, rms.weight_offset = found["weight"], found.get("offset", 0.0)
     rms.weight_first = multiply.args[1] is after
     if rounding is not None:
         if not n.is_widening(rounding):
             rms.round_to = n.tensor(rounding).dtype
-        _advance(rms, rounding)
-    _advance(rms, multiply)
+        advance(rms, rounding)
+    advance(rms, multiply)
     # 1 + weight may serve another norm as well.
     passed |= found.passed | (found.nodes - {multiply})
     owed = _pay(rms, owed)
-    final = narrowing(rms.result)
-    if final is not None:
-        _past_rounding(rms, final)
+    past_rounding(rms)
     return owed is None
 
 
@@ -318,19 +315,8 @@ def _pay(rms: RMS, owed: float | None) -> float | None:
         return owed
     if not math.isclose(found["count"], owed, rel_tol=1e-7):
         return owed
-    _advance(rms, step)
+    advance(rms, step)
     return None
-
-
-def _past_rounding(rms: RMS, cast: fx.Node) -> None:
-    """From 16 bits to other 16 bits the graph rounds twice, and the kernel once."""
-    rms.rounds_between |= n.dtype(rms.result) in n.LOW_PRECISION
-    _advance(rms, cast)
-
-
-def _advance(rms: RMS, node: fx.Node) -> None:
-    rms.nodes.add(node)
-    rms.result = node
 
 
 def _weight_of(multiply: fx.Node, normed: fx.Node, size: Any) -> Bound | None:

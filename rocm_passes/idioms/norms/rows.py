@@ -5,7 +5,7 @@ them.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import fx
@@ -145,6 +145,29 @@ def narrowing(node: fx.Node) -> fx.Node | None:
         if cast is not None and not n.is_widening(cast) and n.dtype(cast) in n.FLOATING
         else None
     )
+
+
+class Walked(Protocol):
+    """A norm while it is read: what it has taken so far, and where it stands."""
+
+    nodes: set[fx.Node]
+    result: fx.Node
+    rounds_between: bool
+
+
+def advance(norm: Walked, node: fx.Node) -> None:
+    norm.nodes.add(node)
+    norm.result = node
+
+
+def past_rounding(norm: Walked) -> None:
+    """Past the cast that alone rounds the result. From 16 bits to other 16 bits the graph rounds
+    twice, and the kernel once.
+    """
+    cast = narrowing(norm.result)
+    if cast is not None:
+        norm.rounds_between |= n.dtype(norm.result) in n.LOW_PRECISION
+        advance(norm, cast)
 
 
 def has_shape_of(node: object, like: fx.Node) -> bool:
