@@ -40,7 +40,9 @@ def _zygote(interpret: str | None) -> tuple[subprocess.Popen[bytes], str]:
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     path = os.path.join(folder, "socket")
     environment = without_interpreter()
-    environment |= {"PYTHONPATH": str(REPOSITORY), **({INTERPRET: interpret} if interpret else {})}
+    found = [str(REPOSITORY), environment.get("PYTHONPATH", "")]
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, found))
+    environment |= {INTERPRET: interpret} if interpret else {}
     command = [sys.executable, "-m", "tests.zygote", path]
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdin=subprocess.PIPE)
     return process, path

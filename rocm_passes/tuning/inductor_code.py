@@ -49,14 +49,19 @@ _LAUNCH = re.compile(
 @dataclass(frozen=True)
 class Code:
     """text: a Python module with a function `call`. launches: kernels and library calls of one
-    call. bytes: what they read and write.
+    call.
     """
 
     text: str
     constants: Mapping[str, Any]
     launches: int
-    bytes: int
     lowering: GraphLowering
+
+    @property
+    def bytes(self) -> int:
+        """What one call's kernels read and write."""
+        with V.set_graph_handler(self.lowering):
+            return sum(map(_moved, self.lowering.scheduler.nodes))
 
 
 def generated(gm: fx.GraphModule) -> Code:
@@ -75,9 +80,8 @@ def generated(gm: fx.GraphModule) -> Code:
         with V.set_graph_handler(lowering):
             lowering.run(*inputs)
             code = lowering.codegen()[0]
-            moved = sum(map(_moved, lowering.scheduler.nodes))
     text = str(getattr(code, "value", code))
-    return Code(text, dict(lowering.constants), _launches(text), moved, lowering)
+    return Code(text, dict(lowering.constants), _launches(text), lowering)
 
 
 def _moved(node: Any) -> int:
@@ -89,8 +93,7 @@ def _moved(node: Any) -> int:
         return 0
     if not isinstance(node.node, ir.UserDefinedTritonKernel):
         return int(node.get_read_write_buffers_sizes())
-    arguments = [a for a in node.node.kernel_args.values() if isinstance(a, ir.TensorBox)]
-    sizes = {a.get_name(): (a.get_numel(), a.get_dtype().itemsize) for a in arguments}
+    sizes = {a.get_name(): (a.get_numel(), a.get_dtype().itemsize) for a in node.node.inputs}
     return sum(int(count) * size for count, size in sizes.values())
 
 

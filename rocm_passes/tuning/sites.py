@@ -131,9 +131,10 @@ def verdict(found: Measured, name: str) -> dict[str, float] | None:
 def _reason(best: str, names: Sequence[str], found: Known, replayed: bool) -> str:
     times = found.times
     others = [name for name in (INDUCTOR, *names) if name != best and name in times.ms]
-    said = ", ".join(f"{_label(name)} {_figure(times, name, replayed)}" for name in others)
+    said = [f"{_label(name)} {_figure(times, name, replayed)}" for name in others]
+    said += [f"{name}, left out ({times.skipped[name]})" for name in names if name in times.skipped]
     mine = "" if best != INDUCTOR else f"{_label(best)} "
-    against = f" against {said}" if said else ""
+    against = f" against {', '.join(said)}" if said else ""
     return f"measured {found.origin}: {mine}{_figure(times, best, replayed)}{against}"
 
 

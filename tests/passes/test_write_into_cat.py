@@ -18,6 +18,7 @@ from rocm_passes.idioms.convolution.padding import stands_behind_frames
 from rocm_passes.ops.frames import CHANNELS_BEHIND, CHANNELS_FIRST
 from rocm_passes.passes.write_into_cat import OPERATORS, write_into_cat
 from rocm_passes.report.ledger import Entry
+from rocm_passes.target import triton_is_interpreted
 from tests.passes.test_fold_conv_bias import channel, group
 from tests.rewriting import rewrite
 
@@ -252,6 +253,13 @@ def test_behind_frames_already() -> None:
     assert (found, left) == ({}, ["it is written behind others already"])
 
 
+@pytest.fixture
+def interpreted() -> None:
+    """Skips where the kernels run on a GPU: a CPU's graph is left alone there."""
+    if not triton_is_interpreted():
+        pytest.skip("a CPU graph has Triton's kernels in its interpreter only")
+
+
 def ledger_of(function: Callable[..., Any], *args: Tensor, **options: Any) -> Entry:
     """The norm's entry, once the model function was compiled with the kernel (here interpreted)."""
     (entry,) = [
@@ -269,6 +277,7 @@ def video() -> tuple[Tensor, Tensor, Tensor]:
     return torch.randn(FRONT), torch.randn(X), torch.randn(4, 4, 3, 1, 1)
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_the_ledger_says_why_not() -> None:
     """A norm that goes into two videos."""
 
@@ -285,6 +294,7 @@ def test_the_ledger_says_why_not() -> None:
     assert "not written behind the frames" in note and "2 videos" in note
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_the_ledger_says_that_the_joined_video_is_gone() -> None:
     """The convolution's lowering joins all three pieces at once."""
 
@@ -300,6 +310,7 @@ def test_the_ledger_says_that_the_joined_video_is_gone() -> None:
     assert note.endswith("the convolution as rewritten reads no joined video that ends with it")
 
 
+@pytest.mark.usefixtures("interpreted")
 def test_the_ledger_has_nothing_to_add_where_it_is() -> None:
     entry = ledger_of(
         convolved, *video(), idioms="channel_norm", lowering={"channel_norm": "triton"}

@@ -131,6 +131,13 @@ def test_a_fast_lowering_whose_values_are_wrong_is_not_even_timed(tmp_path: Path
     assert kept is not None and kept.skipped == {"triton": "wrong: its error is 3"}
 
 
+def test_the_reason_says_why_a_lowering_was_not_timed(tmp_path: Path) -> None:
+    clock = Clock(inductor=0.5, aiter=0.6)
+    found = pick(tmp_path, clock, Planted(fails=["triton"]))
+    assert found is not None and found.name == INDUCTOR
+    assert found.reason.endswith("aiter 0.6 ms, triton, left out (it does not compile)")
+
+
 def test_without_inductor_s_time_nothing_is_chosen(tmp_path: Path) -> None:
     clock = Clock(triton=0.1, aiter=0.4)
     assert pick(tmp_path, clock, Planted(fails=[INDUCTOR])) is None

@@ -54,6 +54,10 @@ PART: Mapping[str, tuple[str, ...]] = {
         "tests/ops/test_operator.py",
         "tests/kernels/test_inductor.py",
     ),
+    "the code of sites that are measured": (
+        "tests/bench/test_amd_sites.py",
+        "tests/rewrite/test_neighbourhood.py",
+    ),
     "cache keys, and ledgers of cached graphs": (
         "tests/tuning/test_consulted.py",
         "tests/report/test_remembered.py",

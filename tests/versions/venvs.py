@@ -11,8 +11,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 #: Written last: an environment without it was not finished.
 READY = "ready"
-#: Torch brings the Triton that it was built with, and must itself stay as it is.
-NOT_OURS = ("torch", "triton")
+#: Torch brings the Triton that it was built with, bounds setuptools, and must stay as it is.
+NOT_OURS = ("torch", "triton", "setuptools")
 #: Prints what a row of the table names. torch.__version__ has the build (+cpu, +cu130, +rocm7.1).
 DESCRIBE = """
 import importlib.metadata, importlib.util, platform, torch
@@ -84,7 +84,7 @@ class Venv:
 
 
 def constraints_beside(torch: str) -> str:
-    """The versions of development, less those of torch and Triton; torch stays as it is."""
+    """The versions of development, less those that torch decides; torch stays as it is."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if line.split("==")[0] not in NOT_OURS]
     return "\n".join([*kept, f"torch=={torch}", ""])
