@@ -43,6 +43,8 @@ def _zygote(interpret: str | None) -> tuple[subprocess.Popen[bytes], str]:
     found = [str(REPOSITORY), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, found))
     environment |= {INTERPRET: interpret} if interpret else {}
+    # Asked otherwise, CUDA is initialised, and a fork of that process cannot use it.
+    environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     command = [sys.executable, "-m", "tests.zygote", path]
     process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdin=subprocess.PIPE)
     return process, path

@@ -1,7 +1,7 @@
 """Whole transformer blocks at production size: eager, plain Inductor and this backend in one run.
 
-    python -m rocm_passes.bench.blocks [--only NAME,NAME] [--json FILE] [--options JSON]
-        [--also JSON] [--seconds N]
+    python -m rocm_passes.bench.blocks [--only NAME,NAME] [--json FILE] [--table FILE]
+        [--options JSON] [--also JSON] [--seconds N]
 
 Each block is a real one with the inputs that its model gives it (bench/block_models.py). `ms` is
 the device's own time, of replays of a CUDA graph of one call. `in a row` is that of calls one
@@ -22,7 +22,7 @@ import logging
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,8 +65,12 @@ class Row:
     kernels: dict[str, dict[str, list[float]]]
 
     @property
-    def speedup(self) -> float:
-        return self.times["inductor"].graph / self.times["ours"].graph
+    def ours(self) -> list[str]:
+        return [form for form in self.times if form not in ("eager", "inductor")]
+
+    def gain(self, form: str) -> float:
+        """Inductor's time of the device over that of the form."""
+        return self.times["inductor"].graph / self.times[form].graph
 
 
 class Failures(logging.Handler):
@@ -203,48 +207,79 @@ def measure(name: str, forms: dict[str, dict[str, Any]]) -> Row:
     )
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
+def document(rows: Sequence[Row]) -> dict[str, Any]:
+    found = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
+    return found | {"rows": [asdict(row) for row in rows]}
+
+
+def table(rows: Sequence[Row], note: str) -> str:
+    """As Markdown: the device's time of a call in each compiled form, and what ours gain."""
+    ours = rows[0].ours
+    heads = ["block", "Inductor ms", *(f"{form} ms" for form in ours), *(f"{f} gain" for f in ours)]
+    heads += ["difference, Inductor", *(f"difference, {form}" for form in ours)]
+    lines = [note, "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    for row in rows:
+        times = [f"{row.times[form].graph:.3f}" for form in ("inductor", *ours)]
+        gains = [f"{row.gain(form):.3f}" for form in ours]
+        away = [f"{row.difference[form]:.2e}" for form in ("inductor", *ours)]
+        lines.append(f"| {' | '.join([row.name, *times, *gains, *away])} |")
+    means = [f"{statistics.geometric_mean([row.gain(form) for row in rows]):.3f}" for form in ours]
+    blank = [""] * (1 + len(ours))
+    lines.append(f"| {' | '.join(['geometric mean', *blank, *means, *blank])} |")
+    return "\n".join([*lines, ""])
+
+
+def shown(row: Row) -> str:
+    lines = []
+    for form, t in row.times.items():
+        away = f"{row.difference[form]:.2e}" if form in row.difference else ""
+        lines.append(
+            f"{row.name:22s} {form:9s} {t.graph:8.3f} {t.in_a_row:9.3f} {t.host:7.3f}  {away}"
+        )
+    gains = [f"{form} {row.gain(form):.3f}x" for form in row.ours]
+    lines.append(f"    against Inductor: {', '.join(gains)}")
+    return "\n".join([*lines, *(f"    {site}"[:200] for site in row.sites)])
+
+
+def parser() -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
+    made.add_argument(
         "--only", default=",".join(BLOCKS[:5]), help="block names, separated by commas"
     )
-    parser.add_argument("--options", type=json.loads, default={}, help="the backend's, as JSON")
-    parser.add_argument("--also", type=json.loads, help="a second form of ours, with these options")
-    parser.add_argument("--json", type=Path, help="write the rows to this file")
-    parser.add_argument(
+    made.add_argument("--options", type=json.loads, default={}, help="the backend's, as JSON")
+    made.add_argument("--also", type=json.loads, help="a second form of ours, with these options")
+    made.add_argument("--json", type=Path, help="write the rows to this file, after each block")
+    made.add_argument("--table", type=Path, help="write them as Markdown to this file")
+    made.add_argument(
         "--seconds", type=float, default=1e9, help="start no further block after so many"
     )
-    args = parser.parse_args()
+    return made
+
+
+def main() -> None:
+    args = parser().parse_args()
     forms = {"ours": args.options} | ({"also": args.also} if args.also is not None else {})
     failures = Failures()
     logging.getLogger("rocm_passes").addHandler(failures)
     began = time.perf_counter()
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
+    machine = f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    print(machine)
     print(f"{'block':22s} {'form':9s} {'ms':>8s} {'in a row':>9s} {'host':>7s}  difference")
-    rows = []
+    rows: list[Row] = []
     for name in args.only.split(","):
         if time.perf_counter() - began > args.seconds:
             break
-        row = measure(name, forms)
-        rows.append(row)
-        for form, t in row.times.items():
-            away = f"{row.difference[form]:.2e}" if form in row.difference else ""
-            print(f"{name:22s} {form:9s} {t.graph:8.3f} {t.in_a_row:9.3f} {t.host:7.3f}  {away}")
-        print(
-            f"    {row.speedup:.3f}x faster than Inductor ({time.perf_counter() - began:.0f} s)",
-            flush=True,
-        )
-        for site in row.sites:
-            print(f"    {site}"[:200])
+        rows.append(measure(name, forms))
+        print(shown(rows[-1]), f"({time.perf_counter() - began:.0f} s)", flush=True)
+        if args.json:
+            args.json.write_text(json.dumps(document(rows), indent=2) + "\n")
+        if args.table:
+            given = "; ".join(f"{form}: `{json.dumps(options)}`" for form, options in forms.items())
+            args.table.write_text(table(rows, f"{machine}. Options of {given}."))
         gc.collect()
         torch.cuda.empty_cache()
-    if args.json:
-        report = {"device": torch.cuda.get_device_name(), "torch": torch.__version__}
-        args.json.write_text(
-            json.dumps(report | {"rows": [asdict(row) for row in rows]}, indent=2) + "\n"
-        )
     if failures.said:
         raise SystemExit("\n".join(["a kernel of ours failed:", *failures.said]))
 

@@ -113,7 +113,7 @@ def test_a_document_without_markers_is_refused(tmp_path: Path) -> None:
 def test_torch_stays_and_triton_is_the_one_it_brings() -> None:
     lines = venvs.constraints_beside("2.12.1+cu130").splitlines()
     assert [line for line in lines if line.startswith(("torch", "triton", "setuptools"))] == [
-        "torch==2.12.1+cu130"
+        "torch==2.12.1"
     ]
     assert any(line.startswith("pytest==") for line in lines)
 

@@ -84,7 +84,9 @@ class Venv:
 
 
 def constraints_beside(torch: str) -> str:
-    """The versions of development, less those that torch decides; torch stays as it is."""
+    """The versions of development, less those that torch decides; torch stays as it is: a version
+    without its build (+cu130) takes the installed one, whose metadata may not name the build.
+    """
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if line.split("==")[0] not in NOT_OURS]
-    return "\n".join([*kept, f"torch=={torch}", ""])
+    return "\n".join([*kept, f"torch=={torch.split('+')[0]}", ""])

@@ -60,11 +60,21 @@ def power_of_two_divisor(n: int) -> int:
 
 
 @triton.jit
+def exact_sqrt(v):
+    """sqrt(v), rounded correctly. Triton 3.6 computes AMD's from the hardware's rsqrt, which takes
+    a subnormal number for zero and gives inf: such a number is scaled by powers of two, exactly.
+    """
+    small = v < 1e-30
+    root = tl.sqrt_rn(tl.where(small, v * 1.8446744073709552e19, v))  # 2^64
+    return tl.where(small, root * 2.3283064365386963e-10, root)  # 2^-32
+
+
+@triton.jit
 def exact_rsqrt(v):
     """1/sqrt(v), each step rounded correctly: the hardware's rsqrt is two units off, too much for
     fp32 output.
     """
-    return tl.div_rn(tl.full(v.shape, 1.0, tl.float32), tl.sqrt_rn(v))
+    return tl.div_rn(tl.full(v.shape, 1.0, tl.float32), exact_sqrt(v))
 
 
 @triton.jit
@@ -81,7 +91,7 @@ def inverse_rms(
     else:
         mean = squares * (1.0 / N)
     if EPS_KIND == "after_root":
-        root = tl.sqrt_rn(mean) + EPS
+        root = exact_sqrt(mean) + EPS
         rstd = tl.div_rn(tl.full(root.shape, 1.0, tl.float32), root)
     else:
         if EPS_KIND == "clamp":
@@ -104,7 +114,7 @@ def inverse_length(squares, EPS: tl.constexpr, dtype: tl.constexpr):
     # The hardware takes a subnormal sum for zero. Where EPS is the length of such a row, that
     # changes nothing.
     if dtype == tl.float32 or EPS < 1e-18:
-        length = tl.maximum(tl.sqrt_rn(squares), EPS, propagate_nan=tl.PropagateNan.ALL)
+        length = tl.maximum(exact_sqrt(squares), EPS, propagate_nan=tl.PropagateNan.ALL)
         inverse = tl.div_rn(tl.full(length.shape, 1.0, tl.float32), length)
     else:
         inverse = tl.minimum(tl.rsqrt(squares), 1.0 / EPS, propagate_nan=tl.PropagateNan.ALL)
