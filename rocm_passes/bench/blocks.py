@@ -1,7 +1,7 @@
 """Whole transformer blocks at production size: eager, plain Inductor and this backend in one run.
 
     python -m rocm_passes.bench.blocks [--only NAME,NAME] [--json FILE] [--table FILE]
-        [--options JSON] [--also JSON] [--seconds N]
+        [--options JSON] [--also JSON ...] [--seconds N]
 
 Each block is a real one with the inputs that its model gives it (bench/block_models.py). `ms` is
 the device's own time, of replays of a CUDA graph of one call. `in a row` is that of calls one
@@ -249,7 +249,10 @@ def parser() -> argparse.ArgumentParser:
         "--only", default=",".join(BLOCKS[:5]), help="block names, separated by commas"
     )
     made.add_argument("--options", type=json.loads, default={}, help="the backend's, as JSON")
-    made.add_argument("--also", type=json.loads, help="a second form of ours, with these options")
+    made.add_argument(
+        *("--also",), type=json.loads, action="append", default=[],
+        help="a further form of ours, with these options; as often as wanted",
+    )  # fmt: skip
     made.add_argument("--json", type=Path, help="write the rows to this file, after each block")
     made.add_argument("--table", type=Path, help="write them as Markdown to this file")
     made.add_argument(
@@ -260,7 +263,8 @@ def parser() -> argparse.ArgumentParser:
 
 def main() -> None:
     args = parser().parse_args()
-    forms = {"ours": args.options} | ({"also": args.also} if args.also is not None else {})
+    forms = {"ours": args.options}
+    forms |= {f"also {at}": options for at, options in enumerate(args.also, 1)}
     failures = Failures()
     logging.getLogger("rocm_passes").addHandler(failures)
     began = time.perf_counter()

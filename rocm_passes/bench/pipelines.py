@@ -208,7 +208,7 @@ class Run:
             "TORCHINDUCTOR_COMPILE_THREADS": str(threads),
             "TORCHINDUCTOR_CACHE_DIR": str(self.folder / f"{job.name}.cache"),
             "ROCM_PASSES_CHOICES": str(
-                self.given.choices or self.folder / f"{job.spec.name}.choices.json"
+                self.given.choices or self.folder / f"{job.name}.choices.json"
             ),
         }
         words = ["--role", role, "--pipeline", job.spec.name, "--form", job.form]

@@ -109,6 +109,22 @@ HOST_ROUNDS = Bound(
     "as often the host's time of each candidate of a site is taken",
     "not measured: an odd number has one median",
 )
+FASTEST_MATRIX_RATE = Bound(
+    "FASTEST_MATRIX_RATE",
+    1e15,
+    "floating-point operations a second",
+    "a device that takes longer at this rate than the host (CALL_HOST_SECONDS) hides the host",
+    "above what a large bf16 product reached on an H100 and an H200 (0.8e15), and above an MI300X",
+)
+CALL_HOST_SECONDS = Bound(
+    "CALL_HOST_SECONDS",
+    1e-4,
+    "s for each matrix product, convolution and attention",
+    "so long the host launches such a call and the pointwise code around it, at most",
+    "SDXL's UNet on an H200: 72 ms a forward for some 800 of them; blocks of DiTs: 0.7 to 1.6 ms "
+    "for 6 to 18",
+    "python -m rocm_passes.bench.pipelines --only sdxl; python -m rocm_passes.bench.blocks",
+)
 MOST_SETS = Bound(
     "MOST_SETS",
     64,

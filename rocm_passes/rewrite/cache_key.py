@@ -69,8 +69,11 @@ def recalled(key: str, options: Options, target: Target) -> Record:
         if found is None:
             return ""
         if each.kind == SITE:
-            return sites.decide(found.times, each.able, each.replayed) or ""
+            return sites.decide(found.times, each.able, each.hidden) or ""
         return tuning.fastest(each.able, found.times, each.mib_at_most, each.given) or ""
 
-    may_measure = target.is_gpu and options.tune_seconds > 0
+    # What a spent budget left to the rules stays with them: to measure it now would compile the
+    # graph anew. `rocm-passes tune` measures it, and then the answers differ.
+    asks_again = options.select == "measure" and options.tune_seconds > 0
+    may_measure = target.is_gpu and asks_again
     return record_of(key, answer, may_measure)

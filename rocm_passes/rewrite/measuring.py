@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from rocm_passes import policy
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.options import Options
 from rocm_passes.policy.bounds import SITE_MEMORY_SHARE, WORTH_MEASURING_SITE_MIB
+from rocm_passes.rewrite import host_time
 from rocm_passes.rewrite.cut import Cut, cut
 from rocm_passes.rewrite.match import Idiom, Match
 from rocm_passes.rewrite.neighbourhood import Neighbourhoods, NotCut
@@ -65,6 +67,11 @@ class Measuring:
     timer: sites.Timer | None = None
     _neighbourhoods: Neighbourhoods | None = field(default=None, init=False)
 
+    @functools.cached_property
+    def _hidden(self) -> bool:
+        """Does the host's time not count (`sites.pick`)?"""
+        return bool(inductor_config.triton.cudagraphs) or host_time.is_hidden(self.graph)
+
     def ask(self, idiom: Idiom, site: Match, able: Sequence[Lowering[Any]]) -> Answer:
         """What a fault of a measurement raises costs the measurement, and the rules decide."""
         if not asks(self.target, self.options):
@@ -77,9 +84,8 @@ class Measuring:
             if not measure and not knows_sites(self.options, self.target):
                 return Answer(None, NOT_ASKED)
             made = self._cut(idiom, site, [low for low in able if low.name in names])
-            replayed = bool(inductor_config.triton.cudagraphs)
             picked = sites.pick(
-                made, names, self.target, self.options, replayed, self.timer, measure
+                made, names, self.target, self.options, self._hidden, self.timer, measure
             )
         except NotCut as reason:
             return Answer(None, f"not measured: {reason}")

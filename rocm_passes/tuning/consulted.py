@@ -24,7 +24,7 @@ from rocm_passes.report.ledger import write_json
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 #: Inductor's own code among a site's candidates.
 INDUCTOR = "inductor"
 CONVOLUTION, SITE = "convolution", "site"
@@ -37,7 +37,7 @@ class Asked:
     """One question to the measurements. chosen: the answer; "" where rules decided.
 
     unmeasured: it would have been measured, had there been time. mib_at_most: the memory bound of a
-    convolution; given: the user gave it. replayed: CUDA graphs replay the launches.
+    convolution; given: the user gave it. hidden: the host's time did not count (`sites.pick`).
     """
 
     kind: str
@@ -46,7 +46,7 @@ class Asked:
     able: tuple[str, ...]
     chosen: str
     unmeasured: bool = False
-    replayed: bool = False
+    hidden: bool = False
     mib_at_most: float | None = None
     given: bool = False
 

@@ -93,7 +93,8 @@ def _moved(node: Any) -> int:
         return 0
     if not isinstance(node.node, ir.UserDefinedTritonKernel):
         return int(node.get_read_write_buffers_sizes())
-    sizes = {a.get_name(): (a.get_numel(), a.get_dtype().itemsize) for a in node.node.inputs}
+    tensors = [a for a in node.node.inputs if isinstance(a, ir.IRNode)]
+    sizes = {a.get_name(): (a.get_numel(), a.get_dtype().itemsize) for a in tensors}
     return sum(int(count) * size for count, size in sizes.values())
 
 

@@ -76,45 +76,46 @@ def pick(
     names: Sequence[str],
     target: Target,
     options: Options,
-    replayed: bool,
+    hidden: bool,
     timer: Timer | None = None,
     may_measure: bool = True,
 ) -> Picked | None:
     """The candidate that is measured to be the fastest; None where nothing is known.
 
-    replayed: the graph's launches are replayed (CUDA graphs), so that they cost the host nothing.
+    hidden: what the launches cost the host does not count: CUDA graphs replay them, or the device
+    has longer to work.
     """
     where = site_machine(target)
     measure = functools.partial(_measured, site, names, options, where, timer or timed)
     found = agreed.asked(options, target, where, site.key, names, measure if may_measure else None)
-    best = decide(found.times, names, replayed) if found is not None else None
+    best = decide(found.times, names, hidden) if found is not None else None
     unmeasured = may_measure and found is None and options.tune_seconds > 0
     consulted.note(
-        Asked(SITE, where, site.key, tuple(names), best or "", unmeasured, replayed=replayed)
+        Asked(SITE, where, site.key, tuple(names), best or "", unmeasured, hidden=hidden)
     )
     if found is None or best is None:
         return None
-    return Picked(best, _reason(best, names, found, replayed), found.times)
+    return Picked(best, _reason(best, names, found, hidden), found.times)
 
 
-def decide(found: Measured, names: Sequence[str], replayed: bool) -> str | None:
+def decide(found: Measured, names: Sequence[str], hidden: bool) -> str | None:
     """The fastest lowering where it is faster than Inductor's code beyond the noise, or INDUCTOR.
     None where Inductor's code was not measured.
     """
     if INDUCTOR not in found.ms:
         return None
     known_ = [name for name in names if name in found.ms]
-    best = min(known_, key=lambda name: (cost(found, name, replayed), name), default=INDUCTOR)
-    limit = cost(found, INDUCTOR, replayed) * (1 - NOISE.value)
-    return best if cost(found, best, replayed) < limit else INDUCTOR
+    best = min(known_, key=lambda name: (cost(found, name, hidden), name), default=INDUCTOR)
+    limit = cost(found, INDUCTOR, hidden) * (1 - NOISE.value)
+    return best if cost(found, best, hidden) < limit else INDUCTOR
 
 
-def cost(found: Measured, name: str, replayed: bool) -> float:
+def cost(found: Measured, name: str, hidden: bool) -> float:
     """Milliseconds that a candidate costs the model: the device's, and what the host takes longer
     than with Inductor's code. Less time of the host is no gain: the device may be the slower one.
     """
     longer = found.host_ms.get(name, 0.0) - found.host_ms.get(INDUCTOR, 0.0)
-    return found.ms[name] + (0.0 if replayed else max(0.0, longer))
+    return found.ms[name] + (0.0 if hidden else max(0.0, longer))
 
 
 def verdict(found: Measured, name: str) -> dict[str, float] | None:
@@ -128,22 +129,22 @@ def verdict(found: Measured, name: str) -> dict[str, float] | None:
     return figures
 
 
-def _reason(best: str, names: Sequence[str], found: Known, replayed: bool) -> str:
+def _reason(best: str, names: Sequence[str], found: Known, hidden: bool) -> str:
     times = found.times
     others = [name for name in (INDUCTOR, *names) if name != best and name in times.ms]
-    said = [f"{_label(name)} {_figure(times, name, replayed)}" for name in others]
+    said = [f"{_label(name)} {_figure(times, name, hidden)}" for name in others]
     said += [f"{name}, left out ({times.skipped[name]})" for name in names if name in times.skipped]
     mine = "" if best != INDUCTOR else f"{_label(best)} "
     against = f" against {', '.join(said)}" if said else ""
-    return f"measured {found.origin}: {mine}{_figure(times, best, replayed)}{against}"
+    return f"measured {found.origin}: {mine}{_figure(times, best, hidden)}{against}"
 
 
 def _label(name: str) -> str:
     return "Inductor's own code" if name == INDUCTOR else name
 
 
-def _figure(times: Measured, name: str, replayed: bool) -> str:
-    extra = cost(times, name, replayed) - times.ms[name]
+def _figure(times: Measured, name: str, hidden: bool) -> str:
+    extra = cost(times, name, hidden) - times.ms[name]
     longer = f" and {extra:.3g} ms more of the host" if extra > 0 else ""
     return f"{times.ms[name]:.3g} ms{longer}"
 

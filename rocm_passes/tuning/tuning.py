@@ -168,7 +168,9 @@ def _measured(
 
         if shared.left(options.tune_seconds) <= 0:
             log.info(
-                "rocm_passes: tuning budget of %g s is spent; rules decide", options.tune_seconds
+                "rocm_passes: the %g s of tune_seconds are spent: rules decide the rest, which "
+                "`rocm-passes tune` measures",
+                options.tune_seconds,
             )
         else:
             found = timer(lowerings, call, watch)

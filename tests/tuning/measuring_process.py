@@ -27,7 +27,7 @@ def believe(times: Mapping[str, float], timed: list[str]) -> None:
     """Candidates run node by node, and take the planted times."""
 
     def generated(gm: fx.GraphModule) -> Code:
-        return Code("", {}, 0, 0, gm)  # type: ignore[arg-type]
+        return Code("", {}, 0, gm)  # type: ignore[arg-type]
 
     def loaded(codes: Mapping[str, Code]) -> tuple[dict[str, Compiled], dict[str, str]]:
         runs: dict[str, Compiled] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,10 +83,19 @@ def test_other_figures_with_the_same_choice_are_the_same_key(options: Options) -
     assert token(options) == before
 
 
-def test_what_was_left_unmeasured_is_measured_by_the_next_process(options: Options) -> None:
+def test_what_a_spent_budget_left_to_the_rules_compiles_nothing_anew(options: Options) -> None:
+    """A warm start must cost no more than Inductor's own."""
     before = compiled(options, site("", unmeasured=True))
-    assert token(options) != before
-    never = Options(choices=options.choices, tune_seconds=0)
+    assert token(options) == before
+    store(options.choices).add(MACHINE, "norm", FAST)
+    assert token(options) != before, "`rocm-passes tune` has measured it since"
+
+
+def test_select_measure_measures_what_was_left(options: Options) -> None:
+    again = replace(options, select="measure")
+    before = compiled(again, site("", unmeasured=True))
+    assert token(again) != before
+    never = replace(again, tune_seconds=0)
     assert token(never) == before, "without time to measure, the rules' choice stands"
 
 
