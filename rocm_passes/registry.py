@@ -17,6 +17,7 @@ from rocm_passes.idioms.norms import (
 from rocm_passes.idioms.rotary import qk_norm_rotary, rotary, rotary_pair
 from rocm_passes.kernels import register_lowerings
 from rocm_passes.passes import (
+    drop_identities,
     fold_conv_bias,
     gather_in_norm,
     mark_launcher,
@@ -29,7 +30,11 @@ from rocm_passes.rewrite.match import Idiom
 from rocm_passes.rewrite.work import WholeGraphPass
 
 #: Before the idioms are looked for.
-PREPARE: tuple[WholeGraphPass, ...] = (slice_before_cat.PASS, sort_depth_to_space.PASS)
+PREPARE: tuple[WholeGraphPass, ...] = (
+    drop_identities.PASS,
+    slice_before_cat.PASS,
+    sort_depth_to_space.PASS,
+)
 
 register_lowerings()
 

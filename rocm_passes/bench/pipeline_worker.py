@@ -1,7 +1,8 @@
 """One pipeline in one form, in a process of its own: compiles, says how long that took, then runs
 when told to.
 
-Replies in turn: {first_s} after the first call; and, for a worker that is kept, {settled_s,
+Replies in turn: {first_s, compiled} after the first call: its seconds, and the graphs that no cache
+had; and, for a worker that is kept, {settled_s,
 reserved_gib} after a whole call. Then it answers `run SECONDS`, `release`, `let_go`, `take_again`
 and `finish FILE`.
 """
@@ -17,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.utils import counters
 
 from rocm_passes.bench.inputs import tensors_in
 from rocm_passes.bench.pipeline_forms import compile_as, is_ours, uses_graphs
@@ -215,7 +217,8 @@ def main(given: argparse.Namespace) -> None:
         began = time.perf_counter()
         subject.call(FIRST_STEPS)
         subject.clock.wait()
-        reply(first_s=time.perf_counter() - began)
+        compiled = counters["inductor"]["fxgraph_cache_miss"]
+        reply(first_s=time.perf_counter() - began, compiled=compiled)
         if given.role == "cold":
             return
         serve(subject)

@@ -152,9 +152,12 @@ class Run:
                 return
             job.kept_gib = kept
             worker = self._worker(job, "kept")
-            job.figures["first_cold" if self.given.once else "first_warm"] = worker.wait()[
-                "first_s"
-            ]
+            first = worker.wait()
+            start = "cold" if self.given.once else "warm"
+            job.figures |= {
+                f"first_{start}": first["first_s"],
+                f"compiled_{start}": first["compiled"],
+            }
             job.figures |= worker.wait()
             if parked:
                 worker.ask("let_go")

@@ -125,7 +125,10 @@ class FakeWorker:
     def __init__(self, module: str, words: list[str], env: dict[str, str], log: Path) -> None:
         self.form, self.role = words[words.index("--form") + 1], words[words.index("--role") + 1]
         self.env, self.killed = env, threading.Event()
-        self.replies = [{"first_s": 3.0}, {"settled_s": 1.0, "reserved_gib": 2.0, "call_s": 0.1}]
+        self.replies = [
+            {"first_s": 3.0, "compiled": 0},
+            {"settled_s": 1.0, "reserved_gib": 2.0, "call_s": 0.1},
+        ]
         self.said.append((self.form, self.role))
 
     def wait(self) -> dict[str, Any]:

@@ -184,7 +184,7 @@ def measured(
 
     def generated(gm: fx.GraphModule) -> Code:
         graphs.append(gm)
-        return Code("", {}, 0, 0, gm)  # type: ignore[arg-type]
+        return Code("", {}, 0, gm)  # type: ignore[arg-type]
 
     def loaded(codes: Mapping[str, Code]) -> tuple[dict[str, Compiled], dict[str, str]]:
         runs: dict[str, Compiled] = {}
@@ -301,7 +301,7 @@ def test_generated_code_is_inductor_s_and_runs() -> None:
 def test_code_that_does_not_compile_is_one_candidate_less() -> None:
     gm = torch.fx.experimental.proxy_tensor.make_fx(torch.neg, tracing_mode="fake")(X)
     code = inductor_code.generated(gm)
-    broken = Code("raise ValueError('no compiler')", {}, 0, 0, code.lowering)
+    broken = Code("raise ValueError('no compiler')", {}, 0, code.lowering)
     assert inductor_code.loaded({"a": broken}) == (
         {},
         {"a": "its code does not compile: ValueError: no compiler"},

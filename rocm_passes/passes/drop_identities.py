@@ -1,0 +1,75 @@
+"""Products and quotients by one, whose readers read what stands before them.
+
+Diffusers divides each attention's and each ResNet's result by a factor that is 1.0 in most models.
+Inductor computes it in the kernel that adds the residual; in front of an opaque norm it would be a
+pass over memory of its own.
+
+Before                              After
+    y = div(x, 1.0)                     s = add(y -> x, residual)
+    s = add(y, residual)
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from rocm_passes.fx import nodes as n
+from rocm_passes.fx.nodes import aten
+from rocm_passes.fx.strides import same_strides, sees_strides
+from rocm_passes.rewrite.work import WholeGraphPass, Work
+
+_BY_ONE = frozenset({aten.div.Tensor, aten.mul.Tensor, aten.div.Scalar, aten.mul.Scalar})
+
+
+def drop_identities(graph: fx.Graph) -> int:
+    """Returns how many readers read another node now. What nothing reads any more stays, as dead
+    code.
+    """
+    changed = 0
+    for node in list(graph.nodes):
+        if not is_identity(node):
+            continue
+        for user in list(node.users):
+            if _computes(user):
+                user.replace_input_with(node, n.arg(node, 0))
+                changed += 1
+    return changed
+
+
+def is_identity(node: fx.Node) -> bool:
+    """x * 1 or x / 1 with x's dtype and layout: to the bit x, zeros' signs and infinities too."""
+    if node.op != "call_function" or node.target not in _BY_ONE or node.kwargs:
+        return False
+    x, one = node.args[:2]
+    if not n.is_scalar(one) or one != 1:
+        return False
+    before, after = n.value(x), n.value(node)
+    return (
+        before is not None
+        and after is not None
+        and before.dtype == after.dtype
+        and same_strides(before, after)
+    )
+
+
+def _computes(user: fx.Node) -> bool:
+    """Does it read values alone, and is its result memory of its own? An output, or a view that may
+    become one, must not share memory with x where the graph has a tensor apart.
+    """
+    if sees_strides(user) or not isinstance(user.target, torch._ops.OpOverload):
+        return False
+    schema = user.target._schema
+    aliases = any(each.alias_info is not None for each in (*schema.arguments, *schema.returns))
+    return not aliases and not user.target.is_view
+
+
+def _applies(work: Work) -> bool:
+    return work.may_rewrite
+
+
+def _run(work: Work) -> None:
+    drop_identities(work.graph)
+
+
+PASS = WholeGraphPass("drop_identities", _run, _applies)
