@@ -12,10 +12,28 @@ from typing import Any
 from rocm_passes.policy import activation, attention, convolution, layout, norms, padding, rotary
 from rocm_passes.policy.bounds import BOUNDS, Bound
 from rocm_passes.policy.quantities import quantities
-from rocm_passes.policy.rules import EVERY, Evidence, Rule, Verdict, decide, deciding
+from rocm_passes.policy.rules import (
+    EVERY,
+    MEASURED_ON,
+    Evidence,
+    Rule,
+    Verdict,
+    decide,
+    deciding,
+)
 from rocm_passes.target import Target
 
-__all__ = ["BOUNDS", "RULES", "Bound", "Evidence", "Rule", "Verdict", "settled", "verdict"]
+__all__ = [
+    "BOUNDS",
+    "MEASURED_ON",
+    "RULES",
+    "Bound",
+    "Evidence",
+    "Rule",
+    "Verdict",
+    "settled",
+    "verdict",
+]
 
 #: Of lowerings that have no row of their own. They may still be measured, or forced.
 OTHERS = [

@@ -18,6 +18,8 @@ from rocm_passes.target import Target
 EVERY = "*"
 #: Of the machines that evidence names.
 ARCHITECTURES = {"H100": "sm_90", "H200": "sm_90"}
+#: Elsewhere sites are measured rather than chosen by rules.
+MEASURED_ON = frozenset(ARCHITECTURES.values())
 
 
 class Verdict(NamedTuple):

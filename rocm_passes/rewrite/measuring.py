@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +15,11 @@ from torch._inductor import config as inductor_config
 from rocm_passes import policy
 from rocm_passes.ops.operator import Lowering
 from rocm_passes.options import Options
-from rocm_passes.policy.bounds import SITE_MEMORY_SHARE, WORTH_MEASURING_SITE_MIB
+from rocm_passes.policy.bounds import (
+    SITE_MEMORY_SHARE,
+    SITE_SHARE,
+    WORTH_MEASURING_SITE_MIB,
+)
 from rocm_passes.rewrite import host_time
 from rocm_passes.rewrite.cut import Cut, cut
 from rocm_passes.rewrite.match import Idiom, Match
@@ -45,11 +49,17 @@ def asks(target: Target, options: Options) -> bool:
     return target.is_gpu and torch.cuda.is_available() and options.select in ("auto", "measure")
 
 
-def measures(options: Options) -> bool:
-    """May it measure what is not known? Compiling every site with its neighbours takes seconds, so
-    only where the user asks: by `rocm-passes tune`, or by select="measure".
-    """
+def asked_for(options: Options) -> bool:
+    """Does the user want sites measured, by `rocm-passes tune` or by select="measure"?"""
     return options.select == "measure" or ahead.active()
+
+
+def measures(target: Target, options: Options) -> bool:
+    """May it measure what is not known? Compiling every site with its neighbours takes seconds:
+    where the user asks, and where the rules are not this architecture's.
+    """
+    elsewhere = target.arch not in policy.MEASURED_ON
+    return asked_for(options) or (options.select == "auto" and elsewhere)
 
 
 @dataclass
@@ -76,7 +86,7 @@ class Measuring:
         """What a fault of a measurement raises costs the measurement, and the rules decide."""
         if not asks(self.target, self.options):
             return Answer(None)
-        measure = measures(self.options)
+        measure = measures(self.target, self.options)
         try:
             names = doubtful(idiom, site.values(), able, self.target)
             if not names:
@@ -85,7 +95,7 @@ class Measuring:
                 return Answer(None, NOT_ASKED)
             made = self._cut(idiom, site, [low for low in able if low.name in names])
             picked = sites.pick(
-                made, names, self.target, self.options, self._hidden, self.timer, measure
+                made, names, self.target, self._budgeted, self._hidden, self.timer, measure
             )
         except NotCut as reason:
             return Answer(None, f"not measured: {reason}")
@@ -95,6 +105,12 @@ class Measuring:
         if picked is None:
             return Answer(None, self._why_not() if measure else NOT_ASKED)
         return Answer(picked)
+
+    @property
+    def _budgeted(self) -> Options:
+        """With the time that sites may take."""
+        share = 1.0 if asked_for(self.options) else SITE_SHARE.value
+        return replace(self.options, tune_seconds=share * self.options.tune_seconds)
 
     def _cut(self, idiom: Idiom, site: Match, able: Sequence[Lowering[Any]]) -> CompiledSite:
         if self._neighbourhoods is None:
@@ -107,10 +123,10 @@ class Measuring:
         return CompiledSite(made, idiom, able, self.options.launch)
 
     def _why_not(self) -> str:
-        seconds = self.options.tune_seconds
+        seconds = self._budgeted.tune_seconds
         if seconds <= 0:
             return "not measured: tune_seconds=0"
-        return f"not measured: no figure within the {seconds:g} s of tune_seconds"
+        return f"not measured: no figure within {seconds:g} s (tune_seconds)"
 
 
 def doubtful(idiom: Idiom, call: Any, able: Iterable[Lowering[Any]], target: Target) -> list[str]:

@@ -22,6 +22,7 @@ from rocm_passes.rewrite.cut import Cut, cut
 from rocm_passes.rewrite.match import Idiom, Match
 from rocm_passes.rewrite.measuring import CompiledSite
 from rocm_passes.rewrite.neighbourhood import Neighbourhoods, NotCut
+from rocm_passes.target import Target
 from rocm_passes.tuning import budget, inductor_code
 from rocm_passes.tuning.inductor_code import Code, Compiled
 from rocm_passes.tuning.sites import Times
@@ -308,9 +309,43 @@ def test_code_that_does_not_compile_is_one_candidate_less() -> None:
     )
 
 
-def test_auto_measures_nothing_and_says_how_to(measured: Any) -> None:
+def test_auto_leaves_the_rules_architecture_to_them_and_says_how_to_measure(
+    measured: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Target.of_device(X.device).arch
+    monkeypatch.setattr(measuring.policy, "MEASURED_ON", {here})
     seen, graphs = measured(NORM, X, clock=Planted(inductor=1.0), select="auto")
     assert graphs == [] and measuring.NOT_ASKED in only(seen.sites, "rms_norm").notes
+
+
+def test_auto_measures_where_the_rules_come_from_another_architecture(measured: Any) -> None:
+    seen, graphs = measured(NORM, X, clock=Planted(inductor=1.0, **{ON_CPU: 0.5}), select="auto")
+    assert graphs and only(seen.sites, "rms_norm").lowering == ON_CPU
+
+
+def test_nobody_asked_so_sites_have_half_of_the_time(measured: Any) -> None:
+    budget.BUDGET.spend(40)
+    given = {"clock": Planted(inductor=1.0, **{ON_CPU: 0.5}), "tune_seconds": 60}
+    seen, graphs = measured(NORM, X, select="auto", **given)
+    assert graphs == []
+    assert (
+        "not measured: no figure within 30 s (tune_seconds)" in only(seen.sites, "rms_norm").notes
+    )
+    seen, graphs = measured(NORM, X, select="measure", **given)
+    assert graphs and only(seen.sites, "rms_norm").lowering == ON_CPU
+
+
+@pytest.mark.parametrize(
+    ("arch", "select", "expected"),
+    [
+        *(("gfx942", "auto", True), ("gfx1201", "auto", True), ("sm_80", "auto", True)),
+        *(("sm_90", "auto", False), ("sm_90", "measure", True), ("gfx942", "rules", False)),
+    ],
+)
+def test_who_measures_sites(arch: str, select: str, expected: bool) -> None:
+    target = Target.named(arch)
+    assert target is not None
+    assert measuring.measures(target, Options(select=select)) == expected
 
 
 def test_auto_takes_what_was_measured_before(measured: Any) -> None:
