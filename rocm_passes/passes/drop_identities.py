@@ -23,8 +23,8 @@ _BY_ONE = frozenset({aten.div.Tensor, aten.mul.Tensor, aten.div.Scalar, aten.mul
 
 
 def drop_identities(graph: fx.Graph) -> int:
-    """Returns how many readers read another node now. What nothing reads any more stays, as dead
-    code.
+    """Returns how many readers read another node now. What nothing reads any more is gone: as dead
+    code it would count among the readers of x.
     """
     changed = 0
     for node in list(graph.nodes):
@@ -34,6 +34,8 @@ def drop_identities(graph: fx.Graph) -> int:
             if _computes(user):
                 user.replace_input_with(node, n.arg(node, 0))
                 changed += 1
+        if not node.users:
+            graph.erase_node(node)
     return changed
 
 
