@@ -159,16 +159,16 @@ COGVIDEOX = _decoder(
     "AutoencoderKLCogVideoX",
     dict(
         latent_channels=4,
-        block_out_channels=(8, 8, 8, 8),
+        block_out_channels=(8, 8, 8),
         layers_per_block=1,
         norm_num_groups=2,
-        down_block_types=("CogVideoXDownBlock3D",) * 4,
-        up_block_types=("CogVideoXUpBlock3D",) * 4,
+        down_block_types=("CogVideoXDownBlock3D",) * 3,
+        up_block_types=("CogVideoXUpBlock3D",) * 3,
     ),
     (1, 4, 4, 4, 4),
-    # Two batches of frames, each through 10 resnets of two norms and two convolutions, the output's
+    # Two batches of frames, each through 8 resnets of two norms and two convolutions, the output's
     # norm, and convolutions in and out. Each norm is modulated by two convolutions.
-    expected={"conv3d": 2 * (2 * 10 + 2 * (2 * 10 + 1) + 2), "group_norm": 2 * (2 * 10 + 1)},
+    expected={"conv3d": 2 * (2 * 8 + 2 * (2 * 8 + 1) + 2), "group_norm": 2 * (2 * 8 + 1)},
 )
 
 LTX_CONFIG = dict(
@@ -221,7 +221,7 @@ MOCHI = _decoder(
         latents_mean=None,
         latents_std=None,
     ),
-    (1, 4, 3, 4, 4),
+    (1, 4, 2, 3, 3),
 )
 
 COSMOS = _decoder(
@@ -229,12 +229,13 @@ COSMOS = _decoder(
     "AutoencoderKLCosmos",
     dict(
         latent_channels=4,
-        encoder_block_out_channels=(8, 8, 8, 8),
-        decode_block_out_channels=(8, 8, 8, 8),
+        encoder_block_out_channels=(8, 8),
+        decode_block_out_channels=(8, 8),
         attention_resolutions=(8,),
         resolution=64,
         num_layers=1,
         patch_size=4,
+        spatial_compression_ratio=8,
     ),
     (1, 4, 2, 4, 4),
 )
