@@ -124,14 +124,16 @@ class PostGrad:
     graph: fx.GraphModule
     target: Target
 
-    def passed(self, options: dict[str, Any]) -> tuple[Ledger, fx.GraphModule]:
-        """What the pass says of a copy, and the copy behind it."""
+    def passed(
+        self, options: dict[str, Any], target: Target | None = None
+    ) -> tuple[Ledger, fx.GraphModule]:
+        """What the pass says of a copy, and the copy behind it. target: in place of the CPU."""
         settings, _ = parse(options, None)
         ledgers: list[Ledger] = []
         gm = _copied(self.graph)
-        target = replace(self.target, interpreted=targets.triton_is_interpreted())
+        own = replace(self.target, interpreted=targets.triton_is_interpreted())
         with _disable_current_modes():
-            GraphPass(settings, target, ledgers.append)(gm.graph)
+            GraphPass(settings, target or own, ledgers.append)(gm.graph)
         gm.graph.lint()
         return ledgers[0], gm
 
@@ -158,7 +160,9 @@ def ledgers(name: str, dtype: torch.dtype, **options: Any) -> list[Ledger]:
     return [found[number] for number in traced(name, dtype).executed]
 
 
-def passed(name: str, *, runs: bool = False, **options: Any) -> Rewritten:
+def passed(
+    name: str, *, runs: bool = False, target: Target | None = None, **options: Any
+) -> Rewritten:
     """The graphs before and behind the pass, and its ledgers.
 
     runs: whether the rewritten graph is run, on the traced call's inputs. The model must be one
@@ -166,7 +170,7 @@ def passed(name: str, *, runs: bool = False, **options: Any) -> Rewritten:
     """
     seen = Rewritten()
     for each in post_grad(name):
-        ledger, after = each.passed(options)
+        ledger, after = each.passed(options, target)
         seen.ledgers.append(ledger)
         seen.before.append(each.graph.graph)
         seen.after.append(after.graph)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from .case import Case
@@ -30,6 +31,14 @@ WAN = Case(
         "conv3d": 1 + 3 * (2 * 10 + 2 + 2) + 2 * 2,
         "channel_norm": 3 * (2 * 10 + 2),
     },
+)
+
+
+#: Two levels in place of four: for tests of how chunks are compiled. No case of the zoo.
+SMALL_WAN = replace(
+    WAN,
+    config={**WAN.config, "dim_mult": [1, 2], "temperal_downsample": [True]},
+    expected=None,
 )
 
 
