@@ -38,7 +38,7 @@ def front_frames(ledger: Ledger) -> Counter[int]:
     return Counter(n for n in frames if n is not None)
 
 
-#: A decode whose chunks are one graph tells as much of Wan (test_in_one_graph_too).
+#: Of Wan the fast suite takes the decode whose chunks are one graph, which the zoo has traced.
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=pytest.mark.exhaustive if n == "vae_wan" else ()) for n in DECODES],
@@ -54,7 +54,8 @@ def test_in_one_graph_too(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rocm_passes.ops.operator.triton_is_interpreted", lambda: False)
     seen = passed("vae_wan", runs=True, **WAN)
     (ledger,) = seen.ledgers
-    assert front_frames(ledger) == {1: 8, 2: 21}
+    # All 8 of the second chunk, and 13 of the third chunk's 21, which the decoder alone has.
+    assert front_frames(ledger) == {1: 8, 2: 13}
     made = Decoded(
         seen.ledgers, exact("vae_wan")[0], results("vae_wan")[0], tensors_in(seen.result)[0]
     )
