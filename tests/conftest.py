@@ -15,7 +15,7 @@ import hypothesis
 import pytest
 import torch
 
-from tests import fast, suites
+from tests import fast, forked, suites
 
 # Triton reads this when it is first imported: without a GPU its kernels then run on CPU tensors.
 if not torch.cuda.is_available():
@@ -42,6 +42,7 @@ def _use_folders_of_this_run() -> None:
     for variable, name in folders.items():
         (root / name).mkdir()
         os.environ[variable] = str(root / name)
+    os.environ |= {forked.FOLDER: str(root), forked.RUN: str(os.getpid())}
 
 
 if _WORKER not in os.environ:
@@ -122,6 +123,8 @@ def pytest_collection_finish() -> None:
     """Of what the tests that were collected have imported."""
     if "torch._dynamo.guards" in sys.modules:
         fast.without_guard_timing()
+        fast.without_collections_after_compiles()
+        fast.without_pytest_in_the_trace()
     if "triton.runtime.interpreter" in sys.modules:
         fast.without_searches_for_builtins()
     fast.without_searches_for_garbage()

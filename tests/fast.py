@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import inspect
+import logging
 from typing import Any
 
 
@@ -20,6 +21,36 @@ def without_guard_timing() -> None:
 
     if hasattr(guards, "profile_guard_manager"):
         guards.profile_guard_manager = lambda *_: 0.0  # type: ignore[assignment]
+
+
+def without_collections_after_compiles() -> None:
+    """Dynamo collects garbage behind each frame: a hundredth of a small graph's time."""
+    from torch._dynamo import config
+
+    if hasattr(config, "run_gc_after_compile"):
+        config.run_gc_after_compile = False
+
+
+def without_pytest_in_the_trace() -> None:
+    """pytest listens to every logger that does not propagate, torch's structured trace among them.
+
+    Torch then writes every graph and every timing down, and our pass the graph after each step:
+    a fifth of a small graph's time. A test that reads the trace has its own handler.
+    """
+    from torch._logging import _internal
+
+    trace = getattr(_internal, "trace_log", None)
+    if trace is None:
+        return
+    add = trace.addHandler
+
+    def add_others(handler: logging.Handler) -> None:
+        if not type(handler).__module__.startswith("_pytest."):
+            add(handler)
+
+    trace.addHandler = add_others
+    for handler in [h for h in trace.handlers if type(h).__module__.startswith("_pytest.")]:
+        trace.removeHandler(handler)
 
 
 def without_searches_for_builtins() -> None:

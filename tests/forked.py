@@ -8,17 +8,17 @@ cache. A test of the imports themselves, or of variables that they read, starts 
 from __future__ import annotations
 
 import array
-import atexit
+import fcntl
 import functools
 import json
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +26,10 @@ REPOSITORY = Path(__file__).parents[1]
 
 #: Triton reads it at its import.
 INTERPRET = "TRITON_INTERPRET"
+#: Set for a run of pytest (tests/conftest.py): its temporary folder, and the process to outlive.
+FOLDER, RUN = "TESTS_FOLDER", "TESTS_RUN"
+#: Of a twentieth of a second each.
+WAITS = 2400
 
 
 def without_interpreter() -> dict[str, str]:
@@ -33,34 +37,55 @@ def without_interpreter() -> dict[str, str]:
     return {k: v for k, v in os.environ.items() if k != INTERPRET}
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What a zygote has imported. bare: torch and Inductor, and nothing of this package."""
+
+    interpret: str | None
+    bare: bool = False
+
+
 @functools.cache
-def _zygote(interpret: str | None) -> tuple[subprocess.Popen[bytes], str]:
-    """This test process's zygote with that TRITON_INTERPRET, and its address."""
-    folder = tempfile.mkdtemp(prefix="zygote-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    path = os.path.join(folder, "socket")
+def _zygote(kind: Kind) -> str:
+    """The address of this run's zygote of that kind: all workers of pytest-xdist share it."""
+    folder = Path(os.environ[FOLDER])
+    name = f"zygote-{kind.interpret}{'-bare' if kind.bare else ''}"
+    with open(folder / f"{name}.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if os.fstat(lock.fileno()).st_size == 0:
+            _start(kind, folder / name)
+            lock.write("started")
+    return str(folder / name)
+
+
+def _start(kind: Kind, address: Path) -> None:
     environment = without_interpreter()
     found = [str(REPOSITORY), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, found))
-    environment |= {INTERPRET: interpret} if interpret else {}
     # Asked otherwise, CUDA is initialised, and a fork of that process cannot use it.
     environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
-    command = [sys.executable, "-m", "tests.zygote", path]
-    process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdin=subprocess.PIPE)
-    return process, path
+    if kind.interpret:
+        environment[INTERPRET] = kind.interpret
+    command = [sys.executable, "-m", "tests.zygote", str(address), os.environ[RUN]]
+    subprocess.Popen(
+        [*command, "bare"] if kind.bare else command,
+        cwd=REPOSITORY,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+    )
 
 
-def _connected(interpret: str | None) -> socket.socket:
-    process, address = _zygote(interpret)
-    while True:
+def _connected(kind: Kind) -> socket.socket:
+    address = _zygote(kind)
+    for _ in range(WAITS):
         connection = socket.socket(socket.AF_UNIX)
         try:
             connection.connect(address)
             return connection
         except (FileNotFoundError, ConnectionRefusedError):
             connection.close()
-            assert process.poll() is None, "the process that forks has ended"
             signal.sigtimedwait([], 0.05)
+    raise AssertionError("the process that forks has not answered for two minutes")
 
 
 class Popen:
@@ -76,6 +101,7 @@ class Popen:
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
         text: bool = True,
+        bare: bool = False,
     ) -> None:
         assert command[0] == sys.executable and text
         self.args = list(command)
@@ -90,7 +116,7 @@ class Popen:
             "env": dict(os.environ if env is None else env),
             "cwd": os.fspath(cwd or os.getcwd()),
         }
-        self._connection = _connected(request["env"].get(INTERPRET))
+        self._connection = _connected(Kind(request["env"].get(INTERPRET), bare))
         rights = array.array("i", [given, out, err])
         self._connection.sendmsg(
             [json.dumps(request).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
@@ -139,10 +165,14 @@ def run(
     env: Mapping[str, str] | None = None,
     cwd: str | os.PathLike[str] | None = None,
     timeout: float = 300,
+    bare: bool = False,
 ) -> subprocess.CompletedProcess[str]:
-    """`subprocess.run(command, capture_output=True, text=True, ...)`."""
+    """`subprocess.run(command, capture_output=True, text=True, ...)`.
+
+    bare: the process has not imported this package, and imports the one that its path has.
+    """
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = Popen(command, stdout=out, stderr=err, env=env, cwd=cwd)
+        process = Popen(command, stdout=out, stderr=err, env=env, cwd=cwd, bare=bare)
         try:
             code = process.wait(timeout)
         except subprocess.TimeoutExpired:

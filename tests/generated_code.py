@@ -14,11 +14,15 @@ from torch._inductor.async_compile import AsyncCompile
 
 @contextmanager
 def only_written() -> Iterator[None]:
-    """Code is generated anew and not compiled to machine code: the C++ kernels in it do nothing."""
-    with (
-        config.patch(force_disable_caches=True),
-        mock.patch.object(AsyncCompile, "cpp_pybinding", lambda *_, **__: lambda *_: None),
-    ):
+    """Code is generated anew and not compiled to machine code."""
+    with config.patch(force_disable_caches=True), not_compiled():
+        yield
+
+
+@contextmanager
+def not_compiled() -> Iterator[None]:
+    """Generated code comes from Inductor's caches and goes there; its C++ kernels do nothing."""
+    with mock.patch.object(AsyncCompile, "cpp_pybinding", lambda *_, **__: lambda *_: None):
         yield
 
 

@@ -81,7 +81,9 @@ def models_together(items: list[pytest.Item]) -> None:
 
 
 def _model(item: pytest.Item, names: Set[str]) -> str:
-    """The name of the zoo's model that the test is parametrized by, or nothing."""
+    """The name of the zoo's model that the test is marked with or parametrized by, or nothing."""
+    if marked := item.get_closest_marker("model"):
+        return str(marked.args[0])
     given = item.callspec.params.values() if hasattr(item, "callspec") else ()
     for value in given:
         name = value.name if isinstance(value, zoo.Case) else value

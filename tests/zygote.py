@@ -1,7 +1,8 @@
 """A Python process that has imported torch, Inductor, diffusers and the package, and forks.
 
 Importing them takes 8 s of one core; a fork of this process has them at once. `tests.forked` starts
-it and asks it for processes. It ends when its standard input is closed.
+it and asks it for processes. It ends soon after the run of pytest, whose process it is given. Bare,
+it leaves diffusers and the package out.
 
 Each request comes over a connection of its own: a line of JSON, and with it the descriptors that
 are to be standard input, output and error. A monitor is forked for it, which forks the process,
@@ -22,29 +23,32 @@ import sys
 import threading
 import traceback
 import types
-from contextlib import nullcontext
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from tests.without_codegen import without_codegen
-
 #: Set in the environment of a process in which our backend stops before generating code.
 WITHOUT_CODEGEN = "TESTS_WITHOUT_CODEGEN"
+#: Of one in which C++ is written and kept in Inductor's caches, and compiled by nobody.
+WITHOUT_COMPILER = "TESTS_WITHOUT_COMPILER"
+#: In seconds: how often the zygote looks whether the run goes on.
+LOOKS = 2.0
 #: More than any request takes.
 LARGEST = 1 << 20
 
 
 def main() -> None:
-    _import_all()
+    address, run, *bare = sys.argv[1:]
+    _import_all(bool(bare))
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(sys.argv[1])
+    listener.bind(address)
     listener.listen()
     # Monitors are nobody's to wait for.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
-        ready, _, _ = select.select([listener, sys.stdin], [], [])
-        if listener not in ready:
-            os._exit(0)
+        while not select.select([listener], [], [], LOOKS)[0]:
+            if not _is_there(int(run)):
+                os._exit(0)
         connection, _ = listener.accept()
         if os.fork() == 0:
             listener.close()
@@ -56,11 +60,42 @@ def main() -> None:
         connection.close()
 
 
-def _import_all() -> None:
+def _is_there(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _import_all(bare: bool) -> None:
+    with suppress(ImportError):
+        import triton  # noqa: F401
+    _prepare_inductor()
+    if bare:
+        return
     import diffusers
+
+    import tests.without_codegen  # noqa: F401
 
     for name in ("AutoencoderKL", "FluxTransformer2DModel", "WanPipeline"):
         getattr(diffusers, name)
+
+
+def _prepare_inductor() -> None:
+    """What the first graph of a process waits for: 1.5 s. Left out where a torch has it otherwise:
+    the first graph then waits.
+    """
+    import torch._dynamo
+    import torch._inductor.compile_fx
+    from torch._inductor import codecache
+    from torch._inductor.fx_passes import joint_graph, post_grad
+
+    with suppress(AttributeError, TypeError):
+        codecache.torch_key()
+    with suppress(AttributeError, TypeError):
+        joint_graph.lazy_init(torch.device("cpu"))
+        post_grad.lazy_init()
 
 
 def _monitor(connection: socket.socket) -> None:
@@ -95,7 +130,8 @@ def _run(request: dict[str, Any]) -> int:
     sys.stderr.reconfigure(line_buffering=True)
     code = 0
     try:
-        with without_codegen() if os.environ.get(WITHOUT_CODEGEN) else nullcontext():
+        with ExitStack() as stack:
+            _enter(stack)
             _execute(request["arguments"])
     except SystemExit as ended:
         code = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
@@ -110,6 +146,18 @@ def _run(request: dict[str, Any]) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
     return code
+
+
+def _enter(stack: ExitStack) -> None:
+    """What the environment asks to be left out."""
+    if os.environ.get(WITHOUT_CODEGEN):
+        from tests.without_codegen import without_codegen
+
+        stack.enter_context(without_codegen())
+    if os.environ.get(WITHOUT_COMPILER):
+        from tests.generated_code import not_compiled
+
+        stack.enter_context(not_compiled())
 
 
 def _execute(arguments: list[str]) -> None:

@@ -5,7 +5,6 @@ on the CPU.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from rocm_passes.policy import bounds
 from rocm_passes.rewrite.choose import choose
 from rocm_passes.target import Target
 from rocm_passes.tuning import ahead
+from tests import forked
 
 WHOLE = [text for texts in CALLS.values() for text in texts]
 H200 = Target("nvidia", "sm_90", "H200", "2.11.0", "3.6")
@@ -298,12 +298,12 @@ TRIED = {
 
 def test_every_call_has_a_choice_and_the_times_of_all_lowerings(tmp_path: Path) -> None:
     out = tmp_path / "rows.json"
-    ran = subprocess.run(
+    ran = forked.run(
         [sys.executable, "-m", "rocm_passes.bench.conv3d", "--device", "cpu", "--all", "--dtype",
         "float32", "--out",
          str(out), "--calls", ";".join(TRIED)],
-        capture_output=True, text=True, check=True,
     )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
     rows = json.loads(out.read_text())
     assert [row["call"] for row in rows] == list(TRIED)
     for row, (by, chosen, able) in zip(rows, TRIED.values(), strict=True):

@@ -13,6 +13,7 @@ import torch
 import rocm_passes
 from rocm_passes.bench.pads import FORMS, Case, Match, cases, compiled
 from rocm_passes.report.ledger import clear_history
+from tests.without_codegen import codegen_if_asked
 
 EXPECTED = {"resnet": {"group_norm_pad": 1}, "upsampler": {"pad": 1}, "shortcut": {"pad": 1}}
 
@@ -26,7 +27,7 @@ def test_every_form(kind: str) -> None:
     case = small(next(c for c in cases() if c.kind == kind))
     torch.manual_seed(0)
     model, x = Match(case), torch.randn(case.shape)
-    with torch.no_grad():
+    with torch.no_grad(), codegen_if_asked():
         expected = model(x)
         for form in FORMS:
             clear_history()

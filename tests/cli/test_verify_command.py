@@ -4,8 +4,9 @@ refuse.
 
 from __future__ import annotations
 
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch._inductor import config as inductor_config
 from rocm_passes import cli
 from rocm_passes.cli import bisect
 from rocm_passes.cli.explain import NO_CACHES
-from tests.cli.running import run
+from tests import forked
 from tests.without_codegen import without_codegen
 
 #: Two RMSNorms, without code generation. `wrong` breaks the second, by its width.
@@ -100,11 +101,22 @@ def test_verify_keeps_the_script_s_exit_code(
     assert "no site was rewritten, so there is nothing to verify" in capsys.readouterr().out
 
 
-def test_bisect_finds_the_rewrite_in_processes_of_their_own(script: Callable[[int], Path]) -> None:
-    done = run("bisect", script(24))
-    assert done.returncode == 1, done.stderr
-    assert "rewrite 2 makes the result wrong:" in done.stdout
-    assert "rms_norm by reference at" in done.stdout and "script.py:14" in done.stdout
+def forked_as_run(
+    command: Sequence[str], *, env: Mapping[str, str], timeout: float | None, **_: Any
+) -> subprocess.CompletedProcess[str]:
+    return forked.run(command, env=env, timeout=timeout or 300)
+
+
+def test_bisect_finds_the_rewrite_in_processes_of_their_own(
+    script: Callable[[int], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(bisect.subprocess, "run", forked_as_run)
+    assert cli.main(["bisect", str(script(24))]) == 1
+    said = capsys.readouterr().out
+    assert "rewrite 2 makes the result wrong:" in said
+    assert "rms_norm by reference at" in said and "script.py:14" in said
 
 
 class Script:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from rocm_passes.bench import distributed
-from tests.distributed.checks import Findings, check
+from tests.distributed.checks import Findings, exhaustive
 from tests.without_codegen import without_codegen
 
 
-@check
+@exhaustive
 def the_benchmark_of_several_gpus() -> Findings:
     cases = ["--tiny", "--only", "wan_1.3b,wan_decoder", "--splits", "one,ulysses,ring,rows"]
     once = ["--rounds", "1", "--warm", "1", "--layers", "1"]

@@ -22,6 +22,8 @@ Findings = dict[str, Any]
 Check = Callable[[], Findings]
 
 CHECKS: dict[str, Check] = {}
+#: Made for the whole suite only.
+EXHAUSTIVE: set[str] = set()
 
 
 def check(function: Check) -> Check:
@@ -29,10 +31,17 @@ def check(function: Check) -> Check:
     return function
 
 
-def make(folder: Path) -> None:
-    """All checks, in their order. What one raises is its finding, and the next is made."""
+def exhaustive(function: Check) -> Check:
+    EXHAUSTIVE.add(function.__name__)
+    return check(function)
+
+
+def make(folder: Path, everything: bool) -> None:
+    """The checks, in their order. What one raises is its finding, and the next is made."""
     rank = dist.get_rank()
     for name, function in CHECKS.items():
+        if name in EXHAUSTIVE and not everything:
+            continue
         torch.manual_seed(0)
         began = time.perf_counter()
         try:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from rocm_passes import compile_pipeline, history
 from tests.diffusers_pipeline.models import flux, flux_inputs, wan, wan_inputs, wan_pipeline
-from tests.distributed.checks import Findings, check, distance, two_devices
+from tests.distributed.checks import Findings, check, distance, exhaustive, two_devices
 from tests.without_codegen import without_codegen
 
 ALWAYS = {"select": "always"}
@@ -87,7 +87,7 @@ def ulysses_after_the_first_call() -> Findings:
     return _of_model(wan(layers=1), wan_inputs(), prepare)
 
 
-@check
+@exhaustive
 def ulysses_of_flux() -> Findings:
     def prepare(model: Any) -> Any:
         ulysses(model)

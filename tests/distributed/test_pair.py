@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.cli.running import REPOSITORY
+from tests.suites import everything
 
 Pair = dict[str, list[dict[str, Any]]]
 
@@ -40,7 +41,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _start(folder: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     explain = ["-m", "rocm_passes", "explain", "--json", str(folder / "ledger.json")]
-    worker = ["-m", "tests.distributed.worker", str(folder)]
+    worker = ["-m", "tests.distributed.worker", str(folder), *["all"] * everything()]
     done = subprocess.run(
         [*torchrun, *explain, *worker],
         cwd=REPOSITORY,
@@ -160,7 +161,7 @@ def test_rows_of_neighbours_are_copied_and_the_ledger_says_so(folder: Path) -> N
         "ulysses_of_a_pipeline",
         "ulysses_after_compile_pipeline",
         "ulysses_after_the_first_call",
-        "ulysses_of_flux",
+        pytest.param("ulysses_of_flux", marks=pytest.mark.exhaustive),
         "fsdp_before_compile_pipeline",
         "fsdp_after_compile_pipeline",
     ],
@@ -173,7 +174,13 @@ def test_a_parallel_model_is_compiled_and_right(folder: Path, name: str) -> None
         assert "residual_norm_modulate" in each["rewritten"]
 
 
-@pytest.mark.parametrize("name", ["ulysses_of_a_pipeline", "ulysses_of_flux"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ulysses_of_a_pipeline",
+        pytest.param("ulysses_of_flux", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_q_and_k_are_sites_of_their_own_with_ulysses(folder: Path, name: str) -> None:
     for each in of(folder, name):
         assert each["rewritten"].count("qk_norm_rotary") in (2, 4)
@@ -197,6 +204,7 @@ def test_the_ledger_of_both_ranks_is_one(folder: Path) -> None:
     assert "on ranks 0-1, of which" in said and said.count("graphs compiled by") == 1
 
 
+@pytest.mark.exhaustive
 def test_the_benchmark_of_several_gpus_runs_on_two_processes(folder: Path) -> None:
     both = of(folder, "the_benchmark_of_several_gpus")
     assert both[0]["rows"] == both[1]["rows"]

@@ -13,7 +13,7 @@ from tests.distributed.checks import make
 
 def main() -> None:
     dist.init_process_group("gloo")
-    make(Path(sys.argv[1]))
+    make(Path(sys.argv[1]), everything="all" in sys.argv[2:])
     dist.destroy_process_group()
 
 

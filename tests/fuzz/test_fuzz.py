@@ -6,9 +6,11 @@ from __future__ import annotations
 
 import functools
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,9 +24,19 @@ from tests.fuzz.shrink import shrink
 from tests.suites import everything
 
 PROGRAMS, AT_ONCE = 225, 25
+#: Of these the fast suite checks the first, and those that a planted fault needs.
+FIRST = range(AT_ONCE)
 #: Programs that failed once, beyond the first ones: a reader of strides behind a decomposed norm,
 #: outputs that no longer shared memory.
 MENDED = (266, 100135)
+FUZZING = Path(__file__).parents[2] / "docs" / "fuzzing.md"
+
+
+def catching() -> list[int]:
+    """The seed that catches each planted fault (docs/fuzzing.md, by `make mutants`)."""
+    rows = re.findall(r"^\| (.+) \| (?:at most )?(\d+) \|$", FUZZING.read_text(), re.MULTILINE)
+    names = {mutant.name for mutant in mutants.MUTANTS}
+    return sorted({int(programs) - 1 for name, programs in rows if name in names} - {*FIRST})
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +49,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("first", range(0, PROGRAMS, AT_ONCE))
+@pytest.mark.parametrize(
+    "first",
+    [
+        pytest.param(first, marks=[] if first in FIRST else [pytest.mark.exhaustive])
+        for first in range(0, PROGRAMS, AT_ONCE)
+    ],
+)
 def test_programs_are_right(first: int) -> None:
     rewritten: Counter[str] = Counter()
     failures = []
@@ -47,6 +65,21 @@ def test_programs_are_right(first: int) -> None:
         failures += [f"seed {seed}: {f.kind}, {f.setting}: {f.message}" for f in outcome.failures]
     assert not failures, "\n".join(failures)
     assert rewritten.total() > AT_ONCE
+
+
+@pytest.mark.parametrize("seed", catching())
+def test_a_program_that_catches_a_planted_fault_is_right(seed: int) -> None:
+    assert check(program(seed)).failures == []
+
+
+def test_every_planted_fault_has_its_program_in_the_fast_suite() -> None:
+    rows = FUZZING.read_text().splitlines()
+    missing = [
+        mutant.name
+        for mutant in mutants.MUTANTS
+        if not any(re.fullmatch(rf"\| {re.escape(mutant.name)} \| .*\d+ \|", r) for r in rows)
+    ]
+    assert missing == [], "make mutants writes docs/fuzzing.md"
 
 
 @pytest.mark.parametrize("seed", MENDED)

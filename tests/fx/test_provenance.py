@@ -162,7 +162,20 @@ def repeated_blocks(model: nn.Module, backend: Any) -> Callable[..., Any]:
 WAYS = (whole, in_place, forward_only, closure, compiled_block_in_a_compiled_model, repeated_blocks)
 
 
-@pytest.mark.parametrize(("name", "way"), [*(("flux", way) for way in WAYS), ("wan", whole)])
+#: How Dynamo names modules in the other ways, test_the_models_own_path has as text.
+FAST_WAYS = (whole, compiled_block_in_a_compiled_model, repeated_blocks)
+
+
+@pytest.mark.parametrize(
+    ("name", "way"),
+    [
+        *(
+            pytest.param("flux", way, marks=() if way in FAST_WAYS else pytest.mark.exhaustive)
+            for way in WAYS
+        ),
+        pytest.param("wan", whole, marks=pytest.mark.exhaustive),
+    ],
+)
 def test_sites_of_diffusers_models_name_their_modules(name: str, way: Callable[..., Any]) -> None:
     zoo = case(name)
     model = zoo.build(torch.float32)

@@ -157,6 +157,7 @@ def test_a_call_s_key_and_work() -> None:
     assert len({c.key() for c in different}) == len(different)
 
 
+@pytest.mark.model("vae_cosmos")
 def test_cosmos_s_inverse_haar_transform(monkeypatch: pytest.MonkeyPatch) -> None:
     """14 transposed convolutions for each of two levels; on a GPU all are pointwise products."""
     monkeypatch.setattr("rocm_passes.backend.Target.of_inputs", staticmethod(lambda _: H200))

@@ -56,6 +56,7 @@ def error(got: torch.Tensor, c: Conv3d) -> float:
     )
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize(
     ("x", "weight", "bias"),

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests import forked
+from tests.zygote import WITHOUT_COMPILER
 
 PROGRAM = """
 import json, sys, torch, rocm_passes
@@ -24,7 +25,11 @@ print(json.dumps([[ledger.from_cache, entries(ledger)] for ledger in rocm_passes
 
 
 def run(folder: Path, select: str = "off", rows: int = 3) -> list[list[object]]:
-    environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(folder)}
+    environment = {
+        **os.environ,
+        WITHOUT_COMPILER: "1",
+        "TORCHINDUCTOR_CACHE_DIR": str(folder),
+    }
     command = [sys.executable, "-c", PROGRAM, select, str(rows)]
     done = forked.run(command, env=environment)
     assert done.returncode == 0, done.stderr

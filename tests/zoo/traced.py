@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from unittest import mock
 
@@ -22,6 +22,7 @@ from torch._guards import TracingContext, tracing
 from torch.utils._python_dispatch import _disable_current_modes
 
 import rocm_passes.backend as backends
+import rocm_passes.target as targets
 from rocm_passes.graph_pass import GraphPass
 from rocm_passes.options import parse
 from rocm_passes.report.ledger import Ledger
@@ -123,15 +124,18 @@ class PostGrad:
     graph: fx.GraphModule
     target: Target
 
-    def passed(self, options: dict[str, Any]) -> tuple[Ledger, fx.Graph]:
-        """What the pass says of a copy, and the copy behind it."""
+    def passed(
+        self, options: dict[str, Any], target: Target | None = None
+    ) -> tuple[Ledger, fx.GraphModule]:
+        """What the pass says of a copy, and the copy behind it. target: in place of the CPU."""
         settings, _ = parse(options, None)
         ledgers: list[Ledger] = []
         gm = _copied(self.graph)
+        own = replace(self.target, interpreted=targets.triton_is_interpreted())
         with _disable_current_modes():
-            GraphPass(settings, self.target, ledgers.append)(gm.graph)
+            GraphPass(settings, target or own, ledgers.append)(gm.graph)
         gm.graph.lint()
-        return ledgers[0], gm.graph
+        return ledgers[0], gm
 
 
 @_once
@@ -156,14 +160,25 @@ def ledgers(name: str, dtype: torch.dtype, **options: Any) -> list[Ledger]:
     return [found[number] for number in traced(name, dtype).executed]
 
 
-def passed(name: str, **options: Any) -> Rewritten:
-    """The graphs before and behind the pass, and its ledgers; nothing is run."""
+def passed(
+    name: str, *, runs: bool = False, target: Target | None = None, **options: Any
+) -> Rewritten:
+    """The graphs before and behind the pass, and its ledgers.
+
+    runs: whether the rewritten graph is run, on the traced call's inputs. The model must be one
+    graph.
+    """
     seen = Rewritten()
     for each in post_grad(name):
-        ledger, after = each.passed(options)
+        ledger, after = each.passed(options, target)
         seen.ledgers.append(ledger)
         seen.before.append(each.graph.graph)
-        seen.after.append(after)
+        seen.after.append(after.graph)
+    if runs:
+        assert len(seen.after) == 1
+        after.recompile()
+        with torch.no_grad():
+            seen.result = after(*traced(name).values)
     return seen
 
 
