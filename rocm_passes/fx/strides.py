@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch._inductor import inductor_prims
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.node import map_arg
 
-from rocm_passes.fx import aliasing
+from rocm_passes.fx import aliasing, chains
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Builder, outputs, set_outputs
 from rocm_passes.fx.nodes import aten
@@ -86,19 +86,20 @@ def _is_alias(user: fx.Node) -> bool:
 
 
 #: Of each output: how it lies, and how that lies which it is a view of.
-OutputStrides = list[tuple[torch.Tensor | None, torch.Tensor | None]]
+OutputStrides = list[tuple[torch.Tensor | None, chains.Root | None]]
 
 
 def output_strides(graph: fx.Graph) -> OutputStrides:
     """How the outputs lie, for `keep_output_strides` after a change."""
     return [
-        (n.value(o), n.value(aliasing.root_of(o)) if isinstance(o, fx.Node) else None)
+        (n.value(o), chains.root(aliasing.viewed_by(o)) if isinstance(o, fx.Node) else None)
         for o in outputs(graph)
     ]
 
 
-#: By a reader that sees strides: how the tensors lie that it reads, behind their views.
-Promises = dict[fx.Node, tuple[torch.Tensor, ...]]
+#: By a reader that sees strides: how the tensors lie that it reads, behind their views; by the
+#: place among its inputs.
+Promises = dict[fx.Node, dict[int, chains.Root]]
 
 
 def promises(graph: fx.Graph) -> Promises:
@@ -106,25 +107,30 @@ def promises(graph: fx.Graph) -> Promises:
     found = {}
     for node in graph.nodes:
         if node.op == "call_function" and sees_strides(node):
-            read = tuple(n.tensor(chain[-1]) for chain in _chains(node))
+            # A graph's inputs lie as they do.
+            read = {
+                place: root
+                for place, chain in enumerate(_chains(node))
+                if chain[-1].op == "call_function" and (root := chains.root(chain)) is not None
+            }
             if read:
                 found[node] = read
     return found
 
 
 def _chains(reader: fx.Node) -> list[list[fx.Node]]:
-    """Each input of the reader, and what that is a view of, one behind the other. A graph's inputs
-    lie as they do.
-    """
-    chains = []
-    for node in reader.all_input_nodes:
-        chain = [node]
-        while (node.target in n.VIEWS or _is_alias(node)) and node.all_input_nodes:
-            node = node.all_input_nodes[0]
-            chain.append(node)
-        if node.op == "call_function" and n.value(node) is not None:
-            chains.append(chain)
-    return chains
+    """Each input of the reader, and what that is a view of, one behind the other."""
+    inputs: list[fx.Node] = []
+    map_arg((reader.args, reader.kwargs), inputs.append)
+    return [_chain(node) for node in inputs]
+
+
+def _chain(node: fx.Node) -> list[fx.Node]:
+    chain = [node]
+    while (node.target in n.VIEWS or _is_alias(node)) and node.all_input_nodes:
+        node = node.all_input_nodes[0]
+        chain.append(node)
+    return chain
 
 
 def keep_promises(graph: fx.Graph, before: Promises, fake_mode: FakeTensorMode) -> int:
@@ -139,11 +145,12 @@ def keep_promises(graph: fx.Graph, before: Promises, fake_mode: FakeTensorMode) 
     _recompute_values(graph, fake_mode)
     changed = 0
     for reader in left:
-        for chain, was in zip(_chains(reader), before[reader], strict=False):
-            root = _last_of_shape(chain, was)
-            if root is None or same_strides(n.tensor(root), was):
+        for place, was in before[reader].items():
+            now = was.now(_chains(reader)[place])
+            if now is None or now.op != "call_function":
                 continue
-            changed += _lay_out(graph, root, was, fake_mode)
+            if not same_strides(n.tensor(now), was.value):
+                changed += _lay_out(graph, now, was.value, fake_mode)
     if changed:
         _recompute_values(graph, fake_mode)
     return changed
@@ -194,10 +201,10 @@ def _keep_strides_of_shared(
     changed = 0
     for place in _shared(graph, seen):
         output, (_, was) = outputs(graph)[place], before[place]
-        root = None if was is None else _last_of_shape(aliasing.viewed_by(output), was)
-        if was is None or root is None or same_strides(n.tensor(root), was):
+        root = None if was is None else was.now(aliasing.viewed_by(output))
+        if was is None or root is None or same_strides(n.tensor(root), was.value):
             continue
-        if _lay_out(graph, root, was, fake_mode):
+        if _lay_out(graph, root, was.value, fake_mode):
             _recompute_values(graph, fake_mode)
             changed += 1
     return changed
@@ -213,18 +220,6 @@ def _shared(graph: fx.Graph, seen: Iterable[int]) -> list[int]:
         for place, node in nodes.items()
         if any(roots[place] is roots[p] and o is not node for p, o in nodes.items())
     ]
-
-
-def _last_of_shape(chain: Sequence[fx.Node], was: torch.Tensor) -> fx.Node | None:
-    """What was the root of a chain of views: it may be a view itself by now, as of a decomposed
-    norm.
-    """
-    alike = (
-        node
-        for node in reversed(chain)
-        if n.value(node) is not None and n.same_shape(n.shape(node), was.shape)
-    )
-    return next(alike, None)
 
 
 def _recompute_values(graph: fx.Graph, fake_mode: FakeTensorMode) -> None:

@@ -5,7 +5,6 @@ gradients.
 from __future__ import annotations
 
 import functools
-import math
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -21,13 +20,11 @@ from rocm_passes import backend
 from rocm_passes.options import Options
 from rocm_passes.report.ledger import Ledger
 from rocm_passes.target import Target
+from tests.fuzz.bounds import Errors, Given, bound, error, errors_nearby
 from tests.fuzz.program import WIDE, Program, placed, widened
 from tests.fuzz.traced import Traced, kept_whole, references_run, target_named
 from tests.without_codegen import without_codegen
 
-#: Allowed: so many times the larger error of eager and of the unfused graph, and so many roundings
-#: of the result.
-FACTOR, ROUNDINGS = 3.0, 8.0
 #: So many times more where torch.compile made the graph: the unfused graph is not there to be
 #: measured.
 UNMEASURED = 3.0
@@ -102,14 +99,14 @@ class Outcome:
 
 @dataclass
 class Reference:
-    """What a program gives in its own dtypes and in float64. errors: of each output and input, the
-    largest.
-    """
+    """What a program gives in its own dtypes and in float64."""
 
     results: list[Tensor]
     exact: list[Tensor]
     inputs: list[Tensor]
     exact_inputs: list[Tensor]
+    #: Its largest errors at neighbouring inputs; asked for where a result exceeds its bound.
+    nearby: Callable[[], Errors]
 
 
 def check(program: Program, settings: Sequence[Setting] | None = None) -> Outcome:
@@ -202,16 +199,19 @@ def _failures(
     _count(ledger, outcome, found)
     results, left = unfused.results, unfused.inputs
 
-    def unlike() -> list[Failure]:
+    def unlike(nearby: Errors = ([], [])) -> list[Failure]:
         return [
-            *_unlike(found, got, results, reference.results, reference.exact, "value"),
-            *_unlike(found, inputs, left, reference.inputs, reference.exact_inputs, "input"),
-        ]
+            *_unlike(found, got, results, reference.results, reference.exact, "value", nearby[0]),
+            *_unlike(found, inputs, left, reference.inputs, reference.exact_inputs, "input",
+                     nearby[1]),
+        ]  # fmt: skip
 
     failures = unlike()
     if failures and not setting.strict:
         results, left = unfused.decomposed
         failures = unlike()
+    if failures:
+        failures = unlike(reference.nearby())
     failures += _aliased_unlike(found, [*got, *inputs], [*unfused.results, *unfused.inputs])
     if not setting.visible:
         failures += _laid_out_unlike(found, got, unfused.decomposed[0])
@@ -230,7 +230,22 @@ def _reference(program: Program, again: int) -> Reference | None:
         return None
     if not all(t.isfinite().all() for t in [*results, *exact] if t.dtype.is_floating_point):
         return None
-    return Reference(results, exact, inputs, exact_inputs)
+    nearby = functools.cache(lambda: _nearby(program, again, grad=False))
+    return Reference(results, exact, inputs, exact_inputs, nearby)
+
+
+def _nearby(program: Program, again: int, grad: bool) -> Errors:
+    """Where the program has a step, eager's error nearby is as large as the step, and would hide
+    all others: other draws tell then (`check`).
+    """
+    if steps_in(program):
+        return [], []
+    eager, exact = program.function(), program.function(WIDE)
+    return errors_nearby(
+        lambda inputs: _attempt(eager, inputs, grad),
+        lambda inputs: _attempt(exact, inputs, grad),
+        program.draw(again),
+    )
 
 
 def _run(
@@ -254,10 +269,9 @@ def _count(ledger: Ledger, outcome: Outcome, found: Callable[..., Failure]) -> N
 def _unlike(
     found: Callable[..., Failure], got: Sequence[Tensor], unfused: Sequence[Tensor],
     eager: Sequence[Tensor],
-    exact: Sequence[Tensor], kind: str,
-    times: float = 1.0,
+    exact: Sequence[Tensor], kind: str, nearby: Sequence[float] = (), times: float = 1.0,
 ) -> list[Failure]:  # fmt: skip
-    """Failures of dtype, shape and value."""
+    """Failures of dtype, shape and value. nearby: errors that eager has at neighbouring inputs."""
     if len(got) != len(eager):
         return [found("shape", message=f"{len(got)} results where eager has {len(eager)}")]
     failures = []
@@ -269,28 +283,13 @@ def _unlike(
                 found("shape", message=f"{kind} {i}: {tuple(g.shape)}, eager {tuple(e.shape)}")
             )
         else:
-            have, allowed = error(g, x), times * bound(max(error(e, x), error(u, x)), e, x)
+            errors = [error(e, x), error(u, x), *nearby[i : i + 1]]
+            have, allowed = error(g, x), times * bound(max(errors), e, x)
             if not have <= allowed:
                 failures.append(
                     found(kind, message=f"{kind} {i}: error {have:.3g}, allowed {allowed:.3g}")
                 )
     return failures
-
-
-def error(got: Tensor, exact: Tensor) -> float:
-    """The largest difference from float64; infinite where one is not finite."""
-    if got.numel() == 0:
-        return 0.0
-    wide = torch.complex128 if got.is_complex() else torch.float64
-    largest = (got.detach().to(wide) - exact.detach().to(wide)).abs().max().item()
-    return largest if math.isfinite(largest) else math.inf
-
-
-def bound(of_eager: float, eager: Tensor, exact: Tensor) -> float:
-    if eager.numel() == 0:
-        return 0.0
-    eps = torch.finfo(eager.dtype).eps if eager.dtype.is_floating_point else 0.0
-    return FACTOR * of_eager + ROUNDINGS * eps * (1.0 + exact.detach().abs().max().item())
 
 
 def _laid_out_unlike(
@@ -373,21 +372,21 @@ def _check_compiled(
                 continue
             for ledger in ledgers:
                 _count(ledger, outcome, found)
-            outcome.failures += _unlike(
-                found, got[0], eager[0], eager[0], exact[0], "value", UNMEASURED
-            )
-            outcome.failures += _unlike(
-                found,
-                got[1],
-                eager[1],
-                eager[1],
-                exact[1],
-                "gradient" if grad else "input",
-                UNMEASURED,
-            )
+            unlike = functools.partial(_compiled_unlike, found, got, eager, exact, grad)
+            outcome.failures += unlike() and unlike(_nearby(program, again, grad))
 
 
-Given = tuple[list[Tensor], list[Tensor]]
+def _compiled_unlike(
+    found: Callable[..., Failure], got: Given, eager: Given, exact: Given, grad: bool,
+    nearby: Errors = ([], []),
+) -> list[Failure]:  # fmt: skip
+    kinds = "value", "gradient" if grad else "input"
+    each = zip(got, eager, exact, kinds, nearby, strict=True)
+    return [
+        failure
+        for g, e, x, kind, errors in each
+        for failure in _unlike(found, g, e, e, x, kind, errors, UNMEASURED)
+    ]
 
 
 def _attempt(call: Callable[..., Any], inputs: list[Tensor], grad: bool) -> Given | None:

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
-from tests.fuzz import mutants, videos
-from tests.fuzz.check import STRICT, Failure, _other_bits, check
+from tests.fuzz import bounds, mutants, videos
+from tests.fuzz.check import ALWAYS, STRICT, Failure, _other_bits, check
 from tests.fuzz.draft import Draft, Unfit
 from tests.fuzz.generate import program
 from tests.fuzz.program import Program, Statement
@@ -27,8 +28,8 @@ PROGRAMS, AT_ONCE = 225, 25
 #: Of these the fast suite checks the first, and those that a planted fault needs.
 FIRST = range(AT_ONCE)
 #: Programs that failed once, beyond the first ones: a reader of strides behind a decomposed norm,
-#: outputs that no longer shared memory.
-MENDED = (266, 100135)
+#: outputs that no longer shared memory, roundings that the program amplifies.
+MENDED = (266, 100135, 400161, 400326)
 FUZZING = Path(__file__).parents[2] / "docs" / "fuzzing.md"
 
 
@@ -102,6 +103,36 @@ def test_strict_allows_no_element_to_differ() -> None:
     for other in (x.nextafter(torch.tensor(3.0)), torch.tensor([1.0, -0.0, 2.0])):
         (failure,) = _other_bits(found, [other], [x])
         assert failure.kind == "strict"
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_neighbour_is_one_rounding_away(dtype: torch.dtype) -> None:
+    x = torch.tensor([[1.0, -1.5, 0.0, 3.0]]).to(dtype).t().expand(4, 200)
+    x = torch.cat([x.contiguous(), torch.zeros(4, 1, dtype=dtype)], 1)[:, :200]
+    made = bounds.neighbour(x, torch.Generator().manual_seed(0))
+    assert made.stride() == x.stride() and made.dtype == dtype
+    away = (made.double() - x.double()).abs() / torch.finfo(dtype).eps
+    assert away.amax(1).tolist() == [1.0, 1.0, 0.0, 2.0]
+    assert (made == x).any(1).all() and (made != x).any(1).tolist() == [True, True, False, True]
+
+
+def test_eager_may_err_at_neighbouring_inputs_only() -> None:
+    """At 0.75 itself nothing is rounded."""
+
+    def call(inputs: list[Tensor]) -> bounds.Given:
+        return [(inputs[0] * 3 - 2.25) * 1e7], []
+
+    x = torch.full((8,), 0.75)
+    assert bounds.error(call([x])[0][0], call([x.double()])[0][0]) == 0.0
+    (worst,), _ = bounds.errors_nearby(call, call, [x])
+    assert 0.5 < worst < 0.7
+
+
+def test_a_fault_exceeds_the_bound_of_a_program_that_amplifies_roundings() -> None:
+    """A large one. Smaller ones are for programs that amplify less."""
+    (dropped,) = [m for m in mutants.MUTANTS if m.name == "RMSNorm: weight dropped"]
+    with dropped.plant():
+        assert "value" in {f.kind for f in check(program(400161), [ALWAYS]).failures}
 
 
 def test_a_seed_gives_one_program() -> None:

@@ -3,7 +3,7 @@ several ways.
 
 Inductor's way to a post-grad graph, without Dynamo: AOTAutograd with our decomposition table, the
 pass over complex numbers, views as reshapes. It is made once a program; each setting rewrites a
-copy.
+copy. A decomposition behind the pass is traced once a process and signature.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Traced:
             gm.graph.output_node().meta["user_visible_output_idxs"] = list(
                 range(len(outputs(gm.graph)))
             )
-        with _disable_current_modes():
+        with _disable_current_modes(), decompositions_traced_once():
             GraphPass(options, target, ledgers.append)(gm.graph)
         gm.graph.lint()
         self._now = gm
@@ -145,6 +145,25 @@ def target_named(name: str) -> Target:
         return Target("cpu", "", "CPU", torch.__version__, "3.7.1")
     vendor = "amd" if name.startswith("gfx") else "nvidia"
     return Target(vendor, name, "faked", torch.__version__, "3.7.1")
+
+
+_TEMPLATES: dict[Any, fx.GraphModule] = {}
+
+
+@contextmanager
+def decompositions_traced_once() -> Iterator[None]:
+    """The pass traces one decomposition a graph and signature; graphs of one process share them.
+
+    They took a third of a rewrite's time. Inductor's options, on which the table depends, stay as
+    they are.
+    """
+    original = decompositions._template
+
+    def template(node: fx.Node, table: Any, _: Any, fake_mode: Any) -> fx.GraphModule:
+        return original(node, table, _TEMPLATES, fake_mode)
+
+    with mock.patch.object(decompositions, "_template", template):
+        yield
 
 
 @contextmanager
