@@ -5,8 +5,9 @@ that this writes.
 from __future__ import annotations
 
 import functools
+import itertools
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from tests.fuzz.generate import program
 from tests.fuzz.program import Program
 
 WITHIN = 500
+HEADER = "| planted fault | programs until it was caught |", "|---|---|"
 Changed = Callable[[Any], dict[str, Any]]
 
 
@@ -226,10 +228,14 @@ def run(only: str, docs: Path | None) -> int:
             break
     rows = [f"| {m.name} | {found.get(m.name, 'not caught')} |" for m in chosen]
     if docs is not None:
-        head, _, _ = docs.read_text().partition("| planted fault |")
-        docs.write_text(
-            "\n".join(
-                [f"{head}| planted fault | programs until it was caught |", "|---|---|", *rows, ""]
-            )
-        )
+        docs.write_text(with_table(docs.read_text(), rows))
     return int(len(found) < len(chosen))
+
+
+def with_table(text: str, rows: Sequence[str]) -> str:
+    """The document with these rows in place of those that it has; what stands round the table
+    stays.
+    """
+    head, _, rest = text.partition(f"{HEADER[0]}\n{HEADER[1]}\n")
+    behind = itertools.dropwhile(lambda line: line.startswith("| "), rest.splitlines())
+    return "\n".join([*head.splitlines(), *HEADER, *rows, *behind, ""])

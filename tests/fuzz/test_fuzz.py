@@ -162,6 +162,14 @@ def test_a_failure_is_shrunk_to_what_it_needs() -> None:
     assert check(replace(small)).failures == []
 
 
+def test_the_table_of_planted_faults_leaves_the_document_as_it_is() -> None:
+    before = "\n".join(
+        ["# Faults", "", *mutants.HEADER, "| old | 3 |", "| older | 4 |", "", "End."]
+    )
+    after = ["# Faults", "", *mutants.HEADER, "| new | 5 |", "", "End.", ""]
+    assert mutants.with_table(before, ["| new | 5 |"]) == "\n".join(after)
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("mutant", mutants.MUTANTS, ids=lambda m: m.name)
 def test_planted_faults_are_caught(mutant: mutants.Mutant) -> None:
