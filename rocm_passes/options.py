@@ -116,7 +116,7 @@ class Options:
         "inductor",
         option_values.choice(*LAUNCHES),
         "who launches our Triton kernels: inductor: its generated code; static: the same, by its "
-        "static launcher, as its own kernels (not measured yet); python: an "
+        "static launcher, as its own kernels (as fast on an H200); python: an "
         "operator call each, slower for the host, and where a kernel fails plain torch takes over",
     )
     fuel: int | None = option(
