@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from rocm_passes.fx import decompositions, strides
 from rocm_passes.fx.builder import outputs
+from rocm_passes.fx.nodes import aten
 from rocm_passes.graph_pass import GraphPass
 from rocm_passes.options import Options
 from rocm_passes.passes.complex_to_real import ComplexToReal
@@ -103,18 +104,30 @@ class Traced:
         return self._call(*inputs)
 
 
+#: On a CPU ATen gives these in the input's memory format, and promises them contiguous.
+LAID_OTHERWISE = frozenset(
+    {
+        *(aten.replication_pad1d.default, aten.replication_pad2d.default),
+        *(aten.replication_pad3d.default, aten.reflection_pad1d.default),
+        *(aten.reflection_pad2d.default, aten.reflection_pad3d.default),
+    }
+)
+
+
 class AsInductorLays(fx.Interpreter):
     """Runs a graph node by node. Who reads by strides finds those that the graph's values promise.
 
     Inductor's lowerings of these readers see to it. For one that reads a view of memory with gaps
-    nothing is done.
+    nothing is done. A pad lies as promised from the start, as Inductor's code writes it: the bits
+    of a convolution depend on how its input lies.
     """
 
     def run_node(self, n: fx.Node) -> Any:
         if n.op == "call_function" and strides.sees_strides(n):
             for read in n.all_input_nodes:
                 self.env[read] = _as_promised(self.env[read], read.meta.get("val"))
-        return super().run_node(n)
+        found = super().run_node(n)
+        return _as_promised(found, n.meta.get("val")) if n.target in LAID_OTHERWISE else found
 
 
 def _as_promised(found: Any, promised: Any) -> Any:
