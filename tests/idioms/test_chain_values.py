@@ -67,8 +67,9 @@ OWN: dict[str, tuple[str, Callable[..., Any]]] = {
         "residual_norm",
         lambda x, y, z: (lambda h: (layer(h) * (1 + h.mean(1, keepdim=True)), h))(x + y),
     ),
+    # The norm takes its bias, and the chain that would write the sum ends before it.
     "bias from the sum": (
-        "residual_norm",
+        "rms_norm",
         lambda x, y, z: (lambda h: (rms(h) + h.mean((0, 1)), h))(x + y),
     ),
 }
