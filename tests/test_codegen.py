@@ -87,7 +87,16 @@ GRAPHS: dict[str, tuple[Function, Callable[[torch.dtype], tuple[Tensor, ...]], s
 }
 
 
-@pytest.fixture(scope="module", params=[(g, d) for g in GRAPHS for d in (F32, F16)], ids=str)
+#: Of each graph the fast suite takes one dtype.
+FAST = (("transformer", F32), ("decoder", F16))
+CASES = [
+    pytest.param((g, d), marks=() if (g, d) in FAST else pytest.mark.exhaustive, id=f"{g} {d}")
+    for g in GRAPHS
+    for d in (F32, F16)
+]
+
+
+@pytest.fixture(scope="module", params=CASES)
 def compiled(request: pytest.FixtureRequest) -> tuple[str, tuple[Tensor, ...], Rewritten]:
     name, dtype = request.param
     fn, inputs, _ = GRAPHS[name]

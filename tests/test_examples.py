@@ -27,9 +27,13 @@ def run(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *more: str) 
 
 
 #: Z-Image differs from the others by its model, which tests of the zoo compile.
+#: A video pipeline, and one with adapters and offloading; the demo runs SDXL.
+FAST = ("wan", "flux_lora_offload")
+
+
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=pytest.mark.exhaustive if n == "z_image" else ()) for n in EXAMPLES],
+    [pytest.param(n, marks=() if n in FAST else pytest.mark.exhaustive) for n in EXAMPLES],
 )
 def test_it_runs_and_leaves_its_ledger(
     name: str,

@@ -296,6 +296,7 @@ TRIED = {
 }
 
 
+@pytest.mark.exhaustive
 def test_every_call_has_a_choice_and_the_times_of_all_lowerings(tmp_path: Path) -> None:
     out = tmp_path / "rows.json"
     ran = forked.run(

@@ -199,6 +199,7 @@ def fails(x: Tensor) -> tuple[Tensor, ...]:
     raise RuntimeError("no memory")
 
 
+@pytest.mark.exhaustive
 def test_a_worker_compiles_its_part_for_another_process(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
