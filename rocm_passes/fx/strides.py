@@ -184,7 +184,7 @@ def keep_output_strides(graph: fx.Graph, before: OutputStrides, fake_mode: FakeT
             continue
         with graph.inserting_before(graph.output_node()):
             b = Builder(graph, fake_mode, output)
-            forced = restrided(b, output, was) or _with_gaps(b, output, was)
+            forced = _placed(b, output, was)
         if forced is not None:
             found[place] = made[once] = forced
             changed += 1
@@ -261,6 +261,25 @@ def restrided(b: Builder, made: fx.Node, like: torch.Tensor) -> fx.Node | None:
     copied = b(aten.clone.default, moved, memory_format=torch.contiguous_format)
     placed: fx.Node = b(aten.permute.default, copied, back)
     return placed if same_strides(n.tensor(placed), like) else None
+
+
+def _placed(b: Builder, made: fx.Node, like: torch.Tensor) -> fx.Node | None:
+    """`made` with the strides of `like`: dense, with gaps, or expanded from one of these."""
+    sizes = list(like.shape)
+    repeated = [d for d, stride in enumerate(like.stride()) if sizes[d] != 1 and stride == 0]
+    if not repeated or not all(isinstance(each, int) for each in (*sizes, *like.stride())):
+        return restrided(b, made, like) or _with_gaps(b, made, like)
+    if not like.numel():
+        return None
+    for dim in reversed(repeated):
+        made, like = b(aten.select.int, made, dim, 0), like.select(dim, 0)
+    once = restrided(b, made, like) or _with_gaps(b, made, like)
+    if once is None:
+        return None
+    for dim in repeated:
+        once = b(aten.unsqueeze.default, once, dim)
+    expanded: fx.Node = b(aten.expand.default, once, sizes)
+    return expanded
 
 
 def _with_gaps(b: Builder, made: fx.Node, like: torch.Tensor) -> fx.Node | None:

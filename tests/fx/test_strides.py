@@ -50,7 +50,16 @@ def test_a_reader_behind_a_view_and_plain_arithmetic() -> None:
     torch.testing.assert_close(seen.result, f(VIDEO, KERNEL))
 
 
-@pytest.mark.parametrize("view", ["[:, :, :, ::2]", "[:, 1:]", ".transpose(1, 2)", ""])
+EXPANDED = (
+    "[None].expand(2, -1, -1, -1, -1, -1)",
+    "[:, :1].expand(-1, 3, -1, -1, -1)",
+    "[:, :, :, ::2].unsqueeze(2).expand(-1, -1, 3, -1, -1, -1)",
+    "[None, :, None].expand(2, -1, 3, -1, -1, -1, -1)",
+    ".relu()[None].expand(2, -1, -1, -1, -1, -1)",
+)
+
+
+@pytest.mark.parametrize("view", ["[:, :, :, ::2]", "[:, 1:]", ".transpose(1, 2)", "", *EXPANDED])
 def test_outputs_of_a_body_with_gaps_between(view: str) -> None:
     """A branch of control flow promises the strides of its outputs, also of a slice."""
     f = eval(f"lambda x, w: (F.conv3d(x, w){view},)", {"F": F})
