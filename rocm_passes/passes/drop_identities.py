@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import fx
 
+from rocm_passes.fx import aliasing
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
 from rocm_passes.fx.strides import same_strides, sees_strides
@@ -63,7 +64,7 @@ def _computes(user: fx.Node) -> bool:
         return False
     schema = user.target._schema
     aliases = any(each.alias_info is not None for each in (*schema.arguments, *schema.returns))
-    return not aliases and not user.target.is_view
+    return not aliases and aliasing.root_of(user) is user
 
 
 def _applies(work: Work) -> bool:

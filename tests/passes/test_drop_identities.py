@@ -77,6 +77,8 @@ VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
     "select": lambda y: y[0],
     "detach": torch.detach,
     "reshape": lambda y: y.reshape(-1),
+    "unsafe view": lambda y: aten._unsafe_view(y, [5, 2]),
+    "expand": lambda y: y.expand(3, 2, 5),
 }
 
 
