@@ -19,9 +19,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from rocm_passes.fx.builder import Builder, outputs, set_outputs
 from rocm_passes.fx.nodes import aten, value
 
-#: They return their input as it is where it is so already.
+#: They return their input as it is where it is so already, or a view that no schema declares.
 _PERHAPS_SAME = frozenset(
-    {aten.reshape.default, aten.contiguous.default, inductor_prims.force_stride_order}
+    {
+        *(aten.reshape.default, aten.contiguous.default, aten._unsafe_view.default),
+        inductor_prims.force_stride_order,
+    }
 )
 
 Sharing = frozenset[tuple[int, int | fx.Node]]
