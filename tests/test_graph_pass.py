@@ -350,6 +350,7 @@ class Deep(nn.Module):
         return x, video
 
 
+@pytest.mark.exhaustive
 def test_time_grows_linearly_with_the_graph() -> None:
     """4x the blocks in at most 8x the time, 16x in at most 32x (a quadratic pass would need
     256x).

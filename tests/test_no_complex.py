@@ -31,9 +31,10 @@ DENOISERS = (
 COMPLEX = ("z_image", "qwen_image", "lumina2")
 #: Of the others the fast suite takes two, whose rotations are written in different ways.
 PLAIN = ("wan", "flux")
+SELECTS = ("always", pytest.param("auto", marks=pytest.mark.exhaustive))
 
 
-@pytest.mark.parametrize("select", ["always", "auto"])
+@pytest.mark.parametrize("select", SELECTS)
 @pytest.mark.parametrize(
     "name",
     [
@@ -47,7 +48,7 @@ def test_models_without_complex_numbers_get_none(name: str, select: str) -> None
     assert not [n for g in (*seen.before, *seen.after) for n in g.nodes if is_complex(n)]
 
 
-@pytest.mark.parametrize("select", ["always", "auto"])
+@pytest.mark.parametrize("select", SELECTS)
 @pytest.mark.parametrize("name", COMPLEX)
 def test_complex_numbers_are_gone_from_the_graphs(name: str, select: str) -> None:
     check(traced_once.passed(name, select=select))

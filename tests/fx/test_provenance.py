@@ -163,7 +163,7 @@ WAYS = (whole, in_place, forward_only, closure, compiled_block_in_a_compiled_mod
 
 
 #: How Dynamo names modules in the other ways, test_the_models_own_path has as text.
-FAST_WAYS = (whole, compiled_block_in_a_compiled_model, repeated_blocks)
+FAST_WAYS = (whole, compiled_block_in_a_compiled_model)
 
 
 @pytest.mark.parametrize(

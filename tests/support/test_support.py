@@ -17,7 +17,6 @@ DOCUMENT = Path(__file__).parents[2] / "docs" / "measured" / "support.md"
 FAST = {
     ("flux", "LoRA, then compiled"),
     ("flux", "group offload, leaves"),
-    ("flux", "two calls"),
     ("ltx", "training, checkpointed"),
     ("qwen_image", "fp8 layerwise"),
 }
