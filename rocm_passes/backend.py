@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import fx
 from torch._inductor import config as inductor_config
-from torch._inductor.compile_fx import compile_fx
+from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 from torch._inductor.custom_graph_pass import CustomGraphPass
 
 from rocm_passes.fx import decompositions as decomposing
@@ -151,6 +151,8 @@ def _inductor(
     decompositions: decomposing.PreservingTable | None = None,
     inner: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
+    if decompositions is not None and decomposing.key_cannot_be_made():
+        inner = decomposing.with_picklable_table(decompositions, inner or compile_fx_inner)
     how: dict[str, Any] = {} if inner is None else {"inner_compile": inner}
     compiled: Any = compile_fx(
         gm, list(example_inputs), config_patches=patch, decompositions=decompositions, **how

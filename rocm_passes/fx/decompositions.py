@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import hashlib
 import pickle
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import fx
+from torch._inductor import compile_fx as inductor
 from torch._inductor.decomposition import select_decomp_table
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_aggregate, map_arg
@@ -44,6 +46,34 @@ class PreservingTable(dict[Any, Callable[..., Any]]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled, (self.preserved, self.digest)
+
+
+@dataclass(frozen=True)
+class TableOf:
+    """Gives the table, as Inductor asks for it, and pickles."""
+
+    table: PreservingTable
+
+    def __call__(self) -> PreservingTable:
+        return self.table
+
+
+def key_cannot_be_made() -> bool:
+    """torch 2.12 puts a local function that gives the table into its cache's key: no graph that is
+    compiled with a table is cached. Later versions have a class for it, earlier ones no function.
+    """
+    keywords = getattr(inductor, "_CompileFxKwargs", None)
+    asks = "get_decomp_fn" in getattr(keywords, "__annotations__", ())
+    return asks and not hasattr(inductor, "_ConstantDecompTable")
+
+
+def with_picklable_table(table: PreservingTable, inner: Callable[..., Any]) -> Callable[..., Any]:
+    """Inductor's compile of one graph, with a function that pickles in that one's place."""
+
+    def compile_one(gm: fx.GraphModule, example_inputs: Sequence[Any], **how: Any) -> Any:
+        return inner(gm, example_inputs, **how | {"get_decomp_fn": TableOf(table)})
+
+    return compile_one
 
 
 def _unpickled(preserved: tuple[str, ...], digest: str) -> PreservingTable:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import fx, nn
 from torch._inductor import config as inductor_config
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.utils import run_and_get_code, run_fw_bw_and_get_code
@@ -173,3 +173,19 @@ def test_a_decomposed_norm_behind_what_lies_otherwise_by_now() -> None:
     assert [e.outcome for e in seen.sites] == ["rewritten"]
     assert aten.view.default not in seen.targets()
     torch.testing.assert_close(seen.result, f(x, w))
+
+
+def test_the_function_that_gives_the_table_pickles() -> None:
+    """torch 2.12 puts it into the cache's key, and its own is local to compile_fx."""
+    table = keep.table_preserving(("silu",))
+    seen: dict[str, Any] = {}
+    inner = keep.with_picklable_table(table, lambda gm, inputs, **how: seen.update(how))
+    inner(fx.GraphModule(torch.nn.Module(), fx.Graph()), [], get_decomp_fn=dict, aot_mode=False)
+    given = pickle.loads(pickle.dumps(seen["get_decomp_fn"]))
+    assert given().preserved == ("silu",) and given().digest == table.digest
+    assert seen["aot_mode"] is False
+
+
+def test_only_one_torch_needs_it() -> None:
+    release = tuple(int(part) for part in torch.__version__.split(".")[:2])
+    assert keep.key_cannot_be_made() == (release == (2, 12))
