@@ -249,10 +249,8 @@ def parser() -> argparse.ArgumentParser:
         "--only", default=",".join(BLOCKS[:5]), help="block names, separated by commas"
     )
     made.add_argument("--options", type=json.loads, default={}, help="the backend's, as JSON")
-    made.add_argument(
-        *("--also",), type=json.loads, action="append", default=[],
-        help="a further form of ours, with these options; as often as wanted",
-    )  # fmt: skip
+    further = "a further form of ours, with these options; as often as wanted"
+    made.add_argument("--also", type=json.loads, action="append", default=[], help=further)
     made.add_argument("--json", type=Path, help="write the rows to this file, after each block")
     made.add_argument("--table", type=Path, help="write them as Markdown to this file")
     made.add_argument(
