@@ -13,8 +13,9 @@ A case is a model at production size with random weights, and a split of it over
     rows       of a decoder: rows of each frame, a row of either neighbour before each convolution
 
 A time is the slowest rank's median; the forms take turns, and each turn begins at a barrier.
-`difference` is the distance from eager's unsplit result, relative to its norm. --tiny: small
-configs, on the CPU with gloo; its times mean nothing.
+`difference` is the distance from eager's unsplit result, relative to its norm. Rows of other cases
+that stand in --json stay, so that cases can be run one by one. --tiny: small configs, on the CPU
+with gloo; its times mean nothing.
 """
 
 from __future__ import annotations
@@ -220,8 +221,9 @@ def filled(text: str, rows: Sequence[Row]) -> str:
 
 
 def run(given: argparse.Namespace) -> list[Row]:
-    rows: list[Row] = []
-    for case in (c for c in CASES if not given.only or c.name in given.only):
+    cases = [c for c in CASES if not given.only or c.name in given.only]
+    rows = [row for row in kept(given.json) if row.case not in {c.name for c in cases}]
+    for case in cases:
         reference = None
         for split in (s for s in case.splits if s in given.splits):
             if split == "one":
@@ -229,11 +231,27 @@ def run(given: argparse.Namespace) -> list[Row]:
             rows.append(measured(case, split, given, reference))
             if dist.get_rank() == 0:
                 print(table(rows[-1:]), flush=True)
+                # Now, not at the end: a later case may take the run with it.
+                write(rows, given)
             torch._dynamo.reset()
             gc.collect()
             if given.device.type == "cuda":
                 torch.cuda.empty_cache()
     return rows
+
+
+def kept(file: Path | None) -> list[Row]:
+    """The rows that an earlier run wrote."""
+    if file is None or not file.exists():
+        return []
+    return [Row(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
+
+
+def write(rows: Sequence[Row], given: argparse.Namespace) -> None:
+    if given.json is not None:
+        given.json.write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
+    if given.docs is not None:
+        given.docs.write_text(filled(given.docs.read_text(encoding="utf-8"), rows))
 
 
 def _reference(case: Case, given: argparse.Namespace) -> Tensor:
@@ -267,10 +285,6 @@ def main() -> None:
     rows = run(given)
     if dist.get_rank() == 0:
         print(table(rows))
-        if given.json is not None:
-            given.json.write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")
-        if given.docs is not None:
-            given.docs.write_text(filled(given.docs.read_text(encoding="utf-8"), rows))
     dist.destroy_process_group()
 
 

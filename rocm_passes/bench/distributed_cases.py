@@ -90,7 +90,7 @@ class Decoder(Case):
 CASES: tuple[Case, ...] = (
     Case("wan_1.3b", "wan", CONTEXT, tiny=dict(num_attention_heads=4, attention_head_dim=16)),
     Case(
-        "wan_14b", "wan", CONTEXT, layers=8,
+        "wan_14b", "wan", CONTEXT, layers=4,
         config=dict(num_attention_heads=40, ffn_dim=13824),
         tiny=dict(num_attention_heads=4, attention_head_dim=16),
         call=dict(height=720, width=1280, num_frames=81),
