@@ -347,13 +347,17 @@ def rotary_examples() -> list[IsaExample]:
             "Z-Image norm + RoPE q,k [1,4608,30,128]", 30, NORM=True, ROUND_BEFORE_WEIGHT=True
         ),
         _rotary_example("Wan norm + RoPE q,k [1,32760,40,128]", 40, NORM=True, ACROSS_HEADS=True),
+        # Of one tensor, where q and k are two sites: with context parallelism.
+        _rotary_example(
+            "Wan norm + RoPE q [1,16380,40,128]", 40, K_HEADS=0, NORM=True, ACROSS_HEADS=True
+        ),
     ]
 
 
-def _rotary_example(label: str, heads: int, table: str = "*fp32", **flags: bool) -> IsaExample:
+def _rotary_example(label: str, heads: int, table: str = "*fp32", **flags: bool | int) -> IsaExample:
     norm = flags.get("NORM", False)
     tokens, head_tile, warps = rotary_tiles.tile_shape(
-        (heads,), 128, norm, flags.get("ACROSS_HEADS", False)
+        (heads,), 128, bool(norm), bool(flags.get("ACROSS_HEADS"))
     )
     constexprs = {
         "Q_HEADS": heads, "K_HEADS": heads, "D": 128, "R": 128, "P": 64, "REST_P": 0,

@@ -141,24 +141,25 @@ def rotary_heads_kernel(
     head_block = tl.program_id(0) % (Q_BLOCKS + K_BLOCKS)
     token_block = block % token_blocks
     batch = (block // token_blocks).to(tl.int64)
-    if head_block < Q_BLOCKS:
+    # A tensor without heads has no branch: a norm over none of them does not compile.
+    if Q_BLOCKS > 0 and head_block < Q_BLOCKS:
         _head_tile(
             q_ptr, q_stride_b, q_stride_s, q_stride_h,
             q_out_ptr, q_out_stride_b, q_out_stride_s, q_out_stride_h,
             cos_ptr, sin_ptr, table_stride_b, table_stride_s, table_stride_h, table_stride_f,
             q_weight_ptr, batch, token_block, head_block, tokens, table_start, table_tokens,
-            Q_HEADS, D, R, P, REST_P, T, H, INTERLEAVED, CONJUGATE, PER_CHANNEL, PER_HEAD, PARTIAL,
-            NORM, ACROSS_HEADS, Q_EPS, HAS_Q_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER,
+            Q_HEADS, D, R, P, REST_P, T, H, INTERLEAVED, CONJUGATE, PER_CHANNEL, PER_HEAD,
+            PARTIAL, NORM, ACROSS_HEADS, Q_EPS, HAS_Q_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER,
         )  # fmt: skip
-    else:
+    if K_BLOCKS > 0 and head_block >= Q_BLOCKS:
         _head_tile(
             k_ptr, k_stride_b, k_stride_s, k_stride_h,
             k_out_ptr, k_out_stride_b, k_out_stride_s, k_out_stride_h,
             cos_ptr, sin_ptr, table_stride_b, table_stride_s, table_stride_h, table_stride_f,
             k_weight_ptr, batch, token_block, head_block - Q_BLOCKS, tokens, table_start,
             table_tokens,
-            K_HEADS, D, R, P, REST_P, T, H, INTERLEAVED, CONJUGATE, PER_CHANNEL, PER_HEAD, PARTIAL,
-            NORM, ACROSS_HEADS, K_EPS, HAS_K_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER,
+            K_HEADS, D, R, P, REST_P, T, H, INTERLEAVED, CONJUGATE, PER_CHANNEL, PER_HEAD,
+            PARTIAL, NORM, ACROSS_HEADS, K_EPS, HAS_K_WEIGHT, ROUND_BEFORE_WEIGHT, ROUND_AFTER,
         )  # fmt: skip
 
 
