@@ -28,8 +28,8 @@ SELECT = ("auto", "always", "off", "rules", "measure")
 REWRITE_NUMERICS = ("default", "strict", "fast")
 LAYOUTS = ("auto", "channels_last", "as_is")
 CONV_DTYPES = ("", "bf16", "fp16")
-LAUNCHES = ("inductor", "static", "python")
-#: Inductor's option behind launch="static"; torch 2.11 has none.
+LAUNCHES = ("auto", "inductor", "static", "python")
+#: Inductor's option behind launch="static".
 STATIC_LAUNCH = "static_launch_user_defined_triton_kernels"
 
 
@@ -113,11 +113,12 @@ class Options:
         "more)",
     )
     launch: str = option(
-        "inductor",
+        "auto",
         option_values.choice(*LAUNCHES),
         "who launches our Triton kernels: inductor: its generated code; static: the same, by its "
-        "static launcher, as its own kernels (as fast on an H200); python: an "
-        "operator call each, slower for the host, and where a kernel fails plain torch takes over",
+        "static launcher, as its own kernels; auto: static on NVIDIA in graphs without Triton "
+        "kernels of your own, else inductor; python: an operator call each, slower for the host, "
+        "and where a kernel fails plain torch takes over",
     )
     fuel: int | None = option(
         None,

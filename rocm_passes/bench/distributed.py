@@ -99,10 +99,10 @@ def compiled(model: nn.Module, form: str) -> None:
     """In place, by blocks where the model has them."""
     if form == "ours":
         compile_pipeline(model)
-    elif form == "inductor" and hasattr(model, "compile_repeated_blocks"):
-        model.compile_repeated_blocks()  # type: ignore[operator]
     elif form == "inductor":
-        model.compile(dynamic=False)
+        # Not by compile_repeated_blocks, which finds no block that fully_shard has renamed.
+        for block in declared_blocks(model) or [model]:
+            block.compile(dynamic=False)
 
 
 class Subject:

@@ -166,7 +166,8 @@ def flux(tiny: bool) -> Spec:
                  joint_attention_dim=32, pooled_projection_dim=32, axes_dims_rope=(4, 6,
                  6))  # fmt: skip
     config = production("flux_double") | (small if tiny else {})
-    embeds = (7, 32, 32) if tiny else (512, 4096, 768)
+    # Even, so that two ranks can share the tokens.
+    embeds = (8, 32, 32) if tiny else (512, 4096, 768)
     return Spec(
         name="flux",
         pipeline="FluxPipeline",
@@ -184,7 +185,7 @@ def qwen_image(tiny: bool) -> Spec:
     config = production("qwen_image_block")
     small = dict(num_layers=1, attention_head_dim=16, num_attention_heads=3, joint_attention_dim=32,
                  axes_dims_rope=(4, 6, 6))  # fmt: skip
-    tokens, width = (7, 32) if tiny else (512, 3584)
+    tokens, width = (8, 32) if tiny else (512, 3584)
     return Spec(
         name="qwen_image",
         pipeline="QwenImagePipeline",
