@@ -41,6 +41,10 @@ class AtenConvolution(Call):
         """How many spatial dims."""
         return self.x.dim() - 2
 
+    def sizes_read(self) -> tuple[int, ...]:
+        """Of the spatial dims, as the convolution sees them."""
+        return tuple(self.x.shape[2:])
+
     def flops(self) -> float:
         """Floating-point operations of a call with numbers for sizes."""
         summed = math.prod(self.x.shape) if self.transposed else self._result_elements()
@@ -58,7 +62,7 @@ class AtenConvolution(Call):
         names = ("stride", "padding", "dilation", "output_padding")
         lists = map(self.each, names)
         for size, kernel, stride, padding, dilation, extra in zip(
-            self.x.shape[2:], self.weight.shape[2:], *lists, strict=True
+            self.sizes_read(), self.weight.shape[2:], *lists, strict=True
         ):
             if self.transposed:
                 yield (size - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1

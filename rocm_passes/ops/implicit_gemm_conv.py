@@ -1,6 +1,6 @@
 """A 3-D convolution over cached frames and a chunk, read where they lie, padding included.
 
-    y = conv3d(pad(cat([front, x], 2)), weight, bias)
+    y = conv3d(pad(upsampled(cat([front, x], 2))), weight, bias)
 
 Products of all taps are summed in float32 and rounded once. A 2-D convolution is one of 1 frame.
 """
@@ -27,7 +27,8 @@ class ImplicitGemmConv(Call):
     weight: [O, C, kT, kH, kW]; a channels-last one is read as it is, others are copied at each
     call.
     bias: [O] or None. zeros: zero frames before and behind all others.
-    stride, dilation: 3-tuples. padding: (H, W), zeros on both sides.
+    stride, dilation: 3-tuples. padding: (H, W), zeros on both sides. upsample: (H, W), how often
+    each pixel is repeated in front of the padding.
     """
 
     x: Tensor
@@ -38,13 +39,15 @@ class ImplicitGemmConv(Call):
     stride: Sequence[int]
     padding: Sequence[int]
     dilation: Sequence[int]
+    upsample: Sequence[int]
 
     def shape(self) -> tuple[Any, ...]:
         """The result's."""
         frames = (
             self.x.shape[2] + (0 if self.front is None else self.front.shape[2]) + sum(self.zeros)
         )
-        sizes = (frames, *(s + 2 * p for s, p in zip(self.x.shape[3:], self.padding, strict=True)))
+        pixels = zip(self.x.shape[3:], self.upsample, self.padding, strict=True)
+        sizes = (frames, *(size * factor + 2 * pad for size, factor, pad in pixels))
         out = [
             out_size(size, kernel, stride, 0, dilation)
             for size, kernel, stride, dilation in zip(
@@ -57,6 +60,8 @@ class ImplicitGemmConv(Call):
 def reference(call: ImplicitGemmConv) -> Tensor:
     """Plain torch. The bias is added by the library's convolution, in x's dtype."""
     x = call.x if call.front is None else torch.cat([call.front, call.x], 2)
+    for dim, factor in zip((3, 4), call.upsample, strict=True):
+        x = x if factor == 1 else x.repeat_interleave(factor, dim)
     h, w = call.padding
     bias = None if call.bias is None else call.bias.to(x.dtype)
     padded = F.pad(x, [w, w, h, h, *call.zeros])

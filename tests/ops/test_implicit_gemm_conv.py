@@ -169,11 +169,14 @@ def image_call(**changes: Any) -> Conv2d:
 
 @pytest.mark.parametrize("stride", [[2, 1], [2], [1, 1]])
 @pytest.mark.parametrize("with_bias", [False, True])
-def test_conv2d_is_exact(stride: list[int], with_bias: bool) -> None:
-    c = image_call(stride=stride) if with_bias else image_call(stride=stride, bias=None)
+@pytest.mark.parametrize("upsample", [(1, 1), (2, 2), (1, 3)])
+def test_conv2d_is_exact(stride: list[int], with_bias: bool, upsample: tuple[int, int]) -> None:
+    c = image_call(stride=stride, upsample=upsample)
+    c = c if with_bias else replace(c, bias=None)
     y = CONV2D_LOWERING.write(Eager(), c)
     bias = None if c.bias is None else c.bias.double()
-    exact = F.conv2d(c.x.double(), c.weight.double(), bias, c.each("stride"), [1, 0], [1, 2])
+    seen = F.interpolate(c.x.double(), scale_factor=upsample)
+    exact = F.conv2d(seen, c.weight.double(), bias, c.each("stride"), [1, 0], [1, 2])
     close(y, exact)
     assert y.is_contiguous(memory_format=torch.channels_last)
 
@@ -193,17 +196,24 @@ def test_conv2d_refusals_reach_the_ledger(changes: dict[str, Any], reason: str) 
     assert verdict.verdict == "refused" and reason in verdict.reason
 
 
-def operands(front: int | None, dtype: torch.dtype = torch.float32) -> ImplicitGemmConv:
+def operands(
+    front: int | None, dtype: torch.dtype = torch.float32, upsample: tuple[int, int] = (1, 1)
+) -> ImplicitGemmConv:
     c = call((3,), dtype=dtype)
     before = None if front is None else torch.ones(1, 4, front, 5, 6, dtype=dtype)
-    return ImplicitGemmConv(c.x[0], before, c.weight, c.bias, (1, 0), (1, 2, 1), (1, 0), (1, 1, 1))
+    return ImplicitGemmConv(
+        c.x[0], before, c.weight, c.bias, (1, 0), (1, 2, 1), (1, 0), (1, 1, 1), upsample
+    )
 
 
 @pytest.mark.parametrize("front", [None, 0, 2])
-def test_reference_and_fake(front: int | None) -> None:
-    made = operands(front)
+@pytest.mark.parametrize("upsample", [(1, 1), (2, 2), (3, 1)])
+def test_reference_and_fake(front: int | None, upsample: tuple[int, int]) -> None:
+    made = operands(front, upsample=upsample)
     y, promised = reference(made), fake(made)
-    pieces = (made.x,) if made.front is None else (made.front, made.x)
+    read = (made.x,) if made.front is None else (made.front, made.x)
+    down, across = upsample
+    pieces = tuple(t.repeat_interleave(down, 3).repeat_interleave(across, 4) for t in read)
     c = replace(
         call((3,), dtype=torch.float32), x=pieces, zeros=(1, 0), stride=(1, 2, 1), padding=(1, 0)
     )

@@ -90,7 +90,7 @@ EXAMPLES = {
             IMPLICIT_GEMM_CONV,
             ImplicitGemmConv(
                 draw(1, 16, 2, 4, 4, dtype=BF16), None, draw(16, 16, 1, 3, 3, dtype=BF16), None,
-                (0, 0), (1, 1, 1), (1, 1), (1, 1, 1),
+                (0, 0), (1, 1, 1), (1, 1), (1, 1, 1), (1, 2),
             ),
         ),
         Example(

@@ -84,9 +84,11 @@ def test_right_ones_are_not_left_out(dtype: torch.dtype) -> None:
         assert len(found.ms) > 1
 
 
-def test_images_are_checked_too() -> None:
+@pytest.mark.parametrize("upsample", [(1, 1), (2, 2), (1, 3)])
+def test_images_are_checked_too(upsample: tuple[int, int]) -> None:
     x, weight = torch.empty(1, 4, 9, 9), torch.empty(6, 2, 3, 3)
     c = Conv2d(x, weight, torch.empty(6), [2, 1], [1, 1], [1, 2], False, [0, 0], 2)
+    c = replace(c, upsample=upsample)
     right = CONV2D.lowering("channels_last")
     assert right is not None
 

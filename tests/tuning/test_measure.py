@@ -170,6 +170,33 @@ def test_a_conv2d_is_measured() -> None:
     assert set(found.ms) == {"channels_last", "direct"} and not found.skipped
 
 
+def test_upsampled_pixels_are_counted_where_they_are_written() -> None:
+    """Twice the bytes of the upsampled tensor: Inductor's gather takes as long (H200)."""
+    x, weight = torch.empty(1, 4, 64, 64), torch.empty(6, 4, 3, 3)
+    c = Conv2d(x, weight, None, [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    direct = CONV2D.lowering("direct")
+    assert direct is not None and direct.write is not None
+    moved = {}
+    for upsample in ((1, 1), (2, 2)):
+        meter = Meter()
+        meter.finish(direct.write(meter, replace(c, x=torch.randn(x.shape), upsample=upsample)))
+        moved[upsample] = meter.moved
+    written = 4 * x.numel() * x.itemsize
+    assert moved[1, 1] == 0
+    assert 2 * written <= moved[2, 2] < 2.1 * written
+
+
+def test_an_upsampled_conv2d_is_another_call() -> None:
+    x, weight = torch.empty(1, 4, 9, 9), torch.empty(6, 4, 3, 3)
+    c = Conv2d(x, weight, torch.empty(6), [1, 1], [1, 1], [1, 1], False, [0, 0], 1)
+    wide = replace(c, upsample=(2, 2))
+    assert wide.key() == c.key().replace("w 6x4x3x3", "w 6x4x3x3 upsampled 2x2")
+    assert wide.flops() == replace(c, x=torch.empty(1, 4, 18, 18)).flops() == 4 * c.flops()
+    able = [low for low in CONV2D.lowerings if low.name in ("channels_last", "direct")]
+    found = measuring.measure(able, wide)
+    assert set(found.ms) == {"channels_last", "direct"} and not found.skipped
+
+
 def test_aiter_s_convolution_is_run_and_what_it_raises_leaves_it_out() -> None:
     """Its fresh copy of the weight is in the time, and so is what the lowering joins first."""
     c = call((2, 4), zeros=(1, 0), channels=8, out=8, size=(5, 6), dtype=torch.bfloat16)

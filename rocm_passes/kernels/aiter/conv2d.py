@@ -12,6 +12,7 @@ from rocm_passes.kernels.aiter.aiter_conv import inexact, needs_conv
 from rocm_passes.kernels.aiter.conv_contract import ConvEntry, refusal
 from rocm_passes.kernels.aten.conv2d import CHANNELS_LAST
 from rocm_passes.kernels.aten.memory_format import as_the_graphs, channels_last
+from rocm_passes.kernels.aten.upsampled import upsampled
 from rocm_passes.ops.aiter_conv import AITER_CONV, AiterConv
 from rocm_passes.ops.conv2d import CONV2D, Conv2d
 from rocm_passes.ops.operator import Lowering
@@ -19,7 +20,8 @@ from rocm_passes.target import Target
 
 
 def _write(b: Any, call: Conv2d, entry: ConvEntry) -> Any:
-    y = AITER_CONV.write(b, _call(call, channels_last(b, call.x)), entry)
+    x = channels_last(b, upsampled(b, call.x, call.upsample))
+    y = AITER_CONV.write(b, _call(call, x), entry)
     return as_the_graphs(b, y, call.channels_last)
 
 
@@ -31,7 +33,7 @@ def _call(call: Conv2d, x: Any) -> AiterConv:
 def _refuses(call: Conv2d, target: Target, entry: ConvEntry) -> str | None:
     if call.transposed:
         return "it is transposed"
-    return refusal(_call(call, call.x), entry, target.arch)
+    return refusal(_call(call, call.input()), entry, target.arch)
 
 
 def _register(name: str, entry: ConvEntry) -> None:

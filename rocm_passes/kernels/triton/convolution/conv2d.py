@@ -1,13 +1,15 @@
-"""conv2d as one launch of the Triton kernel: a video of 1 frame."""
+"""conv2d as one launch of the Triton kernel, which reads upsampled pixels where they lie: a video of
+1 frame.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
 from rocm_passes.kernels.aten.conv2d import DIRECT
-from rocm_passes.kernels.aten.conv3d_steps import Writer, aten
+from rocm_passes.kernels.aten.conv3d_steps import LOW_PRECISION, Writer, aten
 from rocm_passes.kernels.aten.memory_format import as_the_graphs, channels_last
-from rocm_passes.kernels.triton.convolution import conv3d
+from rocm_passes.kernels.triton.convolution import conv3d, implicit_gemm_conv
 from rocm_passes.kernels.triton.convolution.implicit_gemm_conv import KERNEL
 from rocm_passes.kernels.triton.lowering import requires
 from rocm_passes.ops.conv2d import CONV2D, Conv2d
@@ -18,7 +20,7 @@ from rocm_passes.target import Target
 
 def write(b: Writer, call: Conv2d) -> Any:
     x, weight = (b(aten.unsqueeze.default, channels_last(b, t), 2) for t in (call.x, call.weight))
-    made = ImplicitGemmConv(x=x, front=None, weight=weight, bias=call.bias, **call.of_video())
+    made = _of_video(call, x, weight)
     y = b(aten.squeeze.dim, IMPLICIT_GEMM_CONV.write(b, made, "triton"), 2)
     return as_the_graphs(b, y, call.channels_last)
 
@@ -26,11 +28,25 @@ def write(b: Writer, call: Conv2d) -> Any:
 def refuses(call: Conv2d, target: Target) -> str | None:
     if call.transposed:
         return "it is transposed"
-    reason = conv3d.refuses(call.as_video(), target)
-    # Of a video the weight is cast; here it is read as it is.
-    if reason is None and call.weight.dtype is not call.x.dtype:
-        reason = f"weight is {call.weight.dtype} and x {call.x.dtype}; one dtype is needed"
-    return reason
+    if call.x.dtype not in LOW_PRECISION:
+        return conv3d.measured_in_16_bits(call.x.dtype)
+    if call.groups != 1:
+        return f"groups={call.groups}; 1 is needed"
+    if not call.has_numbers():
+        return "its sizes are symbolic"
+    made = _of_video(call, call.x.unsqueeze(2), call.weight.unsqueeze(2))
+    return implicit_gemm_conv.refuses(made, target)
+
+
+def _of_video(call: Conv2d, x: Any, weight: Any) -> ImplicitGemmConv:
+    return ImplicitGemmConv(
+        x=x,
+        front=None,
+        weight=weight,
+        bias=call.bias,
+        upsample=call.upsample,
+        **call.of_video(),
+    )
 
 
 TRITON = CONV2D.register(

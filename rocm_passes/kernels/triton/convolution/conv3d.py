@@ -38,7 +38,7 @@ def write(b: Writer, call: Conv3d) -> Any:
 def refuses(call: Conv3d, target: Target) -> str | None:
     compute = call.compute or call.x[0].dtype
     if compute not in LOW_PRECISION:
-        return f"it computes in {compute}; the kernel has been measured in 16 bits alone"
+        return measured_in_16_bits(compute)
     if call.groups != 1:
         return f"groups={call.groups}; 1 is needed"
     if not call.has_numbers():
@@ -49,6 +49,10 @@ def refuses(call: Conv3d, target: Target) -> str | None:
     return implicit_gemm_conv.refuses(made, target)
 
 
+def measured_in_16_bits(compute: torch.dtype) -> str:
+    return f"it computes in {compute}; the kernel has been measured in 16 bits alone"
+
+
 def _parameters(call: Conv3d) -> dict[str, Any]:
     """Frames in excess are zeros behind the others."""
     front, back = call.zeros
@@ -57,6 +61,7 @@ def _parameters(call: Conv3d) -> dict[str, Any]:
         "stride": call.stride,
         "padding": call.padding,
         "dilation": call.dilation,
+        "upsample": (1, 1),
     }
 
 

@@ -43,12 +43,15 @@ class Conv:
         stride: Sequence[int],
         padding: Sequence[int],
         dilation: Sequence[int],
+        upsample: Sequence[int] = (1, 1),
     ) -> Conv:
-        """From a call of the conv3d idiom: zero frames before and behind, zeros (height, width)."""
+        """From a call of the conv3d idiom: zero frames before and behind, zeros (height, width),
+        how often each pixel is repeated (down, across).
+        """
         t, h, w = stride
         dt, dh, dw = dilation
         ends = ((zeros[0], zeros[1]), (padding[0], padding[0]), (padding[1], padding[1]))
-        return Conv((t, h, w), (dt, dh, dw), ends)
+        return Conv((t, h, w), (dt, dh, dw), ends, upsample=(1, upsample[0], upsample[1]))
 
     def seen(self, x: Tensor, front: Tensor | None) -> tuple[int, int, int]:
         """Sizes of the input without its padding."""
