@@ -12,7 +12,9 @@ A case is a model at production size with random weights, and a split of it over
     fsdp       fully_shard of each block
     rows       of a decoder: rows of each frame, a row of either neighbour before each convolution
 
-A time is the slowest rank's median; the forms take turns, and each turn begins at a barrier.
+A time is the slowest rank's median; each call begins at a barrier. The forms are timed one by one,
+there and back, each alone in Dynamo's caches: of two that are compiled, each call of a block would
+first try the other's guards, which costs the host up to a millisecond.
 `difference` is the distance from eager's unsplit result, relative to its norm. Rows of other cases
 that stand in --json stay, so that cases can be run one by one. --tiny: small configs, on the CPU
 with gloo; its times mean nothing.
@@ -26,6 +28,7 @@ import json
 import os
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
@@ -43,6 +46,7 @@ from rocm_passes.bench.inputs import tensors_in
 from rocm_passes.bench.rows import mine, split_rows
 from rocm_passes.bench.scaling import markdown
 from rocm_passes.diffusers_pipeline.cover import declared_blocks
+from rocm_passes.report.ledger import Ledger
 
 FORMS = ("eager", "inductor", "ours")
 SPLITS = ("one", "ulysses", "ring", "fsdp", "rows")
@@ -124,29 +128,37 @@ class Subject:
 def measured(case: Case, split: str, given: argparse.Namespace, reference: Tensor | None) -> Row:
     """The row of this rank's group; the same on all ranks."""
     row = Row(case.name, split, dist.get_world_size(), device=given.card)
-    before = len(history())
-    try:
-        subjects = {form: Subject(case, split, form, given) for form in given.forms}
-        results = {form: _warmed(subject, given.warm) for form, subject in subjects.items()}
-    except Exception as error:
-        # Of shapes and installations, so on every rank alike.
-        row.failed = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-        return row
-    times: dict[str, list[float]] = {form: [] for form in subjects}
-    for turn in range(given.rounds):
-        order = list(subjects)[turn % len(subjects) :] + list(subjects)[: turn % len(subjects)]
-        for form in order:
-            times[form].append(_timed(subjects[form], given.device))
-    row.ms = {form: _slowest(statistics.median(found)) for form, found in times.items()}
-    if reference is not None:
-        for form, result in results.items():
+    times: dict[str, list[float]] = {form: [] for form in given.forms}
+    for form in (*given.forms, *reversed(given.forms)):
+        before = len(history())
+        try:
+            subject = Subject(case, split, form, given)
+            result = _warmed(subject, given.warm)
+        except Exception as error:
+            # Of shapes and installations, so on every rank alike.
+            row.failed = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            return row
+        times[form] += [_timed(subject, given.device) for _ in range(given.rounds)]
+        if reference is not None:
             whole = reference if split != "rows" else _own_rows(reference)
             row.difference[form] = _slowest(distance(result, whole))
-    for graph in history()[before:]:
-        for entry in graph.entries:
-            if entry.outcome == "rewritten":
-                row.sites[entry.idiom] = row.sites.get(entry.idiom, 0) + 1
+        row.sites = _rewritten(history()[before:]) or row.sites
+        del subject, result
+        _forget(given.device)
+    row.ms = {form: _slowest(statistics.median(found)) for form, found in times.items()}
     return row
+
+
+def _rewritten(graphs: Sequence[Ledger]) -> dict[str, int]:
+    """Sites by idiom."""
+    return Counter(e.idiom for g in graphs for e in g.entries if e.outcome == "rewritten")
+
+
+def _forget(device: torch.device) -> None:
+    torch._dynamo.reset()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _own_rows(reference: Tensor) -> Tensor:
@@ -233,10 +245,7 @@ def run(given: argparse.Namespace) -> list[Row]:
                 print(table(rows[-1:]), flush=True)
                 # Now, not at the end: a later case may take the run with it.
                 write(rows, given)
-            torch._dynamo.reset()
-            gc.collect()
-            if given.device.type == "cuda":
-                torch.cuda.empty_cache()
+            _forget(given.device)
     return rows
 
 
