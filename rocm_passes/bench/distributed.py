@@ -151,7 +151,7 @@ def measured(case: Case, split: str, given: argparse.Namespace, reference: Tenso
 
 def _rewritten(graphs: Sequence[Ledger]) -> dict[str, int]:
     """Sites by idiom."""
-    return Counter(e.idiom for g in graphs for e in g.entries if e.outcome == "rewritten")
+    return dict(Counter(e.idiom for g in graphs for e in g.entries if e.outcome == "rewritten"))
 
 
 def _forget(device: torch.device) -> None:
