@@ -8,7 +8,7 @@ whole+vae                   the denoiser as one graph and the VAE's decoder, sta
 whole+graphs                the same, with mode="reduce-overhead" for the denoiser
 ours                        rocm_passes.compile_pipeline(pipe)
 ours+whole, ours+blocks     the same with how="whole", how="blocks"
-ours+graphs                 the same with mode="reduce-overhead"
+ours+graphs, ours+plain     the same with mode="reduce-overhead", mode="default"
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_map_only
 
 FORMS = (
     "eager", "blocks", "blocks+vae", "whole+vae", "whole+graphs",
-    "ours", "ours+whole", "ours+blocks", "ours+graphs",
+    "ours", "ours+whole", "ours+blocks", "ours+graphs", "ours+plain",
 )  # fmt: skip
 #: Graphs that a video VAE may have in static shapes (as
 #: diffusers_pipeline.compiling.RECOMPILE_LIMIT).
@@ -35,6 +35,11 @@ def is_ours(form: str) -> bool:
 
 def uses_graphs(form: str) -> bool:
     return form.endswith("+graphs")
+
+
+def may_use_graphs(form: str) -> bool:
+    """By itself compile_pipeline decides."""
+    return uses_graphs(form) or form == "ours"
 
 
 def compile_as(form: str, pipe: Any, denoiser: nn.Module, backend: str = "inductor") -> str:
@@ -54,8 +59,9 @@ def _compile_ours(form: str, pipe: Any) -> str:
     from rocm_passes import compile_pipeline
 
     _, _, how = form.partition("+")
-    if how == "graphs":
-        return str(compile_pipeline(pipe, mode="reduce-overhead"))
+    modes = {"graphs": "reduce-overhead", "plain": "default"}
+    if how in modes:
+        return str(compile_pipeline(pipe, mode=modes[how]))
     return str(compile_pipeline(pipe, how=how or "auto"))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rocm_passes.bench.pipeline_forms import may_use_graphs
 from rocm_passes.bench.pipeline_spec import Spec
 from rocm_passes.bench.workers import Worker
 
@@ -47,9 +48,7 @@ class Job:
     def gib(self) -> float:
         """The most that it holds while it compiles and runs."""
         return (
-            self.spec.weights_gib
-            + self.spec.peak_gib
-            + (2.0 if self.form.endswith("graphs") else 0.0)
+            self.spec.weights_gib + self.spec.peak_gib + (2.0 if may_use_graphs(self.form) else 0.0)
         )
 
     @property

@@ -22,7 +22,7 @@ BY_GRAPHS = (
     "whole+graphs",
     "ours",
     "ours+blocks",
-    "ours+graphs",
+    "ours+plain",
 )
 FLOW = ("FlowMatchEulerDiscreteScheduler", dict(shift=3.0))
 EULER = (

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from rocm_passes.bench.inputs import tensors_in
-from rocm_passes.bench.pipeline_forms import compile_as, is_ours, uses_graphs
+from rocm_passes.bench.pipeline_forms import compile_as, is_ours, may_use_graphs
 from rocm_passes.bench.pipeline_models import arguments, build, caller, inputs_of_denoiser, watched
 from rocm_passes.bench.pipeline_specs import PIPELINES
 from rocm_passes.bench.workers import commands, reply
@@ -226,7 +226,7 @@ def main(given: argparse.Namespace) -> None:
 
 def serve(subject: Subject) -> None:
     began = time.perf_counter()
-    for _ in range(2 if uses_graphs(subject.form) else 1):
+    for _ in range(2 if may_use_graphs(subject.form) else 1):
         image = subject.timed_call()[1]
     if subject.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()

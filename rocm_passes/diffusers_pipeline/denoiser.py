@@ -14,6 +14,7 @@ from rocm_passes.diffusers_pipeline.cover import cover, declared, declared_block
 from rocm_passes.diffusers_pipeline.report import Report, percent
 from rocm_passes.diffusers_pipeline.settings import Settings
 from rocm_passes.policy.bounds import NEARLY_ALL
+from rocm_passes.target import Target
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,27 @@ def compile_denoiser(
         _compile_each(component, chosen.modules, name, report, settings)
 
 
+def by_rule(component: nn.Module, settings: Settings) -> Settings:
+    """With CUDA graphs where nothing was said of them and they pay: in a UNet on NVIDIA.
+
+    Its forward is bound by the host: SDXL's took 390 ms without and 295 with them (H200,
+    docs/measured/pipelines.md). On AMD `tune` decides, since HIP graphs were not measured.
+    """
+    if settings.says_of_graphs() or settings.how != "auto" or settings.dynamic is True:
+        return settings
+    is_unet = any(isinstance(m, nn.GroupNorm) for m in component.modules())
+    moves = hooks.any_below(component) or hooks.note(component) is not None
+    if not is_unet or moves or _vendor(component) != "nvidia":
+        return settings
+    whole = plan(component, settings)
+    return settings.with_graphs() if whole.modules is None else settings
+
+
+def _vendor(model: nn.Module) -> str:
+    first = next(model.parameters(), None)
+    return "" if first is None else Target.of_device(first.device).vendor
+
+
 def plan(model: nn.Module, settings: Settings) -> Plan:
     """settings.how decides; for "auto": blocks where they hold nearly all of the weights, else the
     whole.
@@ -57,7 +79,7 @@ def plan(model: nn.Module, settings: Settings) -> Plan:
         return Plan(units) if units else Plan(None, "no repeated block was found")
     blocks = declared_blocks(model)
     in_pieces = hooks.any_below(model) or compiled_before.compiled_inside(model) > 0
-    if settings.graphs and not in_pieces:
+    if settings.graphs and not settings.graphs_by_rule and not in_pieces:
         return Plan(None, "one CUDA graph rather than one a block")
     held = share(model, blocks)
     if blocks and held >= NEARLY_ALL.value:
@@ -89,6 +111,8 @@ def _compile_whole(
         model, options=settings.options, dynamic=settings.dynamic, graphs=settings.graphs
     )
     details = ["whole" + (f": {why}" if why else ""), hooks.note(model)]
+    if settings.graphs_by_rule:
+        details.append("CUDA graphs replay its launches; mode='default' turns them off")
     if hooks.splits_tokens(model):
         details.append(hooks.CONTEXT_PARALLEL)
     report.add_compiled(name, "; ".join(d for d in details if d), 1.0, [model])

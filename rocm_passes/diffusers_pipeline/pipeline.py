@@ -21,7 +21,7 @@ from rocm_passes.diffusers_pipeline.components import (
     is_vae,
     role,
 )
-from rocm_passes.diffusers_pipeline.denoiser import compile_denoiser
+from rocm_passes.diffusers_pipeline.denoiser import by_rule, compile_denoiser
 from rocm_passes.diffusers_pipeline.report import Report
 from rocm_passes.diffusers_pipeline.settings import HowToCompile, Settings
 from rocm_passes.diffusers_pipeline.tuned import compile_tuned
@@ -48,7 +48,8 @@ def compile_pipeline(
     how: denoisers "whole"; by "blocks" (the declared ones, ResNets and samplers too); "auto": by
     the declared blocks where these hold 90 % of its weights, else whole.
     dynamic: as of torch.compile, for denoisers; shapes of VAEs are static.
-    mode: an Inductor mode, e.g. "reduce-overhead". options: those of the backend.
+    mode: an Inductor mode; without one, UNets on NVIDIA GPUs get "reduce-overhead" (CUDA graphs),
+    and "default" turns that off. options: those of the backend.
     vae_dtype: "bf16" or "fp16": a float32 VAE decodes with 3-D convolutions in it; encoding stays
     float32. The report gives the PSNR of a probe decode, which runs now.
     cache_artifacts: file to load compiled code from; `report.save_cache_artifacts()` writes it.
@@ -168,4 +169,5 @@ def _compile(
     elif trial is not None:
         compile_tuned(component, name=name, report=report, settings=settings, run=trial)
     else:
-        compile_denoiser(component, name=name, report=report, settings=settings)
+        chosen = by_rule(component, settings)
+        compile_denoiser(component, name=name, report=report, settings=chosen)

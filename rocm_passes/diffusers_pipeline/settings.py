@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypedDict
 
 from rocm_passes.diffusers_pipeline.warm import Sizes
@@ -13,6 +13,7 @@ from rocm_passes.options import parse
 HOW = ("auto", "whole", "blocks")
 VAE_DTYPES = ("bf16", "fp16")
 GRAPHS = "triton.cudagraphs"
+GRAPHS_MODE = "reduce-overhead"
 
 
 class HowToCompile(TypedDict, total=False):
@@ -29,7 +30,7 @@ class HowToCompile(TypedDict, total=False):
 @dataclass(frozen=True)
 class Settings:
     """How to compile. options: those of the backend with "mode" among them; None: no
-    options given.
+    options given. graphs: they use CUDA graphs; graphs_by_rule: nobody asked for these.
     """
 
     how: str = "auto"
@@ -38,6 +39,18 @@ class Settings:
     vae_dtype: str | None = None
     graphs: bool = False
     tune: Sizes | None = None
+    graphs_by_rule: bool = False
+
+    def says_of_graphs(self) -> bool:
+        """Was a mode asked for, or graphs in or out, or what looks at tensors as a graph runs?"""
+        if "mode" in self.options or GRAPHS in self.options:
+            return True
+        parsed, _ = parse(self.options, None)
+        return parsed.verify != "off" or parsed.check_finite > 0
+
+    def with_graphs(self) -> Settings:
+        options = {**self.options, "mode": GRAPHS_MODE}
+        return replace(self, options=options, graphs=True, graphs_by_rule=True)
 
     @classmethod
     def checked(

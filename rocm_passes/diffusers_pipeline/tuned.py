@@ -20,10 +20,8 @@ from torch import nn
 from rocm_passes.diffusers_pipeline import compiled_before, hooks
 from rocm_passes.diffusers_pipeline.denoiser import compile_denoiser, plan
 from rocm_passes.diffusers_pipeline.report import Report
-from rocm_passes.diffusers_pipeline.settings import Settings
+from rocm_passes.diffusers_pipeline.settings import GRAPHS_MODE, Settings
 from rocm_passes.policy.bounds import HOST_BOUND, NOISE
-
-GRAPHS_MODE = "reduce-overhead"
 
 
 def _wait() -> None:

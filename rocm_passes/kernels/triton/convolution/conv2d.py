@@ -1,5 +1,6 @@
-"""conv2d as one launch of the Triton kernel, which reads upsampled pixels where they lie: a video of
-1 frame.
+"""conv2d as one launch of the Triton kernel, which reads upsampled pixels where they lie.
+
+It is the convolution of a video of 1 frame.
 """
 
 from __future__ import annotations
