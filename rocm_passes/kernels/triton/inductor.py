@@ -56,6 +56,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rocm_passes.kernels.triton.launch import Launch, written_down
 from rocm_passes.kernels.triton.lowering import LAUNCHED_BY
+from rocm_passes.ops.as_real import AS_REAL
 from rocm_passes.ops.computed import COMPUTED
 from rocm_passes.ops.operator import OPERATORS, Call, Operator
 from rocm_passes.target import triton_is_interpreted
@@ -94,14 +95,29 @@ def register() -> None:
                     lower = functools.wraps(_lower)(functools.partial(_lower, operator, overload))
                     register_lowering(overload, type_promotion_kind=None)(lower)
                 _registered.add(operator.name)
-        if COMPUTED.name not in _registered:
-            register_lowering(COMPUTED.overload, type_promotion_kind=None)(_computed)
-            _registered.add(COMPUTED.name)
+        for known, own in ((COMPUTED, _computed), (AS_REAL, _as_real)):
+            if known.name not in _registered:
+                register_lowering(known.overload, type_promotion_kind=None)(own)
+                _registered.add(known.name)
 
 
 def _computed(x: ir.TensorBox, lowering: str = "") -> ir.TensorBox:
     x.realize()
     return x
+
+
+def _as_real(z: ir.TensorBox, lowering: str = "") -> Any:
+    """A view where it can be one: the operator's call costs the host more, and copies.
+
+    Not of a tensor that the graph writes into, nor of one that is conjugated lazily.
+    """
+    node = V.current_node.args[0]
+    fake = node.meta["val"]
+    written = any(user.target is aten.copy_.default and user.args[0] is node for user in node.users)
+    if written or fake.is_conj() or not fake.is_contiguous():
+        opaque = fallback_handler(AS_REAL.overload, add_to_fallback_set=False)
+        return opaque(z, lowering)
+    return fallback_handler(aten.view_as_real.default, add_to_fallback_set=False)(z)
 
 
 def _lower(operator: Operator[Any], overload: Any, *args: Any, **kwargs: Any) -> Any:
