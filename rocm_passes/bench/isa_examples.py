@@ -354,7 +354,9 @@ def rotary_examples() -> list[IsaExample]:
     ]
 
 
-def _rotary_example(label: str, heads: int, table: str = "*fp32", **flags: bool | int) -> IsaExample:
+def _rotary_example(
+    label: str, heads: int, table: str = "*fp32", **flags: bool | int
+) -> IsaExample:
     norm = flags.get("NORM", False)
     tokens, head_tile, warps = rotary_tiles.tile_shape(
         (heads,), 128, bool(norm), bool(flags.get("ACROSS_HEADS"))
