@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
@@ -27,6 +27,8 @@ class Covering:
         self._random = random.Random(seed)
         self._met: set[tuple[Choice, ...]] = set()
         self._uses: Counter[Choice] = Counter()
+        #: By name, of all cases so far: what of its values meets other choices.
+        self._known: dict[str, set[Choice]] = defaultdict(set)
         self._chosen: dict[str, Choice] = {}
         self._made: dict[str, str] = {}
         self._new = self._idle = 0
@@ -45,19 +47,33 @@ class Covering:
         groups = [*combinations(chosen, min(self._others, len(chosen)))]
         met = {label: self._meets(name, label, options, groups) for label in options}
 
-        def gain(label: str) -> tuple[int, int, float]:
+        def gain(label: str) -> tuple[int, int, int, float]:
             new = len(met[label] - self._met)
-            return new, -self._uses[name, label], self._random.random()
+            kind = self._kind(name, label, options)
+            ahead = 0 if kind is None else self._ahead(name, kind)
+            return new, ahead, -self._uses[name, label], self._random.random()
 
         label = max(options, key=gain)
         self._new += len(met[label] - self._met)
         self._met |= met[label]
         self._uses[name, label] += 1
         self._made[name] = label
-        kind = self._kind(name, label, options)
+        kinds = {each: self._kind(name, each, options) for each in options}
+        self._known[name] |= {kind for kind in kinds.values() if kind is not None}
+        kind = kinds[label]
         if kind is not None:
             self._chosen[name] = kind
         return options[label]
+
+    def _ahead(self, name: str, here: Choice) -> int:
+        """With how many values of choices to come it would meet for the first time."""
+        size = min(max(self._others - 1, 0), len(self._chosen))
+        groups = [*combinations(self._chosen.values(), size)]
+        later = [
+            kind for known, kinds in self._known.items()
+            if known != name and known not in self._made for kind in kinds
+        ]  # fmt: skip
+        return sum((*group, here, kind) not in self._met for group in groups for kind in later)
 
     def _meets(
         self, name: str, label: str, options: Mapping[str, Any], groups: list[tuple[Choice, ...]]

@@ -56,7 +56,7 @@ def test_every_operator_is_called(found: list[dict[str, Any]]) -> None:
 def test_every_kernel_is_compiled(found: list[dict[str, Any]]) -> None:
     sources = [path.read_text() for path in Path(kernels.__path__[0]).rglob("*.py")]
     for row in (row for row in found if "specialisations" in row):
-        assert row["specialisations"] > 5, row
+        assert row["specialisations"] >= 5, row
     written = {
         line.removeprefix("def ").split("(")[0]
         for source in sources
