@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -24,11 +25,15 @@ from torch._inductor.utils import run_and_get_code
 import rocm_passes
 from rocm_passes import backend
 from rocm_passes.errors import OptionError
+from rocm_passes.graph_pass import GraphPass
 from rocm_passes.ops.rms_norm import RMS_NORM
+from rocm_passes.options import Options
 from rocm_passes.report import child_ledgers
 from rocm_passes.report import ledger as ledgers
 from rocm_passes.report.ledger import Ledger
 from rocm_passes.rewrite import fallback, watch
+from rocm_passes.target import Target
+from rocm_passes.tuning import ranks
 from tests.generated_code import difference, only_written
 from tests.without_codegen import _post_grad_only
 
@@ -323,6 +328,18 @@ def test_the_report_and_children_say_the_same(inner: Inner, tmp_path: Path) -> N
     assert not of_relu["sites"]
     assert [site["reason"] for site in of_norm["sites"]] == [REASON]
     assert child_ledgers.AMENDS not in of_norm
+
+
+def test_a_rank_says_that_others_may_have_the_rewrites(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = GraphPass(Options(), Target.current())
+    monkeypatch.setattr(ranks, "current", lambda: SimpleNamespace(rank=1))
+    ledger = Ledger("graph0")
+    made.undone(ledger, REASON, "RuntimeError: no such kernel")
+    assert ledger.notes == [
+        "the compile failed: RuntimeError: no such kernel; nothing is rewritten",
+        "other ranks than this one (1) may have compiled this graph with its rewrites; its "
+        "collectives are the same",
+    ]
 
 
 def test_explain_shows_one_ledger(inner: Inner) -> None:
