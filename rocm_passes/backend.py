@@ -22,6 +22,7 @@ from rocm_passes.policy.launch import launched_by
 from rocm_passes.policy.layout import is_convolutional
 from rocm_passes.report import dump, remembered
 from rocm_passes.report.ledger import Ledger
+from rocm_passes.rewrite import fallback
 from rocm_passes.rewrite.cache_key import with_choices
 from rocm_passes.rewrite.watch import inner_compile
 from rocm_passes.target import Target, triton_version
@@ -145,6 +146,8 @@ def _compiled(
     )
     watches = graph_pass.options.verify == "live" or graph_pass.options.check_finite > 0
     inner = inner_compile(graph_pass.taken_watch) if watches else None
+    if graph_pass.may_rewrite() and graph_pass.options.on_compile_error == "fallback":
+        inner = fallback.inner_compile(graph_pass, inner or compile_fx_inner)
     return _inductor(gm, example_inputs, patch, table, inner)
 
 

@@ -27,6 +27,7 @@ from rocm_passes.report.ledger import Entry, Ledger
 from rocm_passes.rewrite import plan as planning
 from rocm_passes.rewrite.cache_key import cache_key, recalled, with_choices
 from rocm_passes.rewrite.choose import Choice
+from rocm_passes.rewrite.fallback import Attempt
 from rocm_passes.rewrite.match import Context, Idiom
 from rocm_passes.rewrite.measuring import Measuring
 from rocm_passes.rewrite.plan import Decision, Plan
@@ -74,6 +75,8 @@ class GraphPass(CustomGraphPass):
         self._training: list[Entry] = []
         #: What the last graph's first calls are to be watched for.
         self.watch: Watch | None = None
+        #: The compile that is under way, where it is tried again without rewrites if it fails.
+        self.attempt: Attempt | None = None
 
     def uuid(self) -> str:
         if self._uuid is None:
@@ -108,6 +111,11 @@ class GraphPass(CustomGraphPass):
         )
 
     def __call__(self, graph: fx.Graph) -> None:
+        if self.attempt is not None and self.attempt.given_up:
+            # Its ledger has been published, and says why.
+            if decompositions.decompose_preserved(graph, self.preserved):
+                _tidy(graph)
+            return
         started = time.perf_counter()
         work = self._work(graph)
         ledger = work.ledger if work is not None else self._new_ledger()
@@ -121,6 +129,8 @@ class GraphPass(CustomGraphPass):
                 log.exception("rocm_passes: %s is left as it was", ledger.graph)
                 before.restore()
                 self._leave(work, f"{type(error).__name__}: {error}")
+            if self.attempt is not None:
+                self.attempt.add(before, ledger, work.changed)
         elif decompositions.decompose_preserved(graph, self.preserved):
             _tidy(graph)
         dump.step("after", graph)
@@ -146,14 +156,11 @@ class GraphPass(CustomGraphPass):
     def _leave(self, work: Work, reason: str) -> None:
         """The graph is as it was given: nothing is rewritten, and the ledger says so."""
         self.watch = None
+        work.changed = False
         if decompositions.decompose_preserved(work.graph, self.preserved):
             _tidy(work.graph)
-        for at, entry in enumerate(work.ledger.entries):
-            if entry.outcome == "rewritten":
-                said = f"the graph could not be finished, and is as it was: {reason}"
-                work.ledger.entries[at] = replace(
-                    entry, outcome="refused", lowering=None, reason=said, error=reason
-                )
+        said = f"the graph could not be finished, and is as it was: {reason}"
+        work.ledger.refuse_rewritten(said, reason)
         work.ledger.notes.append(f"the pass failed: {reason}; nothing is rewritten")
 
     def _new_ledger(self) -> Ledger:
@@ -226,6 +233,7 @@ class GraphPass(CustomGraphPass):
         self.watch = validator.watch
         work.rewritten = rewriter.count
         if work.rewritten:
+            work.changed = True
             # What was replaced still reads its inputs, until it is gone.
             _tidy(work.graph)
 
@@ -243,8 +251,10 @@ class GraphPass(CustomGraphPass):
         wanted = [p for p in passes if p.applies(work)]
         before = before or (Snapshot(work.graph) if wanted else None)
         for each in wanted:
+            size = len(work.graph.nodes)
             try:
                 each.run(work)
+                work.changed = work.changed or len(work.graph.nodes) != size
                 dump.step(each.name, work.graph)
             except Exception as error:
                 assert before is not None
@@ -265,6 +275,27 @@ class GraphPass(CustomGraphPass):
         ledgers.publish(ledger)
         if self._listener is not None:
             self._listener(ledger)
+        self._report(group)
+
+    def undone(self, ledger: Ledger, reason: str, error: str) -> None:
+        """The graph of a published ledger is compiled without its rewrites, which failed."""
+        self.watch = None
+        ledger.refuse_rewritten(reason, error)
+        note = f"the compile failed: {error}; nothing is rewritten"
+        for kept in (p for p in self.published if p.entries is ledger.entries):
+            kept.notes.append(note)
+        ledger.notes.append(note)
+        group = ranks.current()
+        if group is not None:
+            ledger.notes.append(
+                f"other ranks than this one ({group.rank}) may have compiled this graph with its "
+                "rewrites; its collectives are the same"
+            )
+        ledgers.amend(ledger)
+        Dump(ledger.graph).ledger(ledger)
+        self._report(group)
+
+    def _report(self, group: ranks.Ranks | None) -> None:
         if self.options.report:
             path = ledgers.of_rank(self.options.report, 0 if group is None else group.rank)
             ledgers.write_report(path, document(ledgers.history()))

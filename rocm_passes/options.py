@@ -29,6 +29,7 @@ REWRITE_NUMERICS = ("default", "strict", "fast")
 LAYOUTS = ("auto", "channels_last", "as_is")
 CONV_DTYPES = ("", "bf16", "fp16")
 LAUNCHES = ("auto", "inductor", "static", "python")
+ON_COMPILE_ERROR = ("fallback", "raise")
 #: Inductor's option behind launch="static".
 STATIC_LAUNCH = "static_launch_user_defined_triton_kernels"
 
@@ -144,6 +145,12 @@ class Options:
         "on this many first calls (True: 3) compare whether each rewritten site's results are "
         "finite with what the "
         "original nodes give; where they are not, the graph runs without rewrites from then on",
+    )
+    on_compile_error: str = option(
+        "fallback",
+        option_values.choice(*ON_COMPILE_ERROR),
+        "what to do where a graph does not compile with its rewrites: fallback: compile it without "
+        "them, and say so in the ledger and in a warning; raise: fail, as with backend='inductor'",
     )
     as_if: str = option(
         "",

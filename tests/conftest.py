@@ -53,6 +53,8 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 for _name in [n for n in os.environ if n.startswith("ROCM_PASSES_")]:
     del os.environ[_name]
+# A rewrite that does not compile fails its test, in processes that tests start as well.
+os.environ["ROCM_PASSES_ON_COMPILE_ERROR"] = "raise"
 
 # A worker has one core: further threads would take the other workers'. NumPy's BLAS, which Triton's
 # interpreter multiplies with, reads the variable as it is loaded: workers must be born with it.

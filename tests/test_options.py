@@ -17,6 +17,12 @@ from rocm_passes.options import OPTION_NAMES, RENAMED, Options, describe, parse
 from rocm_passes.registry import idiom_names
 
 
+@pytest.fixture(autouse=True)
+def of_a_users_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without what the tests set for all others (tests/conftest.py)."""
+    monkeypatch.delenv("ROCM_PASSES_ON_COMPILE_ERROR")
+
+
 def test_defaults() -> None:
     options, patch = parse(None, None)
     assert options == Options()

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from rocm_passes import history
 from rocm_passes.backend import rocm_diffusion
+from rocm_passes.bench.failing import raise_on_compile_error
 from rocm_passes.bench.inputs import tensors_in
 from rocm_passes.bench.models import workload
 from rocm_passes.bench.workload import Prepared
@@ -260,6 +261,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    raise_on_compile_error()
     args = parser().parse_args()
     forms = {"ours": args.options}
     forms |= {f"also {at}": options for at, options in enumerate(args.also, 1)}

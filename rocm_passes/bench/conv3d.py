@@ -30,6 +30,7 @@ import torch
 from rocm_passes.bench.conv3d_built import Built, Call, compiled
 from rocm_passes.bench.conv3d_calls import CALLS
 from rocm_passes.bench.conv3d_choices import row
+from rocm_passes.bench.failing import raise_on_compile_error
 from rocm_passes.bench.workers import Admission, Worker, WorkerFailed, commands, reply
 from rocm_passes.options import Options
 from rocm_passes.policy.bounds import AGREEMENT
@@ -355,6 +356,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
+    raise_on_compile_error()
     given = parser().parse_args()
     if given.choose:
         choose_worker(given)

@@ -42,6 +42,7 @@ from torch import Tensor, nn
 
 from rocm_passes import compile_pipeline, history
 from rocm_passes.bench.distributed_cases import CASES, Case
+from rocm_passes.bench.failing import raise_on_compile_error
 from rocm_passes.bench.inputs import tensors_in
 from rocm_passes.bench.rows import mine, split_rows
 from rocm_passes.bench.scaling import markdown
@@ -287,6 +288,7 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> None:
+    raise_on_compile_error()
     given = parse()
     if given.device.type == "cuda":
         torch.cuda.set_device(given.device)

@@ -25,6 +25,7 @@ import triton
 from torch import Tensor, nn
 
 from rocm_passes.backend import rocm_diffusion
+from rocm_passes.bench.failing import raise_on_compile_error
 
 THIN = 256
 BF16 = torch.bfloat16
@@ -213,6 +214,7 @@ def measure(case: Case, selects: list[str]) -> dict[str, object]:
 
 
 def main() -> None:
+    raise_on_compile_error()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

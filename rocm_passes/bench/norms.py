@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rocm_passes.bench.failing import raise_on_compile_error
 from rocm_passes.bench.norm_cases import Case, Result, cases
 from rocm_passes.bench.workers import Worker, WorkerFailed, reply
 
@@ -254,6 +255,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    raise_on_compile_error()
     given = parser().parse_args(argv)
     if given.compile:
         compile_worker(*given.compile, given.only)

@@ -30,6 +30,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rocm_passes.backend import rocm_diffusion
+from rocm_passes.bench.failing import raise_on_compile_error
 
 CAUSAL = [1, 1, 1, 1, 2, 0]
 #: Idioms that each form leaves out. Convolutions go by the rules, so that no measurement differs
@@ -180,6 +181,7 @@ def gigabytes_a_second() -> float:
 
 
 def main() -> None:
+    raise_on_compile_error()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

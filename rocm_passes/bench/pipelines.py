@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from rocm_passes.bench import pipeline_forms, pipeline_table, pipeline_worker
+from rocm_passes.bench.failing import raise_on_compile_error
 from rocm_passes.bench.pipeline_jobs import Job, decided
 from rocm_passes.bench.pipeline_spec import Spec
 from rocm_passes.bench.pipeline_specs import PIPELINES
@@ -339,6 +340,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    raise_on_compile_error()
     made = parser()
     given = made.parse_args(arguments)
     if given.role:

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 
+from rocm_passes.bench.failing import raise_on_compile_error
 from rocm_passes.bench.inputs import randomise
 from rocm_passes.bench.workers import Worker, WorkerFailed, reply
 
@@ -166,6 +167,7 @@ def run(given: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    raise_on_compile_error()
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -29,6 +29,7 @@ from typing import Any
 
 import torch
 
+from rocm_passes.bench.failing import raise_on_compile_error
 from rocm_passes.bench.vae_worker import decode_worker, is_ours, measure_worker, note_worker
 from rocm_passes.bench.workers import Admission, Worker, WorkerFailed
 
@@ -304,6 +305,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> None:
+    raise_on_compile_error()
     given = parser().parse_args(arguments)
     if given.note:
         note_worker(*given.note, given)

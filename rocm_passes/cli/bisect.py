@@ -24,6 +24,7 @@ from rocm_passes.errors import RocmPassesError, plural
 
 FOUND, NOTHING_FOUND = 1, 0
 FUEL = "ROCM_PASSES_FUEL_TOTAL"
+ON_COMPILE_ERROR = "ROCM_PASSES_ON_COMPILE_ERROR"
 #: More than any process rewrites.
 UNBOUNDED = 10**9
 #: What a check command finds in its environment: the file with the run's standard output.
@@ -190,7 +191,8 @@ def _run(command: Sequence[str], fuel: int, judge: Judge, timeout: float | None)
         tempfile.TemporaryDirectory(prefix="rocm-passes-bisect-") as folder,
         child_ledgers.collected_in(folder),
     ):
-        environment = {**os.environ, FUEL: str(fuel)}
+        # A rewrite with which a graph does not compile is what is looked for, too.
+        environment = {**os.environ, FUEL: str(fuel), ON_COMPILE_ERROR: "raise"}
         try:
             done = subprocess.run(
                 command, env=environment, capture_output=True, text=True, timeout=timeout

@@ -20,6 +20,8 @@ log = logging.getLogger("rocm_passes")
 
 #: "<pid of the collecting process>:<folder>". Not ROCM_PASSES_*: it is no option.
 VARIABLE = "_ROCM_PASSES_LEDGERS"
+#: The key of a ledger that takes an earlier one's place.
+AMENDS = "amends"
 
 
 @contextlib.contextmanager
@@ -36,14 +38,16 @@ def collected_in(folder: str) -> Iterator[None]:
             os.environ[VARIABLE] = before
 
 
-def hand_over(ledger: Callable[[], Mapping[str, Any]]) -> None:
+def hand_over(ledger: Callable[[], Mapping[str, Any]], amends: bool = False) -> None:
     """Write a finished graph's ledger for the process that collects. Does nothing where
     none does.
+
+    amends: it takes the place of the last one of that graph.
     """
     collector, _, folder = os.environ.get(VARIABLE, "").partition(":")
     if not folder or collector == str(os.getpid()):
         return
-    found, rank = ledger(), os.environ.get("RANK", "")
+    found, rank = {**ledger(), **({AMENDS: True} if amends else {})}, os.environ.get("RANK", "")
     if rank.isdigit():
         line = json.dumps({**found, "ranks": [int(rank)]})
     else:
@@ -61,7 +65,18 @@ def read(folder: str) -> list[dict[str, Any]]:
     """What children handed over, by process. A last line that was cut off is left out."""
     found = []
     for file in sorted(Path(folder).glob("*.jsonl"), key=lambda f: int(f.stem)):
+        of_process: list[dict[str, Any]] = []
         for line in file.read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError):
-                found.append(json.loads(line))
+                _add(of_process, json.loads(line))
+        found += of_process
     return found
+
+
+def _add(found: list[dict[str, Any]], ledger: dict[str, Any]) -> None:
+    if ledger.pop(AMENDS, False):
+        before = [at for at, each in enumerate(found) if each["graph"] == ledger["graph"]]
+        if before:
+            found[before[-1]] = ledger
+            return
+    found.append(ledger)

@@ -13,7 +13,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from rocm_passes.report import child_ledgers
@@ -26,8 +26,8 @@ FORMAT_VERSION = 2
 #: What became of one lowering at one site: "taken": it rewrites the site; "able": it could, but
 #: another was taken, or none was asked for; "not_faster": it could, but is not known to be faster
 #: here; "refused": it can't take this call; "unavailable": it can't run on this machine; "failed":
-#: its check or its rewrite raised an exception; "wrong": it rewrote the site, and was put back when
-#: its values were verified.
+#: its check or its rewrite raised an exception, or its graph did not compile with it; "wrong": it
+#: rewrote the site, and was put back when its values were verified.
 VERDICTS = ("taken", "able", "not_faster", "refused", "unavailable", "failed", "wrong")
 
 
@@ -156,6 +156,19 @@ class Ledger:
         self.entries.append(entry)
         log.debug("%s", entry)
 
+    def refuse_rewritten(self, reason: str, error: str) -> None:
+        """Say of every rewritten site that its rewrite was taken back, and why."""
+        for at, entry in enumerate(self.entries):
+            if entry.outcome == "rewritten":
+                verdicts = tuple(
+                    v._replace(verdict="failed", reason=reason) if v.verdict == "taken" else v
+                    for v in entry.verdicts
+                )
+                self.entries[at] = replace(
+                    entry, outcome="refused", lowering=None, reason=reason, error=error,
+                    verdicts=verdicts,
+                )  # fmt: skip
+
     def choices(self) -> str:
         """What was chosen at each site, as a text to compare with another process's."""
         chosen = [(e.idiom, e.module, e.outcome, e.lowering) for e in self.entries]
@@ -194,6 +207,12 @@ def publish(ledger: Ledger) -> None:
     with _LOCK:
         _HISTORY.append(ledger)
     child_ledgers.hand_over(ledger.to_dict)
+    _trace(ledger)
+
+
+def amend(ledger: Ledger) -> None:
+    """Hand on what has become of a graph whose ledger was published."""
+    child_ledgers.hand_over(ledger.to_dict, amends=True)
     _trace(ledger)
 
 

@@ -18,7 +18,8 @@ class Work:
     """graph, fake_mode: what is changed. channels_last: do the graph's convolutions run so, as a
     rule?
 
-    rewritten: how many matches have been rewritten so far. entries: by a rewrite's result, its
+    rewritten: how many matches have been rewritten so far. changed: by a rewrite, or by a
+    whole-graph pass that added or dropped nodes. entries: by a rewrite's result, its
     entry's place in the ledger.
     """
 
@@ -29,6 +30,7 @@ class Work:
     idioms: frozenset[str]
     channels_last: bool = False
     rewritten: int = 0
+    changed: bool = False
     entries: dict[fx.Node, int] = field(default_factory=dict)
 
     @property

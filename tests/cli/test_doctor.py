@@ -425,6 +425,8 @@ def test_the_table_of_lowerings_cuts_no_reason(
 def test_this_machine_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ROCM_PASSES_SELECT", "allways")
     monkeypatch.setenv("HIP_VISIBLE_DEVICES", "0")
+    # Set for all tests (tests/conftest.py).
+    monkeypatch.delenv("ROCM_PASSES_ON_COMPILE_ERROR")
     machine = collect.this_machine()
     assert machine.torch == Library(torch.__version__)
     assert machine.triton.usable and machine.registered
