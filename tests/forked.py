@@ -224,3 +224,18 @@ def run(
         out.seek(0)
         err.seek(0)
         return subprocess.CompletedProcess(list(command), code, out.read(), err.read())
+
+
+def main() -> int:
+    """Run `python ARGUMENTS` in a forked process. It ends with this one."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    command = [sys.executable, *sys.argv[1:]]
+    process = Popen(command, stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr)
+    try:
+        return process.wait()
+    finally:
+        process.kill()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
