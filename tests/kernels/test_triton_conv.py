@@ -21,6 +21,7 @@ from rocm_passes.kernels.triton.launch import written_down
 from rocm_passes.target import triton_is_interpreted
 from tests.kernels.conv_reference import check, kernel, reference, video
 from tests.on_the_gpu import where_kernels_run
+from tests.suites import examples
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 #: A step of a program takes 10 ms in the interpreter: few programs and taps, ragged in every dim.
@@ -194,7 +195,7 @@ small = st.integers(1, 2)
     front=st.integers(0, 2),
     layout=st.sampled_from(["channels-last", "contiguous", "sliced"]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_any_call(
     shape: Any,
     out: int,
