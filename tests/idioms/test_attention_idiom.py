@@ -40,6 +40,7 @@ def test_read_off_every_form(kernel: Any, how: dict[str, Any]) -> None:
     assert_no_worse(seen.result, sdpa(q, k, v, **how), exact(q, k, v, **how))
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("keys", [20, 36, 50])
 @pytest.mark.parametrize("masking", ["", "causal", "bool", "float", "rows"])
