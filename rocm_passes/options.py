@@ -287,26 +287,23 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
     ]
     if left_out:
         yield f"lowering forces {left_out[0]}, and idioms leaves it out"
-    if values.get("conv_dtype") and values.get("rewrite_numerics") == "strict":
-        yield (
-            f"conv_dtype={values['conv_dtype']!r} rounds more, and rewrite_numerics='strict' "
-            "refuses that"
-        )
-    if values.get("layout") == "channels_last" and values.get("rewrite_numerics") == "strict":
-        yield (
-            "layout='channels_last' has convolutions sum in another order, and "
-            "rewrite_numerics='strict' refuses that"
-        )
-    if values.get("conv_search") == "on" and values.get("rewrite_numerics") == "strict":
-        yield (
-            "conv_search='on' may choose another order of sums, and rewrite_numerics='strict' "
-            "refuses that"
-        )
+    if values.get("rewrite_numerics") == "strict":
+        for inexact in _not_strict(values):
+            yield f"{inexact}, and rewrite_numerics='strict' refuses that"
     for name in ("conv_search", "verify"):
         if values.get("as_if") and values.get(name, "off") != "off":
             yield f"as_if generates no code, and {name}={values[name]!r} runs it"
     if values.get("conv_search") == "on" and values.get("tune_seconds") == 0:
         yield "conv_search='on' searches within tune_seconds, and tune_seconds=0 leaves no time"
+
+
+def _not_strict(values: Mapping[str, Any]) -> Iterator[str]:
+    if values.get("conv_dtype"):
+        yield f"conv_dtype={values['conv_dtype']!r} rounds more"
+    if values.get("layout") == "channels_last":
+        yield "layout='channels_last' has convolutions sum in another order"
+    if values.get("conv_search") == "on":
+        yield "conv_search='on' may choose another order of sums"
 
 
 def _inductor_is_strict(patch: Mapping[str, Any]) -> bool:

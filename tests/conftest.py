@@ -123,10 +123,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Of what the tests that were collected have imported."""
-    if "torch._dynamo.guards" in sys.modules:
-        fast.without_guard_timing()
-        fast.without_collections_after_compiles()
-        fast.without_pytest_in_the_trace()
-    if "triton.runtime.interpreter" in sys.modules:
-        fast.without_searches_for_builtins()
-    fast.without_searches_for_garbage()
+    fast.everywhere()

@@ -6,10 +6,26 @@ or Triton no longer has the function that it replaces.
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import inspect
 import logging
+import sys
 from typing import Any
+
+
+def everywhere() -> None:
+    """All of it, of what this process has imported."""
+    if "torch._dynamo.guards" in sys.modules:
+        without_guard_timing()
+        without_collections_after_compiles()
+        without_states_of_random_numbers()
+        without_pytest_in_the_trace()
+    if "triton.runtime.interpreter" in sys.modules:
+        without_searches_for_builtins()
+        without_unread_overflow_checks()
+        without_tables_of_dtypes()
+    without_searches_for_garbage()
 
 
 def without_guard_timing() -> None:
@@ -29,6 +45,27 @@ def without_collections_after_compiles() -> None:
 
     if hasattr(config, "run_gc_after_compile"):
         config.run_gc_after_compile = False
+
+
+def without_states_of_random_numbers() -> None:
+    """AOTAutograd makes twelve empty tensors a graph in its fake mode: 6 % of a small graph's time.
+
+    They hold the states of random numbers, which only its option functionalize_rng_ops reads.
+    """
+    from torch._decomp import decompositions_for_rng
+    from torch._functorch import config
+
+    tracker = getattr(decompositions_for_rng, "PhiloxStateTracker", None)
+    if not hasattr(tracker, "reset") or not hasattr(config, "functionalize_rng_ops"):
+        return
+    reset = tracker.reset
+
+    def reset_if_read() -> None:
+        if config.functionalize_rng_ops:
+            reset()
+
+    reset()
+    tracker.reset = staticmethod(reset_if_read)
 
 
 def without_pytest_in_the_trace() -> None:
@@ -93,6 +130,42 @@ def without_searches_for_builtins() -> None:
         builtins[id(place)] = names_in(place)
     interpreter._patch_builtin = patch_known_builtins
     interpreter._patch_lang = patch_once
+
+
+def without_unread_overflow_checks() -> None:
+    """Triton's interpreter makes each sum and product of integers again in 64 bits, and compares.
+
+    It asserts the comparison in debug mode only: otherwise nothing reads it. That took two fifths
+    of a convolution's time.
+    """
+    from triton.runtime import interpreter
+
+    builder = getattr(interpreter, "interpreter_builder", None)
+    options = getattr(builder, "options", None)
+    if hasattr(options, "sanitize_overflow") and not getattr(options, "debug", True):
+        builder.options = dataclasses.replace(options, sanitize_overflow=False)
+
+
+def without_tables_of_dtypes() -> None:
+    """Triton's interpreter makes a table of all dtypes to look one up.
+
+    That took a tenth of a kernel's time.
+    """
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    look_up = getattr(interpreter, "_get_np_dtype", None)
+    if look_up is None:
+        return
+    names = ("int1", *(f"{u}int{n}" for u in ("", "u") for n in (8, 16, 32, 64)))
+    names += ("float16", "bfloat16", "float32", "float64")
+    known = {id(getattr(tl, name)): look_up(getattr(tl, name)) for name in names}
+
+    def look_up_known(dtype: Any) -> Any:
+        found = known.get(id(dtype.element_ty if isinstance(dtype, tl.block_type) else dtype))
+        return look_up(dtype) if found is None else found
+
+    interpreter._get_np_dtype = look_up_known
 
 
 def without_searches_for_garbage() -> None:

@@ -12,6 +12,7 @@ import fcntl
 import functools
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -28,8 +29,12 @@ REPOSITORY = Path(__file__).parents[1]
 INTERPRET = "TRITON_INTERPRET"
 #: Set for a run of pytest (tests/conftest.py): its temporary folder, and the process to outlive.
 FOLDER, RUN = "TESTS_FOLDER", "TESTS_RUN"
-#: Of a twentieth of a second each.
-WAITS = 2400
+#: What a zygote is started with: its address, the run to outlive and its kind follow.
+ZYGOTE = (sys.executable, "-m", "tests.zygote")
+#: In seconds: between two tries to connect to a zygote that imports.
+PAUSE = 0.05
+#: Of an error output: what a message has of it.
+LAST = 2000
 
 
 def without_interpreter() -> dict[str, str]:
@@ -45,20 +50,61 @@ class Kind:
     bare: bool = False
 
 
+@dataclass(frozen=True)
+class Zygote:
+    """A process that forks: all workers of pytest-xdist share those of their run."""
+
+    address: Path
+    pid: int
+
+    def connected(self) -> socket.socket:
+        """A connection, for one request. Waits until the zygote has imported all."""
+        while True:
+            connection = socket.socket(socket.AF_UNIX)
+            try:
+                connection.connect(str(self.address))
+                return connection
+            except (FileNotFoundError, ConnectionRefusedError):
+                connection.close()
+                if not self._lives():
+                    raise self.ended() from None
+                signal.sigtimedwait([], PAUSE)
+
+    def ended(self) -> ChildProcessError:
+        log = _log(self.address).read_text(errors="replace")
+        return ChildProcessError(f"the process that forks has ended, with:\n{log[-LAST:]}")
+
+    def _lives(self) -> bool:
+        """Unlike a signal, which reaches a process that ended until its parent waits for it."""
+        try:
+            descriptor = os.pidfd_open(self.pid)
+        except ProcessLookupError:
+            return False
+        try:
+            return not select.select([descriptor], [], [], 0)[0]
+        finally:
+            os.close(descriptor)
+
+
 @functools.cache
-def _zygote(kind: Kind) -> str:
-    """The address of this run's zygote of that kind: all workers of pytest-xdist share it."""
-    folder = Path(os.environ[FOLDER])
-    name = f"zygote-{kind.interpret}{'-bare' if kind.bare else ''}"
-    with open(folder / f"{name}.lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if os.fstat(lock.fileno()).st_size == 0:
-            _start(kind, folder / name)
-            lock.write("started")
-    return str(folder / name)
+def _zygote(folder: Path, kind: Kind) -> Zygote:
+    """The zygote of that kind of the run with that folder."""
+    address = folder / f"zygote-{kind.interpret}{'-bare' if kind.bare else ''}"
+    with open(address.with_suffix(".pid"), "a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        pid = file.read()
+        if not pid:
+            pid = str(_start(kind, address))
+            file.write(pid)
+    return Zygote(address, int(pid))
 
 
-def _start(kind: Kind, address: Path) -> None:
+def _log(address: Path) -> Path:
+    return address.with_suffix(".log")
+
+
+def _start(kind: Kind, address: Path) -> int:
     environment = without_interpreter()
     found = [str(REPOSITORY), environment.get("PYTHONPATH", "")]
     environment["PYTHONPATH"] = os.pathsep.join(filter(None, found))
@@ -66,26 +112,11 @@ def _start(kind: Kind, address: Path) -> None:
     environment["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     if kind.interpret:
         environment[INTERPRET] = kind.interpret
-    command = [sys.executable, "-m", "tests.zygote", str(address), os.environ[RUN]]
-    subprocess.Popen(
-        [*command, "bare"] if kind.bare else command,
-        cwd=REPOSITORY,
-        env=environment,
-        stdin=subprocess.DEVNULL,
-    )
-
-
-def _connected(kind: Kind) -> socket.socket:
-    address = _zygote(kind)
-    for _ in range(WAITS):
-        connection = socket.socket(socket.AF_UNIX)
-        try:
-            connection.connect(address)
-            return connection
-        except (FileNotFoundError, ConnectionRefusedError):
-            connection.close()
-            signal.sigtimedwait([], 0.05)
-    raise AssertionError("the process that forks has not answered for two minutes")
+    command = [*ZYGOTE, str(address), os.environ[RUN], *["bare"] * kind.bare]
+    with open(_log(address), "w") as log:
+        return subprocess.Popen(
+            command, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, stderr=log
+        ).pid
 
 
 class Popen:
@@ -116,7 +147,9 @@ class Popen:
             "env": dict(os.environ if env is None else env),
             "cwd": os.fspath(cwd or os.getcwd()),
         }
-        self._connection = _connected(Kind(request["env"].get(INTERPRET), bare))
+        kind = Kind(request["env"].get(INTERPRET), bare)
+        self._zygote = _zygote(Path(os.environ[FOLDER]), kind)
+        self._connection = self._zygote.connected()
         rights = array.array("i", [given, out, err])
         self._connection.sendmsg(
             [json.dumps(request).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)]
@@ -124,7 +157,7 @@ class Popen:
         for descriptor in self._ours:
             os.close(descriptor)
         self._replies = self._connection.makefile("r")
-        self.pid = int(self._replies.readline())
+        self.pid = self._reply()
 
     def _end(self, asked: int | IO[Any] | None, mode: str) -> tuple[int, IO[str] | None]:
         """The process's end of a standard stream, and this process's."""
@@ -137,11 +170,21 @@ class Popen:
             return self._null, None
         return asked if isinstance(asked, int) else asked.fileno(), None
 
+    def _reply(self) -> int:
+        """The next number that the monitor sends: nothing comes where it or the zygote ended."""
+        try:
+            answer = self._replies.readline()
+        except ConnectionResetError:
+            answer = ""
+        if not answer:
+            raise self._zygote.ended()
+        return int(answer)
+
     def wait(self, timeout: float | None = None) -> int:
         if self.returncode is None:
             self._connection.settimeout(timeout)
             try:
-                self.returncode = int(self._replies.readline())
+                self.returncode = self._reply()
             except TimeoutError as error:
                 # A file over a socket takes no reads after one that was cut off.
                 self._replies = self._connection.makefile("r")
@@ -181,3 +224,18 @@ def run(
         out.seek(0)
         err.seek(0)
         return subprocess.CompletedProcess(list(command), code, out.read(), err.read())
+
+
+def main() -> int:
+    """Run `python ARGUMENTS` in a forked process. It ends with this one."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    command = [sys.executable, *sys.argv[1:]]
+    process = Popen(command, stdin=sys.stdin, stdout=sys.stdout, stderr=sys.stderr)
+    try:
+        return process.wait()
+    finally:
+        process.kill()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -6,8 +6,8 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -16,7 +16,6 @@ from torch._inductor import lowering
 
 from tests.generated_code import only_written
 from tests.rewriting import Rewritten, recording, rewrite
-from tests.without_codegen import without_codegen
 from tests.zoo import case, tensors_in
 from tests.zoo import traced as traced_once
 from tests.zoo.traced import built, results, traced
@@ -55,17 +54,48 @@ def test_complex_numbers_are_gone_from_the_graphs(name: str, select: str) -> Non
 
 
 #: Inductor's warning comes of an operator that it lowers: of the others the graphs say as much.
+#: The fast suite generates the code of one rotation.
 @pytest.mark.codegen
-@pytest.mark.parametrize("select", [pytest.param("always", marks=pytest.mark.exhaustive), "auto"])
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=() if n == "qwen_image" else pytest.mark.exhaustive) for n in COMPLEX],
-)
+@pytest.mark.exhaustive
+@pytest.mark.parametrize("select", ["always", "auto"])
+@pytest.mark.parametrize("name", COMPLEX)
 def test_complex_numbers_are_gone(name: str, select: str) -> None:
-    with only_written():
-        seen, texts = passed(name, select, nullcontext)
+    seen = Rewritten()
+    backend = functools.partial(recording, seen, options={"select": select}, caches=False)
+    with warned() as texts, only_written():
+        traced(name).compiled(backend)
     assert not texts
     check(seen)
+
+
+@pytest.mark.codegen
+@pytest.mark.parametrize("select", ["always", "auto"])
+def test_complex_numbers_are_gone_from_a_rotation_s_code(select: str) -> None:
+    with warned() as texts, only_written():
+        seen = rewrite(rotated, *rotation(), options={"select": select}, codegen=True)
+    assert not texts
+    check(seen)
+
+
+@pytest.mark.codegen
+def test_the_warning_can_be_seen() -> None:
+    """Left to Inductor, the same rotation warns."""
+    with warned() as texts, only_written():
+        rewrite(rotated, *rotation(), options={"select": "off"}, codegen=True)
+    assert texts
+
+
+def rotated(x: Tensor, table: Tensor) -> Tensor:
+    """As Qwen-Image and Z-Image write it."""
+    pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
+    return torch.view_as_real(pairs * table.unsqueeze(1)).flatten(3).type_as(x)
+
+
+def rotation() -> tuple[Tensor, Tensor]:
+    angles = torch.randn(7, 8)
+    return torch.randn(2, 7, 3, 16, dtype=torch.bfloat16), torch.polar(
+        torch.ones_like(angles), angles
+    )
 
 
 def check(seen: Rewritten) -> None:
@@ -90,23 +120,6 @@ def test_models_with_complex_numbers_compute_the_same(name: str) -> None:
     seen = rewrite(zoo_case.function(model), *args, fullgraph=zoo_case.one_graph, **kwargs)
     for ours, expected in zip(tensors_in(seen.result), results(name), strict=True):
         torch.testing.assert_close(ours, expected, rtol=0.1, atol=0.1)
-
-
-def test_the_warning_can_be_seen() -> None:
-    """Left to Inductor, the same model warns."""
-    assert passed("qwen_image", "off")[1]
-
-
-def passed(
-    name: str, select: str, how: Callable[[], AbstractContextManager[None]] = without_codegen
-) -> tuple[Rewritten, list[str]]:
-    """The graphs of the model, and Inductor's warnings."""
-    seen = Rewritten()
-    backend = functools.partial(recording, seen, options={"select": select}, caches=False)
-    model = traced(name)
-    with warned() as texts, how():
-        model.compiled(backend)
-    return seen, texts
 
 
 @contextmanager

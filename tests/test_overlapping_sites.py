@@ -18,7 +18,7 @@ from rocm_passes.ops.operator import Call, Lowering
 from rocm_passes.policy import Rule
 from rocm_passes.rewrite.match import Context, Idiom, Match
 from tests.rewriting import rewrite
-from tests.test_graph_pass import D, TwoNorms, aten, install
+from tests.small_graphs import D, TwoNorms, aten, install
 
 
 @pytest.fixture(autouse=True)

@@ -42,9 +42,24 @@ def eager_count(model: nn.Module, args: Any, kwargs: Any) -> Counter[str]:
     return total
 
 
-@pytest.mark.each_value
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
-@pytest.mark.parametrize("name", MODELS)
+#: The blocks of every model are looked for in its whole graph too (test_recall_norms.py,
+#: test_recall_rotary.py): the fast suite compiles those of two models alone.
+FAST = {("wan", torch.bfloat16), ("z_image", torch.float32)}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        pytest.param(
+            name,
+            dtype,
+            id=f"{name}-{'bf16' if dtype is torch.bfloat16 else 'fp32'}",
+            marks=() if (name, dtype) in FAST else pytest.mark.exhaustive,
+        )
+        for name in MODELS
+        for dtype in (torch.bfloat16, torch.float32)
+    ],
+)
 def test_every_idiom_of_the_blocks_has_an_entry(name: str, dtype: torch.dtype) -> None:
     zoo = case(name)
     model = zoo.build(dtype)

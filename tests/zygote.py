@@ -27,6 +27,8 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
+from tests import fast
+
 #: Set in the environment of a process in which our backend stops before generating code.
 WITHOUT_CODEGEN = "TESTS_WITHOUT_CODEGEN"
 #: Of one in which C++ is written and kept in Inductor's caches, and compiled by nobody.
@@ -72,14 +74,14 @@ def _import_all(bare: bool) -> None:
     with suppress(ImportError):
         import triton  # noqa: F401
     _prepare_inductor()
-    if bare:
-        return
-    import diffusers
+    if not bare:
+        import diffusers
 
-    import tests.without_codegen  # noqa: F401
+        import tests.without_codegen  # noqa: F401
 
-    for name in ("AutoencoderKL", "FluxTransformer2DModel", "WanPipeline"):
-        getattr(diffusers, name)
+        for name in ("AutoencoderKL", "FluxTransformer2DModel", "WanPipeline"):
+            getattr(diffusers, name)
+    fast.everywhere()
 
 
 def _prepare_inductor() -> None:
@@ -93,6 +95,9 @@ def _prepare_inductor() -> None:
 
     with suppress(AttributeError, TypeError):
         codecache.torch_key()
+    with suppress(AttributeError, TypeError):
+        # Read from all of Triton, for the key of each graph in the caches.
+        codecache.triton_key()
     with suppress(AttributeError, TypeError):
         joint_graph.lazy_init(torch.device("cpu"))
         post_grad.lazy_init()

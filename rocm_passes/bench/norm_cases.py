@@ -152,66 +152,69 @@ def chain_cases() -> Iterator[Case]:
     )
 
 
+def _z_image(x: Tensor, a: Tensor, g: Tensor, wa: Tensor, w: Tensor, scale: Tensor) -> Result:
+    s = x + g * diffusers_rms(a, wa, 1e-5)
+    return diffusers_rms(s, w, 1e-5) * scale, s
+
+
+def _our_z_image(x: Tensor, a: Tensor, g: Tensor, wa: Tensor, w: Tensor, scale: Tensor) -> Result:
+    norm = Norm("rms", 1e-5, 1e-5, modulations=1, scale_offset=0.0)
+    (out,), s = fused_norm(
+        Operands(x, a, g, wa, weight=w, scale0=scale),
+        replace(norm, sum_dtype=x.dtype, round_sum=True),
+    )
+    assert s is not None
+    return out, s
+
+
+def _gemma_rms(x: Tensor, w: Tensor) -> Tensor:
+    f = wide(x)
+    return (f * torch.rsqrt(f.pow(2).mean(-1, keepdim=True) + 1e-6) * (1.0 + wide(w))).to(x.dtype)
+
+
+def _gemma(x: Tensor, a: Tensor, wa: Tensor, w: Tensor) -> Result:
+    s = x + _gemma_rms(a, wa)
+    return _gemma_rms(s, w), s
+
+
+def _our_gemma(x: Tensor, a: Tensor, wa: Tensor, w: Tensor) -> Result:
+    norm = Norm("rms", 1e-6, 1e-6, branch_weight_offset=1.0, weight_offset=1.0)
+    (out,), s = fused_norm(
+        Operands(x, a, branch_weight=wa, weight=w),
+        replace(norm, sum_dtype=x.dtype, round_sum=True),
+    )
+    assert s is not None
+    return out, s
+
+
+def _residual(x: Tensor, a: Tensor, g: Tensor, wa: Tensor) -> Result:
+    return (x + g * diffusers_rms(a, wa, 1e-5),)
+
+
+def _our_residual(x: Tensor, a: Tensor, g: Tensor, wa: Tensor) -> Result:
+    _, s = fused_norm(Operands(x, a, g, wa), Norm("none", branch_eps=1e-5, sum_dtype=x.dtype))
+    assert s is not None
+    return (s,)
+
+
+def _branch_inputs(tokens: int, width: int, gated: bool, weights: int, scaled: bool) -> Result:
+    streams = normal(1, tokens, width), normal(1, tokens, width)
+    tables = [normal(1, 1, width)] * gated + [normal(width) for _ in range(weights)]
+    return *streams, *tables, *([normal(1, 1, width)] * scaled)
+
+
 def branch_norm_cases() -> Iterator[Case]:
     """A branch with a norm of its own, by rows and columns: what the rule of fused_norm is from."""
-
-    def z_image(x: Tensor, a: Tensor, g: Tensor, wa: Tensor, w: Tensor, scale: Tensor) -> Result:
-        s = x + g * diffusers_rms(a, wa, 1e-5)
-        return diffusers_rms(s, w, 1e-5) * scale, s
-
-    def our_z_image(
-        x: Tensor, a: Tensor, g: Tensor, wa: Tensor, w: Tensor, scale: Tensor
-    ) -> Result:
-        norm = Norm("rms", 1e-5, 1e-5, modulations=1, scale_offset=0.0)
-        (out,), s = fused_norm(
-            Operands(x, a, g, wa, weight=w, scale0=scale),
-            replace(norm, sum_dtype=x.dtype, round_sum=True),
-        )
-        assert s is not None
-        return out, s
-
-    def gemma_rms(x: Tensor, w: Tensor) -> Tensor:
-        f = wide(x)
-        return (f * torch.rsqrt(f.pow(2).mean(-1, keepdim=True) + 1e-6) * (1.0 + wide(w))).to(
-            x.dtype
-        )
-
-    def gemma(x: Tensor, a: Tensor, wa: Tensor, w: Tensor) -> Result:
-        s = x + gemma_rms(a, wa)
-        return gemma_rms(s, w), s
-
-    def our_gemma(x: Tensor, a: Tensor, wa: Tensor, w: Tensor) -> Result:
-        norm = Norm("rms", 1e-6, 1e-6, branch_weight_offset=1.0, weight_offset=1.0)
-        (out,), s = fused_norm(
-            Operands(x, a, branch_weight=wa, weight=w),
-            replace(norm, sum_dtype=x.dtype, round_sum=True),
-        )
-        assert s is not None
-        return out, s
-
-    def residual(x: Tensor, a: Tensor, g: Tensor, wa: Tensor) -> Result:
-        return (x + g * diffusers_rms(a, wa, 1e-5),)
-
-    def our_residual(x: Tensor, a: Tensor, g: Tensor, wa: Tensor) -> Result:
-        _, s = fused_norm(Operands(x, a, g, wa), Norm("none", branch_eps=1e-5, sum_dtype=x.dtype))
-        assert s is not None
-        return (s,)
-
-    def inputs(tokens: int, width: int, gated: bool, weights: int, scaled: bool) -> Result:
-        streams = normal(1, tokens, width), normal(1, tokens, width)
-        tables = [normal(1, 1, width)] * gated + [normal(width) for _ in range(weights)]
-        return *streams, *tables, *([normal(1, 1, width)] * scaled)
-
     for name, original, ours, given in (
-        ("x + g * RMSNorm(a); RMSNorm * scale", z_image, our_z_image, (True, 2, True)),
-        ("x + RMSNorm(a) * (1 + w); RMSNorm * (1 + w)", gemma, our_gemma, (False, 2, False)),
-        ("x + g * RMSNorm(a)", residual, our_residual, (True, 1, False)),
+        ("x + g * RMSNorm(a); RMSNorm * scale", _z_image, _our_z_image, (True, 2, True)),
+        ("x + RMSNorm(a) * (1 + w); RMSNorm * (1 + w)", _gemma, _our_gemma, (False, 2, False)),
+        ("x + g * RMSNorm(a)", _residual, _our_residual, (True, 1, False)),
     ):
         for width in (2304, 3840):
             for tokens in (512, 1024, 2048, 3072, 4096, 4608):
                 yield Case(
                     f"{name} [1, {tokens}, {width}]",
-                    lambda t=tokens, w=width, given=given: inputs(t, w, *given),
+                    lambda t=tokens, w=width, given=given: _branch_inputs(t, w, *given),
                     original,
                     ours,
                 )

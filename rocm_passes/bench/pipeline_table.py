@@ -10,6 +10,8 @@ from rocm_passes.bench.pipeline_forms import is_ours, may_use_graphs, uses_graph
 
 Row = Mapping[str, Any]
 
+#: Times that are compared with Inductor's: of a call, and of the device within it.
+COMPARED = ("total", "device")
 HEAD = (
     "form", "denoise ms", "decode ms", "total ms", "range", "device ms", "host ms denoise, forward",
     "launches", "GiB", "first call cold, warm s", "difference forward, decode, image",
@@ -92,34 +94,41 @@ def summary(rows: Sequence[Row]) -> str:
     """compile_pipeline against the best form of Inductor, total and device time; where a mode was
     given, against the best form of that mode.
     """
-    lines, ratios = [], {key: list[float]() for key in ("total", "device")}
+    lines: list[str] = []
+    ratios: dict[str, list[float]] = {key: [] for key in COMPARED}
     for name, of in _by_pipeline(rows).items():
-        default = next((r for r in of if r["form"] == "ours" and "total" in r), None)
-        for row in (r for r in of if is_ours(r["form"]) and "total" in r):
+        ours = [r for r in of if is_ours(r["form"]) and "total" in r]
+        default = next((r for r in ours if r["form"] == "ours"), None)
+        for row in ours:
             rival = best(of, "total", row["form"])
             if rival is None:
                 continue
-            told = [
-                f"{name} {row['form']}: {row['total']:.0f} ms, Inductor's best ({rival['form']}) "
-                f"{rival['total']:.0f}"
-            ]
-            for key in ratios:
-                ratio = _ratio(row, best(of, key, row["form"]), key)
-                if ratio is not None:
-                    told.append(f"{key} {ratio:.3f}")
-                    if row is default:
-                        ratios[key].append(ratio)
-            lines.append(", ".join(told))
-    for key, found in ratios.items():
-        if found:
+            found = _ratios(row, of)
+            lines.append(f"{name} {_against(row, rival, found)}")
+            if row is default:
+                for key, ratio in found.items():
+                    ratios[key].append(ratio)
+    for key, of_key in ratios.items():
+        if of_key:
             lines.append(
-                f"geometric mean of `ours`, {key}: {geometric_mean(found):.3f} ({len(found)} "
+                f"geometric mean of `ours`, {key}: {geometric_mean(of_key):.3f} ({len(of_key)} "
                 "pipelines)"
             )
     return (
         "\n".join(lines)
         or "nothing to compare: no pipeline ran both with Inductor and with this package"
     )
+
+
+def _ratios(row: Row, of: Sequence[Row]) -> dict[str, float]:
+    """Its times by Inductor's best ones, of a pipeline's rows."""
+    found = {key: _ratio(row, best(of, key, row["form"]), key) for key in COMPARED}
+    return {key: ratio for key, ratio in found.items() if ratio is not None}
+
+
+def _against(row: Row, rival: Row, ratios: Mapping[str, float]) -> str:
+    times = f"{row['total']:.0f} ms, Inductor's best ({rival['form']}) {rival['total']:.0f}"
+    return ", ".join([f"{row['form']}: {times}", *(f"{k} {r:.3f}" for k, r in ratios.items())])
 
 
 def best(rows: Iterable[Row], key: str, form: str) -> Row | None:

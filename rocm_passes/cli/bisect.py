@@ -105,15 +105,7 @@ def search(run: Callable[[int], Run], compares: bool) -> Run | None:
     without rewrites.
     """
     plain = run(0)
-    if compares and plain.code:
-        raise BisectError(
-            f"the script ends with exit code {plain.code} without any rewrite, so none of them is "
-            f"the cause{plain.error}"
-        )
-    if not compares and not plain.good:
-        raise BisectError(
-            f"the result is wrong without any rewrite, so none of them is the cause{plain.error}"
-        )
+    _check_plain(plain, compares)
 
     def is_right(tried: Run) -> bool:
         return alike(plain, tried) if compares else tried.good
@@ -125,6 +117,24 @@ def search(run: Callable[[int], Run], compares: bool) -> Run | None:
         raise BisectError(
             f"the script rewrites nothing, and its result differs from run to run{wrong.error}"
         )
+    return _narrowed(run, is_right, wrong)
+
+
+def _check_plain(plain: Run, compares: bool) -> None:
+    """The run without rewrites."""
+    if compares and plain.code:
+        raise BisectError(
+            f"the script ends with exit code {plain.code} without any rewrite, so none of them is "
+            f"the cause{plain.error}"
+        )
+    if not compares and not plain.good:
+        raise BisectError(
+            f"the result is wrong without any rewrite, so none of them is the cause{plain.error}"
+        )
+
+
+def _narrowed(run: Callable[[int], Run], is_right: Callable[[Run], bool], wrong: Run) -> Run:
+    """The first wrong run: with one rewrite less the result is right."""
     right = 0
     while wrong.rewrites - right > 1:
         middle = (right + wrong.rewrites) // 2

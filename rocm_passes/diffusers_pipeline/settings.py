@@ -8,7 +8,7 @@ from typing import Any, TypedDict
 
 from rocm_passes.diffusers_pipeline.warm import Sizes
 from rocm_passes.errors import OptionError, nearest
-from rocm_passes.options import parse
+from rocm_passes.options import Options, parse
 
 HOW = ("auto", "whole", "blocks")
 VAE_DTYPES = ("bf16", "fp16")
@@ -74,18 +74,7 @@ class Settings:
             raise OptionError.value("options", "a dict", options)
         parsed, patch = parse(options, mode)
         if vae_dtype is not None:
-            if vae_dtype not in VAE_DTYPES:
-                raise _not_one_of("vae_dtype", VAE_DTYPES, vae_dtype)
-            if parsed.rewrite_numerics == "strict":
-                raise OptionError.value(
-                    "vae_dtype", "None beside rewrite_numerics='strict'", vae_dtype
-                )
-            if parsed.conv_dtype not in ("", vae_dtype):
-                raise OptionError.value(
-                    "vae_dtype",
-                    f"{parsed.conv_dtype!r} as in option 'conv_dtype', or None",
-                    vae_dtype,
-                )
+            _check_vae_dtype(vae_dtype, parsed)
         given = dict(options or {})
         if mode:
             given["mode"] = mode
@@ -102,6 +91,17 @@ class Settings:
         if self.vae_dtype is not None and part == "decoder":
             options["conv_dtype"] = self.vae_dtype
         return options
+
+
+def _check_vae_dtype(vae_dtype: str, options: Options) -> None:
+    if vae_dtype not in VAE_DTYPES:
+        raise _not_one_of("vae_dtype", VAE_DTYPES, vae_dtype)
+    if options.rewrite_numerics == "strict":
+        raise OptionError.value("vae_dtype", "None beside rewrite_numerics='strict'", vae_dtype)
+    if options.conv_dtype not in ("", vae_dtype):
+        raise OptionError.value(
+            "vae_dtype", f"{options.conv_dtype!r} as in option 'conv_dtype', or None", vae_dtype
+        )
 
 
 def _not_one_of(name: str, allowed: tuple[str, ...], found: object) -> OptionError:

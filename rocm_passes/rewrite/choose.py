@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rocm_passes import policy
@@ -58,84 +58,96 @@ def choose(
 
     measuring: whom to ask for times of an idiom that has no measurement of its own.
     """
-    found: dict[str, LoweringVerdict] = {}
-    choice = _choose(idiom, site, target, options, measuring, found)
-    return replace(choice, verdicts=tuple(found.values()))
+    asking = _Asking(idiom, site.values(), target, options)
+    choice = asking.chosen(site, measuring)
+    return replace(choice, verdicts=tuple(asking.said.values()))
 
 
-def _choose(
-    idiom: Idiom,
-    site: Match,
-    target: Target,
-    options: Options,
-    measuring: Measuring | None,
-    said: dict[str, LoweringVerdict],
-) -> Choice:
-    call = site.values()
-    forced = options.forced_lowering(idiom.name)
-    candidates = [low for low in idiom.lowerings if forced in (None, low.name)]
-    for lowering in candidates:
-        said[lowering.name] = asked(lowering, call, target, options)
-    able = [low for low in candidates if said[low.name].verdict == "able"]
-    if not able:
-        return Choice("refused", summary(said.values()) or "no lowering exists for it")
-    if options.select == "off":
-        return Choice("kept", f"select='off': it could be rewritten by {able[0].name}")
+@dataclass(frozen=True)
+class _Asking:
+    """The lowerings of one idiom, asked for one call. said: what each has been told so far."""
 
-    def taken(lowering: Lowering[Any], reason: str) -> Choice:
-        before = said[lowering.name]
-        said[lowering.name] = before._replace(verdict="taken", reason=reason)
-        return _taken(lowering, reason, call, target, options)
+    idiom: Idiom
+    call: Call
+    target: Target
+    options: Options
+    said: dict[str, LoweringVerdict] = field(default_factory=dict)
 
-    if forced is not None:
-        return taken(able[0], f"lowering {forced!r} was asked for")
-    if options.select == "always":
-        return taken(able[0], "select='always'")
-    notes: tuple[str, ...] = ()
-    if idiom.measured is not None and options.select != "rules":
-        found = idiom.measured(able, call, target, options)
-        if found is not None:
-            _figures_of_convolutions(able, found.found, said)
-            return taken(found.lowering, found.reason)
-    elif idiom.measured is None and measuring is not None:
-        answer = measuring.ask(idiom, site, able)
+    def chosen(self, site: Match, measuring: Measuring | None) -> Choice:
+        """By the options; else by a measurement; else by rule."""
+        able = self.able()
+        if not able:
+            return Choice("refused", summary(self.said.values()) or "no lowering exists for it")
+        if self.options.select == "off":
+            return Choice("kept", f"select='off': it could be rewritten by {able[0].name}")
+        forced = self.options.forced_lowering(self.idiom.name)
+        if forced is not None:
+            return self.taken(able[0], f"lowering {forced!r} was asked for")
+        if self.options.select == "always":
+            return self.taken(able[0], "select='always'")
+        if self.idiom.measured is not None:
+            return self.by_own_measurement(able) or self.by_rule(able)
+        if measuring is None:
+            return self.by_rule(able)
+        answer = measuring.ask(self.idiom, site, able)
         if answer.picked is not None:
-            return _measured(answer.picked, able, said, taken)
-        notes = (answer.reason,) if answer.reason else ()
-    for lowering in able:
-        wrong = checked.known(call, lowering.name)
-        if wrong is not None:
-            said[lowering.name] = LoweringVerdict(lowering.name, "wrong", wrong)
-            continue
-        pays, reason = policy.verdict(idiom.rules, lowering.name, call, target)
-        if pays:
-            choice = taken(lowering, reason)
-            return replace(choice, notes=(*choice.notes, *notes))
-        said[lowering.name] = LoweringVerdict(lowering.name, "not_faster", reason)
-    return Choice("kept", LEFT + summary(said.values()), notes=notes)
+            return self.by_measurement(able, answer.picked)
+        choice = self.by_rule(able)
+        return replace(choice, notes=(*choice.notes, *filter(None, [answer.reason])))
 
+    def able(self) -> list[Lowering[Any]]:
+        """Those that can take the call here, of the one that is forced or of all."""
+        forced = self.options.forced_lowering(self.idiom.name)
+        candidates = [low for low in self.idiom.lowerings if forced in (None, low.name)]
+        for lowering in candidates:
+            self.said[lowering.name] = asked(lowering, self.call, self.target, self.options)
+        return [low for low in candidates if self.said[low.name].verdict == "able"]
 
-def _measured(
-    picked: Picked,
-    able: Sequence[Lowering[Any]],
-    said: dict[str, LoweringVerdict],
-    taken: Callable[[Lowering[Any], str], Choice],
-) -> Choice:
-    """By measurement of the site with its neighbours. Each lowering's verdict has its figures."""
-    choice = Choice("kept", LEFT + picked.reason)
-    for lowering in able:
-        name, skipped = lowering.name, picked.found.skipped.get(lowering.name)
-        if name == picked.name:
-            choice = taken(lowering, picked.reason)
-        elif skipped is not None:
-            verdict = "wrong" if skipped.startswith("wrong") else "failed"
-            said[name] = LoweringVerdict(name, verdict, skipped)
-        elif name in picked.found.ms:
-            verdict = "able" if picked.name != INDUCTOR else "not_faster"
-            said[name] = LoweringVerdict(name, verdict, picked.reason)
-        figures = sites.verdict(picked.found, name)
-        said[name] = said[name]._replace(measured=figures)
-    return choice
+    def taken(self, lowering: Lowering[Any], reason: str) -> Choice:
+        before = self.said[lowering.name]
+        self.said[lowering.name] = before._replace(verdict="taken", reason=reason)
+        return _taken(lowering, reason, self.call, self.target, self.options)
+
+    def by_own_measurement(self, able: Sequence[Lowering[Any]]) -> Choice | None:
+        """By the idiom's own times of its lowerings, or None where there are none."""
+        measured = self.idiom.measured
+        if measured is None or self.options.select == "rules":
+            return None
+        found = measured(able, self.call, self.target, self.options)
+        if found is None:
+            return None
+        _figures_of_convolutions(able, found.found, self.said)
+        return self.taken(found.lowering, found.reason)
+
+    def by_measurement(self, able: Sequence[Lowering[Any]], picked: Picked) -> Choice:
+        """By times of the site with its neighbours. Each lowering's verdict has its figures."""
+        choice = Choice("kept", LEFT + picked.reason)
+        for lowering in able:
+            name, skipped = lowering.name, picked.found.skipped.get(lowering.name)
+            if name == picked.name:
+                choice = self.taken(lowering, picked.reason)
+            elif skipped is not None:
+                verdict = "wrong" if skipped.startswith("wrong") else "failed"
+                self.said[name] = LoweringVerdict(name, verdict, skipped)
+            elif name in picked.found.ms:
+                verdict = "able" if picked.name != INDUCTOR else "not_faster"
+                self.said[name] = LoweringVerdict(name, verdict, picked.reason)
+            figures = sites.verdict(picked.found, name)
+            self.said[name] = self.said[name]._replace(measured=figures)
+        return choice
+
+    def by_rule(self, able: Sequence[Lowering[Any]]) -> Choice:
+        for lowering in able:
+            wrong = checked.known(self.call, lowering.name)
+            if wrong is not None:
+                self.said[lowering.name] = LoweringVerdict(lowering.name, "wrong", wrong)
+                continue
+            rules = self.idiom.rules
+            pays, reason = policy.verdict(rules, lowering.name, self.call, self.target)
+            if pays:
+                return self.taken(lowering, reason)
+            self.said[lowering.name] = LoweringVerdict(lowering.name, "not_faster", reason)
+        return Choice("kept", LEFT + summary(self.said.values()))
 
 
 def _figures_of_convolutions(

@@ -148,40 +148,67 @@ def judged(
     error = original_error = 0.0
     exact = True
     for values in trials:
-        original = run(program.original, program.outputs, values)
-        reference = run(program.original, program.outputs, values, wide=True)
-        written = {name: v._version for name, v in values.items() if isinstance(v, Tensor)}
         try:
-            replaced = run(program.replacement, program.results, values)
-        except torch.OutOfMemoryError:
-            raise
-        except Exception as raised:
-            if program.reduced:
-                raise Unverifiable(
-                    f"with {program.reduced} the replacement does not run"
-                ) from raised
-            return Verdict(
-                WRONG, reason=f"it raised {type(raised).__name__}: {raised}", inputs=inputs
-            )
-        changed = [name for name, version in written.items() if values[name]._version != version]
-        if changed:
-            return Verdict(WRONG, reason=f"it writes into its input {changed[0]}", inputs=inputs)
-        reason = _differs(program, values, original, replaced)
-        for new, old, true in zip(replaced, original, reference, strict=True):
-            found = compared(new, old, true) if new.shape == old.shape else None
-            if found is not None:
-                error, original_error = (
-                    max(error, found.error),
-                    max(original_error, found.original_error),
-                )
-                exact = exact and same_bits(new, old)
-                reason = reason or found.reason
-        if reason:
-            return Verdict(WRONG, "", reason, error, original_error, inputs)
+            tried = _tried(program, values)
+        except _Unusable as found:
+            return Verdict(WRONG, reason=str(found), inputs=inputs)
+        error = max(error, tried.error)
+        original_error = max(original_error, tried.original_error)
+        exact = exact and tried.exact
+        if tried.reason:
+            return Verdict(WRONG, "", tried.reason, error, original_error, inputs)
     if strict and not exact:
         reason = "its bits differ from the graph's own, and rewrite_numerics='strict' promises them"
         return Verdict(WRONG, "", reason, error, original_error, inputs)
     return Verdict(HELD, EXACT if exact else CLOSE, program.reduced, error, original_error, inputs)
+
+
+class _Unusable(Exception):
+    """The replacement raised, or wrote into what it was given: there are no results to compare."""
+
+
+@dataclass(frozen=True)
+class _Trial:
+    """The largest errors of one trial's results. reason: what is wrong, or ""."""
+
+    error: float
+    original_error: float
+    exact: bool
+    reason: str
+
+
+def _tried(program: Program, values: Mapping[str, Any]) -> _Trial:
+    original = run(program.original, program.outputs, values)
+    reference = run(program.original, program.outputs, values, wide=True)
+    replaced = _replaced(program, values)
+    reason = _differs(program, values, original, replaced)
+    error = original_error = 0.0
+    exact = True
+    for new, old, true in zip(replaced, original, reference, strict=True):
+        if new.shape == old.shape:
+            found = compared(new, old, true)
+            error = max(error, found.error)
+            original_error = max(original_error, found.original_error)
+            exact = exact and same_bits(new, old)
+            reason = reason or found.reason
+    return _Trial(error, original_error, exact, reason)
+
+
+def _replaced(program: Program, values: Mapping[str, Any]) -> Sequence[Tensor]:
+    """The replacement's results. Raises Unverifiable where reduced sizes may be why it raises."""
+    written = {name: v._version for name, v in values.items() if isinstance(v, Tensor)}
+    try:
+        replaced = run(program.replacement, program.results, values)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as raised:
+        if program.reduced:
+            raise Unverifiable(f"with {program.reduced} the replacement does not run") from raised
+        raise _Unusable(f"it raised {type(raised).__name__}: {raised}") from raised
+    changed = [name for name, version in written.items() if values[name]._version != version]
+    if changed:
+        raise _Unusable(f"it writes into its input {changed[0]}")
+    return replaced
 
 
 @dataclass(frozen=True)

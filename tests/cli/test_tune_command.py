@@ -21,7 +21,7 @@ from rocm_passes.tuning import budget, tuning
 from rocm_passes.tuning import measure as measuring
 from rocm_passes.tuning.ahead import Call
 from rocm_passes.tuning.store import Measured, Store, load
-from tests.ops.test_conv3d_lowerings import call
+from tests.ops.conv3d_calls import call
 
 MI300 = Target("amd", "gfx942", "MI300X", "2.11.0+rocm7", "3.6")
 CPU = Target("cpu", "", "CPU", "2.11", None)

@@ -5,13 +5,13 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import forked
 from tests.cli.running import REPOSITORY
 from tests.suites import everything
 
@@ -39,21 +39,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _start(folder: Path) -> None:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    """torchrun and both ranks are forks: each would import torch, two of them diffusers too."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python"]
     explain = ["-m", "rocm_passes", "explain", "--json", str(folder / "ledger.json")]
     worker = ["-m", "tests.distributed.worker", str(folder), *["all"] * everything()]
-    done = subprocess.run(
-        [*torchrun, *explain, *worker],
+    forking = [sys.executable, "-m", "tests.forked"]
+    done = forked.run(
+        [sys.executable, *torchrun, *forking, *explain, *worker],
         cwd=REPOSITORY,
         env={
-            **os.environ,
+            # Operators run as their references, which takes less time than Triton's interpreter.
+            **forked.without_interpreter(),
             "PYTHONPATH": str(REPOSITORY),
             "OMP_NUM_THREADS": "1",
-            # Operators run as their references, which takes less time than Triton's interpreter.
-            "TRITON_INTERPRET": "0",
         },
-        capture_output=True,
-        text=True,
         timeout=560,
     )
     (folder / "out.txt").write_text(done.stdout)

@@ -23,7 +23,7 @@ from rocm_passes.rewrite.choose import asked
 from rocm_passes.rewrite.match import Context, Match
 from rocm_passes.target import Target, triton_is_interpreted
 from rocm_passes.tuning import ahead
-from tests.ops.test_conv3d_lowerings import call
+from tests.ops.conv3d_calls import call
 from tests.rewriting import ON_CPU, Rewritten, rewrite
 
 pytestmark = pytest.mark.pairwise

@@ -20,7 +20,7 @@ from rocm_passes.tuning import budget
 from rocm_passes.tuning import measure as measuring
 from tests.accuracy import assert_no_worse
 from tests.rewriting import Rewritten, rewrite
-from tests.test_recall_norms import ledgers_of
+from tests.zoo.traced import passed
 
 BF16 = torch.bfloat16
 CONVOLUTION = torch.ops.aten.convolution.default
@@ -51,6 +51,7 @@ CASES = [
 ]
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("dtype", [BF16, torch.float32])
 @pytest.mark.parametrize(("lowering", "shape", "kernel", "parameters"), CASES)
@@ -158,9 +159,9 @@ def test_a_call_s_key_and_work() -> None:
 
 
 @pytest.mark.model("vae_cosmos")
-def test_cosmos_s_inverse_haar_transform(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.model("vae_cosmos")
+def test_cosmos_s_inverse_haar_transform() -> None:
     """14 transposed convolutions for each of two levels; on a GPU all are pointwise products."""
-    monkeypatch.setattr("rocm_passes.backend.Target.of_inputs", staticmethod(lambda _: H200))
-    ledgers = ledgers_of("vae_cosmos", BF16, {"idioms": "conv_transposed", "tune_seconds": 0})
-    sites = [e for ledger in ledgers for e in ledger.entries]
-    assert [(e.idiom, e.lowering) for e in sites] == [("conv_transposed", "product")] * 28
+    seen = passed("vae_cosmos", target=H200, idioms="conv_transposed", tune_seconds=0)
+    found = [(e.idiom, e.lowering) for e in seen.sites]
+    assert found == [("conv_transposed", "product")] * 28

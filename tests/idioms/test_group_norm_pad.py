@@ -15,9 +15,10 @@ from rocm_passes import policy
 from rocm_passes.ops import group_norm_pad as op
 from rocm_passes.policy import Verdict
 from rocm_passes.target import Target
+from tests.accuracy import assert_no_worse
 from tests.idioms.norm_cases import BF16, F16, F32, check, covered, draw, outcomes, use_reference
 from tests.rewriting import rewrite
-from tests.zoo import case
+from tests.zoo import tensors_in, traced
 
 aten = torch.ops.aten
 OURS = torch.ops.rocm_passes.group_norm_pad.default
@@ -193,18 +194,15 @@ def test_the_rule() -> None:
     assert not ruled(x, cpu, True).pays
 
 
+@pytest.mark.model("vae_hunyuan_video")
 def test_hunyuan_videos_decoder() -> None:
     """Every norm but the attention's is padded; each is counted once."""
-    zoo = case("vae_hunyuan_video")
-    model = zoo.build(torch.float32)
-    args, kwargs = zoo.inputs(model)
-    seen = rewrite(zoo.function(model), *args, options=PADS, **kwargs)
+    name = "vae_hunyuan_video"
+    seen = traced.passed(name, runs=True, select="always", **PADS)
     assert outcomes(seen).count(("group_norm_pad", "rewritten")) == 2 * 10 + 1
     assert {k: v for k, v in covered(seen).items() if v} == {
         "group_norm": 2 * 10 + 2,
         "pad": 2 * 10 + 2 + 3,
     }
-    with torch.no_grad():
-        torch.testing.assert_close(
-            seen.result, zoo.function(model)(*args, **kwargs), rtol=1e-4, atol=1e-4
-        )
+    (found,), (eager,), (exact,) = tensors_in(seen.result), traced.results(name), traced.exact(name)
+    assert_no_worse(found, eager, exact)

@@ -18,10 +18,11 @@ from rocm_passes import policy
 from rocm_passes.ops import pad as op
 from rocm_passes.report.ledger import Entry
 from rocm_passes.target import Target
+from tests.accuracy import assert_no_worse
 from tests.idioms.norm_cases import BF16, F16, F32, draw, use_reference
 from tests.rewriting import Rewritten, rewrite
 from tests.suites import examples
-from tests.zoo import case
+from tests.zoo import tensors_in, traced
 
 aten = torch.ops.aten
 OURS = torch.ops.rocm_passes.pad.default
@@ -353,19 +354,18 @@ def test_the_rule() -> None:
     assert not verdict(small, True)[0] and "required >= 4,194,304" in verdict(small, True)[1]
 
 
+@pytest.mark.model("vae_hunyuan_video")
 def test_hunyuan_videos_decoder() -> None:
     """Every padding of the real class, its three upsamplers inside; the result is the decomposed
     one's.
     """
-    zoo = case("vae_hunyuan_video")
-    model = zoo.build(torch.float32)
-    args, kwargs = zoo.inputs(model)
-    seen = rewrite(zoo.function(model), *args, options={"idioms": "pad"}, **kwargs)
+    name = "vae_hunyuan_video"
+    seen = traced.passed(name, runs=True, select="always", idioms="pad")
     sites = [e for e in seen.sites if e.idiom == "pad"]
     assert {e.outcome for e in sites} == {"rewritten"}
-    assert sum(e.covers["pad"] for e in sites) == zoo.live(model)["pad"] == 2 * 10 + 2 + 3
+    assert sum(e.covers["pad"] for e in sites) == traced.live(name)["pad"] == 2 * 10 + 2 + 3
     repeats = [tuple(e.parameters["repeats"]) for e in sites]
     assert sorted(r for r in repeats if r != (1, 1, 1)) == [(1, 2, 2), (2, 2, 2), (2, 2, 2)]
     assert aten.cat.default not in seen.targets()
-    with torch.no_grad():
-        torch.testing.assert_close(seen.result, zoo.function(model)(*args, **kwargs))
+    (found,), (eager,), (exact,) = tensors_in(seen.result), traced.results(name), traced.exact(name)
+    assert_no_worse(found, eager, exact)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests.idioms.rotary_graphs import Passed, passed
 from tests.idioms.rotary_spellings import p1
+from tests.suites import examples
 
 N = 4
 
@@ -226,7 +227,9 @@ def through(t: Tensor, steps: Sequence[Move]) -> Tensor:
     return t
 
 
-SETTINGS = settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+SETTINGS = settings(
+    max_examples=examples(100), deadline=None, suppress_health_check=list(HealthCheck)
+)
 
 
 @SETTINGS

@@ -4,9 +4,11 @@ accesses.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import sys
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,38 @@ from tests import forked, suites
 DOCS = Path(__file__).parents[2] / "docs" / "kernels.md"
 
 
+#: Compiles each example (by its number) for an architecture: what it is given, as JSON.
+PROGRAM = """
+import dataclasses, json, sys
+from rocm_passes.bench import isa
+examples = list(isa.examples())
+for number, arch in json.loads(sys.argv[1]):
+    print(json.dumps(dataclasses.asdict(isa.compile_example(examples[number], arch))))
+"""
+
+
+def chosen() -> list[tuple[int, str]]:
+    """Every example on every architecture. In the fast suite each example on one of them, and each
+    kernel on all.
+    """
+    architectures = suites.architectures()
+    by_kernel = defaultdict(list)
+    for number, example in enumerate(isa.examples()):
+        by_kernel[example.kernel].append(number)
+    if suites.everything():
+        return list(itertools.product(itertools.chain(*by_kernel.values()), architectures))
+    return [
+        (numbers[place % len(numbers)], architectures[place % len(architectures)])
+        for numbers in by_kernel.values()
+        for place in range(max(len(numbers), len(architectures)))
+    ]
+
+
 @pytest.fixture(scope="module")
 def compiled() -> list[dict[str, Any]]:
     """In a process of its own: here the kernels are interpreted."""
-    chosen = [word for arch in suites.architectures() for word in ("--arch", arch)]
     done = forked.run(
-        [sys.executable, "-m", "rocm_passes.bench.isa", "--json", *chosen],
-        env=forked.without_interpreter(),
+        [sys.executable, "-c", PROGRAM, json.dumps(chosen())], env=forked.without_interpreter()
     )
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -47,6 +74,8 @@ def test_every_kernel_on_every_architecture(compiled: list[dict[str, Any]]) -> N
     assert len(kernels) >= 5
     for kernel in kernels:
         assert {r["arch"] for r in compiled if r["kernel"] == kernel} == set(suites.architectures())
+    examples = {(r["kernel"], r["shape"]) for r in compiled}
+    assert examples == {(e.kernel.fn.__name__, e.label) for e in isa.examples()}
 
 
 @pytest.mark.parametrize("figure", ["spills", "scratch_bytes", "fp64_instructions"])

@@ -5,6 +5,7 @@ of a branch that a call takes.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from itertools import combinations
 from pathlib import Path
@@ -49,7 +50,7 @@ def test_every_operator_is_called(found: list[dict[str, Any]]) -> None:
     assert set(rows) == {o.name for o in specialisations.with_triton()} == set(CALLS)
     # What is refused has more programs than a grid; a call that is wrong would be no call.
     for row in rows.values():
-        assert all("a grid of" in reason for reason in row["refused"]), row
+        assert all(re.search("a grid (of|has)", reason) for reason in row["refused"]), row
         assert sum(row["refused"].values()) < row["calls"] / 3, row
 
 

@@ -21,6 +21,7 @@ from rocm_passes.kernels.triton.launch import written_down
 from rocm_passes.target import triton_is_interpreted
 from tests.kernels.conv_reference import check, kernel, reference, video
 from tests.on_the_gpu import where_kernels_run
+from tests.suites import examples
 
 FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
 #: A step of a program takes 10 ms in the interpreter: few programs and taps, ragged in every dim.
@@ -74,6 +75,7 @@ def test_kernel_sizes(size: tuple[int, int, int], padded: bool) -> None:
     compare(x, kernel((6, 5, *size), FP16), conv=Conv(padding=(t, h, w)) if padded else None)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("time", ["zeros", "replicate"])
 @pytest.mark.parametrize("space", ["zeros", "replicate"])
 @pytest.mark.parametrize(
@@ -87,6 +89,7 @@ def test_padding(padding: Any, space: Any, time: Any) -> None:
     compare(x, kernel((7, 6, 3, 2, 2), BF16), conv=conv)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("stride", [(1, 2, 2), (2, 1, 1), (2, 3, 1)])
 @pytest.mark.parametrize("dilation", [(1, 1, 1), (2, 2, 3)])
 @pytest.mark.parametrize("space", ["zeros", "replicate"])
@@ -97,6 +100,7 @@ def test_stride_and_dilation(stride: Any, dilation: Any, padding: Any, space: An
     compare(x, kernel((7, 6, 2, 2, 2), FP16), conv=conv)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("frames", [0, 1, 2, 3])
 @pytest.mark.parametrize("layout", ["channels-last", "contiguous", "sliced"])
 @pytest.mark.parametrize("time", ["zeros", "replicate"])
@@ -138,6 +142,7 @@ def test_frames_in_front_of_upsampling_in_space() -> None:
     compare(x, kernel((7, 6, 2, 3, 3), BF16), conv=conv, front=front)
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("layout", [None, "channels-last", "contiguous", "sliced"])
 @pytest.mark.parametrize("silu", [False, True])
@@ -194,7 +199,7 @@ small = st.integers(1, 2)
     front=st.integers(0, 2),
     layout=st.sampled_from(["channels-last", "contiguous", "sliced"]),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_any_call(
     shape: Any,
     out: int,

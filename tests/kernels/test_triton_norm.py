@@ -1,8 +1,6 @@
-"""Residual -> norm -> modulate over the last dimension, against float64."""
+"""The norm kernel against float64: chains, weights, dtypes, values that are no numbers."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import pytest
 import torch
@@ -13,48 +11,25 @@ from torch import Tensor
 
 from rocm_passes.kernels.triton.norms.norm_plan import (
     MAX_RESIDENT_WIDTH,
-    MAX_WIDTH,
     NormTile,
-    choose_tile,
 )
-from rocm_passes.kernels.triton.rows import RowBlocks, collapse
 from tests.kernels.kernel_calls import fused_norm
+from tests.kernels.norm_calls import (
+    BF16,
+    DTYPES,
+    FP16,
+    FP32,
+    add_rms_norm,
+    doubles,
+    normal,
+    rms,
+    rms_norm,
+)
 from tests.kernels.norm_reference import assert_accurate, wide
 from tests.suites import examples
 
-FP32, FP16, BF16 = torch.float32, torch.float16, torch.bfloat16
-DTYPES = [FP32, FP16, BF16]
-
 # NumPy, under the interpreter, warns of the infinities that some tests are about.
 pytestmark = [pytest.mark.pairwise, pytest.mark.filterwarnings("ignore::RuntimeWarning")]
-
-
-def rms_norm(x: Tensor, weight: Tensor | None, eps: float, **options: Any) -> Tensor:
-    """RMSNorm alone."""
-    outs, _ = fused_norm(x, kind="rms", eps=eps, weight=weight, **options)
-    return outs[0]
-
-
-def add_rms_norm(
-    x: Tensor, residual: Tensor, weight: Tensor | None, eps: float, **options: Any
-) -> tuple[Tensor, Tensor]:
-    """RMSNorm of x + residual, and the sum itself."""
-    options.setdefault("sum_dtype", x.dtype)
-    outs, total = fused_norm(x, kind="rms", eps=eps, branch=residual, weight=weight, **options)
-    assert total is not None
-    return outs[0], total
-
-
-def normal(*shape: int, dtype: torch.dtype = FP32, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def rms(x: Tensor, weight: Tensor | None, eps: float) -> Tensor:
-    return F.rms_norm(x, x.shape[-1:], weight, eps)
-
-
-def doubles(*tensors: Tensor) -> tuple[Tensor, ...]:
-    return tuple(t.double() for t in tensors)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -258,65 +233,6 @@ def test_bf16_in_fp32_out() -> None:
     assert_accurate(got, rms(x.double(), None, 1e-6), rms(x.float(), None, 1e-6))
 
 
-def strided(name: str) -> Tensor:
-    """[2, 5, 6, 16] tensors whose rows are contiguous and lie anywhere."""
-    base = normal(2, 5, 3 * 6 * 16)
-    match name:
-        case "slice of a fused projection":
-            return base[..., 96:192].unflatten(-1, (6, 16))
-        case "heads before tokens":
-            return normal(2, 6, 5, 16).transpose(1, 2)
-        case "every second token":
-            return normal(2, 10, 6, 16)[:, ::2]
-        case "expanded batch":
-            return normal(1, 5, 6, 16).expand(2, 5, 6, 16)
-        case "rows not contiguous":
-            return normal(2, 5, 16, 6).transpose(2, 3)
-        case "all dims reversed":
-            return normal(6, 5, 2, 16).permute(2, 1, 0, 3)
-    raise ValueError(name)
-
-
-LAYOUTS = [
-    "slice of a fused projection",
-    "heads before tokens",
-    "every second token",
-    "expanded batch",
-    "rows not contiguous",
-    "all dims reversed",
-]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_per_head_norm_of_strided_views(layout: str) -> None:
-    x, w = strided(layout), normal(16, seed=1)
-    got = rms_norm(x, w, 1e-6)
-    assert got.is_contiguous()
-    assert_accurate(got, rms(*doubles(x, w), 1e-6), rms(x, w, 1e-6))
-
-
-def test_operands_of_five_unlike_dims_are_copied() -> None:
-    x = normal(2, 3, 2, 3, 4, 8)[:, :, :, :, ::2]
-    scale = normal(2, 1, 2, 1, 2, 8, seed=1)
-    (got,), _ = fused_norm(x, kind="rms", eps=1e-6, modulations=[(scale, None)])
-    assert_accurate(
-        got, rms(x.double(), None, 1e-6) * (1 + scale.double()), rms(x, None, 1e-6) * (1 + scale)
-    )
-
-
-def test_branch_broadcasts_over_leading_dims() -> None:
-    x, y = normal(4, 16), normal(3, 1, 16, seed=1)
-    got, total = add_rms_norm(x, y, None, 1e-6)
-    assert total.shape == (3, 4, 16)
-    assert_accurate(got, rms(x.double() + y.double(), None, 1e-6), rms(x + y, None, 1e-6))
-
-
-@pytest.mark.parametrize("shape", [(0, 16), (3, 0), (2, 0, 5)])
-def test_empty_input(shape: tuple[int, ...]) -> None:
-    got, total = add_rms_norm(torch.empty(shape), torch.empty(shape), None, 1e-6)
-    assert got.shape == total.shape == shape
-
-
 @pytest.mark.parametrize("kind", ["rms", "layer"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("width", [20, MAX_RESIDENT_WIDTH + 1])
@@ -347,110 +263,3 @@ def test_rms_norm_of_any_shape(
     w = normal(width, dtype=dtype, seed=1) if affine else None
     exact = rms(x.double(), None if w is None else w.double(), eps)
     assert_accurate(rms_norm(x, w, eps), exact, rms(x, w, eps))
-
-
-# Refusals
-
-
-def test_refuses_integers_and_fp64() -> None:
-    with pytest.raises(TypeError, match=r"x is torch\.int32"):
-        rms_norm(torch.ones(2, 3, dtype=torch.int32), None, 1e-6)
-    with pytest.raises(TypeError, match=r"x is torch\.float64"):
-        rms_norm(torch.ones(2, 3, dtype=torch.float64), None, 1e-6)
-
-
-def test_refuses_a_branch_of_another_kind() -> None:
-    with pytest.raises(TypeError, match=r"branch is torch\.float64"):
-        add_rms_norm(normal(2, 3), normal(2, 3).double(), None, 1e-6)
-
-
-def test_refuses_an_output_dtype_that_it_cannot_store() -> None:
-    with pytest.raises(TypeError, match=r"output is torch\.float64"):
-        rms_norm(normal(2, 3), None, 1e-6, out_dtype=torch.float64)
-
-
-def test_refuses_an_integer_weight() -> None:
-    with pytest.raises(TypeError, match=r"operand is torch\.int64"):
-        rms_norm(normal(2, 3), torch.ones(3, dtype=torch.int64), 1e-6)
-
-
-def test_refuses_a_0d_input() -> None:
-    with pytest.raises(ValueError, match="0-d"):
-        rms_norm(torch.tensor(1.0), None, 1e-6)
-
-
-def test_refuses_rows_that_are_too_wide() -> None:
-    with pytest.raises(ValueError, match="65537 elements"):
-        rms_norm(torch.empty(0, MAX_WIDTH + 1), None, 1e-6)
-
-
-def test_refuses_a_branch_of_another_width() -> None:
-    with pytest.raises(ValueError, match="differ in the last dimension"):
-        add_rms_norm(normal(2, 3), normal(2, 1), None, 1e-6)
-
-
-def test_refuses_a_gate_without_a_branch() -> None:
-    with pytest.raises(ValueError, match="need a branch"):
-        fused_norm(normal(2, 3), kind="rms", gate=normal(3))
-
-
-def test_refuses_a_branch_weight_without_the_branchs_norm() -> None:
-    with pytest.raises(ValueError, match="needs branch_eps"):
-        fused_norm(normal(2, 3), kind="rms", branch=normal(2, 3), branch_weight=normal(3))
-
-
-def test_refuses_three_modulations() -> None:
-    with pytest.raises(ValueError, match="3 modulations"):
-        fused_norm(normal(2, 3), kind="rms", modulations=[(None, None)] * 3)
-
-
-def test_refuses_an_unknown_kind() -> None:
-    with pytest.raises(ValueError, match="kind is 'batch'"):
-        fused_norm(normal(2, 3), kind="batch")  # type: ignore[arg-type]
-
-
-def test_refuses_kind_none_without_a_sum() -> None:
-    with pytest.raises(ValueError, match="sum alone"):
-        fused_norm(normal(2, 3), kind="none", branch=normal(2, 3))
-
-
-def test_refuses_a_table_that_does_not_broadcast() -> None:
-    with pytest.raises(ValueError, match="does not broadcast"):
-        fused_norm(normal(2, 3), kind="rms", modulations=[(normal(4, 2, 3), None)])
-
-
-# Numbering of rows, and tiles
-
-
-def test_collapse_merges_what_all_operands_allow() -> None:
-    contiguous, by_sample = (60, 20, 10), (3, 0, 0)
-    index = collapse((2, 3, 2), [contiguous, by_sample])
-    assert index is not None
-    assert index.sizes == (2, 6, 1) and index.rank == 2
-    assert index.strides == ((60, 10, 0), (3, 0, 0))
-    assert index.constant_in_group(1) and not index.constant(1) and not index.constant_in_group(0)
-
-
-def test_collapse_drops_dims_of_one_and_gives_up_beyond_three() -> None:
-    index = collapse((1, 4, 1), [(99, 7, 99)])
-    assert index is not None and index.sizes == (4, 1, 1) and index.strides == ((7, 0, 0),)
-    assert collapse((2, 2, 2, 2), [(1, 10, 100, 1000)]) is None
-
-
-def test_row_blocks_do_not_cross_groups() -> None:
-    index = collapse((3, 10), [(100, 1), (1, 0)])
-    assert index is not None
-    assert RowBlocks.over(index, 4, grouped=True) == RowBlocks(
-        inner=10, blocks_per_group=3, blocks=9
-    )
-    assert RowBlocks.over(index, 4, grouped=False) == RowBlocks(
-        inner=30, blocks_per_group=8, blocks=8
-    )
-
-
-@pytest.mark.parametrize("width", [1, 64, 1536, 3072, 3840, 5120, 6144, 8192, 13824, MAX_WIDTH])
-def test_tiles_waste_few_lanes(width: int) -> None:
-    tile = choose_tile(width)
-    covered = -(-width // tile.chunk) * tile.chunk
-    assert covered <= width * 1.2
-    assert tile.chunk & (tile.chunk - 1) == 0 and tile.rows & (tile.rows - 1) == 0

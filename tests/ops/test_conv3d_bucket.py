@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rocm_passes.fx.builder import Eager
 from rocm_passes.ops.conv3d import Conv3d
-from tests.ops.test_conv3d_lowerings import BY_NAME, CPU, LOWERINGS, call, calls, has_output, plain
+from tests.ops.conv3d_calls import BY_NAME, CPU, LOWERINGS, call, calls, has_output, plain
 from tests.suites import examples
 
 

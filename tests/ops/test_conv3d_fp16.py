@@ -14,7 +14,7 @@ from rocm_passes.ops.aiter_conv import AITER_CONV
 from rocm_passes.ops.conv3d import COMPUTE_ERRORS, Conv3d
 from rocm_passes.ops.implicit_gemm_conv import IMPLICIT_GEMM_CONV
 from rocm_passes.target import Target
-from tests.ops.test_conv3d_lowerings import BY_NAME, CPU, LOWERINGS, call, plain, with_tensors
+from tests.ops.conv3d_calls import BY_NAME, CPU, LOWERINGS, call, plain, with_tensors
 
 CASES = {
     "cached": {"frames": (2, 4)},

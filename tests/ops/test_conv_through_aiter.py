@@ -85,6 +85,7 @@ GRAPHS: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
 }
 
 
+@pytest.mark.pairwise
 @pytest.mark.parametrize("layout", ["as_is", "channels_last"])
 @pytest.mark.parametrize("name", GRAPHS)
 @pytest.mark.parametrize("kind", ["flydsl", "triton"])

@@ -26,7 +26,7 @@ from rocm_passes.options import Options
 from rocm_passes.policy import verdict
 from rocm_passes.rewrite.choose import asked
 from rocm_passes.target import AMD_ARCHITECTURES, Target
-from tests.ops.test_conv3d_lowerings import call, calls, has_output, plain, with_tensors
+from tests.ops.conv3d_calls import call, calls, has_output, plain, with_tensors
 from tests.suites import examples
 
 register_lowerings()

@@ -23,7 +23,7 @@ from rocm_passes.policy import bounds
 from rocm_passes.target import Target
 from rocm_passes.tuning import ahead, budget, tuning
 from rocm_passes.tuning.store import Measured, store
-from tests.ops.test_conv3d_lowerings import LOWERINGS, call
+from tests.ops.conv3d_calls import LOWERINGS, call
 from tests.rewriting import Rewritten, recording
 
 ABLE = [low for low in LOWERINGS if low.name in ("taps", "direct", "unfold")]

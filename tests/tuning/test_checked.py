@@ -19,8 +19,8 @@ from rocm_passes.rewrite.match import Idiom
 from rocm_passes.target import Target
 from rocm_passes.tuning import checked, rounds, tuning
 from rocm_passes.tuning import measure as measuring
-from tests.ops.test_conv3d_lowerings import LOWERINGS, call
-from tests.test_graph_pass import Anything
+from tests.ops.conv3d_calls import LOWERINGS, call
+from tests.small_graphs import Anything
 
 GPU = Target("amd", "gfx942", "faked", torch.__version__, "3.7.1")
 DIRECT, TAPS = (next(low for low in LOWERINGS if low.name == n) for n in ("direct", "taps"))

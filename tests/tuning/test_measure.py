@@ -21,7 +21,7 @@ from rocm_passes.tuning import rounds
 from rocm_passes.tuning.meter import Meter
 from tests.doubles import aiter_double
 from tests.doubles.aiter_double import installed
-from tests.ops.test_conv3d_lowerings import LOWERINGS, call, with_tensors
+from tests.ops.conv3d_calls import LOWERINGS, call, with_tensors
 
 ABLE = [low for low in LOWERINGS if low.name in ("taps", "direct", "unfold")]
 SMALL = call((2, 4), zeros=(1, 0), channels=8, out=8, size=(16, 16), dtype=torch.float32)

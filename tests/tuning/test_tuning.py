@@ -23,7 +23,7 @@ from rocm_passes.tuning import budget, tuning
 from rocm_passes.tuning import measure as measuring
 from rocm_passes.tuning.store import Measured, Store, store
 from tests.doubles.aiter_double import absent, installed
-from tests.ops.test_conv3d_lowerings import LOWERINGS, call
+from tests.ops.conv3d_calls import LOWERINGS, call
 
 MI300 = Target("amd", "gfx942", "MI300X", "2.11.0+rocm7", "3.6")
 H200 = Target("nvidia", "sm_90", "H200", "2.11.0+cu130", "3.6")

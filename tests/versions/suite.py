@@ -13,6 +13,7 @@ from collections.abc import Mapping
 VERSIONS = ("2.11", "2.12", "2.13", "2.14", "2.15")
 _IDIOMS = (
     "attention_idiom",
+    "attention_lowerings",
     "channel_norm",
     "conv3d",
     "conv_transposed",
@@ -45,6 +46,8 @@ PART: Mapping[str, tuple[str, ...]] = {
     ),
     "the pass in a graph: control flow, checkpointing, symbolic sizes": (
         "tests/test_graph_pass.py",
+        "tests/test_graph_pass_choices.py",
+        "tests/test_graph_pass_failures.py",
         "tests/test_control_flow.py",
         "tests/test_no_guards.py",
         "tests/test_export.py",

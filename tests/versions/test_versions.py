@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import subprocess
 import sys
 from pathlib import Path
@@ -128,9 +129,15 @@ def here(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_an_environment_with_another_torch_is_refused(here: Path) -> None:
+def test_an_environment_with_another_torch_is_refused(
+    here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its Python is asked once: it imports torch to answer."""
     import torch
 
+    run_once = functools.cache(functools.partial(subprocess.run, capture_output=True, text=True))
+    asked = SimpleNamespace(run=lambda command, **_: run_once(tuple(command)))
+    monkeypatch.setattr(venvs, "subprocess", asked)
     minor = ".".join(torch.__version__.split(".")[:2])
     assert Venv(here, minor).describe()[1] == torch.__version__
     for other in ("2.1", "1.13"):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -138,32 +138,32 @@ def _step(x: fx.Node) -> _Gathered | None:
     """What x is of its argument, read on; None where it is no copy of it."""
     if gathered_dims(x):
         return _gather(x)
-    if n.is_call(x, aten.cat.default):
-        return _cat(x)
-    if n.is_call(x, aten.slice.Tensor):
-        return _slice(x)
-    if n.is_call(x, operator.getitem):
-        return _part_of_split(x)
-    if n.is_call(x, aten.unsqueeze.default):
-        found = _gathered(n.argument(x))
-        return (
-            replace(found, hidden=False)
-            if found and found.hidden and _is_time(x.args[1], 5)
-            else None
-        )
-    if n.is_call(x, aten.squeeze.dim, aten.squeeze.dims):
-        found = _gathered(n.argument(x))
-        one_frame = found and len(found.places) == 3 and not found.hidden and len(n.shape(x)) == 4
-        return (
-            replace(found, hidden=True) if found and one_frame and _is_time(x.args[1], 5) else None
-        )
-    if n.is_call(x, aten.clone.default) or n.is_widening(x):
+    if x.target in _STEPS:
+        return _STEPS[x.target](x)
+    if n.is_widening(x):
         return _gathered(n.argument(x))
-    if n.is_cast(x):
-        found = _gathered(n.argument(x))
-        # It undoes a widening cast; any other narrowing changes values.
-        return found if found and n.dtype(found.source) is n.dtype(x) else None
-    return None
+    return _cast(x) if n.is_cast(x) else None
+
+
+def _cast(x: fx.Node) -> _Gathered | None:
+    """One that undoes a widening cast; any other narrowing changes values."""
+    found = _gathered(n.argument(x))
+    return found if found and n.dtype(found.source) is n.dtype(x) else None
+
+
+def _shows_the_frame(x: fx.Node) -> _Gathered | None:
+    found = _gathered(n.argument(x))
+    if found is None or not found.hidden or not _is_time(x.args[1], 5):
+        return None
+    return replace(found, hidden=False)
+
+
+def _hides_the_frame(x: fx.Node) -> _Gathered | None:
+    found = _gathered(n.argument(x))
+    if found is None or found.hidden or len(found.places) != 3:
+        return None
+    one_frame = len(n.shape(x)) == 4 and _is_time(x.args[1], 5)
+    return replace(found, hidden=True) if one_frame else None
 
 
 def _is_time(dims: Any, rank: int) -> bool:
@@ -267,3 +267,15 @@ def _cut(source: fx.Node, dim: int, piece: slice) -> _Gathered | None:
     return (
         found and found.along(dim, range(*piece.indices(size))) if isinstance(size, int) else None
     )
+
+
+#: What reads on through a call of each operator.
+_STEPS: dict[Any, Callable[[fx.Node], _Gathered | None]] = {
+    aten.cat.default: _cat,
+    aten.slice.Tensor: _slice,
+    operator.getitem: _part_of_split,
+    aten.unsqueeze.default: _shows_the_frame,
+    aten.squeeze.dim: _hides_the_frame,
+    aten.squeeze.dims: _hides_the_frame,
+    aten.clone.default: lambda x: _gathered(n.argument(x)),
+}

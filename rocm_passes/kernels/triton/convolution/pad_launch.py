@@ -139,9 +139,29 @@ def geometry(
     if axes not in (2, 3):
         raise ValueError(f"x is {x.dim()}-d; [N, C, H, W] or [N, C, T, H, W] is needed")
     repeats = tuple(repeats) if repeats is not None else (1,) * axes
+    _check(axes, padding, mode, repeats, skipped)
+    before, behind = list(padding[-2::-2]), list(padding[::-2])
+    inner = [size * times for size, times in zip(x.shape[2:], repeats, strict=True)]
+    inner[0] -= skipped
+    out = []
+    for size, front, back in zip(inner, before, behind, strict=True):
+        if mode == "replicate" and size < 1:
+            raise ValueError(f"x has shape {tuple(x.shape)}: there is nothing to replicate")
+        most = max(front, back)
+        if mode == "reflect" and most >= max(size, 1):
+            raise ValueError(f"padding {list(padding)} reflects {most} of {size} elements")
+        out.append(max(size, 0) + front + back)
+    return Geometry(
+        _three(x.shape[2:], 1), _three(before, 0), _three(out, 1), _three(repeats, 1), skipped
+    )
+
+
+def _check(
+    axes: int, padding: Sequence[int], mode: str, repeats: tuple[int, ...], skipped: int
+) -> None:
     if len(repeats) != axes or min(repeats) < 1:
         raise ValueError(f"repeats are {repeats}; {axes} of at least 1 are needed")
-    if not 0 <= skipped < max(repeats[0], 1) or (skipped and axes == 2):
+    if not 0 <= skipped < repeats[0] or (skipped and axes == 2):
         raise ValueError(f"skipped={skipped} and the frames are repeated {repeats[0]} times")
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}; there are {', '.join(MODES)}")
@@ -149,19 +169,6 @@ def geometry(
         raise ValueError(f"padding is {list(padding)}; {2 * axes} sizes are needed")
     if min(padding) < 0:
         raise ValueError(f"padding is {list(padding)}; negative padding crops")
-    before, behind = list(padding[-2::-2]), list(padding[::-2])
-    out = []
-    for axis, size in enumerate(x.shape[2:]):
-        inner = size * repeats[axis] - (skipped if axis == 0 else 0)
-        most = max(before[axis], behind[axis])
-        if mode == "replicate" and inner < 1:
-            raise ValueError(f"x has shape {tuple(x.shape)}: there is nothing to replicate")
-        if mode == "reflect" and most >= max(inner, 1):
-            raise ValueError(f"padding {list(padding)} reflects {most} of {inner} elements")
-        out.append(max(inner, 0) + before[axis] + behind[axis])
-    return Geometry(
-        _three(x.shape[2:], 1), _three(before, 0), _three(out, 1), _three(repeats, 1), skipped
-    )
 
 
 def _three(sizes: Sequence[int], of_an_image: int) -> tuple[int, int, int]:

@@ -7,6 +7,7 @@ and over: plans are remembered.
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -170,6 +171,18 @@ def plan_launch(metas: tuple[Meta | None, ...], norm: Norm, tile: NormTile | Non
 def _check(metas: tuple[Meta | None, ...], norm: Norm) -> None:
     (x, branch), tables = metas[:2], dict(zip(TABLES, metas[2:], strict=True))
     assert x is not None
+    _check_dtypes(x, branch, norm)
+    _check_rows(x, branch)
+    _check_branch(branch, tables, norm)
+    if norm.modulations > MAX_MODULATIONS:
+        raise ValueError(f"{norm.modulations} modulations; at most {MAX_MODULATIONS} are taken")
+    _check_kind(norm, tables["weight"] is not None or tables["bias"] is not None)
+    shape = x[0] if branch is None else torch.broadcast_shapes(x[0], branch[0])
+    for table in filter(None, tables.values()):
+        _check_table(table, shape)
+
+
+def _check_dtypes(x: Meta, branch: Meta | None, norm: Norm) -> None:
     for name, dtype in (
         ("x", x[2]),
         ("branch", branch and branch[2]),
@@ -178,6 +191,9 @@ def _check(metas: tuple[Meta | None, ...], norm: Norm) -> None:
     ):
         if dtype is not None and dtype not in TRITON_TYPE:
             raise TypeError(f"{name} is {dtype}; float32, float16 or bfloat16 is needed")
+
+
+def _check_rows(x: Meta, branch: Meta | None) -> None:
     if not x[0]:
         raise ValueError("x is 0-d; a last dimension to normalise is needed")
     if x[0][-1] > MAX_WIDTH:
@@ -186,21 +202,22 @@ def _check(metas: tuple[Meta | None, ...], norm: Norm) -> None:
         raise ValueError(
             f"branch {tuple(branch[0])} and x {tuple(x[0])} differ in the last dimension"
         )
+
+
+def _check_branch(branch: Meta | None, tables: Mapping[str, Meta | None], norm: Norm) -> None:
     if branch is None and (tables["gate"] or tables["bw"] or norm.branch_eps is not None):
         raise ValueError("gate, branch_weight and branch_eps need a branch")
     if tables["bw"] and norm.branch_eps is None:
         raise ValueError("branch_weight needs branch_eps: it belongs to the branch's norm")
-    if norm.modulations > MAX_MODULATIONS:
-        raise ValueError(f"{norm.modulations} modulations; at most {MAX_MODULATIONS} are taken")
-    _check_kind(norm, tables["weight"] is not None or tables["bias"] is not None)
-    shape = x[0] if branch is None else torch.broadcast_shapes(x[0], branch[0])
-    for table in tables.values():
-        if table is not None and not table[2].is_floating_point:
-            raise TypeError(f"an operand is {table[2]}; a floating dtype is needed")
-        if table is not None and not broadcasts_to(table[0], shape):
-            raise ValueError(
-                f"an operand of shape {tuple(table[0])} does not broadcast to {tuple(shape)}"
-            )
+
+
+def _check_table(table: Meta, shape: torch.Size) -> None:
+    if not table[2].is_floating_point:
+        raise TypeError(f"an operand is {table[2]}; a floating dtype is needed")
+    if not broadcasts_to(table[0], shape):
+        raise ValueError(
+            f"an operand of shape {tuple(table[0])} does not broadcast to {tuple(shape)}"
+        )
 
 
 def _check_kind(norm: Norm, weighted: bool) -> None:
