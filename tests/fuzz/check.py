@@ -7,7 +7,7 @@ from __future__ import annotations
 import functools
 import random
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +20,7 @@ from rocm_passes import backend
 from rocm_passes.options import Options
 from rocm_passes.report.ledger import Ledger
 from rocm_passes.target import Target
+from tests.fuzz import unfinite
 from tests.fuzz.bounds import Errors, Given, bound, error, errors_nearby
 from tests.fuzz.program import WIDE, Program, placed, widened
 from tests.fuzz.traced import Traced, kept_whole, references_run, target_named
@@ -81,8 +82,8 @@ def settings_of(program: Program) -> tuple[Setting, ...]:
 
 @dataclass(frozen=True)
 class Failure:
-    """kind: "crash", "value", "dtype", "shape", "strides", "aliasing", "gradient", "strict" or
-    "input".
+    """kind: "crash", "value", "dtype", "shape", "strides", "aliasing", "gradient", "strict",
+    "finite" or "input".
     """
 
     kind: str
@@ -219,11 +220,39 @@ def _failures(
     if failures:
         failures = unlike(reference.nearby())
     failures += _aliased_unlike(found, [*got, *inputs], [*unfused.results, *unfused.inputs])
+    if setting in (ALWAYS, ON_GPU):
+        failures += _finite_unlike(found, traced, program, again, unfused)
     if not setting.visible:
         failures += _laid_out_unlike(found, got, unfused)
     if setting.strict:
         failures += _other_bits(found, got, unfused.results)
     return failures
+
+
+def _finite_unlike(
+    found: Callable[..., Failure], traced: Traced, program: Program, again: int, unfused: Unfused
+) -> list[Failure]:
+    """What the graph that was last rewritten makes of NaN and infinity."""
+    if steps_in(program) or unfinite.inputs(program, again) is None:
+        return []
+
+    def run(call: Callable[..., Any]) -> list[Tensor]:
+        given = unfinite.inputs(program, again)
+        assert given is not None
+        return list(call(*given))
+
+    def unfused_ones() -> Iterator[list[Tensor]]:
+        yield run(program.function())
+        traced.leave()
+        yield run(traced)
+        if unfused.is_whole:
+            traced.leave_whole()
+            yield run(traced)
+
+    return [
+        found("finite", message=f"output {i} is finite, infinite or NaN in other places")
+        for i in unfinite.unlike(run(traced), unfused_ones())
+    ]
 
 
 def _reference(program: Program, again: int) -> Reference | None:
