@@ -90,9 +90,14 @@ def inputs_written(graph: fx.Graph) -> frozenset[Any]:
     return frozenset(root_of(w.args[0]) for w in writes if isinstance(w.args[0], fx.Node))
 
 
-def _before_writes(graph: fx.Graph) -> fx.Node:
-    """The node up to which the inputs have the values that the graph was given."""
-    return next(iter(n.calls(graph, aten.copy_.default)), graph.output_node())
+def _before_writes(behind: fx.Node) -> fx.Node:
+    """The first write into an input behind that node, or the output: up to there the node's memory
+    holds what it held.
+    """
+    node = behind.next
+    while node.op != "output" and not n.is_call(node, aten.copy_.default):
+        node = node.next
+    return node
 
 
 def _sharing_with(place: int, shared: Sharing) -> list[int]:
@@ -110,7 +115,7 @@ def _copy(graph: fx.Graph, places: Sequence[int], fake_mode: FakeTensorMode) -> 
         # The others lie elsewhere by now.
         _copy(graph, places[:1], fake_mode)
         return
-    with graph.inserting_before(_before_writes(graph)):
+    with graph.inserting_before(_before_writes(root)):
         b = Builder(graph, fake_mode, root)
         made: dict[Any, fx.Node] = {root: b(aten.clone.default, root)}
 
