@@ -135,7 +135,9 @@ def _compiled(
     if graph_pass.preserved:
         # Which operators Inductor decomposes depends on its options, `fallback_random` for one.
         with inductor_config.patch(patch):
-            table = decomposing.table_preserving(graph_pass.preserved)
+            on_cpu = not graph_pass.target.is_gpu
+            table = decomposing.table_preserving(graph_pass.preserved, on_cpu)
+        graph_pass.not_kept = table.not_kept
         patch["joint_custom_pre_pass"] = after_the_users(
             patch, "joint_custom_pre_pass", DecomposeForTraining(graph_pass)
         )

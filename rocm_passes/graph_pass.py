@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
@@ -73,6 +74,8 @@ class GraphPass(CustomGraphPass):
         #: Of the Dynamo graph, the same on each rank of a process group; "": not to be compared.
         self.name_on_ranks = ""
         self._training: list[Entry] = []
+        #: Calls of preserved operators that are decomposed before the pass is given their graph.
+        self.not_kept: list[str] = []
         #: What the last graph's first calls are to be watched for.
         self.watch: Watch | None = None
         #: The compile that is under way, where it is tried again without rewrites if it fails.
@@ -169,6 +172,12 @@ class GraphPass(CustomGraphPass):
         )
         if self.options.as_if:
             ledger.notes.append(f"decided as on {self.options.as_if}; no code was generated")
+        for name, count in Counter(self.not_kept).items():
+            ledger.notes.append(
+                f"{name}: {count} of channels-last videos not looked at: on a CPU they lie "
+                "otherwise than the operator says, and are left to Inductor"
+            )
+        self.not_kept.clear()
         while self._training:
             ledger.add(self._training.pop(0))
         return ledger

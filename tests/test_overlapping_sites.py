@@ -185,6 +185,24 @@ def test_two_chains_that_read_each_others_sums() -> None:
     assert other.obstacle(contraction) is not None
 
 
+def test_two_chains_of_which_one_reads_the_other_through_a_node_that_is_not_its_own() -> None:
+    """The first chain's call reads c, its node c + 1, which an output reads too."""
+    graph = fx.Graph()
+    x, y = graph.placeholder("x"), graph.placeholder("y")
+    a, b = (graph.call_function(torch.neg, (v,)) for v in (x, y))
+    c = graph.call_function(torch.exp, (b,))
+    more = graph.call_function(torch.add, (c, 1))
+    first = graph.call_function(torch.mul, (a, more))
+    second = graph.call_function(torch.mul, (b, a))
+    graph.output((first, second, more))
+    contraction = Contraction(graph)
+    one = Match(first, frozenset({a, first}), (a, first), Copy(x, c), {})
+    other = Match(second, frozenset({b, second}), (b, second), Copy(y, a), {})
+    assert one.obstacle(contraction) is other.obstacle(contraction) is None
+    contraction.contract(one.nodes, one.inputs(), one.outputs)
+    assert other.obstacle(contraction) is not None
+
+
 def test_convexity() -> None:
     """A site whose input is computed from its own output can't be computed at once."""
     graph = fx.Graph()

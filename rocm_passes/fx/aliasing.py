@@ -16,6 +16,7 @@ from torch import fx
 from torch._inductor import inductor_prims
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Builder, outputs, set_outputs
 from rocm_passes.fx.nodes import aten, value
 
@@ -51,6 +52,54 @@ def keep_apart(graph: fx.Graph, before: Sharing, fake_mode: FakeTensorMode) -> i
     return copied
 
 
+#: Of each write into an input, the node whose memory the written value lay in.
+Sources = dict[fx.Node, fx.Node]
+
+
+def sources(graph: fx.Graph) -> Sources:
+    """AOTAutograd puts the writes that a user's code does into its inputs at the graph's end."""
+    written = n.calls(graph, aten.copy_.default)
+    return {w: _copied_from(w.args[1]) for w in written if isinstance(w.args[1], fx.Node)}
+
+
+def _copied_from(node: fx.Node) -> fx.Node:
+    """Copies that Inductor drops are looked through, as views are."""
+    root = root_of(node)
+    source: Any = None
+    if n.is_call(root, aten.copy.default):
+        source = root.args[1]
+    elif n.is_call(root, aten.clone.default):
+        source = root.args[0]
+    return _copied_from(source) if isinstance(source, fx.Node) else root
+
+
+def check_sources(graph: fx.Graph, before: Sources) -> None:
+    """Raises where a value that is written into an input is by now a view of an input that is
+    written too. The write would read what another one left, and Inductor drops a copy in between.
+    """
+    now = sources(graph)
+    changing = inputs_written(graph)
+    for write, root in now.items():
+        if root in changing and before.get(write) is not root:
+            raise ValueError(f"{write.name} would read {root.name}, which is written too")
+
+
+def inputs_written(graph: fx.Graph) -> frozenset[Any]:
+    """The inputs that the graph writes into."""
+    writes = n.calls(graph, aten.copy_.default)
+    return frozenset(root_of(w.args[0]) for w in writes if isinstance(w.args[0], fx.Node))
+
+
+def _before_writes(behind: fx.Node) -> fx.Node:
+    """The first write into an input behind that node, or the output: up to there the node's memory
+    holds what it held.
+    """
+    node = behind.next
+    while node.op != "output" and not n.is_call(node, aten.copy_.default):
+        node = node.next
+    return node
+
+
 def _sharing_with(place: int, shared: Sharing) -> list[int]:
     """The other outputs that share memory with the one at that place."""
     pairs = [(i, j) for i, j in shared if isinstance(j, int) and place in (i, j)]
@@ -66,7 +115,7 @@ def _copy(graph: fx.Graph, places: Sequence[int], fake_mode: FakeTensorMode) -> 
         # The others lie elsewhere by now.
         _copy(graph, places[:1], fake_mode)
         return
-    with graph.inserting_before(graph.output_node()):
+    with graph.inserting_before(_before_writes(root)):
         b = Builder(graph, fake_mode, root)
         made: dict[Any, fx.Node] = {root: b(aten.clone.default, root)}
 

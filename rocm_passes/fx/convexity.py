@@ -73,11 +73,14 @@ class Contraction:
         self, nodes: Iterable[fx.Node], inputs: Iterable[fx.Node], outputs: Iterable[fx.Node]
     ) -> None:
         """Take the set: from now on all of its inputs come before all of its outputs."""
-        found = tuple(outputs)
+        found, inside = tuple(outputs), set(nodes)
         first = min((self.order.get(o, -1) for o in found), default=-1)
-        last = max((self.order.get(i, -1) for i in inputs), default=-1)
+        # The way from an input to the set can lead through a node beside it, which stands behind
+        # the input.
+        before = {read for node in inside for read in node.all_input_nodes if read not in inside}
+        last = max((self.order.get(i, -1) for i in before.union(inputs)), default=-1)
         taken = _Taken(found, first, last)
-        for node in nodes:
+        for node in inside:
             self._of[node] = taken
         if first < last:
             self._spread.append(taken)

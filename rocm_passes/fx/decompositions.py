@@ -20,6 +20,7 @@ import torch
 from torch import fx
 from torch._inductor import compile_fx as inductor
 from torch._inductor.decomposition import select_decomp_table
+from torch._prims_common import suggest_memory_format
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.node import map_aggregate, map_arg
 
@@ -39,13 +40,19 @@ class PreservingTable(dict[Any, Callable[..., Any]]):
     """
 
     preserved: tuple[str, ...] = ()
+    on_cpu: bool = False
+
+    @cached_property
+    def not_kept(self) -> list[str]:
+        """The calls of preserved operators that were decomposed all the same, by their names."""
+        return []
 
     @cached_property
     def digest(self) -> str:
         return hashlib.sha256("\0".join(sorted(map(str, self))).encode()).hexdigest()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (self.preserved, self.digest)
+        return _unpickled, (self.preserved, self.on_cpu, self.digest)
 
 
 @dataclass(frozen=True)
@@ -76,8 +83,8 @@ def with_picklable_table(table: PreservingTable, inner: Callable[..., Any]) -> C
     return compile_one
 
 
-def _unpickled(preserved: tuple[str, ...], digest: str) -> PreservingTable:
-    table = table_preserving(preserved)
+def _unpickled(preserved: tuple[str, ...], on_cpu: bool, digest: str) -> PreservingTable:
+    table = table_preserving(preserved, on_cpu)
     if table.digest != digest:
         raise pickle.UnpicklingError(
             "the decomposition table was made under other options of Inductor"
@@ -85,23 +92,42 @@ def _unpickled(preserved: tuple[str, ...], digest: str) -> PreservingTable:
     return table
 
 
-def table_preserving(preserved: Iterable[str]) -> PreservingTable:
+#: On a CPU eager lays these out as their input, as their decompositions do. Their fake
+#: implementations say that they are contiguous, which is right on a GPU.
+_LAID_AS_INPUT = (aten.replication_pad3d.default, aten.reflection_pad3d.default)
+
+
+def table_preserving(preserved: Iterable[str], on_cpu: bool = False) -> PreservingTable:
     """The table that keeps the named ATen operators, e.g. "native_group_norm", in all their
     overloads.
 
-    It follows Inductor's config as it is at the call: make it under the options of the compile.
+    on_cpu: the graph runs on a CPU, where a pad of a channels-last video is not kept: a user would
+    get other strides than eager's. It follows Inductor's config as it is at the call: make it under
+    the options of the compile.
     """
     names = tuple(sorted(set(preserved)))
     packets = {getattr(aten, name) for name in names}
+    whole = select_decomp_table()
     table = PreservingTable(
-        {
-            op: f
-            for op, f in select_decomp_table().items()
-            if getattr(op, "overloadpacket", None) not in packets
-        }
+        {op: f for op, f in whole.items() if getattr(op, "overloadpacket", None) not in packets}
     )
-    table.preserved = names
+    if on_cpu:
+        pads = [op for op in _LAID_AS_INPUT if op.overloadpacket in packets and op in whole]
+        table |= {op: _where_channels_last(op, whole[op], table.not_kept) for op in pads}
+    table.preserved, table.on_cpu = names, on_cpu
     return table
+
+
+def _where_channels_last(
+    op: torch._ops.OpOverload, decomposition: Callable[..., Any], not_kept: list[str]
+) -> Callable[..., Any]:
+    def pad(x: torch.Tensor, *args: Any) -> Any:
+        if suggest_memory_format(x) is torch.contiguous_format:
+            return NotImplemented
+        not_kept.append(op.overloadpacket.__name__)
+        return decomposition(x, *args)
+
+    return pad
 
 
 def decompose_preserved(graph: fx.Graph, preserved: Iterable[str], joint: bool = False) -> int:

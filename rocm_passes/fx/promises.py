@@ -16,11 +16,13 @@ class Promises:
     def __init__(self, graph: fx.Graph, fake_mode: FakeTensorMode) -> None:
         self._graph, self._fake_mode = graph, fake_mode
         self._shared = aliasing.sharing(graph)
+        self._sources = aliasing.sources(graph)
         self._laid_out = strides.output_strides(graph)
         self._promised = strides.promises(graph)
 
     def keep_apart(self) -> None:
         aliasing.keep_apart(self._graph, self._shared, self._fake_mode)
+        aliasing.check_sources(self._graph, self._sources)
 
     def keep_strides(self, rewritten: bool) -> None:
         """rewritten: what reads strides inside the graph may stand behind a rewrite."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -51,6 +51,10 @@ def same_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
         for size, x, y in zip(a.shape, a.stride(), b.stride(), strict=True)
     )
     return alike or ((order := _dense_order(a)) is not None and order == _dense_order(b))
+
+
+def _equal_strides(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return all(map(n.same_size, a.stride(), b.stride()))
 
 
 def reader_of_strides(node: fx.Node) -> fx.Node | None:
@@ -168,7 +172,8 @@ def keep_output_strides(graph: fx.Graph, before: OutputStrides, fake_mode: FakeT
         return 0
     # What stands behind a change says still how it lay before.
     _recompute_values(graph, fake_mode)
-    changed = _keep_strides_of_shared(graph, before, seen, fake_mode)
+    alike = same_strides if visible is not None else _equal_strides
+    changed = _keep_strides_of_shared(graph, before, seen, fake_mode, alike)
     if visible is not None:
         return changed
     found = outputs(graph)
@@ -193,7 +198,11 @@ def keep_output_strides(graph: fx.Graph, before: OutputStrides, fake_mode: FakeT
 
 
 def _keep_strides_of_shared(
-    graph: fx.Graph, before: OutputStrides, seen: Iterable[int], fake_mode: FakeTensorMode
+    graph: fx.Graph,
+    before: OutputStrides,
+    seen: Iterable[int],
+    fake_mode: FakeTensorMode,
+    alike: Callable[[torch.Tensor, torch.Tensor], bool],
 ) -> int:
     """Where outputs share memory, lay that out as it was: copied one by one they would not share
     it, nor where a view of one layout is a copy of another.
@@ -202,7 +211,7 @@ def _keep_strides_of_shared(
     for place in _shared(graph, seen):
         output, (_, was) = outputs(graph)[place], before[place]
         root = None if was is None else was.now(aliasing.viewed_by(output))
-        if was is None or root is None or same_strides(n.tensor(root), was.value):
+        if was is None or root is None or alike(n.tensor(root), was.value):
             continue
         if _lay_out(graph, root, was.value, fake_mode):
             _recompute_values(graph, fake_mode)

@@ -11,11 +11,13 @@ Peebles and Xie, "Scalable Diffusion Models with Transformers", 2023, arXiv:2212
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rocm_passes.fx.nodes import known
 from rocm_passes.ops.operator import Call, Operator
 from rocm_passes.ops.rms_norm import check_rows, epsilon, inverse_root
 from rocm_passes.target import Target
@@ -129,12 +131,27 @@ def fake(call: FusedNorm) -> list[Tensor]:
 
 
 def other_bits(call: FusedNorm, target: Target) -> str | None:
-    """A LayerNorm's own weight and bias are applied apart, where ATen's LayerNorm applies them."""
+    """A LayerNorm's own weight and bias are applied apart, where ATen's LayerNorm applies them.
+
+    ATen lays a sum out as its first operand, and takes the mean of rows by how they lie. The
+    reference adds in an order of its own, which is none of the mean's where all lie row by row.
+    """
+    if call.kind == "rms" and call.branch is not None:
+        added = call.x, call.branch, call.gate
+        if not all(t is None or _row_by_row(t) for t in added):
+            return "its sum may lie otherwise than the graph's, and so be averaged in another order"
     if call.kind != "layer":
         return None
     if call.weight is not None or call.bias is not None:
         return "its LayerNorm's weight and bias may be rounded apart"
     return None if call.x.dtype is torch.float32 else f"x is {call.x.dtype}"
+
+
+def _row_by_row(t: Tensor) -> bool:
+    """Does a later dim of more than one element never lie farther apart than an earlier one?"""
+    dims = zip(t.shape, t.stride(), strict=True)
+    counted = [stride for size, stride in dims if not known(size == 1) and not known(stride == 0)]
+    return all(known(outer > inner) for outer, inner in pairwise(counted))
 
 
 FUSED_NORM = Operator(

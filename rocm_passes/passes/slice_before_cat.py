@@ -12,13 +12,13 @@ Before                                          After
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from rocm_passes.fx import nodes as n
-from rocm_passes.fx.aliasing import root_of
+from rocm_passes.fx.aliasing import inputs_written, root_of
 from rocm_passes.fx.builder import Builder, outputs
 from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.convolution.videos import is_joined_video
@@ -30,16 +30,20 @@ def slice_before_cat(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
     """Redirect the slices beside convolutions of joined videos. Returns how many."""
     moved = 0
     returned = Counter(root_of(o) for o in outputs(graph) if isinstance(o, fx.Node))
+    # Frames of an input that the graph writes into would be read when they are others already.
+    written = inputs_written(graph)
     for cat in n.calls(graph, aten.cat.default):
         if returned[cat] > 1:
             # These outputs share the joined video's memory, and are to share it still.
             continue
         if is_joined_video(cat) and any(n.is_call(u, aten.convolution.default) for u in cat.users):
-            moved += sum(_redirected(user, cat, graph, fake_mode) for user in list(cat.users))
+            moved += sum(_redirected(user, cat, written, fake_mode) for user in list(cat.users))
     return moved
 
 
-def _redirected(user: fx.Node, cat: fx.Node, graph: fx.Graph, fake_mode: FakeTensorMode) -> bool:
+def _redirected(
+    user: fx.Node, cat: fx.Node, written: Collection[fx.Node], fake_mode: FakeTensorMode
+) -> bool:
     if not n.is_call(user, aten.slice.Tensor):
         return False
     frames = n.shape(cat)[TIME]
@@ -53,7 +57,10 @@ def _redirected(user: fx.Node, cat: fx.Node, graph: fx.Graph, fake_mode: FakeTen
     if found is None:
         return False
     which, begin = found
-    piece = cat.args[0][which]  # type: ignore[index]
+    piece: fx.Node = cat.args[0][which]  # type: ignore
+    if root_of(piece) in written:
+        return False
+    graph = user.graph
     with graph.inserting_before(user):
         b = Builder(graph, fake_mode, user)
         taken = b(aten.slice.Tensor, piece, TIME, first - begin, behind - begin)

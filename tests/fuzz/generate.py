@@ -54,7 +54,10 @@ def _written(d: Draft, seed: int) -> Program:
         x = d.attempt(lambda: glue.by_strides(d, x)) or x
     if seed % rare.ONE_IN == 5:
         rare.add(d, x)
-    return d.program([*outputs(d, x), *d.returned])
+    returned = [*outputs(d, x), *d.returned]
+    if d.mode != "grad" and (seed % 4 == 2 or seed % (2 * rare.ONE_IN) == 13):
+        glue.overwrite(d)
+    return d.program(returned)
 
 
 def _mode(d: Draft) -> str:

@@ -5,6 +5,9 @@ of strides.
 from __future__ import annotations
 
 import math
+import random
+
+from torch import Tensor
 
 from tests.fuzz import norms
 from tests.fuzz.draft import Draft, Unfit
@@ -113,6 +116,33 @@ def own_output(d: Draft, n: str) -> str:
     f"{n}",
              f"{n} * (1 + {n}.flip(0)) + {n}"]  # fmt: skip
     return d.say(d.one(*forms))
+
+
+def overwrite(d: Draft) -> None:
+    """Behind all else an input or two are written into: what was read of them stays as it was.
+
+    The choice is drawn apart, so that nothing before it depends on it. Through torch.compile there
+    is one write: Inductor drops a clone between two, and exchanges two inputs wrongly (torch 2.13).
+    """
+    choice = random.Random(d.seed)
+    left = [n for n in d.inputs if d.dtype_of(n) and _of_its_own(d.values[n])]
+    # What is joined with others may be read as a slice of its own.
+    joined = {n for s in d.statements if "torch.cat" in s.expression for n in s.reads}
+    left = [n for n in left if n in joined] or left
+    most = choice.choice((1, 1, 2)) if d.mode == "graph" else 1
+    for name in choice.sample(left, min(len(left), most)):
+        memory = d.values[name].untyped_storage().data_ptr()
+        others = [n for n in d.variables() if d.shape(n) == d.shape(name)]
+        alike = [n for n in others if d.values[n].untyped_storage().data_ptr() != memory]
+        forms = [f"{name}.mul_(2.0)", f"{name}.zero_()"]
+        forms += [f"{name}.copy_({n})" for n in alike[-4:]]
+        text = choice.choice(forms)
+        d.attempt(lambda text=text: d.say(text, "in place"))  # type: ignore[misc]
+
+
+def _of_its_own(t: Tensor) -> bool:
+    """Has each element a place of its own?"""
+    return all(stride or size == 1 for size, stride in zip(t.shape, t.stride(), strict=True))
 
 
 GLUE = (view, view, view, cast, arithmetic, arithmetic, arithmetic, in_place, own_output)

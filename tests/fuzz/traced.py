@@ -49,6 +49,7 @@ class Traced:
             keep_inference_input_mutations=True,
         )
         self._inputs = inputs
+        self._lays_outputs = False
 
     def _compiled(self, gm: fx.GraphModule, inputs: Any) -> Any:
         with _disable_current_modes():
@@ -58,10 +59,14 @@ class Traced:
         self._original = self._now = gm
 
         def run(args: list[Any]) -> Any:
-            assert self._now is not None
-            return AsInductorLays(self._now, garbage_collect_values=False).run(
+            assert self._now is not None and self._original is not None
+            found = AsInductorLays(self._now, garbage_collect_values=False).run(
                 *args, enable_io_processing=False
             )
+            if not self._lays_outputs:
+                return found
+            promised = (_value(o) for o in outputs(self._original.graph))
+            return [_strided_like(f, p) for f, p in zip(found, promised, strict=True)]
 
         run._boxed_call = True  # type: ignore[attr-defined]
         return run
@@ -100,6 +105,17 @@ class Traced:
         """
         self._now = self._original
 
+    @contextmanager
+    def laid_as_promised(self) -> Iterator[None]:
+        """Within it the outputs lie as the traced graph says: a branch of control flow gives them
+        so. Not their values: some elements of an expanded tensor are the same one.
+        """
+        self._lays_outputs = True
+        try:
+            yield
+        finally:
+            self._lays_outputs = False
+
     def __call__(self, *inputs: Tensor) -> Any:
         return self._call(*inputs)
 
@@ -128,6 +144,16 @@ class AsInductorLays(fx.Interpreter):
                 self.env[read] = _as_promised(self.env[read], read.meta.get("val"))
         found = super().run_node(n)
         return _as_promised(found, n.meta.get("val")) if n.target in LAID_OTHERWISE else found
+
+
+def _value(output: Any) -> Any:
+    return output.meta.get("val") if isinstance(output, fx.Node) else output
+
+
+def _strided_like(found: Any, promised: Any) -> Any:
+    if not isinstance(promised, Tensor) or found.stride() == promised.stride():
+        return found
+    return torch.empty_strided(found.shape, promised.stride(), dtype=found.dtype).zero_()
 
 
 def _as_promised(found: Any, promised: Any) -> Any:

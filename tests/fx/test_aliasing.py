@@ -15,8 +15,10 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from rocm_passes.fx import aliasing
 from rocm_passes.fx.builder import fake_mode_of
 from rocm_passes.options import Options
+from rocm_passes.target import Target
 from tests.fuzz.traced import Traced, references_run, target_named
 from tests.rewriting import rewrite
+from tests.without_codegen import without_codegen
 
 
 def traced(f: Callable[..., Any], *inputs: Tensor) -> tuple[fx.GraphModule, FakeTensorMode]:
@@ -76,6 +78,88 @@ def rewritten(
 
 
 VIDEO, CACHE = torch.randn(1, 4, 2, 3, 5), torch.randn(1, 4, 2, 3, 5)
+
+
+def writing(returned: Callable[[fx.Graph, fx.Node], Any]) -> tuple[fx.GraphModule, FakeTensorMode]:
+    """A graph that writes 2 * x into its input x, and behind that returns something."""
+    gm, mode = traced(lambda x, y: (torch.ops.aten.copy_.default(x, x * 2),), X34, X34)
+    out = returned(gm.graph, next(iter(gm.graph.nodes)))
+    gm.graph.output_node().args = ((out,),)
+    return gm, mode
+
+
+X34 = torch.arange(12.0).reshape(3, 4)
+
+
+def test_a_copy_of_an_input_is_made_before_it_is_written() -> None:
+    def row(graph: fx.Graph, x: fx.Node) -> fx.Node:
+        with graph.inserting_after(x.next):
+            made = graph.call_function(torch.ops.aten.slice.Tensor, (x, 0, 1, 2))
+        made.meta["val"] = x.meta["val"][1:2]
+        return made
+
+    gm, mode = writing(row)
+    assert aliasing.keep_apart(gm.graph, frozenset(), mode) == 1
+    gm.recompile()
+    x = X34.clone()
+    (found,) = gm(x, x)
+    assert torch.equal(found, X34[1:2])
+    assert torch.equal(x, 2 * X34)
+
+
+@pytest.mark.parametrize("copied", ["not at all", "copy", "clone"])
+def test_what_is_written_into_an_input_may_not_become_a_view_of_one_that_is_written(
+    copied: str,
+) -> None:
+    def f(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        t = {"not at all": x, "copy": torch.ops.aten.copy.default(y, x), "clone": x.clone()}[copied]
+        aten = torch.ops.aten
+        return aten.copy_.default(x, y * 2), aten.copy_.default(y, t)
+
+    gm, _ = traced(f, X34, X34)
+    gm.graph.eliminate_dead_code()
+    with pytest.raises(ValueError, match="is written too"):
+        aliasing.check_sources(gm.graph, {})
+    # What the user's own code does is left to Inductor.
+    aliasing.check_sources(gm.graph, aliasing.sources(gm.graph))
+
+
+def front_kept(cache: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    joined = torch.cat([cache, x], 2)
+    kept, y = joined[:, :, :2], F.conv3d(joined, w)
+    cache.copy_(joined[:, :, -2:])
+    return y, kept
+
+
+def x_doubled(cache: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    joined = torch.cat([cache, x], 2)
+    kept, y = joined[:, :, -2:], F.conv3d(joined, w)
+    x.mul_(2)
+    return y, kept
+
+
+def exchanged(cache: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, ...]:
+    joined = torch.cat([cache, x], 2)
+    y = F.conv3d(joined, w)
+    cache.copy_(joined[:, :, 2:4])
+    x.copy_(joined[:, :, :2])
+    return (y,)
+
+
+@pytest.mark.parametrize("f", [front_kept, x_doubled, exchanged])
+@pytest.mark.parametrize("select", ["auto", "always"])
+def test_frames_of_an_input_that_is_written_into_are_what_they_were(
+    f: Callable[..., tuple[Tensor, ...]], select: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = target_named("sm_90")
+    monkeypatch.setattr(Target, "of_inputs", staticmethod(lambda _: target))
+    drawn = torch.randn(1, 4, 2, 5, 5), torch.randn(1, 4, 2, 5, 5), torch.randn(4, 4, 3, 3, 3)
+    ours, eager = ([t.clone() for t in drawn] for _ in range(2))
+    with references_run(), without_codegen():
+        seen = rewrite(f, *ours, options={"select": select, "tune_seconds": 0.0})
+    assert [e.outcome for e in seen.sites] == ["rewritten"]
+    for got, want in zip([*seen.result, *ours], [*f(*eager), *eager], strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
 def test_frames_for_the_next_chunk_that_are_returned_twice_stay_one_tensor() -> None:

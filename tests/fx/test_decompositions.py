@@ -36,6 +36,9 @@ class Norms(nn.Module):
         return nn.functional.gelu(self.layer(nn.functional.silu(self.group(x))), approximate="tanh")
 
 
+PADS = ("replication_pad3d", "reflection_pad3d")
+
+
 @pytest.fixture
 def keeping(monkeypatch: pytest.MonkeyPatch) -> None:
     """A pipeline of one idiom that finds nothing and keeps everything."""
@@ -66,6 +69,39 @@ def test_table_follows_the_options_of_the_compile() -> None:
     )
     with pytest.raises(pickle.UnpicklingError, match="other options"):
         pickle.loads(pickle.dumps(fallback))
+
+
+@pytest.mark.parametrize(
+    ("mode", "select"),
+    [
+        ("replicate", "off"),
+        pytest.param("replicate", "always", marks=pytest.mark.exhaustive),
+        pytest.param("reflect", "always", marks=pytest.mark.exhaustive),
+    ],
+)
+def test_a_pad_of_a_channels_last_video_lies_as_eagers_on_a_cpu(mode: str, select: str) -> None:
+    """With generated code: Inductor gives a user the strides that the traced graph promises."""
+    x = torch.randn(2, 4, 5, 5, 5).contiguous(memory_format=torch.channels_last_3d)
+
+    def f(x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.pad(x, (1, 1, 1, 1, 1, 1), mode=mode)
+
+    torch._dynamo.reset()
+    with torch.no_grad():
+        got = torch.compile(f, backend="rocm_diffusion", options={"select": select})(x)
+    assert torch.equal(got, f(x))
+    assert got.stride() == f(x).stride()
+
+
+def test_only_a_pad_of_a_channels_last_video_is_not_kept_on_a_cpu() -> None:
+    op = torch.ops.aten.replication_pad3d.default
+    assert op not in keep.table_preserving(PADS)
+    table = keep.table_preserving(PADS, on_cpu=True)
+    assert set(pickle.loads(pickle.dumps(table))) == set(table)
+    x = torch.randn(1, 2, 3, 4, 4)
+    assert table[op](x, [1] * 6) is NotImplemented
+    video = x.contiguous(memory_format=torch.channels_last_3d)
+    assert torch.equal(table[op](video, [1] * 6), op(x, [1] * 6))
 
 
 def random(x: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -144,6 +144,22 @@ def test_outputs_of_a_body_that_share_memory_go_on_sharing_it(views: str) -> Non
         assert got.stride() == want.stride()
 
 
+def test_outputs_of_a_body_that_share_memory_keep_the_strides_of_a_dim_of_size_1_too() -> None:
+    def f(x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
+        y = F.conv3d(x, w, stride=(1, 2, 1))
+        return y, y[:1]
+
+    x, w = torch.randn(1, 4, 1, 1, 9), torch.randn(2, 4, 1, 1, 1)
+    with torch.no_grad(), references_run():
+        traced = Traced(f, (x, w))
+        traced.trace()
+        traced.rewrite(Options(select="always"), target_named("cpu"), visible=False)
+        found = traced(x, w)
+    one, other = (t.untyped_storage().data_ptr() for t in found)
+    assert one == other
+    assert [t.stride() for t in found] == [(18, 9, 9, 9, 1)] * 2
+
+
 def test_a_reader_of_symbolic_strides(monkeypatch: pytest.MonkeyPatch) -> None:
     """The strides are products of sizes that no number is known of, and are kept all the same."""
     faked = target_named("sm_90")

@@ -195,6 +195,40 @@ def test_strict_numerics_give_the_graphs_bits(name: str, dtype: torch.dtype) -> 
     assert seen.sites
 
 
+SUMS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "branch first": lambda x, y, g: g * y + x,
+    "branch last": lambda x, y, g: x + g * y,
+    "gate last": lambda x, y, g: x + y * g,
+    "no gate": lambda x, y, g: y + x,
+}
+
+
+@pytest.mark.parametrize("moved", ["none", "x", "branch", "gate", "all"])
+@pytest.mark.parametrize("form", SUMS)
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_strict_sums_rows_as_they_lie_in_the_graph(kind: str, form: str, moved: str) -> None:
+    """A sum lies as its first operand does, and ATen sums rows of other strides in another order.
+
+    The operator adds in an order of its own.
+    """
+
+    def lying(t: Tensor, name: str) -> Tensor:
+        return t.transpose(0, 2).contiguous().transpose(0, 2) if moved in (name, "all") else t
+
+    def fn(x: Tensor, y: Tensor, g: Tensor) -> Tensor:
+        s = SUMS[form](x, y, g)
+        if kind == "layer":
+            return F.layer_norm(s, (D,))
+        return s * torch.rsqrt(s.pow(2).mean(-1, keepdim=True) + 1e-5)
+
+    x, y, g = (draw(8, 3, D, dtype=F32, seed=seed) for seed in range(3))
+    x, y, g = lying(x, "x"), lying(y, "branch"), lying(g, "gate")
+    seen = rewrite(fn, x, y, g, options={"rewrite_numerics": "strict"})
+    assert torch.equal(seen.result, fn(x, y, g))
+    if moved == "none":
+        assert outcomes(seen) == [("residual_norm", REWRITTEN)]
+
+
 def test_strict_numerics_take_what_is_exact() -> None:
     def diffusers(x: Tensor, w: Tensor) -> Tensor:
         variance = x.float().pow(2).mean(-1, keepdim=True)
