@@ -132,7 +132,9 @@ def overwrite(d: Draft) -> None:
     most = choice.choice((1, 1, 2)) if d.mode == "graph" else 1
     for name in choice.sample(left, min(len(left), most)):
         memory = d.values[name].untyped_storage().data_ptr()
-        others = [n for n in d.variables() if d.shape(n) == d.shape(name)]
+        # Of its dtype: the bound counts roundings of the input's dtype, not of a narrower value's.
+        like = d.shape(name), d.dtype_of(name)
+        others = [n for n in d.variables() if (d.shape(n), d.dtype_of(n)) == like]
         alike = [n for n in others if d.values[n].untyped_storage().data_ptr() != memory]
         forms = [f"{name}.mul_(2.0)", f"{name}.zero_()"]
         forms += [f"{name}.copy_({n})" for n in alike[-4:]]
