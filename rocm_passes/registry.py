@@ -17,6 +17,7 @@ from rocm_passes.idioms.norms import (
 from rocm_passes.idioms.rotary import qk_norm_rotary, rotary, rotary_pair
 from rocm_passes.kernels import register_lowerings
 from rocm_passes.passes import (
+    cast_by_int32,
     drop_identities,
     fold_conv_bias,
     gather_in_norm,
@@ -67,6 +68,7 @@ FINISH: tuple[WholeGraphPass, ...] = (
     write_into_cat.PASS,
     mark_launcher.PASS,
     memory_format.PASS,
+    cast_by_int32.PASS,
 )
 
 
