@@ -53,7 +53,7 @@ def by_rule(component: nn.Module, settings: Settings) -> Settings:
         return settings
     is_unet = any(isinstance(m, nn.GroupNorm) for m in component.modules())
     moves = hooks.any_below(component) or hooks.note(component) is not None
-    if not is_unet or moves or _vendor(component) != "nvidia":
+    if not is_unet or moves or component.training or _vendor(component) != "nvidia":
         return settings
     whole = plan(component, settings)
     return settings.with_graphs() if whole.modules is None else settings

@@ -82,6 +82,11 @@ def test_elsewhere_graphs_are_measured_first(vendor: str, monkeypatch: pytest.Mo
     assert REPLAYED not in detail and how["graphs"] is False
 
 
+def test_a_model_that_is_trained_is_not_replayed() -> None:
+    detail, how = compiled(unet().train())
+    assert REPLAYED not in detail and how["graphs"] is False
+
+
 def test_weights_that_move_are_not_replayed() -> None:
     model = unet()
     apply_group_offloading(
