@@ -52,8 +52,9 @@ def by_rule(component: nn.Module, settings: Settings) -> Settings:
     if settings.says_of_graphs() or settings.how != "auto" or settings.dynamic is True:
         return settings
     is_unet = any(isinstance(m, nn.GroupNorm) for m in component.modules())
-    moves = hooks.any_below(component) or hooks.note(component) is not None
-    if not is_unet or moves or component.training or _vendor(component) != "nvidia":
+    if not is_unet or component.training or _vendor(component) != "nvidia":
+        return settings
+    if hooks.moves_weights(component):
         return settings
     whole = plan(component, settings)
     return settings.with_graphs() if whole.modules is None else settings

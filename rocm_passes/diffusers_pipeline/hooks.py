@@ -88,6 +88,11 @@ def any_below(module: nn.Module) -> bool:
     return any(is_sharded(m) or next(hooks_of(m), None) is not None for m in below)
 
 
+def moves_weights(module: nn.Module) -> bool:
+    """Whether hooks on the module or below it may move its weights between calls, or within."""
+    return any_below(module) or note(module) is not None
+
+
 def hooks_of(module: nn.Module) -> Iterator[Any]:
     """The module's hooks of accelerate (`_hf_hook`) and of diffusers (`_diffusers_hook`), one by
     one.

@@ -145,7 +145,7 @@ def fastest(trials: Iterable[Trial]) -> Trial | None:
 
 def _replayable(component: nn.Module, best: Trial, settings: Settings, clock: Clock) -> bool:
     """May the launches be replayed? Not with sizes that change, nor with weights that move."""
-    moves = hooks.any_below(component) or hooks.note(component) is not None
+    moves = hooks.moves_weights(component)
     modes = "mode" in settings.options or settings.graphs or settings.dynamic is True
     return clock.graphs() and not moves and not modes and best.modules == [component]
 

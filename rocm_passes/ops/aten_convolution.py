@@ -70,6 +70,14 @@ class AtenConvolution(Call):
                 yield out_size(size, kernel, stride, padding, dilation)
 
 
+def repeated(x: Tensor, factors: Sequence[int]) -> Tensor:
+    """Each pixel of the last dims so often, one factor a dim (nearest upsampling)."""
+    for dim, factor in enumerate(factors, x.dim() - len(factors)):
+        if factor != 1:
+            x = x.repeat_interleave(factor, dim)
+    return x
+
+
 def by(sizes: Sequence[int]) -> str:
     return "x".join(str(s) for s in sizes)
 

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from rocm_passes.fx.nodes import dtype_name
-from rocm_passes.ops.aten_convolution import AtenConvolution, by, in_words
+from rocm_passes.ops.aten_convolution import AtenConvolution, by, in_words, repeated
 from rocm_passes.ops.conv3d import Conv3d
 from rocm_passes.ops.operator import Computation
 
@@ -34,11 +34,7 @@ class Conv2d(AtenConvolution):
 
     def input(self) -> Tensor:
         """What is convolved, of a call with tensors."""
-        x = self.x
-        for dim, factor in zip((2, 3), self.upsample, strict=True):
-            if factor != 1:
-                x = x.repeat_interleave(factor, dim)
-        return x
+        return repeated(self.x, self.upsample)
 
     def of_video(self) -> dict[str, Any]:
         """The parameters of the same convolution over a video of 1 frame."""

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rocm_passes.ops.aten_convolution import repeated
 from rocm_passes.ops.operator import Call, Operator
 from rocm_passes.ops.time_axis import out_size
 
@@ -60,8 +61,7 @@ class ImplicitGemmConv(Call):
 def reference(call: ImplicitGemmConv) -> Tensor:
     """Plain torch. The bias is added by the library's convolution, in x's dtype."""
     x = call.x if call.front is None else torch.cat([call.front, call.x], 2)
-    for dim, factor in zip((3, 4), call.upsample, strict=True):
-        x = x if factor == 1 else x.repeat_interleave(factor, dim)
+    x = repeated(x, call.upsample)
     h, w = call.padding
     bias = None if call.bias is None else call.bias.to(x.dtype)
     padded = F.pad(x, [w, w, h, h, *call.zeros])

@@ -58,10 +58,11 @@ def gathers(r: Rewritten) -> int:
     return sum(r.targets().count(target) for target in GATHERS)
 
 
+UPSAMPLERS = [(twice, [2, 2]), (wan, [2, 2]), (taller, [3, 1]), (frames, [2, 2])]
+
+
 @pytest.mark.parametrize("dtype", [F32, BF16, F16])
-@pytest.mark.parametrize(
-    ("fn", "factors"), [(twice, [2, 2]), (wan, [2, 2]), (taller, [3, 1]), (frames, [2, 2])]
-)
+@pytest.mark.parametrize(("fn", "factors"), UPSAMPLERS)
 def test_the_library_gets_it_upsampled(
     fn: Callable[..., Tensor], factors: list[int], dtype: torch.dtype
 ) -> None:
@@ -74,9 +75,7 @@ def test_the_library_gets_it_upsampled(
 
 
 @pytest.mark.parametrize("dtype", [BF16, F16])
-@pytest.mark.parametrize(
-    ("fn", "factors"), [(twice, [2, 2]), (wan, [2, 2]), (taller, [3, 1]), (frames, [2, 2])]
-)
+@pytest.mark.parametrize(("fn", "factors"), UPSAMPLERS)
 def test_the_kernel_reads_each_pixel_where_it_lies(
     fn: Callable[..., Tensor], factors: list[int], dtype: torch.dtype
 ) -> None:

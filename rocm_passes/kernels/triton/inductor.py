@@ -54,6 +54,7 @@ from torch._inductor.virtualized import V
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rocm_passes.fx import aliasing
 from rocm_passes.kernels.triton.launch import Launch, written_down
 from rocm_passes.kernels.triton.lowering import LAUNCHED_BY
 from rocm_passes.ops.as_real import AS_REAL
@@ -113,7 +114,7 @@ def _as_real(z: ir.TensorBox, lowering: str = "") -> Any:
     """
     node = V.current_node.args[0]
     fake = node.meta["val"]
-    written = any(user.target is aten.copy_.default and user.args[0] is node for user in node.users)
+    written = aliasing.root_of(node) in aliasing.inputs_written(node.graph)
     if written or fake.is_conj() or not fake.is_contiguous():
         opaque = fallback_handler(AS_REAL.overload, add_to_fallback_set=False)
         return opaque(z, lowering)

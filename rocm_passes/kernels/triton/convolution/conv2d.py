@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from rocm_passes.kernels.aten.conv2d import DIRECT
-from rocm_passes.kernels.aten.conv3d_steps import LOW_PRECISION, Writer, aten
+from rocm_passes.kernels.aten.conv3d_steps import Writer, aten
 from rocm_passes.kernels.aten.memory_format import as_the_graphs, channels_last
 from rocm_passes.kernels.triton.convolution import conv3d, implicit_gemm_conv
 from rocm_passes.kernels.triton.convolution.implicit_gemm_conv import KERNEL
@@ -29,12 +29,9 @@ def write(b: Writer, call: Conv2d) -> Any:
 def refuses(call: Conv2d, target: Target) -> str | None:
     if call.transposed:
         return "it is transposed"
-    if call.x.dtype not in LOW_PRECISION:
-        return conv3d.measured_in_16_bits(call.x.dtype)
-    if call.groups != 1:
-        return f"groups={call.groups}; 1 is needed"
-    if not call.has_numbers():
-        return "its sizes are symbolic"
+    reason = conv3d.refuses_kind(call, call.x.dtype)
+    if reason is not None:
+        return reason
     made = _of_video(call, call.x.unsqueeze(2), call.weight.unsqueeze(2))
     return implicit_gemm_conv.refuses(made, target)
 

@@ -17,6 +17,7 @@ from rocm_passes.kernels.aten.conv3d_steps import LOW_PRECISION, Steps, Writer, 
 from rocm_passes.kernels.aten.memory_format import as_the_graphs
 from rocm_passes.kernels.triton.convolution import implicit_gemm_conv
 from rocm_passes.kernels.triton.lowering import requires
+from rocm_passes.ops.conv2d import Conv2d
 from rocm_passes.ops.conv3d import CONV3D, Conv3d
 from rocm_passes.ops.implicit_gemm_conv import IMPLICIT_GEMM_CONV, ImplicitGemmConv
 from rocm_passes.ops.operator import Lowering
@@ -37,20 +38,22 @@ def write(b: Writer, call: Conv3d) -> Any:
 
 def refuses(call: Conv3d, target: Target) -> str | None:
     compute = call.compute or call.x[0].dtype
-    if compute not in LOW_PRECISION:
-        return measured_in_16_bits(compute)
-    if call.groups != 1:
-        return f"groups={call.groups}; 1 is needed"
-    if not call.has_numbers():
-        return "its sizes are symbolic"
+    reason = refuses_kind(call, compute)
+    if reason is not None:
+        return reason
     x, weight = _meta(call.x[0], compute, frames_of(call.x)), _meta(call.weight, compute)
     bias = None if call.bias is None else _meta(call.bias, call.bias.dtype)
     made = ImplicitGemmConv(x=x, front=None, weight=weight, bias=bias, **_parameters(call))
     return implicit_gemm_conv.refuses(made, target)
 
 
-def measured_in_16_bits(compute: torch.dtype) -> str:
-    return f"it computes in {compute}; the kernel has been measured in 16 bits alone"
+def refuses_kind(call: Conv3d | Conv2d, compute: torch.dtype) -> str | None:
+    """What the kernel's own check of the tensors would not say, or could not be asked."""
+    if compute not in LOW_PRECISION:
+        return f"it computes in {compute}; the kernel has been measured in 16 bits alone"
+    if call.groups != 1:
+        return f"groups={call.groups}; 1 is needed"
+    return None if call.has_numbers() else "its sizes are symbolic"
 
 
 def _parameters(call: Conv3d) -> dict[str, Any]:
