@@ -20,8 +20,8 @@ from rocm_passes import backend
 from rocm_passes.options import Options
 from rocm_passes.report.ledger import Ledger
 from rocm_passes.target import Target
-from tests.fuzz import unfinite
-from tests.fuzz.bounds import Errors, Given, bound, error, errors_nearby
+from tests.fuzz import compare, unfinite
+from tests.fuzz.bounds import Errors, Given, errors_nearby
 from tests.fuzz.program import WIDE, Program, placed, widened
 from tests.fuzz.traced import Traced, kept_whole, references_run, target_named
 from tests.without_codegen import without_codegen
@@ -207,11 +207,14 @@ def _failures(
     results, left = unfused.results, unfused.inputs
 
     def unlike(nearby: Errors = ([], [])) -> list[Failure]:
+        values, kept = nearby
+        exact, exact_inputs = reference.exact, reference.exact_inputs
         return [
-            *_unlike(found, got, results, reference.results, reference.exact, "value", nearby[0]),
-            *_unlike(found, inputs, left, reference.inputs, reference.exact_inputs, "input",
-                     nearby[1]),
-        ]  # fmt: skip
+            *compare.values_unlike(found, got, results, reference.results, exact, "value", values),
+            *compare.values_unlike(
+                found, inputs, left, reference.inputs, exact_inputs, "input", kept
+            ),
+        ]
 
     failures = unlike()
     if failures and not setting.strict:
@@ -219,13 +222,13 @@ def _failures(
         failures = unlike()
     if failures:
         failures = unlike(reference.nearby())
-    failures += _aliased_unlike(found, [*got, *inputs], [*unfused.results, *unfused.inputs])
+    failures += compare.aliased_unlike(found, [*got, *inputs], [*unfused.results, *unfused.inputs])
     if setting in (ALWAYS, ON_GPU):
         failures += _finite_unlike(found, traced, program, again, unfused)
     if not setting.visible:
         failures += _laid_out_unlike(found, got, unfused)
     if setting.strict:
-        failures += _other_bits(found, got, unfused.results)
+        failures += compare.other_bits(found, got, unfused.results)
     return failures
 
 
@@ -301,32 +304,6 @@ def _count(ledger: Ledger, outcome: Outcome, found: Callable[..., Failure]) -> N
             outcome.failures.append(found("crash", message=note))
 
 
-def _unlike(
-    found: Callable[..., Failure], got: Sequence[Tensor], unfused: Sequence[Tensor],
-    eager: Sequence[Tensor],
-    exact: Sequence[Tensor], kind: str, nearby: Sequence[float] = (), times: float = 1.0,
-) -> list[Failure]:  # fmt: skip
-    """Failures of dtype, shape and value. nearby: errors that eager has at neighbouring inputs."""
-    if len(got) != len(eager):
-        return [found("shape", message=f"{len(got)} results where eager has {len(eager)}")]
-    failures = []
-    for i, (g, u, e, x) in enumerate(zip(got, unfused, eager, exact, strict=True)):
-        if g.dtype != e.dtype:
-            failures.append(found("dtype", message=f"{kind} {i}: {g.dtype}, eager {e.dtype}"))
-        elif g.shape != e.shape:
-            failures.append(
-                found("shape", message=f"{kind} {i}: {tuple(g.shape)}, eager {tuple(e.shape)}")
-            )
-        else:
-            errors = [error(e, x), error(u, x), *nearby[i : i + 1]]
-            have, allowed = error(g, x), times * bound(max(errors), e, x)
-            if not have <= allowed:
-                failures.append(
-                    found(kind, message=f"{kind} {i}: error {have:.3g}, allowed {allowed:.3g}")
-                )
-    return failures
-
-
 def _laid_out_unlike(
     found: Callable[..., Failure], got: Sequence[Tensor], unfused: Unfused
 ) -> list[Failure]:
@@ -336,58 +313,14 @@ def _laid_out_unlike(
     ATen's kernels on a CPU lay some results out otherwise than their fake implementations say:
     a pad (seed 900174), a cat of tensors with a dim of size 1 (seed 900533).
     """
-    if not _other_strides(got, unfused.decomposed[0]):
+    if not compare.other_strides(got, unfused.decomposed[0]):
         return []
     promised = unfused.promised()
     return [
         found("strides", message=f"output {i}: {got[i].stride()}, promised {promised[i].stride()}")
-        for i in _other_strides(got, unfused.decomposed[0])
-        if i in _other_strides(got, promised)
+        for i in compare.other_strides(got, unfused.decomposed[0])
+        if i in compare.other_strides(got, promised)
     ]
-
-
-def _other_strides(got: Sequence[Tensor], want: Sequence[Tensor]) -> list[int]:
-    both = enumerate(zip(got, want, strict=True))
-    return [
-        i for i, (g, w) in both if g.shape == w.shape and g.numel() and _strides(g) != _strides(w)
-    ]
-
-
-def _aliased_unlike(
-    found: Callable[..., Failure], got: Sequence[Tensor], unfused: Sequence[Tensor]
-) -> list[Failure]:
-    other = _sharing(got) ^ _sharing(unfused)
-    return (
-        [found("aliasing", message=f"unlike the unfused graph: {sorted(other)}")] if other else []
-    )
-
-
-def _strides(t: Tensor) -> list[int]:
-    return [stride for size, stride in zip(t.shape, t.stride(), strict=True) if size > 1]
-
-
-def _sharing(tensors: Sequence[Tensor]) -> set[tuple[int, int]]:
-    """Pairs of tensors that share memory, but for empty ones."""
-    at = [t.untyped_storage().data_ptr() if t.numel() else -i for i, t in enumerate(tensors, 1)]
-    return {(i, j) for j in range(len(at)) for i in range(j) if at[i] == at[j]}
-
-
-def _other_bits(
-    found: Callable[..., Failure], got: Sequence[Tensor], unfused: Sequence[Tensor]
-) -> list[Failure]:
-    """Strict: the unfused graph's bits, each of them."""
-    for i, (g, u) in enumerate(zip(got, unfused, strict=True)):
-        if g.shape == u.shape and not torch.equal(_bits(g), _bits(u)):
-            count = int((_bits(g) != _bits(u)).sum())
-            return [found("strict", message=f"output {i}: {count} of {g.numel()} elements differ")]
-    return []
-
-
-def _bits(t: Tensor) -> Tensor:
-    """The elements as integers: a zero has a sign."""
-    t = torch.view_as_real(t) if t.is_complex() else t
-    ints = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-    return t.detach().contiguous().view(ints[t.itemsize])
 
 
 # -- programs that go through torch.compile
@@ -432,7 +365,7 @@ def _compiled_unlike(
     return [
         failure
         for g, e, x, kind, errors in each
-        for failure in _unlike(found, g, e, e, x, kind, errors, UNMEASURED)
+        for failure in compare.values_unlike(found, g, e, e, x, kind, errors, UNMEASURED)
     ]
 
 

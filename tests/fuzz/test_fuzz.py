@@ -19,7 +19,8 @@ from torch import Tensor
 
 from rocm_passes.ops.rms_norm import inverse_root
 from tests.fuzz import bounds, mutants, videos
-from tests.fuzz.check import ALWAYS, STRICT, Failure, _other_bits, check
+from tests.fuzz.check import ALWAYS, STRICT, Failure, check
+from tests.fuzz.compare import other_bits
 from tests.fuzz.draft import Draft, Unfit
 from tests.fuzz.generate import program
 from tests.fuzz.program import Program, Statement
@@ -103,9 +104,9 @@ def test_strict_allows_no_element_to_differ() -> None:
     """Not by one unit in the last place, nor by the sign of a zero."""
     found = functools.partial(Failure, setting=STRICT)
     x = torch.tensor([1.0, 0.0, 2.0])
-    assert _other_bits(found, [x], [x.clone()]) == []
+    assert other_bits(found, [x], [x.clone()]) == []
     for other in (x.nextafter(torch.tensor(3.0)), torch.tensor([1.0, -0.0, 2.0])):
-        (failure,) = _other_bits(found, [other], [x])
+        (failure,) = other_bits(found, [other], [x])
         assert failure.kind == "strict"
 
 
