@@ -93,6 +93,25 @@ def test_the_kernel_reads_each_pixel_where_it_lies(
     assert_no_worse(r.result, fn(*args), fn(*(t.double() for t in args)))
 
 
+SOURCES = {
+    "sliced": lambda dtype: draw(2, 2 * C, 7, 5, dtype=dtype)[:, ::2, 1:6],
+    "permuted": lambda dtype: draw(2, 5, 3, C, dtype=dtype).permute(0, 3, 2, 1),
+    "expanded": lambda dtype: draw(1, C, 3, 1, dtype=dtype).expand(2, C, 3, 5),
+    "square": lambda dtype: draw(C, C, C, C, dtype=dtype),
+}
+
+
+@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("lowering", ["triton", "channels_last"])
+def test_sources_that_lie_otherwise(source: str, lowering: str) -> None:
+    args = (SOURCES[source](F16), *weights(F16))
+    options = {"select": "auto", "lowering": {"conv2d": lowering}, **LAST}
+    r = rewrite(twice, *args, options=options)
+    able = lowering != "triton" or triton_is_interpreted()
+    assert site(r).lowering == (lowering if able else None)
+    assert_no_worse(r.result, twice(*args), twice(*(t.double() for t in args)))
+
+
 def shared(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     wide = F.interpolate(x, scale_factor=2.0)
     return F.conv2d(wide, w, b, padding=1), wide
