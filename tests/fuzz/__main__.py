@@ -7,11 +7,14 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
+import multiprocessing
 import signal
 import sys
 import time
 import warnings
 from collections import Counter
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import torch
@@ -28,6 +31,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--first", type=int, default=100_000, help="the first seed")
     parser.add_argument("--programs", type=int, default=10**9, help="at most so many")
+    parser.add_argument("--jobs", type=int, default=1, help="processes, each with seeds of its own")
     parser.add_argument("--seed", type=int, help="check and shrink the program of this seed only")
     parser.add_argument(
         "--out", type=Path, default=Path("fuzz-cases"), help="folder for the case files"
@@ -45,40 +49,106 @@ def main() -> int:
         return mutants.run(asked.only, asked.docs)
     if asked.seed is not None:
         asked.first, asked.programs = asked.seed, 1
-    return fuzz(asked.first, asked.programs, asked.seconds, asked.out)
+    counts = fuzz(asked.first, asked.programs, asked.seconds, asked.out, max(1, asked.jobs))
+    print(counts.text())
+    return min(sum(counts.failed.values()), 1)
 
 
-def fuzz(first: int, programs: int, seconds: float, folder: Path) -> int:
-    """Counts of what ran, and how many programs failed. SIGTERM ends a run with its counts."""
+@dataclass
+class Counts:
+    """What a run did."""
+
+    seeds: range
+    programs: int = 0
+    skipped: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    rewritten: Counter[str] = field(default_factory=Counter)
+    failed: Counter[str] = field(default_factory=Counter)
+
+    def add(self, other: Counts) -> None:
+        self.programs += other.programs
+        self.skipped += other.skipped
+        for mine, its in (
+            (self.kinds, other.kinds),
+            (self.rewritten, other.rewritten),
+            (self.failed, other.failed),
+        ):
+            mine.update(its)
+
+    def text(self) -> str:
+        return "\n".join((
+            f"seeds {self.seeds.start} to {self.seeds.stop - 1}",
+            f"programs {self.programs}, skipped {self.skipped} "
+            "(eager does not run them, or is not finite)",
+            f"parts of programs: {dict(self.kinds.most_common())}",
+            f"sites rewritten: {dict(self.rewritten.most_common())}",
+            f"programs that failed: {dict(self.failed)}",
+        ))  # fmt: skip
+
+
+def fuzz(first: int, programs: int, seconds: float, folder: Path, jobs: int = 1) -> Counts:
+    """Counts of what ran. SIGTERM ends a run with its counts.
+
+    With several processes, process i checks every jobs-th program, from first + i on. A process
+    that dies counts as one failure.
+    """
+    if jobs == 1:
+        return fuzz_alone(range(first, first + programs), seconds, folder)
+    context = multiprocessing.get_context("fork")
+    processes: list[tuple[multiprocessing.process.BaseProcess, Connection]] = []
+    for job in range(jobs):
+        receiver, sender = context.Pipe(duplex=False)
+        seeds = range(first + job, first + programs, jobs)
+        process = context.Process(target=_send_counts, args=(sender, seeds, seconds, folder))
+        process.start()
+        sender.close()
+        processes.append((process, receiver))
+    signal.signal(signal.SIGTERM, lambda *_: [p.terminate() for p, _ in processes])
+    total = Counts(range(first, first))
+    last = first
+    for process, receiver in processes:
+        try:
+            counts: Counts = receiver.recv()
+        except EOFError:
+            process.join()
+            total.failed[f"process ended with exit code {process.exitcode}"] += 1
+            continue
+        process.join()
+        total.add(counts)
+        last = max(last, counts.seeds.stop)
+    total.seeds = range(first, last)
+    return total
+
+
+def _send_counts(sender: Connection, seeds: range, seconds: float, folder: Path) -> None:
+    sender.send(fuzz_alone(seeds, seconds, folder))
+
+
+def fuzz_alone(seeds: range, seconds: float, folder: Path) -> Counts:
     end = time.monotonic() + seconds
     stopped: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: stopped.append(number))
-    kinds: Counter[str] = Counter()
-    rewritten: Counter[str] = Counter()
-    failed: Counter[str] = Counter()
-    done = skipped = 0
-    while done < programs and time.monotonic() < end and not stopped:
-        made = program(first + done)
-        done += 1
-        if done == 20:
+    counts = Counts(range(seeds.start, seeds.start))
+    for seed in seeds:
+        if time.monotonic() >= end or stopped:
+            break
+        made = program(seed)
+        counts.programs += 1
+        counts.seeds = range(seeds.start, seed + 1)
+        if counts.programs == 20:
             # By now all is imported. Collections that walk through it took a sixth of the time.
             gc.freeze()
             gc.set_threshold(50_000, 20, 50)
         outcome = check(made)
-        skipped += bool(outcome.skipped)
-        kinds.update(made.kinds)
-        rewritten.update(outcome.rewritten)
+        counts.skipped += bool(outcome.skipped)
+        counts.kinds.update(made.kinds)
+        counts.rewritten.update(outcome.rewritten)
         if outcome.failures:
-            failed[outcome.failures[0].kind] += 1
+            counts.failed[outcome.failures[0].kind] += 1
             print(write_case(made, outcome.failures[0], folder), flush=True)
-        if done % 500 == 0:
-            print(f"{done} programs, {sum(failed.values())} failed", flush=True)
-    print(f"seeds {first} to {first + done - 1}")
-    print(f"programs {done}, skipped {skipped} (eager does not run them, or is not finite)")
-    print("parts of programs:", dict(kinds.most_common()))
-    print("sites rewritten:", dict(rewritten.most_common()))
-    print("programs that failed:", dict(failed))
-    return min(sum(failed.values()), 1)
+        if counts.programs % 500 == 0:
+            print(f"{counts.programs} programs, {counts.failed.total()} failed", flush=True)
+    return counts
 
 
 def write_case(made: Program, failure: Failure, folder: Path) -> str:
