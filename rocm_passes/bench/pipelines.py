@@ -103,8 +103,8 @@ class Run:
         self._take_turns(ready, until, parked)
         for job in ready:
             self._guarded(job, lambda job=job: self._finish(job, parked))
+            self.write()  # what ends this program from outside costs no form that is done
         self.admission.forget(sum(j.kept_gib for j in jobs))
-        self.write()
         self.say(f"{jobs[0].spec.name}: timed")
 
     def _each(self, jobs: list[Job], work: Callable[..., None], *more: Any) -> None:
