@@ -16,7 +16,7 @@ from rocm_passes.fx import decompositions as decomposing
 from rocm_passes.fx.hooks import after_the_users
 from rocm_passes.graph_pass import GraphPass
 from rocm_passes.idioms.rotary import rotary
-from rocm_passes.options import STATIC_LAUNCH, Options, parse
+from rocm_passes.options import Options, parse
 from rocm_passes.passes.complex_to_real import ComplexToReal, is_training
 from rocm_passes.policy.launch import launched_by
 from rocm_passes.policy.layout import is_convolutional
@@ -59,9 +59,7 @@ def rocm_diffusion(
     if not caches or looks or dump.folder() is not None:
         patch["force_disable_caches"] = True
     target = Target.of_inputs(_tensors(gm, example_inputs))
-    settings = replace(settings, launch=launched_by(settings.launch, target, gm))
-    if settings.launch == "static":
-        patch.setdefault(STATIC_LAUNCH, True)
+    settings = replace(settings, launch=launched_by(settings.launch, target))
     # Read before Inductor takes the graph over.
     convolutions = library_search.convolutions(gm)
     graph_pass = GraphPass(settings, target, listener)

@@ -117,9 +117,8 @@ class Options:
         "auto",
         option_values.choice(*LAUNCHES),
         "who launches our Triton kernels: inductor: its generated code; static: the same, by its "
-        "static launcher, as its own kernels; auto: static on NVIDIA in graphs without Triton "
-        "kernels of your own, else inductor; python: an operator call each, slower for the host, "
-        "and where a kernel fails plain torch takes over",
+        "static launcher, as its own kernels; auto: static on NVIDIA, else inductor; python: an "
+        "operator call each, slower for the host, and where a kernel fails plain torch takes over",
     )
     fuel: int | None = option(
         None,
@@ -196,10 +195,6 @@ def parse(options: Mapping[str, Any] | None, mode: str | None) -> tuple[Options,
     patch = _mode_patch(mode or inner_mode)
     patch.update(_inductor_options(given))
     settings = _resolve(ours, patch)
-    if settings.launch == "static":
-        if STATIC_LAUNCH not in inductor_config.get_config_copy():
-            raise OptionError("launch='static' needs a torch whose Inductor has " + STATIC_LAUNCH)
-        patch.setdefault(STATIC_LAUNCH, True)
     return settings, patch
 
 

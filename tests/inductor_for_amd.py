@@ -21,6 +21,7 @@ from torch._inductor.codecache import PyCodeCache
 from torch._inductor.debug import DebugContext
 from torch._inductor.decomposition import select_decomp_table
 from torch._inductor.graph import GraphLowering
+from torch._inductor.runtime.triton_heuristics import StaticTritonCompileResult
 from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -91,6 +92,17 @@ def compiled_kernels(code: str) -> dict[str, str]:
                 source_of, target=target, options={"num_warps": config.num_warps}
             )
     return {name: kernel.asm["amdgcn"] for name, kernel in found.items()}
+
+
+def statically_launchable(code: str) -> list[bool]:
+    """Of each kernel of ours, as a process of Inductor's that compiles it would find."""
+    found = []
+    for name, source in re.findall(KERNEL, code, re.S):
+        if "custom_kernel=True" in source:
+            kernel = getattr(PyCodeCache.load(source), name.rpartition("_")[0])
+            made = kernel._precompile_config(kernel.configs[0])
+            found.append(isinstance(made, StaticTritonCompileResult))
+    return found
 
 
 ops, aten = torch.ops.rocm_passes, torch.ops.aten
@@ -232,7 +244,8 @@ def _convolution(x: Tensor, front: Tensor, weight: Tensor, bias: Tensor) -> Tens
     return y + 1
 
 
-BY_PYTHON = "by python"
+BY_PYTHON, STATICALLY = "by python", "statically"
+BY = {BY_PYTHON: "python", STATICALLY: "static"}
 STREAM: Meta = ((1, 4608, 3072), BF16)
 TABLE: Meta = ((1, 1, 3072), BF16)
 HEADS: Meta = ((1, 4608, 24, 128), BF16)
@@ -241,6 +254,7 @@ CASES: dict[str, tuple[Any, ...]] = {
     "norm": (_norm, STREAM, ((3072,), BF16)),
     "twice": (_twice, STREAM, ((3072,), BF16)),
     BY_PYTHON: (_norm, STREAM, ((3072,), BF16)),
+    STATICALLY: (_twice, STREAM, ((3072,), BF16)),
     "by a library": (_by_a_library, STREAM, ((3072,), BF16)),
     "slice": (_slice_of_a_projection, STREAM, ((1024,), BF16)),
     "chain": (_chain, STREAM, STREAM, TABLE, TABLE, TABLE),
@@ -286,9 +300,12 @@ def main() -> None:
     with device():
         answers = {}
         for name in sys.argv[1:]:
-            by = "python" if name == BY_PYTHON else "inductor"
-            code = code_for(*CASES[name], launched_by=by)
-            answers[name] = {"call": call_of(code), "kernels": compiled_kernels(code)}
+            code = code_for(*CASES[name], launched_by=BY.get(name, "inductor"))
+            answers[name] = {
+                "call": call_of(code),
+                "kernels": compiled_kernels(code),
+                "static": statically_launchable(code),
+            }
     print(json.dumps(answers))
 
 

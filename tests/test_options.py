@@ -330,17 +330,3 @@ def test_where_inductor_has_the_old_name_it_is_inductor_s_and_its_strictness_is_
         OptionError, match="is Inductor's in this version of torch: write rewrite_numerics='fast'"
     ):
         parse({"numerics": "fast"}, None)
-
-
-def test_the_static_launcher_is_asked_for_by_inductor_s_own_option(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Inductor launches a user's kernels, ours among them, otherwise than its own by default."""
-    name = options_module.STATIC_LAUNCH
-    assert name not in parse({}, None)[1]
-    if name in inductor_config.get_config_copy():
-        assert parse({"launch": "static"}, None)[1][name] is True
-        assert parse({"launch": "static", name: False}, None)[1][name] is False
-    monkeypatch.setattr(options_module, "STATIC_LAUNCH", "no_such_option")
-    with pytest.raises(OptionError, match="needs a torch whose Inductor has no_such_option"):
-        parse({"launch": "static"}, None)

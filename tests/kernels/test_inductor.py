@@ -13,6 +13,7 @@ import torch
 
 from rocm_passes.kernels.triton.inductor import NotLaunchable, OnlyMemory
 from rocm_passes.kernels.triton.launch import launch, written_down
+from rocm_passes.kernels.triton.static_launch import as_a_template
 from rocm_passes.ops.operator import OPERATORS
 from tests import inductor_for_amd
 
@@ -52,6 +53,7 @@ LAUNCHED = {
     ],
 }
 OPAQUE = ("by a library", "by python")
+STATICALLY = "statically"
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def answers() -> Any:
     """In a process of its own: here the kernels are interpreted, and there torch believes
     in a GPU.
     """
-    return inductor_for_amd.answers_of("tests.inductor_for_amd", *LAUNCHED, *OPAQUE)
+    return inductor_for_amd.answers_of("tests.inductor_for_amd", *LAUNCHED, *OPAQUE, STATICALLY)
 
 
 @pytest.mark.parametrize("case", LAUNCHED)
@@ -132,6 +134,29 @@ def test_a_librarys_lowering_stays_one_call_and_so_does_launch_python(
 ) -> None:
     assert "torch.ops.rocm_passes.rms_norm.default" in answers[case]["call"]
     assert answers[case]["kernels"] == {}
+
+
+def test_the_static_launcher_takes_our_kernels_where_it_is_asked_for(answers: Any) -> None:
+    """With no option of Inductor's: in the processes that compile kernels none is set."""
+    assert answers[STATICALLY]["static"] == [True]
+    assert answers["twice"]["static"] == [False]
+    launches = [
+        re.findall(r"(\w+_kernel_\d+)\.run\((.*?)\)", answers[case]["call"])
+        for case in (STATICALLY, "twice")
+    ]
+    assert len(launches[0]) == 2 and launches[0] == launches[1]
+
+
+def test_a_definition_in_another_form_is_left_as_it_is() -> None:
+    body = (
+        "async_compile.triton('norm_kernel', '''\ndef norm_kernel(): pass"
+        "\n''', device_str='cuda')\n"
+    )
+    said = as_a_template("norm_kernel_0", body)
+    assert said.index("def norm_kernel") < said.index("norm_kernel.heuristic_type = ")
+    assert said.endswith("\n''', device_str='cuda')\n")
+    other = "async_compile.triton(source)"
+    assert as_a_template("norm_kernel_0", other) == other
 
 
 def test_every_triton_lowering_launches() -> None:

@@ -57,6 +57,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rocm_passes.fx import aliasing
 from rocm_passes.kernels.triton.launch import Launch, written_down
 from rocm_passes.kernels.triton.lowering import LAUNCHED_BY
+from rocm_passes.kernels.triton.static_launch import StaticallyLaunched
 from rocm_passes.ops.as_real import AS_REAL
 from rocm_passes.ops.computed import COMPUTED
 from rocm_passes.ops.operator import OPERATORS, Call, Operator
@@ -199,6 +200,8 @@ class _Launching:
             kwargs=tensors,
         )
         made: Any = V.graph.operations[-1]
+        if V.current_node.meta.get(LAUNCHED_BY) == "static" and not V.graph.cpp_wrapper:
+            made.__class__ = StaticallyLaunched
         buffers = {box.get_name(): name for name, box in tensors.items()}
         written = [buffers[box.get_name()] for box in made.mutable_args]
         for name in written:

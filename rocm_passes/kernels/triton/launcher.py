@@ -23,6 +23,8 @@ PRIVATE: Mapping[str, tuple[str, ...]] = {
     ),
     "torch._inductor.codegen.wrapper": (
         "PythonWrapperCodegen.codegen_exact_buffer_reuse",
+        "PythonWrapperCodegen.define_kernel",
+        "PythonWrapperCodegen.define_user_defined_triton_kernel",
         "PythonWrapperCodegen.make_buffer_free",
     ),
     "torch._inductor.ir": (
@@ -32,6 +34,7 @@ PRIVATE: Mapping[str, tuple[str, ...]] = {
         *("as_storage_and_layout", "is_storage_and_layout"),
     ),
     "torch._inductor.lowering": ("fallback_handler", "lowerings", "register_lowering"),
+    "torch._inductor.runtime.hints": ("HeuristicType.TEMPLATE",),
     "torch._inductor.virtualized": ("V",),
 }
 
