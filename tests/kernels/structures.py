@@ -158,6 +158,8 @@ def implicit_gemm_conv(pick: Pick) -> Call:
         pick("stride", (1, 1, 1), (1, 2, 2), (2, 1, 1)), (reach[1], reach[2]), dilation,
         pick("upsample", (1, 1), (2, 2), (1, 3)),
     )  # fmt: skip
+    if pick("sums", False, True):
+        return replace(made, bias=None, out_dtype=F32)
     if not pick("residual", False, True) or min(made.shape()) < 1:
         return made
     return replace(made, residual=_laid_out(pick, empty(*made.shape(), dtype=dtype)))
