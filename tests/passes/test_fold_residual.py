@@ -17,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from rocm_passes.ops.implicit_gemm_conv import IMPLICIT_GEMM_CONV
 from rocm_passes.passes.fold_residual import fold_residual
 from rocm_passes.target import triton_is_interpreted
+from tests import suites
 from tests.rewriting import rewrite
 
 aten = torch.ops.aten
@@ -184,6 +185,8 @@ def test_through_the_backend(dtype: torch.dtype) -> None:
     entry = seen.only()
     assert entry.parameters["adds_residual"] is True
     assert aten.add.Tensor not in seen.targets()
+    if suites.codegen():
+        assert seen.result.stride() == block(x, r, w, b).stride()
     exact = block(*(t.double() for t in (x, r, w, b)))
     # The interpreter truncates to bf16: a whole unit, where rounding is off by half of one.
     unit = torch.finfo(dtype).eps
