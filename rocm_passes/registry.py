@@ -20,6 +20,7 @@ from rocm_passes.passes import (
     cast_by_int32,
     drop_identities,
     fold_conv_bias,
+    fold_residual,
     gather_in_norm,
     mark_launcher,
     memory_format,
@@ -65,6 +66,7 @@ IDIOMS: tuple[Idiom, ...] = (
 FINISH: tuple[WholeGraphPass, ...] = (
     gather_in_norm.PASS,
     fold_conv_bias.PASS,
+    fold_residual.PASS,
     write_into_cat.PASS,
     mark_launcher.PASS,
     memory_format.PASS,

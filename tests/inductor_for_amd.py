@@ -239,8 +239,9 @@ def _convolution(x: Tensor, front: Tensor, weight: Tensor, bias: Tensor) -> Tens
     """Channels-last inputs, as a graph of that memory format has them."""
     x, front, weight = (aten.permute.default(t, [0, 4, 1, 2, 3]) for t in (x, front, weight))
     y = ops.implicit_gemm_conv(
-        torch.relu(x), front, weight, bias, [0, 0], [1, 1, 1], [1, 1], [1, 1, 1], [1, 1], "triton"
-    )
+        torch.relu(x), front, weight, bias, [0, 0], [1, 1, 1], [1, 1], [1, 1, 1], [1, 1],
+        lowering="triton",
+    )  # fmt: skip
     return y + 1
 
 

@@ -244,6 +244,7 @@ class Run:
             env |= {"ROCM_PASSES_CHOICES": str(self.choices), "ROCM_PASSES_TUNE_SECONDS": "0"}
         given = self.given
         settings = ["--dtype", dtype or given.dtype, "--device", given.device]
+        settings += ["--weights", given.weights]
         settings += ["--options", json.dumps(given.options)]
         settings += ["--choices", str(self.choices), "--tune-seconds", str(given.tune_seconds)]
         settings += ["--tiny"] * given.tiny
@@ -283,6 +284,13 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--dtype", default="bfloat16")
     made.add_argument("--out", type=Path, default=Path("vae.json"))
+    made.add_argument(
+        "--weights",
+        choices=("as_is", "channels_last"),
+        default="as_is",
+        help="memory format of the convolutions' weights, in all variants: results and kept frames "
+        "lie as they do",
+    )
     made.add_argument(
         "--choices", help="file of measured choices to use and add to (default: a new one)"
     )

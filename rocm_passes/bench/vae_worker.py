@@ -19,6 +19,24 @@ OURS = ("ours", "pipeline")
 BURST_SECONDS, BURST_DECODES = 0.8, 4
 
 
+def given_vae(name: str, given: argparse.Namespace) -> tuple[Any, Callable[[], Any]]:
+    """The VAE and its decode, as the arguments say."""
+    vae, decode = vae_of(name, getattr(torch, given.dtype), given.device, given.tiny)
+    if given.weights == "channels_last":
+        lay_out_weights(vae)
+    return vae, decode
+
+
+def lay_out_weights(module: torch.nn.Module) -> None:
+    """Convolutions' weights channels-last in memory. On a GPU results lie as the weights do, in
+    eager too.
+    """
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    for weight in module.parameters():
+        if weight.dim() in formats and min(weight.shape[:2]) > 1:
+            weight.data = weight.data.contiguous(memory_format=formats[weight.dim()])
+
+
 def vae_of(name: str, dtype: torch.dtype, device: str, tiny: bool) -> tuple[Any, Callable[[], Any]]:
     """The VAE and its decode, of production size or, to try this program, of the tests' size."""
     if not tiny:
@@ -65,7 +83,7 @@ def note_worker(name: str, variant: str, given: argparse.Namespace) -> None:
     """Phase 1: run the passes alone, and reply with the calls that they met."""
     from rocm_passes.tuning import ahead
 
-    vae, decode = vae_of(name, getattr(torch, given.dtype), given.device, given.tiny)
+    vae, decode = given_vae(name, given)
     compile_as(variant, vae, given.options)
     with torch.no_grad(), ahead.noting() as noted:
         decode()
@@ -86,7 +104,7 @@ def measure_worker(given: argparse.Namespace) -> None:
 
 def decode_worker(name: str, variant: str, given: argparse.Namespace) -> None:
     """Phases 2 and 3: compile and say so; then decode whenever told to."""
-    vae, decode = vae_of(name, getattr(torch, given.dtype), given.device, given.tiny)
+    vae, decode = given_vae(name, given)
     compile_as(variant, vae, given.options)
     device = Device(given.device)
     with torch.no_grad():

@@ -25,7 +25,7 @@ from rocm_passes.fx import nodes as n
 _OWN_KERNEL = frozenset(
     {
         *("mean", "sum", "var", "var_mean", "amax", "bmm", "mm", "addmm", "convolution"),
-        *("native_layer_norm", "native_group_norm", "_fused_rms_norm"),
+        *("native_layer_norm", "native_group_norm", "_fused_rms_norm", "implicit_gemm_conv"),
     }
 )
 #: Of torch.distributed: functional collectives, those with gradients, DTensor's own.

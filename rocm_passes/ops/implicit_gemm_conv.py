@@ -1,8 +1,9 @@
 """A 3-D convolution over cached frames and a chunk, read where they lie, padding included.
 
-    y = conv3d(pad(upsampled(cat([front, x], 2))), weight, bias)
+    y = conv3d(pad(upsampled(cat([front, x], 2))), weight, bias) + residual
 
-Products of all taps are summed in float32 and rounded once. A 2-D convolution is one of 1 frame.
+Products of all taps are summed in float32 with bias and residual, and rounded once. A 2-D
+convolution is one of 1 frame.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from rocm_passes.ops.time_axis import out_size
 
 @dataclass(frozen=True)
 class ImplicitGemmConv(Call):
-    """Returns [N, O, T', H', W'] in x's dtype, channels-last.
+    """Returns [N, O, T', H', W'] in x's dtype or in out_dtype, channels-last.
 
     x: [N, C, T, H, W], any strides. front: [N, C, F, H, W], frames before x's, or None.
     weight: [O, C, kT, kH, kW]; a channels-last one is read as it is, others are copied at each
@@ -30,6 +31,8 @@ class ImplicitGemmConv(Call):
     bias: [O] or None. zeros: zero frames before and behind all others.
     stride, dilation: 3-tuples. padding: (H, W), zeros on both sides. upsample: (H, W), how often
     each pixel is repeated in front of the padding.
+    residual: added to the result, of its shape and of any strides, or None.
+    out_dtype: of the result: x's, or float32 for sums that are not rounded.
     """
 
     x: Tensor
@@ -41,6 +44,8 @@ class ImplicitGemmConv(Call):
     padding: Sequence[int]
     dilation: Sequence[int]
     upsample: Sequence[int]
+    residual: Tensor | None = None
+    out_dtype: torch.dtype | None = None
 
     def shape(self) -> tuple[Any, ...]:
         """The result's."""
@@ -59,19 +64,20 @@ class ImplicitGemmConv(Call):
 
 
 def reference(call: ImplicitGemmConv) -> Tensor:
-    """Plain torch. The bias is added by the library's convolution, in x's dtype."""
+    """Plain torch. The bias is added by the library's convolution, in x's dtype or in out_dtype."""
     x = call.x if call.front is None else torch.cat([call.front, call.x], 2)
     x = repeated(x, call.upsample)
     h, w = call.padding
-    bias = None if call.bias is None else call.bias.to(x.dtype)
-    padded = F.pad(x, [w, w, h, h, *call.zeros])
-    y = F.conv3d(padded, call.weight, bias, list(call.stride), 0, list(call.dilation))
-    return fake(call).copy_(y)
+    compute = call.out_dtype or x.dtype
+    bias = None if call.bias is None else call.bias.to(compute)
+    padded, weight = F.pad(x, [w, w, h, h, *call.zeros]).to(compute), call.weight.to(compute)
+    y = F.conv3d(padded, weight, bias, list(call.stride), 0, list(call.dilation))
+    return fake(call).copy_(y if call.residual is None else y + call.residual)
 
 
 def fake(call: ImplicitGemmConv) -> Tensor:
-    last = torch.channels_last_3d
-    return torch.empty(call.shape(), dtype=call.x.dtype, device=call.x.device, memory_format=last)
+    last, dtype = torch.channels_last_3d, call.out_dtype or call.x.dtype
+    return torch.empty(call.shape(), dtype=dtype, device=call.x.device, memory_format=last)
 
 
 IMPLICIT_GEMM_CONV = Operator("implicit_gemm_conv", ImplicitGemmConv, reference, fake)

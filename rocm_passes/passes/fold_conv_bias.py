@@ -1,4 +1,4 @@
-"""A convolution's bias, taken over by the norm that alone reads the convolution.
+"""A convolution's bias, taken over by the norm that reads the convolution.
 
 On a GPU Inductor adds the bias apart from the convolution, and fuses the sum with what follows. An
 opaque norm would leave it a pass over memory of its own: the norm's kernel adds it instead.
@@ -6,15 +6,21 @@ opaque norm would leave it a pass over memory of its own: the norm's kernel adds
 Before                                          After
     c = convolution(x, w, bias, ...)                c = convolution(x, w, None, ...)
     y = rocm_passes.channel_norm(c, None, ...)      y = rocm_passes.channel_norm(c, bias, ...)
+    r = c + ...                                     r = (c + bias) + ...
+
+Pointwise code may read the convolution, too: Inductor fuses the sum with it.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import fx
 
 from rocm_passes.fx import nodes as n
+from rocm_passes.fx.builder import Builder, fake_mode_of
 from rocm_passes.fx.nodes import aten
 from rocm_passes.ops.channel_norm import CHANNEL_NORM
 from rocm_passes.ops.group_norm import GROUP_NORM
@@ -39,38 +45,77 @@ def fold_conv_bias(graph: fx.Graph) -> int:
 
 def _absorb(operator: Operator[Any], norm: fx.Node) -> bool:
     call = operator.call_of(norm)
-    convolution = _convolution_behind(call.x) if call.x_bias is None else None
-    if convolution is None:
+    found = _read(call.x, norm) if call.x_bias is None else None
+    if found is None:
         return False
-    bias = convolution.args[_BIAS]
-    if bias is None or n.dtype(bias) not in n.FLOATING:
+    bias = found.convolution.args[_BIAS]
+    if not isinstance(bias, fx.Node) or n.dtype(bias) not in n.FLOATING:
         return False
-    convolution.args = (*convolution.args[:_BIAS], None, *convolution.args[_BIAS + 1 :])
+    if found.others and n.dtype(bias) is not n.dtype(found.read):
+        return False
+    found.convolution.update_arg(_BIAS, None)
     # The bias may be computed behind the convolution; the order is restored once all rewrites are
     # done.
     operator.update(norm, x_bias=bias)
+    _add(found, bias)
     return True
 
 
-def _convolution_behind(x: fx.Node) -> fx.Node | None:
-    """The convolution that x is, or whose frames [T, C, H, W] x is as one video; nothing else may
-    read either.
+@dataclass(frozen=True)
+class _Read:
+    """convolution: behind a norm. read: the convolution, or the video that its frames are; others:
+    the pointwise code that reads it beside the norm.
+    """
+
+    convolution: fx.Node
+    read: fx.Node
+    others: tuple[fx.Node, ...]
+
+
+def _read(x: fx.Node, norm: fx.Node) -> _Read | None:
+    """The convolution that x is, or whose frames [T, C, H, W] x is as one video.
 
     ATen's GroupNorm may have it copied into another layout first.
     """
+    reader = norm
     while n.is_call(x, aten.clone.default) and n.only_user(x):
-        x = n.arg(x, 0)
-    if n.is_call(x, aten.permute.default) and list(x.args[1]) == [0, 2, 1, 3, 4] and n.only_user(x):  # type: ignore[arg-type]
-        unsqueezed = n.arg(x, 0)
-        if (
-            n.is_call(unsqueezed, aten.unsqueeze.default)
-            and unsqueezed.args[1] == 0
-            and n.only_user(unsqueezed)
-        ):
-            x = n.arg(unsqueezed, 0)
-    if not n.is_call(x, aten.convolution.default) or n.only_user(x) is None:
+        reader, x = x, n.argument(x)
+    others = tuple(user for user in x.users if user is not reader)
+    if n.reads(reader, x) != 1 or not all(map(_is_pointwise, others)):
         return None
-    return x
+    convolution = _frames_of(x)
+    if not n.is_call(convolution, aten.convolution.default):
+        return None
+    return _Read(convolution, x, others)
+
+
+def _frames_of(x: fx.Node) -> fx.Node:
+    """[T, C, H, W] where x is that as one video, and nothing else reads it; else x."""
+    if not n.is_call(x, aten.permute.default) or list(n.arg(x, 1)) != [0, 2, 1, 3, 4]:
+        return x
+    video = n.argument(x)
+    if not n.is_call(video, aten.unsqueeze.default, aten.reshape.default, aten.view.default):
+        return x
+    frames = n.argument(video)
+    one = n.same_shape(n.shape(video), (1, *n.shape(frames)))
+    return frames if one and n.only_user(video) and n.only_user(frames) else x
+
+
+def _is_pointwise(node: fx.Node) -> bool:
+    return torch.Tag.pointwise in getattr(node.target, "tags", ()) or n.is_cast(node)
+
+
+def _add(found: _Read, bias: fx.Node) -> None:
+    if not found.others:
+        return
+    graph, mode = found.read.graph, fake_mode_of(found.read.graph)
+    assert mode is not None, "the bias has a value"
+    with graph.inserting_before(found.read.next):
+        b = Builder(graph, mode, found.convolution)
+        shape = [1, -1, *[1] * (n.tensor(found.read).dim() - 2)]
+        summed = b(aten.add.Tensor, found.read, b(aten.reshape.default, bias, shape))
+    for other in found.others:
+        other.replace_input_with(found.read, summed)
 
 
 def _applies(work: Work) -> bool:

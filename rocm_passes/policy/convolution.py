@@ -209,6 +209,7 @@ CONV3D = [
         Evidence("H100", figures="by call", docs=TUNING),
         CONV_KERNEL,
     ),
+    Rule("conv3d", "triton_narrow", "any", {}, False, BY_CALL, NOT_MEASURED, CONV_KERNEL),
     Rule(
         "conv3d",
         "direct",

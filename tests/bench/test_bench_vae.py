@@ -121,3 +121,17 @@ def test_a_conv_dtype_stands_behind_the_variant(monkeypatch: pytest.MonkeyPatch)
         and vae_worker.is_ours("ours")
         and not vae_worker.is_ours("static")
     )
+
+
+def test_weights_may_lie_channels_last() -> None:
+    module = torch.nn.Sequential(
+        torch.nn.Conv3d(4, 5, 3), torch.nn.Conv2d(4, 5, 3), torch.nn.Conv3d(1, 5, 1)
+    )
+    before = [p.clone() for p in module.parameters()]
+    vae_worker.lay_out_weights(module)
+    assert all(torch.equal(a, b) for a, b in zip(before, module.parameters(), strict=True))
+    assert module[0].weight.is_contiguous(memory_format=torch.channels_last_3d)
+    assert module[1].weight.is_contiguous(memory_format=torch.channels_last)
+    assert module[2].weight.is_contiguous()
+    given = vae.parser().parse_args(["--weights", "channels_last"])
+    assert given.weights == "channels_last"

@@ -152,12 +152,17 @@ def implicit_gemm_conv(pick: Pick) -> Call:
     x = _laid_out(pick, empty(pick("samples", 1, 2), channels, frames, height, width, dtype=dtype))
     front = pick("front", 0, 2, 1)
     zeros = (reach[0], pick("zeros behind", 0, 1))
-    return ImplicitGemmConv(
+    made = ImplicitGemmConv(
         x, empty(*x.shape[:2], front, height, width, dtype=dtype) if front else None,
         empty(out, channels, *kernel, dtype=dtype), _vector(pick, "bias", out, FLOATS), zeros,
         pick("stride", (1, 1, 1), (1, 2, 2), (2, 1, 1)), (reach[1], reach[2]), dilation,
         pick("upsample", (1, 1), (2, 2), (1, 3)),
     )  # fmt: skip
+    if pick("sums", False, True):
+        return replace(made, bias=None, out_dtype=F32)
+    if not pick("residual", False, True) or min(made.shape()) < 1:
+        return made
+    return replace(made, residual=_laid_out(pick, empty(*made.shape(), dtype=dtype)))
 
 
 def gated_activation(pick: Pick) -> Call:

@@ -21,7 +21,7 @@ from tests.kernels.structures import CALLS
 
 #: What no lowering asks of the convolution yet; `tests/kernels/test_conv_isa.py` compiles these.
 CONSTANT = {
-    "conv_kernel": {"TIME_REPLICATE", "SPACE_REPLICATE", "HAS_RESIDUAL", "SILU", "WIDEN"},
+    "conv_kernel": {"TIME_REPLICATE", "SPACE_REPLICATE", "SILU", "WIDEN"},
 }
 
 

@@ -224,5 +224,18 @@ def test_reference_and_fake(front: int | None, upsample: tuple[int, int]) -> Non
     torch.testing.assert_close(kernel, y, rtol=1e-5, atol=1e-5)
 
 
+def test_a_residual_is_added_by_reference_and_kernel() -> None:
+    made = operands(2)
+    plain_result = reference(made)
+    residual = torch.randn(plain_result.shape)
+    made = replace(made, residual=residual)
+    torch.testing.assert_close(reference(made), plain_result + residual)
+    kernel = OVERLOAD(*made.arguments().values(), "triton")
+    torch.testing.assert_close(kernel, plain_result + residual, rtol=1e-5, atol=1e-5)
+
+
 def test_opcheck() -> None:
-    torch.library.opcheck(OVERLOAD, (*operands(2).arguments().values(), "triton"))
+    made = operands(2)
+    torch.library.opcheck(OVERLOAD, (*made.arguments().values(), "triton"))
+    added = replace(made, residual=torch.ones(made.shape()))
+    torch.library.opcheck(OVERLOAD, (*added.arguments().values(), "triton"))

@@ -158,7 +158,7 @@ ORDER = {
     "pad": ["drop", "triton", "reference"],
     "conv3d": [
         *("matmul", "aiter_flydsl", "aiter_triton", "conv2d", "taps", "taps_tiled", "triton"),
-        *("direct", "unfold", "tiled"),
+        *("triton_narrow", "direct", "unfold", "tiled"),
     ],
     "conv2d": [
         *("aiter_flydsl", "aiter_triton", "aiter_winograd", "channels_last", "triton", "direct"),

@@ -120,6 +120,66 @@ def test_moved_through_the_views_that_make_frames_a_video() -> None:
     torch.testing.assert_close(gm(*inputs()), fn(*inputs()))
 
 
+def added(c: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    return channel(c), (c + r).relu()
+
+
+def copied(c: Tensor, r: Tensor) -> tuple[Tensor, Tensor]:
+    return copied_group(c), c * r
+
+
+@pytest.mark.parametrize("readers", [added, copied])
+def test_pointwise_code_may_read_it_too(readers: Callable[..., Any]) -> None:
+    """The sum is written for it, which Inductor fuses; no pass over memory is left for the bias."""
+
+    def fn(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        return readers(F.conv2d(x, w, b), x[:, :1, :3, :4])
+
+    count, gm = absorbed(fn)
+    assert count == 1
+    (convolution,) = gm.graph.find_nodes(
+        op="call_function", target=torch.ops.aten.convolution.default
+    )
+    assert convolution.args[2] is None
+    args = inputs()
+    torch.testing.assert_close(gm(*args), fn(*args), rtol=1e-5, atol=1e-5)
+
+
+def test_pointwise_code_may_read_the_video() -> None:
+    """As behind Wan's upsamplers: frames in a batch, read as a video."""
+
+    def fn(x: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+        frames = F.conv2d(x, w, b)
+        video = frames.reshape(1, *frames.shape).permute(0, 2, 1, 3, 4)
+        return channel(video), video + 1
+
+    count, gm = absorbed(fn)
+    assert count == 1
+    args = inputs()
+    torch.testing.assert_close(gm(*args), fn(*args), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fn",
+    [
+        lambda x, w, b: (lambda c: (channel(c), c.sum(), c + 1))(F.conv2d(x, w, b)),
+        lambda x, w, b: (lambda c: (channel(c), F.conv2d(c, w[:, :1].repeat(1, 8, 1, 1)[..., :1])))(
+            F.conv2d(x, w, b)
+        ),
+        lambda x, w, b: (lambda c: (channel(c), group(c)))(F.conv2d(x, w, b)),
+        lambda x, w, b: (lambda c: (channel(c), c + 1))(
+            F.conv2d(x, w, b).reshape(2, 8, 12).permute(0, 1, 2).reshape(2, 8, 3, 4)
+        ),
+    ],
+    ids=["a reduction", "a convolution", "another norm", "another view"],
+)
+def test_left_to_inductor_for_other_readers(fn: Callable[..., Any]) -> None:
+    count, gm = absorbed(fn)
+    assert count == 0
+    args = inputs()
+    torch.testing.assert_close(gm(*args), fn(*args))
+
+
 def test_another_permutation_is_no_video() -> None:
     def fn(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
         frames = torch.ops.aten.convolution.default(

@@ -28,7 +28,7 @@ from rocm_passes.target import Target
 def write(b: Writer, call: Conv3d) -> Any:
     c = Steps(b, replace(call, channels_last=True))
     front, x = c.front_and_chunk()
-    made = ImplicitGemmConv(x=x, front=front, weight=c.kernel(), bias=c.bias, **_parameters(call))
+    made = ImplicitGemmConv(x=x, front=front, weight=c.kernel(), bias=c.bias, **parameters(call))
     y = IMPLICIT_GEMM_CONV.write(b, made, "triton")
     if call.extra_frames:
         y = b(aten.slice.Tensor, y, 2, 0, b.value(y).shape[2] - call.extra_frames)
@@ -41,9 +41,9 @@ def refuses(call: Conv3d, target: Target) -> str | None:
     reason = refuses_kind(call, compute)
     if reason is not None:
         return reason
-    x, weight = _meta(call.x[0], compute, frames_of(call.x)), _meta(call.weight, compute)
+    x, weight = meta_video(call, compute), _meta(call.weight, compute)
     bias = None if call.bias is None else _meta(call.bias, call.bias.dtype)
-    made = ImplicitGemmConv(x=x, front=None, weight=weight, bias=bias, **_parameters(call))
+    made = ImplicitGemmConv(x=x, front=None, weight=weight, bias=bias, **parameters(call))
     return implicit_gemm_conv.refuses(made, target)
 
 
@@ -56,7 +56,7 @@ def refuses_kind(call: Conv3d | Conv2d, compute: torch.dtype) -> str | None:
     return None if call.has_numbers() else "its sizes are symbolic"
 
 
-def _parameters(call: Conv3d) -> dict[str, Any]:
+def parameters(call: Conv3d) -> dict[str, Any]:
     """Frames in excess are zeros behind the others."""
     front, back = call.zeros
     return {
@@ -68,12 +68,15 @@ def _parameters(call: Conv3d) -> dict[str, Any]:
     }
 
 
-def _meta(t: Tensor, dtype: torch.dtype, frames: int | None = None) -> Tensor:
-    """A tensor of the shape; frames: instead of t's."""
-    shape = list(t.shape)
-    if frames is not None:
-        shape[2] = frames
-    return torch.empty(shape, dtype=dtype, device="meta")
+def meta_video(call: Conv3d, dtype: torch.dtype) -> Tensor:
+    """All frames of the call as one tensor without memory."""
+    samples, channels, _, height, width = call.x[0].shape
+    sizes = (samples, channels, frames_of(call.x), height, width)
+    return torch.empty(sizes, dtype=dtype, device="meta")
+
+
+def _meta(t: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty(tuple(t.shape), dtype=dtype, device="meta")
 
 
 TRITON = CONV3D.register(

@@ -25,7 +25,7 @@ class Conv:
     The input is front's frames and then x's. Each pixel of both and each frame of x is repeated
     `upsample` times (nearest), and the first `skipped` repeated frames are left out. `padding` is
     (before, behind) along each dim: zeros, or the outermost frames ("replicate" in `time`) and
-    pixels (in `space`).
+    pixels (in `space`). out_dtype: of the result; x's, or float32 for sums that are not rounded.
     """
 
     stride: tuple[int, int, int] = (1, 1, 1)
@@ -36,6 +36,7 @@ class Conv:
     upsample: tuple[int, int, int] = (1, 1, 1)
     skipped: int = 0
     groups: int = 1
+    out_dtype: torch.dtype | None = None
 
     @staticmethod
     def of_idiom(

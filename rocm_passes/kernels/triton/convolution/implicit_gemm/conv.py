@@ -39,7 +39,8 @@ def conv3d(
     silu: bool = False,
     tile: Tile | None = None,
 ) -> Tensor:
-    """[N, C, T, H, W] by [O, C, kT, kH, kW] to [N, O, T', H', W'] in x's dtype, channels-last.
+    """[N, C, T, H, W] by [O, C, kT, kH, kW] to [N, O, T', H', W'], channels-last, in x's dtype or
+    in conv.out_dtype.
 
     front: frames before x's. bias and residual (of the result's shape, any strides) are added in
     fp32, and then comes SiLU. x, front and weight are read where they lie if their channels are
@@ -53,7 +54,8 @@ def conv3d(
     kernel = tuple(weight.shape[2:])
     size = conv.out(x, kernel, front)
     shape = (x.shape[0], weight.shape[0], *size)
-    out = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last_3d)
+    last, dtype = torch.channels_last_3d, conv.out_dtype or x.dtype
+    out = torch.empty(shape, dtype=dtype, device=x.device, memory_format=last)
     if out.numel() == 0:
         return out
     if front is not None and front.shape[2] == 0:
