@@ -3,8 +3,8 @@
 Inductor keeps these with a compiled graph, and a warm start loads and launches them without Triton.
 A user's kernel is launched so where an option of Inductor's says it. That option does not reach the
 processes in which Inductor compiles kernels: there ours were compiled as a user's, and every start
-from warm caches compiled them again (Z-Image's VAE on an H200: 12 kernels, 3 to 4.5 s). So the source of
-a kernel says that it is a template of Inductor's.
+from warm caches compiled them again (Z-Image's VAE on an H200: 12 kernels, 3 to 4.5 s). So the
+source of a kernel says that it is a template of Inductor's.
 
 Private names of torch 2.11 to 2.15 beside those of inductor.py:
     the writer of a user's kernel
