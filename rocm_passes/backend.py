@@ -129,8 +129,11 @@ def _compiled(
     table = None
     strict = graph_pass.options.rewrite_numerics == "strict"
     if graph_pass.may_rewrite(rotary.IDIOM) and not strict:
+        complex_to_real = ComplexToReal(
+            graph_pass.uuid, graph_pass.note_early, graph_pass.note_early_failure
+        )
         patch["joint_custom_pre_pass"] = after_the_users(
-            patch, "joint_custom_pre_pass", ComplexToReal(graph_pass.uuid)
+            patch, "joint_custom_pre_pass", complex_to_real
         )
     if graph_pass.preserved:
         # Which operators Inductor decomposes depends on its options, `fallback_random` for one.

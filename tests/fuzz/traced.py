@@ -33,6 +33,10 @@ from rocm_passes.target import Target
 _TABLES: dict[tuple[str, ...], Any] = {}
 
 
+def _raise(reason: str) -> None:
+    raise AssertionError(reason)
+
+
 class Traced:
     """The program's graph, and a callable that runs the copy which was last rewritten."""
 
@@ -54,7 +58,7 @@ class Traced:
     def _compiled(self, gm: fx.GraphModule, inputs: Any) -> Any:
         with _disable_current_modes():
             compile_fx.view_to_reshape(gm)
-            ComplexToReal(lambda: "fuzz")(gm.graph)
+            ComplexToReal(lambda: "fuzz", lambda changes: None, _raise)(gm.graph)
             gm.graph.eliminate_dead_code()
         self._original = self._now = gm
 

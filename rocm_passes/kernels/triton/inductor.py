@@ -54,10 +54,9 @@ from torch._inductor.virtualized import V
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rocm_passes.fx import aliasing
 from rocm_passes.kernels.triton.launch import Launch, written_down
 from rocm_passes.kernels.triton.lowering import LAUNCHED_BY
-from rocm_passes.ops.as_real import AS_REAL
+from rocm_passes.ops.as_real import AS_REAL, why_copied
 from rocm_passes.ops.computed import COMPUTED
 from rocm_passes.ops.operator import OPERATORS, Call, Operator
 from rocm_passes.target import triton_is_interpreted
@@ -108,14 +107,10 @@ def _computed(x: ir.TensorBox, lowering: str = "") -> ir.TensorBox:
 
 
 def _as_real(z: ir.TensorBox, lowering: str = "") -> Any:
-    """A view where it can be one: the operator's call costs the host more, and copies.
-
-    Not of a tensor that the graph writes into, nor of one that is conjugated lazily.
+    """A view where it can be one: the operator's call costs the host more, and copies. The pass
+    `read_parts` says which it is.
     """
-    node = V.current_node.args[0]
-    fake = node.meta["val"]
-    written = aliasing.root_of(node) in aliasing.inputs_written(node.graph)
-    if written or fake.is_conj() or not fake.is_contiguous():
+    if why_copied(V.current_node) is not None:
         opaque = fallback_handler(AS_REAL.overload, add_to_fallback_set=False)
         return opaque(z, lowering)
     return fallback_handler(aten.view_as_real.default, add_to_fallback_set=False)(z)
