@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,13 @@ PROGRAMS = {
 }  # fmt: skip
 #: They change no value, no call and no layout.
 CHANGE_NOTHING = {"mark_launcher"}
+
+
+def test_the_table_of_the_documentation_has_each_pass() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "ledger.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| .* \| `(exact|close|eager)` \|$", page, re.MULTILINE)
+    said = {step: program.contract for step, program in PROGRAMS.items()}
+    assert dict(rows) == {**said, "complex_to_real": "close"}
 
 
 def passed(program: Program, **options: Any) -> Ledger:
