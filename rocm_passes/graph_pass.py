@@ -72,6 +72,7 @@ class GraphPass(CustomGraphPass):
         self.asked = Record()
         self._asked_at: str | None = None
         self.published: list[Ledger] = []
+        self._handed_on: list[Ledger] = []
         #: Of the Dynamo graph, the same on each rank of a process group; "": not to be compared.
         self.name_on_ranks = ""
         #: Said of the joint graph, for the ledger of the next graph.
@@ -84,6 +85,8 @@ class GraphPass(CustomGraphPass):
         self.watch: Watch | None = None
         #: The compile that is under way, where it is tried again without rewrites if it fails.
         self.attempt: Attempt | None = None
+        self.own_error: BaseException | None = None
+        self.changed_early = False
 
     def uuid(self) -> str:
         if self._uuid is None:
@@ -118,6 +121,15 @@ class GraphPass(CustomGraphPass):
         )
 
     def __call__(self, graph: fx.Graph) -> None:
+        try:
+            self._pass_over(graph)
+        except Exception:
+            # The graph may compile without the pass.
+            if self.attempt is not None:
+                self.attempt.failed = True
+            raise
+
+    def _pass_over(self, graph: fx.Graph) -> None:
         if self.attempt is not None and self.attempt.given_up:
             # Its ledger has been published, and says why.
             if decompositions.decompose_preserved(graph, self.preserved):
@@ -294,6 +306,7 @@ class GraphPass(CustomGraphPass):
         """Hand a finished ledger to whoever wants it."""
         # A copy: what is remembered beside the caches has no notes on this run's other ranks.
         self.published.append(replace(ledger, notes=list(ledger.notes)))
+        self._handed_on.append(ledger)
         group = ranks.current()
         ledger.notes += self._on_other_ranks(ledger, group)
         ledgers.publish(ledger)
@@ -301,10 +314,24 @@ class GraphPass(CustomGraphPass):
             self._listener(ledger)
         self._report(group)
 
-    def undone(self, ledger: Ledger, reason: str, error: str) -> None:
-        """The graph of a published ledger is compiled without its rewrites, which failed."""
+    def published_empty(self) -> Ledger:
+        """The ledger of a graph in which nothing was looked for."""
+        ledger = self._new_ledger()
+        self.publish(ledger)
+        return ledger
+
+    def given_up(self, reason: str, error: str) -> None:
+        """The whole Dynamo graph is compiled by plain Inductor."""
+        for ledger in list(self._handed_on) or [self.published_empty()]:
+            self.undone(ledger, reason, error, whole=True)
+
+    def undone(self, ledger: Ledger, reason: str, error: str, whole: bool = False) -> None:
+        """The graph of a published ledger is compiled without its rewrites, which failed.
+
+        whole: without what was changed before it was split, too.
+        """
         self.watch = None
-        ledger.refuse_rewritten(reason, error)
+        ledger.refuse_rewritten(reason, error, whole)
         note = f"the compile failed: {error}; nothing is rewritten"
         for kept in (p for p in self.published if p.entries is ledger.entries):
             kept.notes.append(note)
@@ -337,6 +364,7 @@ class GraphPass(CustomGraphPass):
     def note_early(self, changes: Sequence[Change]) -> None:
         """Changes of the graph before it is split, for the next graph's ledger."""
         self._early += changes
+        self.changed_early = self.changed_early or bool(changes)
 
     def note_early_failure(self, reason: str) -> None:
         """A pass over the graph before it is split failed, and was taken back."""

@@ -38,7 +38,8 @@ from rocm_passes.rewrite.work import change_at
 
 log = logging.getLogger(__name__)
 
-_NAME = "complex_to_real"
+#: Its name in the ledger.
+PASS_NAME = "complex_to_real"
 _DID = "a complex table is computed as its real and imaginary parts"
 _REASON = "the parts move as the table moves; torch.polar becomes its cosine and sine"
 _COMPLEX = frozenset({torch.complex64, torch.complex128})
@@ -72,9 +73,9 @@ class ComplexToReal(CustomGraphPass):
         except Exception as error:
             log.exception("rocm_passes: complex tables are left as they are")
             before.restore()
-            self._failed(f"{_NAME} failed: {type(error).__name__}: {error}")
+            self._failed(f"{PASS_NAME} failed: {type(error).__name__}: {error}")
         else:
-            self._said([replace(change, step=_NAME, stays=True) for change in changes])
+            self._said([replace(change, step=PASS_NAME, stays=True) for change in changes])
 
 
 def is_training(graph: fx.Graph) -> bool:

@@ -54,6 +54,7 @@ from torch._inductor.virtualized import V
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from rocm_passes.kernels.triton import launched
 from rocm_passes.kernels.triton.launch import Launch, written_down
 from rocm_passes.kernels.triton.lowering import LAUNCHED_BY
 from rocm_passes.ops.as_real import AS_REAL, why_copied
@@ -124,7 +125,11 @@ def _lower(operator: Operator[Any], overload: Any, *args: Any, **kwargs: Any) ->
             raise NotLaunchable(f"lowering {name!r} calls a library")
         if V.current_node.meta.get(LAUNCHED_BY) == "python":
             raise NotLaunchable("launch='python'")
-        return _Launching(call).by(lowering.run)
+        made = _Launching(call)
+        result = made.by(lowering.run)
+        for kernel in made.kernels:
+            launched.note(kernel, operator.name, V.current_node)
+        return result
     except NotLaunchable as reason:
         log.debug("%s: an opaque call: %s", overload, reason)
     except Exception:
@@ -148,6 +153,7 @@ class _Launching:
         with V.fake_mode, OnlyMemory() as memory, written_down() as launches:
             result = run(self._call)
         self._allocated = memory.allocated
+        self.kernels = [launch.kernel.__name__ for launch in launches]
         for launch in launches:
             self._write(launch)
         for storage in {_storage(t): None for t in _tensors(result)}:
