@@ -179,6 +179,22 @@ def test_each_pass_has_a_program_here() -> None:
         (rotated_and_written, FREQS.clone(), "the graph writes into it"),
     ],
 )
+@pytest.mark.parametrize("step", ["drop_identities", "cast_by_int32"])
+def test_random_programs_find_a_pass_that_says_nothing(
+    step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No site is rewritten in these two programs, so that the change alone tells."""
+    program = PROGRAMS[step]
+    traced = Traced(program.function, program.inputs)
+    with torch.no_grad():
+        traced.trace()
+        how = Options(**GPU), target_named(program.arch)
+        assert traced.changed_silently(traced.rewrite(*how)) == ""
+        monkeypatch.setattr(Ledger, "changed", lambda self, changes: None)
+        silent = traced.changed_silently(traced.rewrite(*how))
+    assert "fewer" in silent or "more" in silent
+
+
 def test_parts_that_cannot_be_viewed_are_copied(function: Any, freqs: Tensor, why: str) -> None:
     ledger = passed(Program(function, (torch.randn(2, 4, 6, 8), freqs), ""))
     (found,) = of_step(ledger, "read_parts")
