@@ -43,7 +43,7 @@ def drop_identities(graph: fx.Graph) -> list[Change]:
         for user in readers:
             user.replace_input_with(node, n.arg(node, 0))
         if readers:
-            did = f"x {_SIGNS[node.target]} {node.args[1]} is read as x"
+            did = f"x {_SIGNS[node.target]} 1 is read as x"
             reason = "it is x to the bit, in x's dtype and memory layout"
             changes.append(change_at(node, did, reason, readers=len(readers)))
         if not node.users:

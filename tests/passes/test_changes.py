@@ -86,7 +86,7 @@ class Program:
 
 PROGRAMS = {
     "drop_identities": Program(
-        lambda x, y: (F.relu(x / 1.0), y * 1 - 2), drawn((4, 4), (4, 4)), "x / 1.0 is read as x",
+        lambda x, y: (F.relu(x / 1.0), y * 1 - 2), drawn((4, 4), (4, 4)), "x / 1 is read as x",
         count=2,
     ),
     "slice_before_cat": Program(
@@ -234,7 +234,7 @@ def test_source_line_module_and_folding() -> None:
     (location,) = {c.location for c in found.changes}
     assert location.startswith(f"{THIS}:")
     (head,) = [line for line in str(found).splitlines() if line.startswith("drop_identities")]
-    assert head.split() == ["drop_identities", "5", "x", "/", "1.0", "is", "read", "as", "x",
+    assert head.split() == ["drop_identities", "5", "x", "/", "1", "is", "read", "as", "x",
                             f"passes/{Path(__file__).name}:{location.split(':')[1]}"]  # fmt: skip
     assert found.to_html().count('<details class="change">') == 1
     assert not found.sites and totals(found.sites) == {}
