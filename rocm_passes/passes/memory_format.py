@@ -54,19 +54,26 @@ def settle_norms(graph: fx.Graph, fake_mode: FakeTensorMode) -> list[Change]:
     changes = []
     for node in sorted([*following, *writing]):
         x = n.argument(node)
-        if not all(isinstance(size, int) for size in n.shape(x)):
+        sizes_are_known = all(isinstance(size, int) for size in n.shape(x))
+        strides = _channels_last(x) if sizes_are_known else None
+        if strides is None:
             continue
         for operand in dict.fromkeys(
             a for a in node.all_input_nodes if n.same_shape(n.shape(a), n.shape(x))
         ):
             with graph.inserting_before(node):
                 b = Builder(graph, fake_mode, node)
-                strides = make_channels_last_strides_for(n.shape(operand))
                 asked = b(inductor_prims.force_stride_order, _uncopied(operand), strides)
                 node.replace_input_with(operand, asked)
         did = f"inputs of {_name(node)} are read in channels-last"
         changes.append(change_at(node, did, _REASON, "close"))
     return changes
+
+
+def _channels_last(x: fx.Node) -> tuple[Any, ...] | None:
+    """The strides of that memory format, which exists for 3 to 5 dims; else None."""
+    shape = n.shape(x)
+    return tuple(make_channels_last_strides_for(shape)) if 3 <= len(shape) <= 5 else None
 
 
 def _name(node: fx.Node) -> str:
@@ -107,7 +114,7 @@ def share_layouts(graph: fx.Graph) -> list[Change]:
             readers = set(node.users)
             node.replace_all_uses_with(alike)
             graph.erase_node(node)
-        elif x.op != "placeholder" and strides == make_channels_last_strides_for(n.shape(x)):
+        elif x.op != "placeholder" and strides == _channels_last(x):
             readers = {user for user in x.users if user is not node and user.op != "output"}
             leaving = {user for user in readers if aliasing.is_view_of(user, x)}
             leaving = {user for user in leaving if aliasing.reaches_the_outputs(user)}
