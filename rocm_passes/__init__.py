@@ -17,9 +17,11 @@ if TYPE_CHECKING:
     from rocm_passes.backend import rocm_diffusion
     from rocm_passes.diffusers_pipeline import compile_pipeline
     from rocm_passes.explanation import Explanation, explain
+    from rocm_passes.report.changes import Change
     from rocm_passes.report.ledger import Entry, Ledger, history
 
 __all__ = [
+    "Change",
     "Entry",
     "Explanation",
     "Ledger",
@@ -35,6 +37,7 @@ __version__ = "0.1.0"
 
 #: Names that need torch, and the module of each.
 _NEEDS_TORCH = {
+    "Change": "report.changes",
     "Entry": "report.ledger",
     "Explanation": "explanation",
     "Ledger": "report.ledger",

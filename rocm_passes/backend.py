@@ -22,9 +22,10 @@ from rocm_passes.policy.launch import launched_by
 from rocm_passes.policy.layout import is_convolutional
 from rocm_passes.report import dump, remembered
 from rocm_passes.report.ledger import Ledger
-from rocm_passes.rewrite import fallback
+from rocm_passes.rewrite import fallback, launch_errors
 from rocm_passes.rewrite.cache_key import with_choices
 from rocm_passes.rewrite.watch import inner_compile
+from rocm_passes.rewrite.whole_fallback import compiled_or_plain
 from rocm_passes.target import Target, triton_version
 from rocm_passes.tuning import ahead, library_search, ranks
 
@@ -58,11 +59,37 @@ def rocm_diffusion(
     looks = looks or settings.select == "measure"
     if not caches or looks or dump.folder() is not None:
         patch["force_disable_caches"] = True
+    made: list[GraphPass] = []
+
+    def ours() -> Callable[..., Any]:
+        return _with_passes(gm, example_inputs, settings, dict(patch), listener, made)
+
+    if settings.on_compile_error == "raise" or ahead.active():
+        return ours()
+    return compiled_or_plain(
+        gm,
+        example_inputs,
+        ours,
+        plain=lambda: _inductor(gm, example_inputs, dict(patch)),
+        passes=lambda: made[-1] if made else None,
+    )
+
+
+def _with_passes(
+    gm: fx.GraphModule,
+    example_inputs: Sequence[Any],
+    settings: Options,
+    patch: dict[str, Any],
+    listener: Callable[[Ledger], None] | None,
+    made: list[GraphPass],
+) -> Callable[..., Any]:
+    """made: is given the pass, before anything is compiled."""
     target = Target.of_inputs(_tensors(gm, example_inputs))
     settings = replace(settings, launch=launched_by(settings.launch, target))
     # Read before Inductor takes the graph over.
     convolutions = library_search.convolutions(gm)
     graph_pass = GraphPass(settings, target, listener)
+    made.append(graph_pass)
     if (
         target.is_gpu
         and graph_pass.may_rewrite()
@@ -127,8 +154,11 @@ def _compiled(
     table = None
     strict = graph_pass.options.rewrite_numerics == "strict"
     if graph_pass.may_rewrite(rotary.IDIOM) and not strict:
+        complex_to_real = ComplexToReal(
+            graph_pass.uuid, graph_pass.note_early, graph_pass.note_early_failure
+        )
         patch["joint_custom_pre_pass"] = after_the_users(
-            patch, "joint_custom_pre_pass", ComplexToReal(graph_pass.uuid)
+            patch, "joint_custom_pre_pass", complex_to_real
         )
     if graph_pass.preserved:
         # Which operators Inductor decomposes depends on its options, `fallback_random` for one.
@@ -146,6 +176,8 @@ def _compiled(
     )
     watches = graph_pass.options.verify == "live" or graph_pass.options.check_finite > 0
     inner = inner_compile(graph_pass.taken_watch) if watches else None
+    if graph_pass.target.is_gpu:
+        inner = launch_errors.inner_compile(lambda: graph_pass.published, inner or compile_fx_inner)
     if graph_pass.may_rewrite() and graph_pass.options.on_compile_error == "fallback":
         inner = fallback.inner_compile(graph_pass, inner or compile_fx_inner)
     return _inductor(gm, example_inputs, patch, table, inner)

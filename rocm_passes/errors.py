@@ -28,6 +28,10 @@ class TorchError(RocmPassesError, ImportError):
     """torch is missing, or older than this package needs."""
 
 
+class LaunchError(RocmPassesError, RuntimeError):
+    """A kernel of ours could not be launched when a compiled graph ran."""
+
+
 class ContractError(RocmPassesError, ValueError):
     """An operator of ours was called with arguments that it does not take."""
 

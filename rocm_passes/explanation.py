@@ -15,6 +15,7 @@ from torch import nn
 from rocm_passes.backend import rocm_diffusion
 from rocm_passes.environment import document
 from rocm_passes.errors import plural
+from rocm_passes.report.changes import Change
 from rocm_passes.report.ledger import Entry, Ledger
 from rocm_passes.report.shown import Shown
 from rocm_passes.report.text import table
@@ -38,6 +39,11 @@ class Explanation(Shown):
     @property
     def sites(self) -> tuple[Entry, ...]:
         return tuple(e for g in self.ledgers for e in g.entries)
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """What passes over the whole graph did outside of the sites."""
+        return tuple(c for g in self.ledgers for c in g.changes)
 
     def to_dict(self) -> dict[str, Any]:
         """The documented JSON form (docs/ledger.md)."""

@@ -23,6 +23,7 @@ from rocm_passes.policy import layout
 from rocm_passes.registry import FINISH, IDIOMS, PREPARE
 from rocm_passes.report import drawing
 from rocm_passes.report import ledger as ledgers
+from rocm_passes.report.changes import Change
 from rocm_passes.report.dump import Dump
 from rocm_passes.report.ledger import Entry, Ledger
 from rocm_passes.rewrite import plan as planning
@@ -35,7 +36,7 @@ from rocm_passes.rewrite.plan import Decision, Plan
 from rocm_passes.rewrite.rewriter import Applied, RewriteError, Rewriter
 from rocm_passes.rewrite.validation import Validator
 from rocm_passes.rewrite.watch import Watch
-from rocm_passes.rewrite.work import WholeGraphPass, Work
+from rocm_passes.rewrite.work import WholeGraphPass, Work, kept_promises
 from rocm_passes.target import Target
 from rocm_passes.tuning import ranks
 from rocm_passes.tuning.consulted import Record, keep, recording
@@ -71,15 +72,21 @@ class GraphPass(CustomGraphPass):
         self.asked = Record()
         self._asked_at: str | None = None
         self.published: list[Ledger] = []
+        self._handed_on: list[Ledger] = []
         #: Of the Dynamo graph, the same on each rank of a process group; "": not to be compared.
         self.name_on_ranks = ""
+        #: Said of the joint graph, for the ledger of the next graph.
         self._training: list[Entry] = []
+        self._early: list[Change] = []
+        self._early_notes: list[str] = []
         #: Calls of preserved operators that are decomposed before the pass is given their graph.
         self.not_kept: list[str] = []
         #: What the last graph's first calls are to be watched for.
         self.watch: Watch | None = None
         #: The compile that is under way, where it is tried again without rewrites if it fails.
         self.attempt: Attempt | None = None
+        self.own_error: BaseException | None = None
+        self.changed_early = False
 
     def uuid(self) -> str:
         if self._uuid is None:
@@ -114,6 +121,15 @@ class GraphPass(CustomGraphPass):
         )
 
     def __call__(self, graph: fx.Graph) -> None:
+        try:
+            self._pass_over(graph)
+        except Exception:
+            # The graph may compile without the pass.
+            if self.attempt is not None:
+                self.attempt.failed = True
+            raise
+
+    def _pass_over(self, graph: fx.Graph) -> None:
         if self.attempt is not None and self.attempt.given_up:
             # Its ledger has been published, and says why.
             if decompositions.decompose_preserved(graph, self.preserved):
@@ -150,9 +166,10 @@ class GraphPass(CustomGraphPass):
         self._rewrite(work, plan)
         dump.step("rewritten", graph)
         self._passes(work, FINISH, dump)
-        promises.keep_apart()
+        work.ledger.changed(kept_promises("keep_apart", promises.keep_apart()))
         changed = decompositions.decompose_preserved(graph, self.preserved) > 0
-        promises.keep_strides(rewritten=work.rewritten > 0)
+        laid_out = promises.keep_strides(rewritten=work.rewritten > 0)
+        work.ledger.changed(kept_promises("keep_strides", laid_out))
         if changed or work.rewritten:
             _tidy(graph)
 
@@ -180,6 +197,10 @@ class GraphPass(CustomGraphPass):
         self.not_kept.clear()
         while self._training:
             ledger.add(self._training.pop(0))
+        ledger.changed(self._early)
+        ledger.notes += self._early_notes
+        self._early.clear()
+        self._early_notes.clear()
         return ledger
 
     def _work(self, graph: fx.Graph) -> Work | None:
@@ -259,11 +280,13 @@ class GraphPass(CustomGraphPass):
         """
         wanted = [p for p in passes if p.applies(work)]
         before = before or (Snapshot(work.graph) if wanted else None)
+        ledger = work.ledger
+        entries, changes = list(ledger.entries), len(ledger.changes)
         for each in wanted:
-            size = len(work.graph.nodes)
             try:
-                each.run(work)
-                work.changed = work.changed or len(work.graph.nodes) != size
+                made = [replace(change, step=each.name) for change in each.run(work)]
+                ledger.changed(made)
+                work.changed = work.changed or bool(made)
                 dump.step(each.name, work.graph)
             except Exception as error:
                 assert before is not None
@@ -272,13 +295,18 @@ class GraphPass(CustomGraphPass):
                 )
                 before.restore()
                 work.entries.clear()
-                work.ledger.notes.append(f"{each.name} failed: {type(error).__name__}: {error}")
+                reason = f"{each.name} failed: {type(error).__name__}: {error}"
+                # What the passes before it had said of the sites.
+                ledger.entries[:] = entries
+                ledger.take_back(reason, since=changes)
+                ledger.notes.append(reason)
                 return
 
     def publish(self, ledger: Ledger) -> None:
         """Hand a finished ledger to whoever wants it."""
         # A copy: what is remembered beside the caches has no notes on this run's other ranks.
         self.published.append(replace(ledger, notes=list(ledger.notes)))
+        self._handed_on.append(ledger)
         group = ranks.current()
         ledger.notes += self._on_other_ranks(ledger, group)
         ledgers.publish(ledger)
@@ -286,10 +314,24 @@ class GraphPass(CustomGraphPass):
             self._listener(ledger)
         self._report(group)
 
-    def undone(self, ledger: Ledger, reason: str, error: str) -> None:
-        """The graph of a published ledger is compiled without its rewrites, which failed."""
+    def published_empty(self) -> Ledger:
+        """The ledger of a graph in which nothing was looked for."""
+        ledger = self._new_ledger()
+        self.publish(ledger)
+        return ledger
+
+    def given_up(self, reason: str, error: str) -> None:
+        """The whole Dynamo graph is compiled by plain Inductor."""
+        for ledger in list(self._handed_on) or [self.published_empty()]:
+            self.undone(ledger, reason, error, whole=True)
+
+    def undone(self, ledger: Ledger, reason: str, error: str, whole: bool = False) -> None:
+        """The graph of a published ledger is compiled without its rewrites, which failed.
+
+        whole: without what was changed before it was split, too.
+        """
         self.watch = None
-        ledger.refuse_rewritten(reason, error)
+        ledger.refuse_rewritten(reason, error, whole)
         note = f"the compile failed: {error}; nothing is rewritten"
         for kept in (p for p in self.published if p.entries is ledger.entries):
             kept.notes.append(note)
@@ -318,6 +360,15 @@ class GraphPass(CustomGraphPass):
         if self.name_on_ranks:
             group.same_graph(f"{self.name_on_ranks} {len(self.published)}", ledger.choices())
         return group.taken_notes()
+
+    def note_early(self, changes: Sequence[Change]) -> None:
+        """Changes of the graph before it is split, for the next graph's ledger."""
+        self._early += changes
+        self.changed_early = self.changed_early or bool(changes)
+
+    def note_early_failure(self, reason: str) -> None:
+        """A pass over the graph before it is split failed, and was taken back."""
+        self._early_notes.append(reason)
 
     def note_training(self, graph: fx.Graph) -> None:
         """Sites of the joint graph that stand on kept operators: refused, in the next graph's

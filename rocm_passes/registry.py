@@ -24,6 +24,7 @@ from rocm_passes.passes import (
     gather_in_norm,
     mark_launcher,
     memory_format,
+    read_parts,
     slice_before_cat,
     sort_depth_to_space,
     write_into_cat,
@@ -69,6 +70,7 @@ FINISH: tuple[WholeGraphPass, ...] = (
     fold_residual.PASS,
     write_into_cat.PASS,
     mark_launcher.PASS,
+    read_parts.PASS,
     memory_format.PASS,
     cast_by_int32.PASS,
 )

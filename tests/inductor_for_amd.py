@@ -31,7 +31,7 @@ from triton.compiler import ASTSource
 
 from rocm_passes import registry  # noqa: F401  (defines the operators and registers their lowerings)
 from rocm_passes.bench import faked_amd
-from rocm_passes.kernels.triton import launcher
+from rocm_passes.kernels.triton import launched, launcher
 from tests import forked
 
 ARCH, WARP = "gfx942", 64
@@ -297,14 +297,18 @@ def answers_of(module: str, *words: str) -> Any:
 
 
 def main() -> None:
-    """Print, as JSON, the generated call and each kernel's assembly of the cases that are named."""
+    """Print, as JSON, the generated call, each kernel's assembly and the noted launches of the
+    cases that are named.
+    """
     with device():
         answers = {}
         for name in sys.argv[1:]:
-            code = code_for(*CASES[name], launched_by=BY.get(name, "inductor"))
+            with launched.collected() as noted:
+                code = code_for(*CASES[name], launched_by=BY.get(name, "inductor"))
             answers[name] = {
                 "call": call_of(code),
                 "kernels": compiled_kernels(code),
+                "noted": [(each.kernel, each.operator) for each in noted],
                 "static": statically_launchable(code),
             }
     print(json.dumps(answers))

@@ -224,6 +224,7 @@ def test_the_document_is_the_documented_one(x: Tensor) -> None:
         "environment",
         "graphs",
         "sites",
+        "changes",
         "drawings",
         "graph_breaks",
         "break_reasons",

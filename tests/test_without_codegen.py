@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -45,3 +46,22 @@ def test_an_upsampling_is_read_where_no_code_is_generated(
     entries = [e for g in rocm_passes.history()[before:] for e in g.entries]
     assert [(e.idiom, e.outcome) for e in entries] == [("pad", "rewritten")]
     torch.testing.assert_close(result, model(x))
+
+
+def test_no_code_is_generated_where_a_compile_may_fall_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As in random programs, which run without the suite's environment (seed 1003230)."""
+
+    def lower(*_: Any, **__: Any) -> Any:
+        raise AssertionError("it generates code")
+
+    monkeypatch.delenv("ROCM_PASSES_ON_COMPILE_ERROR")
+    monkeypatch.setattr("torch._inductor.graph.GraphLowering.__init__", lower)
+    torch._dynamo.reset()
+    norm, x = nn.RMSNorm(16), torch.randn(3, 16)
+    options = {"select": "always"}
+    ours = functools.partial(rocm_diffusion, options=options, caches=False)
+    with torch.no_grad(), without_codegen():
+        compiled = torch.compile(norm, backend=ours)
+        torch.testing.assert_close(compiled(x), norm(x))

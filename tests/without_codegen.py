@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
+from unittest import mock
 
 import torch
 from torch._dynamo.utils import detect_fake_mode
@@ -21,11 +23,17 @@ from tests import suites
 
 @contextmanager
 def without_codegen() -> Iterator[None]:
-    """Within it our backend stops after Inductor's post-grad passes, ours among them."""
+    """Within it our backend stops after Inductor's post-grad passes, ours among them.
+
+    A compile that may fall back names Inductor's own compile, which generates code. So it fails
+    here, unless an option says otherwise: no fault hides.
+    """
+    raises = {"ROCM_PASSES_ON_COMPILE_ERROR": "raise"}
     original = backend.compile_fx
     backend.compile_fx = functools.partial(compile_fx.compile_fx, inner_compile=_post_grad_only)
     try:
-        yield
+        with mock.patch.dict(os.environ, raises):
+            yield
     finally:
         backend.compile_fx = original
 

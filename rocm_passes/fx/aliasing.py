@@ -39,16 +39,15 @@ def sharing(graph: fx.Graph) -> Sharing:
     return frozenset(among | {(i, r) for i, r in tensors if r.op == "placeholder"})
 
 
-def keep_apart(graph: fx.Graph, before: Sharing, fake_mode: FakeTensorMode) -> int:
-    """Copy outputs that share memory now and did not `before`. Returns how many copies there are.
+def keep_apart(graph: fx.Graph, before: Sharing, fake_mode: FakeTensorMode) -> list[fx.Node]:
+    """Copy outputs that share memory now and did not `before`. Returns what was copied.
 
     Outputs that shared memory before are views of one copy.
     """
-    copied = 0
+    copied = []
     while fresh := sorted(sharing(graph) - before, key=lambda pair: pair[0]):
         place = fresh[0][0]
-        _copy(graph, [place, *_sharing_with(place, before)], fake_mode)
-        copied += 1
+        copied.append(_copy(graph, [place, *_sharing_with(place, before)], fake_mode))
     return copied
 
 
@@ -106,15 +105,16 @@ def _sharing_with(place: int, shared: Sharing) -> list[int]:
     return sorted(i + j - place for i, j in pairs)
 
 
-def _copy(graph: fx.Graph, places: Sequence[int], fake_mode: FakeTensorMode) -> None:
-    """Let outputs be, or view, one copy of the last value that all are views of."""
+def _copy(graph: fx.Graph, places: Sequence[int], fake_mode: FakeTensorMode) -> fx.Node:
+    """Let outputs be, or view, one copy of the last value that all are views of. Returns that
+    value.
+    """
     results = outputs(graph)
     chains = [viewed_by(results[place]) for place in places]
     root = next((node for node in chains[0] if all(node in c for c in chains)), None)
     if root is None:
         # The others lie elsewhere by now.
-        _copy(graph, places[:1], fake_mode)
-        return
+        return _copy(graph, places[:1], fake_mode)
     with graph.inserting_before(_before_writes(root)):
         b = Builder(graph, fake_mode, root)
         made: dict[Any, fx.Node] = {root: b(aten.clone.default, root)}
@@ -127,6 +127,7 @@ def _copy(graph: fx.Graph, places: Sequence[int], fake_mode: FakeTensorMode) -> 
         for place in places:
             results[place] = again(results[place])
     set_outputs(graph, results)
+    return root
 
 
 def root_of(node: fx.Node) -> fx.Node:

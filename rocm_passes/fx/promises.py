@@ -20,12 +20,20 @@ class Promises:
         self._laid_out = strides.output_strides(graph)
         self._promised = strides.promises(graph)
 
-    def keep_apart(self) -> None:
-        aliasing.keep_apart(self._graph, self._shared, self._fake_mode)
+    def keep_apart(self) -> list[fx.Node]:
+        """Returns what was copied."""
+        copied = aliasing.keep_apart(self._graph, self._shared, self._fake_mode)
         aliasing.check_sources(self._graph, self._sources)
+        return copied
 
-    def keep_strides(self, rewritten: bool) -> None:
-        """rewritten: what reads strides inside the graph may stand behind a rewrite."""
+    def keep_strides(self, rewritten: bool) -> list[fx.Node]:
+        """rewritten: what reads strides inside the graph may stand behind a rewrite. Returns what
+        was laid out anew.
+        """
+        inside = []
         if rewritten:
-            strides.keep_promises(self._graph, self._promised, self._fake_mode)
-        strides.keep_output_strides(self._graph, self._laid_out, self._fake_mode)
+            inside = strides.keep_promises(self._graph, self._promised, self._fake_mode)
+        return [
+            *inside,
+            *strides.keep_output_strides(self._graph, self._laid_out, self._fake_mode),
+        ]

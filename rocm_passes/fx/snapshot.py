@@ -27,4 +27,8 @@ def _copied(source: fx.Graph, into: fx.Graph) -> fx.Graph:
     for node in source.nodes:
         of[node] = into.node_copy(node, of.__getitem__)
         of[node].meta = copy.copy(node.meta)
+        # Dynamo keeps the sources of a graph's inputs beside the metadata.
+        for name, value in vars(node).items():
+            if not hasattr(of[node], name):
+                setattr(of[node], name, value)
     return into

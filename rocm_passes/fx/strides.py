@@ -137,31 +137,34 @@ def _chain(node: fx.Node) -> list[fx.Node]:
     return chain
 
 
-def keep_promises(graph: fx.Graph, before: Promises, fake_mode: FakeTensorMode) -> int:
-    """Give readers of strides what they were promised before a change. Returns how many tensors
+def keep_promises(graph: fx.Graph, before: Promises, fake_mode: FakeTensorMode) -> list[fx.Node]:
+    """Give readers of strides what they were promised before a change. Returns the tensors that
     were not so.
 
     A tensor that was not rewritten changes its strides with those of what it is computed from.
     """
     left = [node for node in graph.nodes if node in before]
     if not left:
-        return 0
+        return []
     _recompute_values(graph, fake_mode)
-    changed = 0
+    changed = []
     for reader in left:
         for place, was in before[reader].items():
             now = was.now(_chains(reader)[place])
             if now is None or now.op != "call_function":
                 continue
-            if not same_strides(n.tensor(now), was.value):
-                changed += _lay_out(graph, now, was.value, fake_mode)
+            alike = same_strides(n.tensor(now), was.value)
+            if not alike and _lay_out(graph, now, was.value, fake_mode):
+                changed.append(now)
     if changed:
         _recompute_values(graph, fake_mode)
     return changed
 
 
-def keep_output_strides(graph: fx.Graph, before: OutputStrides, fake_mode: FakeTensorMode) -> int:
-    """Give the outputs the strides that they had before a change. Returns how many were not so.
+def keep_output_strides(
+    graph: fx.Graph, before: OutputStrides, fake_mode: FakeTensorMode
+) -> list[fx.Node]:
+    """Give the outputs the strides that they had before a change. Returns what was not so.
 
     Inductor lays out what a user sees as eager does, each output by itself. It does not so for a
     branch or body of control flow, whose caller compares the strides, those of dims of size 1 too.
@@ -169,7 +172,7 @@ def keep_output_strides(graph: fx.Graph, before: OutputStrides, fake_mode: FakeT
     visible = graph.output_node().meta.get("user_visible_output_idxs")
     seen = range(len(before)) if visible is None else visible
     if visible is not None and not _shared(graph, seen):
-        return 0
+        return []
     # What stands behind a change says still how it lay before.
     _recompute_values(graph, fake_mode)
     alike = same_strides if visible is not None else _equal_strides
@@ -192,7 +195,7 @@ def keep_output_strides(graph: fx.Graph, before: OutputStrides, fake_mode: FakeT
             forced = _placed(b, output, was)
         if forced is not None:
             found[place] = made[once] = forced
-            changed += 1
+            changed.append(output)
     set_outputs(graph, found)
     return changed
 
@@ -203,11 +206,11 @@ def _keep_strides_of_shared(
     seen: Iterable[int],
     fake_mode: FakeTensorMode,
     alike: Callable[[torch.Tensor, torch.Tensor], bool],
-) -> int:
+) -> list[fx.Node]:
     """Where outputs share memory, lay that out as it was: copied one by one they would not share
     it, nor where a view of one layout is a copy of another.
     """
-    changed = 0
+    changed = []
     for place in _shared(graph, seen):
         output, (_, was) = outputs(graph)[place], before[place]
         root = None if was is None else was.now(aliasing.viewed_by(output))
@@ -215,7 +218,7 @@ def _keep_strides_of_shared(
             continue
         if _lay_out(graph, root, was.value, fake_mode):
             _recompute_values(graph, fake_mode)
-            changed += 1
+            changed.append(root)
     return changed
 
 

@@ -10,8 +10,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from rocm_passes.fx import aliasing
+from rocm_passes.fx import nodes as n
 from rocm_passes.ops.operator import Call, Operator
 
 
@@ -34,3 +36,13 @@ def fake(call: AsReal) -> Tensor:
 
 
 AS_REAL = Operator("as_real", AsReal, reference, fake)
+
+
+def why_copied(node: fx.Node) -> str | None:
+    """Why Inductor's code cannot view the complex tensor that a call reads, or None."""
+    z = n.argument(node)
+    if aliasing.root_of(z) in aliasing.inputs_written(z.graph):
+        return "the graph writes into it"
+    if n.tensor(z).is_conj():
+        return "it is conjugated lazily"
+    return None if n.tensor(z).is_contiguous() else "it is not contiguous"

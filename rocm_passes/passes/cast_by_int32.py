@@ -11,14 +11,20 @@ for other dtypes, nothing was found to differ.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import fx
 
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Builder
 from rocm_passes.fx.nodes import prims
-from rocm_passes.rewrite.work import WholeGraphPass, Work
+from rocm_passes.report.changes import Change
+from rocm_passes.rewrite.work import WholeGraphPass, Work, change_at
 
+_REASON = (
+    "values beyond int8 wrap as in eager, where Inductor's own code saturates; others are the same"
+)
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -36,12 +42,14 @@ def _applies(work: Work) -> bool:
     return work.may_rewrite and not work.on_gpu and not strict and bool(casts(work.graph))
 
 
-def _run(work: Work) -> None:
-    for node in casts(work.graph):
+def _run(work: Work) -> Sequence[Change]:
+    found = casts(work.graph)
+    for node in found:
         with work.graph.inserting_before(node):
             b = Builder(work.graph, work.fake_mode, node)
             wide = b(prims.convert_element_type.default, n.argument(node), torch.int32)
         node.update_arg(0, wide)
+    return [change_at(node, "a cast to int8 goes by int32", _REASON, "eager") for node in found]
 
 
 PASS = WholeGraphPass("cast_by_int32", _run, _applies)

@@ -18,7 +18,8 @@ something reads by its strides that would have others.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import fx
@@ -29,28 +30,52 @@ from rocm_passes.fx import nodes as n
 from rocm_passes.fx.builder import Builder, fake_mode_of
 from rocm_passes.fx.nodes import aten
 from rocm_passes.fx.reuse import reuse
+from rocm_passes.fx.snapshot import Snapshot
 from rocm_passes.ops.as_real import AS_REAL
 from rocm_passes.ops.complex_tables import RULES, real_of
+from rocm_passes.report.changes import Change
+from rocm_passes.rewrite.work import change_at
 
 log = logging.getLogger(__name__)
 
+#: Its name in the ledger.
+PASS_NAME = "complex_to_real"
+_DID = "a complex table is computed as its real and imaginary parts"
+_REASON = "the parts move as the table moves; torch.polar becomes its cosine and sine"
 _COMPLEX = frozenset({torch.complex64, torch.complex128})
 
 
 class ComplexToReal(CustomGraphPass):
     """The pass for Inductor's joint_custom_pre_pass. key: gives all that a result depends on
-    (`GraphPass.uuid`).
+    (`GraphPass.uuid`). said: is given what was changed, for the ledger of the next graph; failed:
+    why nothing was.
     """
 
-    def __init__(self, key: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        key: Callable[[], str],
+        said: Callable[[Sequence[Change]], None],
+        failed: Callable[[str], None],
+    ) -> None:
         self._key = key
+        self._said = said
+        self._failed = failed
 
     def uuid(self) -> str:
         return self._key()
 
     def __call__(self, graph: fx.Graph) -> None:
-        if not is_training(graph):
-            tables_in_real(graph)
+        if is_training(graph) or not _has_complex(graph):
+            return
+        before = Snapshot(graph)
+        try:
+            changes = tables_in_real(graph)
+        except Exception as error:
+            log.exception("rocm_passes: complex tables are left as they are")
+            before.restore()
+            self._failed(f"{PASS_NAME} failed: {type(error).__name__}: {error}")
+        else:
+            self._said([replace(change, step=PASS_NAME, stays=True) for change in changes])
 
 
 def is_training(graph: fx.Graph) -> bool:
@@ -58,12 +83,16 @@ def is_training(graph: fx.Graph) -> bool:
     return any("tangents" in node.name for node in graph.find_nodes(op="placeholder"))
 
 
-def tables_in_real(graph: fx.Graph) -> int:
-    """Rewrite every complex table of the graph. Returns at how many uses."""
+def _has_complex(graph: fx.Graph) -> bool:
+    return any(n.dtype(node) in _COMPLEX for node in graph.nodes)
+
+
+def tables_in_real(graph: fx.Graph) -> list[Change]:
+    """Rewrite every complex table of the graph, at each of its uses."""
     fake_mode = fake_mode_of(graph)
-    if fake_mode is None or not any(n.dtype(node) in _COMPLEX for node in graph.nodes):
-        return 0
-    count = 0
+    if fake_mode is None:
+        return []
+    changes = []
     for user in list(graph.nodes):
         if _by_rule(user):
             continue
@@ -73,16 +102,17 @@ def tables_in_real(graph: fx.Graph) -> int:
             b = Builder(graph, fake_mode, z)
             try:
                 with graph.inserting_before(user):
-                    count += _rewrite(b, user, z)
+                    if _rewrite(b, user, z):
+                        changes.append(change_at(z, _DID, _REASON, "close"))
             except Exception:
                 # It may cost a warning of Inductor's, but never a compile.
                 log.exception("rocm_passes: writing the complex %s in real numbers failed", z)
                 b.discard()
-    if count:
+    if changes:
         # A value of the graph that was there already may be used again before its place.
         stable_topological_sort(graph)
         graph.eliminate_dead_code()
-    return count
+    return changes
 
 
 def _by_rule(node: fx.Node) -> bool:

@@ -11,6 +11,8 @@ Before                              After
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import fx
 
@@ -18,31 +20,40 @@ from rocm_passes.fx import aliasing
 from rocm_passes.fx import nodes as n
 from rocm_passes.fx.nodes import aten
 from rocm_passes.fx.strides import same_strides, sees_strides
-from rocm_passes.rewrite.work import WholeGraphPass, Work
+from rocm_passes.report.changes import Change
+from rocm_passes.rewrite.work import WholeGraphPass, Work, change_at
 
-_BY_ONE = frozenset({aten.div.Tensor, aten.mul.Tensor, aten.div.Scalar, aten.mul.Scalar})
+_SIGNS = {
+    aten.div.Tensor: "/",
+    aten.mul.Tensor: "*",
+    aten.div.Scalar: "/",
+    aten.mul.Scalar: "*",
+}
 
 
-def drop_identities(graph: fx.Graph) -> int:
-    """Returns how many readers read another node now. What nothing reads any more is gone: as dead
-    code it would count among the readers of x.
+def drop_identities(graph: fx.Graph) -> list[Change]:
+    """Let readers of x / 1 read x. What nothing reads any more is gone: as dead code it would count
+    among the readers of x.
     """
-    changed = 0
+    changes = []
     for node in list(graph.nodes):
         if not is_identity(node):
             continue
-        for user in list(node.users):
-            if _computes(user):
-                user.replace_input_with(node, n.arg(node, 0))
-                changed += 1
+        readers = [user for user in node.users if _computes(user)]
+        for user in readers:
+            user.replace_input_with(node, n.arg(node, 0))
+        if readers:
+            did = f"x {_SIGNS[node.target]} 1 is read as x"
+            reason = "it is x to the bit, in x's dtype and memory layout"
+            changes.append(change_at(node, did, reason, readers=len(readers)))
         if not node.users:
             graph.erase_node(node)
-    return changed
+    return changes
 
 
 def is_identity(node: fx.Node) -> bool:
     """x * 1 or x / 1 with x's dtype and layout: to the bit x, zeros' signs and infinities too."""
-    if node.op != "call_function" or node.target not in _BY_ONE or node.kwargs:
+    if node.op != "call_function" or node.target not in _SIGNS or node.kwargs:
         return False
     x, one = node.args[:2]
     if not n.is_scalar(one) or one != 1:
@@ -71,8 +82,8 @@ def _applies(work: Work) -> bool:
     return work.may_rewrite
 
 
-def _run(work: Work) -> None:
-    drop_identities(work.graph)
+def _run(work: Work) -> Sequence[Change]:
+    return drop_identities(work.graph)
 
 
 PASS = WholeGraphPass("drop_identities", _run, _applies)

@@ -13,6 +13,7 @@ Pointwise code may read the convolution, too: Inductor fuses the sum with it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,21 +27,23 @@ from rocm_passes.ops.channel_norm import CHANNEL_NORM
 from rocm_passes.ops.group_norm import GROUP_NORM
 from rocm_passes.ops.group_norm_pad import GROUP_NORM_PAD
 from rocm_passes.ops.operator import Operator
-from rocm_passes.rewrite.work import WholeGraphPass, Work
+from rocm_passes.report.changes import Change
+from rocm_passes.rewrite.work import WholeGraphPass, Work, change_at
 
 #: Norms that can add a bias to their input.
 NORMS: tuple[Operator[Any], ...] = (CHANNEL_NORM, GROUP_NORM, GROUP_NORM_PAD)
 _BIAS = 2
+_REASON = "the sum with the bias is not rounded before the norm reads it, and is in the graph"
 
 
-def fold_conv_bias(graph: fx.Graph) -> int:
-    """Move the biases into the norms that the passes have written. Returns how many."""
-    moved = 0
-    for operator in NORMS:
-        for norm in n.calls(graph, operator.overload):
-            if operator.lowering_of(norm) == "triton":
-                moved += _absorb(operator, norm)
-    return moved
+def fold_conv_bias(graph: fx.Graph) -> list[Change]:
+    """Move the biases into the norms that the passes have written."""
+    return [
+        change_at(norm, f"{operator.name} adds its convolution's bias", _REASON, "close")
+        for operator in NORMS
+        for norm in n.calls(graph, operator.overload)
+        if operator.lowering_of(norm) == "triton" and _absorb(operator, norm)
+    ]
 
 
 def _absorb(operator: Operator[Any], norm: fx.Node) -> bool:
@@ -125,8 +128,8 @@ def _applies(work: Work) -> bool:
     return work.on_gpu and work.rewritten > 0 and not strict
 
 
-def _run(work: Work) -> None:
-    fold_conv_bias(work.graph)
+def _run(work: Work) -> Sequence[Change]:
+    return fold_conv_bias(work.graph)
 
 
 PASS = WholeGraphPass("fold_conv_bias", _run, _applies)

@@ -12,7 +12,7 @@ A convolution of 1 frame is a conv2d, with views around it: z = squeeze(y, 2) + 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -26,12 +26,16 @@ from rocm_passes.fx.nodes import aten, prims
 from rocm_passes.kernels.aten.memory_format import channels_last
 from rocm_passes.ops.implicit_gemm_conv import IMPLICIT_GEMM_CONV
 from rocm_passes.ops.operator import NAMESPACE
-from rocm_passes.rewrite.work import WholeGraphPass, Work
+from rocm_passes.report.changes import Change
+from rocm_passes.rewrite.work import WholeGraphPass, Work, change_at
 
 FORCE = prims.inductor_force_stride_order.default
 #: Of ATen: what a library writes to memory. A convolution with a bias is not: Inductor adds that
 #: apart.
 _LIBRARY = frozenset({aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default})
+
+_DID = "the Triton convolution adds the tensor that is added to its result"
+_REASON = "the convolution's result is not rounded before the sum"
 
 
 @dataclass(frozen=True)
@@ -157,12 +161,13 @@ def _applies(work: Work) -> bool:
     return work.rewritten > 0 and work.context.options.rewrite_numerics != "strict"
 
 
-def _run(work: Work) -> None:
+def _run(work: Work) -> Sequence[Change]:
     folded, left = fold_residual(work.graph, work.fake_mode)
     for result in folded:
         work.amend(result, {"adds_residual": True})
     for result, reason in left.items():
         work.amend(result, {}, f"the addition behind it is left to Inductor: {reason}")
+    return [change_at(result, _DID, _REASON, "close") for result in folded]
 
 
 PASS = WholeGraphPass("fold_residual", _run, _applies)

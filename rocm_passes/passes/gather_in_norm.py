@@ -16,6 +16,7 @@ whatever they are for.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import fx
@@ -28,7 +29,11 @@ from rocm_passes.idioms.convolution import pixels
 from rocm_passes.ops.group_norm import GROUP_NORM
 from rocm_passes.ops.upsampled_conv import Moved, write_moves
 from rocm_passes.policy.bounds import LEAST_REPETITION
-from rocm_passes.rewrite.work import WholeGraphPass, Work
+from rocm_passes.report.changes import Change
+from rocm_passes.rewrite.work import WholeGraphPass, Work, change_at
+
+_DID = "group_norm reads its multiplier and addend as they were before upsampling, by index"
+_REASON = "each element is the same number, read from where the upsampling took it"
 
 
 def gather_in_norm(graph: fx.Graph, fake_mode: FakeTensorMode) -> dict[fx.Node, Moved]:
@@ -93,11 +98,17 @@ def _applies(work: Work) -> bool:
     return work.rewritten > 0
 
 
-def _run(work: Work) -> None:
+def _run(work: Work) -> Sequence[Change]:
+    changes = []
     for norm, moved in gather_in_norm(work.graph, work.fake_mode).items():
-        pixels_of_norm = math.prod(n.shape(norm)[2:])
-        work.amend(norm, {"pixels": pixels_of_norm, "source_pixels": pixels.source_pixels(moved)})
+        counts = {
+            "pixels": math.prod(n.shape(norm)[2:]),
+            "source_pixels": pixels.source_pixels(moved),
+        }
+        work.amend(norm, counts)
+        changes.append(change_at(norm, _DID, _REASON, **counts))
     work.graph.eliminate_dead_code()
+    return changes
 
 
 PASS = WholeGraphPass("gather_in_norm", _run, _applies)

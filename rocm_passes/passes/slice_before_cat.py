@@ -23,12 +23,16 @@ from rocm_passes.fx.builder import Builder, outputs
 from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.convolution.videos import is_joined_video
 from rocm_passes.ops.frames import TIME
-from rocm_passes.rewrite.work import WholeGraphPass, Work
+from rocm_passes.report.changes import Change
+from rocm_passes.rewrite.work import WholeGraphPass, Work, change_at
+
+_DID = "frames of a joined video are sliced from the one piece that has them"
+_REASON = "they are the same elements"
 
 
-def slice_before_cat(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
-    """Redirect the slices beside convolutions of joined videos. Returns how many."""
-    moved = 0
+def slice_before_cat(graph: fx.Graph, fake_mode: FakeTensorMode) -> list[Change]:
+    """Redirect the slices beside convolutions of joined videos."""
+    changes = []
     returned = Counter(root_of(o) for o in outputs(graph) if isinstance(o, fx.Node))
     # Frames of an input that the graph writes into would be read when they are others already.
     written = inputs_written(graph)
@@ -37,8 +41,12 @@ def slice_before_cat(graph: fx.Graph, fake_mode: FakeTensorMode) -> int:
             # These outputs share the joined video's memory, and are to share it still.
             continue
         if is_joined_video(cat) and any(n.is_call(u, aten.convolution.default) for u in cat.users):
-            moved += sum(_redirected(user, cat, written, fake_mode) for user in list(cat.users))
-    return moved
+            changes += [
+                change_at(user, _DID, _REASON)
+                for user in list(cat.users)
+                if _redirected(user, cat, written, fake_mode)
+            ]
+    return changes
 
 
 def _redirected(
@@ -86,8 +94,8 @@ def _applies(work: Work) -> bool:
     return work.on_gpu and work.may_rewrite and "conv3d" in work.idioms
 
 
-def _run(work: Work) -> None:
-    slice_before_cat(work.graph, work.fake_mode)
+def _run(work: Work) -> Sequence[Change]:
+    return slice_before_cat(work.graph, work.fake_mode)
 
 
 PASS = WholeGraphPass("slice_before_cat", _run, _applies)

@@ -25,7 +25,7 @@ memory's rate.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from torch import fx
 from torch._inductor import inductor_prims
@@ -38,24 +38,29 @@ from rocm_passes.fx.builder import Builder
 from rocm_passes.fx.nodes import aten
 from rocm_passes.idioms.convolution.videos import SORTED_BY
 from rocm_passes.policy.bounds import LEAST_RUN
-from rocm_passes.rewrite.work import WholeGraphPass, Work
+from rocm_passes.report.changes import Change
+from rocm_passes.rewrite.work import WholeGraphPass, Work, change_at
 
 _WEIGHT, _BIAS, _TRANSPOSED, _GROUPS = 1, 2, 6, 8
 _VIEWS = (aten.view.default, aten.reshape.default, aten._unsafe_view.default)
 _MOVES = (*_VIEWS, aten.permute.default, aten.clone.default, aten.slice.Tensor)
 
 
+_DID = "a convolution's channels are sorted by pixel for the depth-to-space behind it"
+_REASON = "the weight's rows and the bias are sorted alike; each element is computed as before"
+
+
 def sort_channels(
     graph: fx.Graph, fake_mode: FakeTensorMode, is_channels_last: Callable[[fx.Node], bool]
-) -> int:
-    """Sort the channels of the convolutions that run channels-last. Returns of how many."""
-    done = 0
+) -> list[Change]:
+    """Sort the channels of the convolutions that run channels-last."""
+    changes = []
     for convolution in n.calls(graph, aten.convolution.default):
         shuffle = _shuffle_behind(convolution)
         if shuffle is not None and is_channels_last(convolution):
             _sort(convolution, shuffle, fake_mode)
-            done += 1
-    return done
+            changes.append(change_at(convolution, _DID, _REASON))
+    return changes
 
 
 def _shuffle_behind(convolution: fx.Node) -> fx.Node | None:
@@ -144,8 +149,8 @@ def _applies(work: Work) -> bool:
     return work.channels_last and work.on_gpu and work.may_rewrite
 
 
-def _run(work: Work) -> None:
-    sort_channels(work.graph, work.fake_mode, memory_format.suits)
+def _run(work: Work) -> Sequence[Change]:
+    return sort_channels(work.graph, work.fake_mode, memory_format.suits)
 
 
 PASS = WholeGraphPass("sort_depth_to_space", _run, _applies)

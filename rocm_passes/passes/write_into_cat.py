@@ -15,7 +15,7 @@ read.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -30,10 +30,15 @@ from rocm_passes.ops.channel_norm import CHANNEL_NORM
 from rocm_passes.ops.frames import CHANNELS_BEHIND, CHANNELS_FIRST, TIME, has_front
 from rocm_passes.ops.group_norm import GROUP_NORM
 from rocm_passes.ops.operator import Operator
-from rocm_passes.rewrite.work import WholeGraphPass, Work
+from rocm_passes.report.changes import Change
+from rocm_passes.rewrite.work import WholeGraphPass, Work, change_at
 
 NORMS: tuple[Operator[Any], ...] = (CHANNEL_NORM, GROUP_NORM)
 OPERATORS = {norm.overload: norm for norm in NORMS}
+
+
+_DID = "writes its result behind the frames that a cat puts in front of it"
+_REASON = "the joined video has the same elements, and is not copied"
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,7 @@ def _applies(work: Work) -> bool:
     return work.rewritten > 0
 
 
-def _run(work: Work) -> None:
+def _run(work: Work) -> Sequence[Change]:
     found, left = write_into_cat(work.graph, work.fake_mode)
     for norm, frames in found.items():
         work.amend(norm, {"front_frames": frames})
@@ -167,6 +172,10 @@ def _run(work: Work) -> None:
             reason = "the convolution as rewritten reads no joined video that ends with it"
         if reason is not None:
             work.amend(norm, {}, f"not written behind the frames in front of it: {reason}")
+    return [
+        change_at(norm, f"{OPERATORS[norm.target].name} {_DID}", _REASON, front_frames=frames)
+        for norm, frames in found.items()
+    ]
 
 
 PASS = WholeGraphPass("write_into_cat", _run, _applies)

@@ -64,4 +64,4 @@ def _content(graph: Ledger) -> str:
     found = graph.to_dict()
     for site in found["sites"]:
         site["inputs"] = [{**given, "name": ""} for given in site["inputs"]]
-    return json.dumps([found["looked_for"], found["notes"], found["sites"]])
+    return json.dumps([found["looked_for"], found["notes"], found["sites"], found["changes"]])

@@ -2,7 +2,8 @@
 document.
 
 The page opens on what was not rewritten and why, and on what gained most (html_overview.py). The
-groups of like sites follow (html_groups.py). The style sheet and the script lie beside this file,
+groups of like sites follow (html_groups.py), then what passes over the whole graph did outside of
+the sites (html_changes.py). The style sheet and the script lie beside this file,
 as report.css and report.js.
 """
 
@@ -14,7 +15,7 @@ from importlib import resources
 from typing import Any
 
 from rocm_passes.errors import plural
-from rocm_passes.report import html_groups, html_overview
+from rocm_passes.report import html_changes, html_groups, html_overview
 from rocm_passes.report.html_groups import Group, Page
 from rocm_passes.report.ledger import OUTCOMES, from_document
 from rocm_passes.report.text import empty
@@ -44,6 +45,7 @@ def page(document: Mapping[str, Any], title: str) -> str:
         html_overview.overview(groups),
         _filters(sites),
         _groups(groups, shared),
+        html_changes.changes(document.get("changes", ()), document["environment"]),
     ]
     return "\n".join(
         [

@@ -193,11 +193,7 @@ def _sites(sites: Sequence[SiteRecord], environment: Mapping[str, Any]) -> str:
 
 
 def _site(site: SiteRecord, environment: Mapping[str, Any]) -> str:
-    location = str(site["location"])
-    address = links.address(location, environment)
-    where = escape("/".join(location.split("/")[-2:])) or "unknown place"
-    if address is not None:
-        where = f'<a href="{escape(address)}" rel="noreferrer">{where}</a>'
+    where = links.shown(str(site["location"]), environment)
     said = [f"<b>{escape(site['module'] or '-')}</b>", where, f"<code>{_inputs(site)}</code>"]
     said += [f"<small>{escape(str(site.get('graph', '')))}</small>"]
     read = ", ".join(f"{k} {v}" for k, v in site["parameters"].items())

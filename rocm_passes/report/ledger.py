@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from rocm_passes.report import child_ledgers
+from rocm_passes.report.changes import Change
 
 log = logging.getLogger("rocm_passes")
 
@@ -140,6 +141,7 @@ class Entry:
 class Ledger:
     """The entries of one compiled graph. looked_for: the idioms that were looked for in it.
 
+    changes: what passes over the whole graph did outside of the sites. They count in no total.
     ranks: of a process group, those that compiled it alike; empty where it is one process's.
     """
 
@@ -150,14 +152,30 @@ class Ledger:
     notes: list[str] = field(default_factory=list)
     from_cache: bool = False
     ranks: tuple[int, ...] = ()
+    changes: list[Change] = field(default_factory=list)
 
     def add(self, entry: Entry) -> None:
         assert entry.outcome in OUTCOMES, entry.outcome
         self.entries.append(entry)
         log.debug("%s", entry)
 
-    def refuse_rewritten(self, reason: str, error: str) -> None:
-        """Say of every rewritten site that its rewrite was taken back, and why."""
+    def changed(self, changes: Iterable[Change]) -> None:
+        for change in changes:
+            self.changes.append(change)
+            log.debug("%s", change)
+
+    def take_back(self, reason: str, since: int = 0, whole: bool = False) -> None:
+        """Say of the changes from that place on that they were taken back.
+
+        whole: those too that stay where a graph is compiled again without rewrites.
+        """
+        for at, change in enumerate(self.changes):
+            if at >= since and change.verdict == "taken" and (whole or not change.stays):
+                self.changes[at] = change.taken_back(reason)
+
+    def refuse_rewritten(self, reason: str, error: str, whole: bool = False) -> None:
+        """Say of every rewritten site, and of every change, that it was taken back, and why."""
+        self.take_back(reason, whole=whole)
         for at, entry in enumerate(self.entries):
             if entry.outcome == "rewritten":
                 verdicts = tuple(
@@ -182,6 +200,7 @@ class Ledger:
             "notes": list(self.notes),
             "ranks": list(self.ranks),
             "sites": [e.to_dict() for e in self.entries],
+            "changes": [_plain_values(c.to_dict()) for c in self.changes],
         }
 
     @staticmethod
@@ -195,6 +214,7 @@ class Ledger:
             looked_for=tuple(found["looked_for"]),
             notes=list(found["notes"]),
             ranks=tuple(found.get("ranks", ())),
+            changes=[Change.from_dict(change) for change in found.get("changes", ())],
         )
 
 
@@ -247,6 +267,7 @@ def to_dict(
             {
                 "graph": g.graph,
                 "sites": len(g.entries),
+                "changes": len(g.changes),
                 "pass_seconds": round(g.seconds, 6),
                 "from_cache": g.from_cache,
                 "notes": list(g.notes),
@@ -255,6 +276,9 @@ def to_dict(
             for g in ledgers
         ],
         "sites": sites,
+        "changes": [
+            {"graph": g.graph, **_plain_values(c.to_dict())} for g in ledgers for c in g.changes
+        ],
         "drawings": [json.loads(text) for text in drawings],
     }
 
@@ -268,8 +292,13 @@ def from_document(found: Mapping[str, Any]) -> list[Ledger]:
         own = {k: v for k, v in site.items() if k != "graph"}
         own["drawing"] = {} if position is None else drawings[position]
         sites[site["graph"]].append(own)
+    changes: dict[str, list[Mapping[str, Any]]] = collections.defaultdict(list)
+    for change in found.get("changes", ()):
+        changes[change["graph"]].append({k: v for k, v in change.items() if k != "graph"})
     return [
-        Ledger.from_dict({**g, "looked_for": (), "sites": sites[g["graph"]]})
+        Ledger.from_dict(
+            {**g, "looked_for": (), "sites": sites[g["graph"]], "changes": changes[g["graph"]]}
+        )
         for g in found["graphs"]
     ]
 
@@ -354,6 +383,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(k): _plain(v) for k, v in value.items()}
     return str(value).removeprefix("torch.")
+
+
+def _plain_values(found: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _plain(value) for key, value in found.items()}
 
 
 def _trace(ledger: Ledger) -> None:

@@ -8,6 +8,7 @@ of the page could open, so it gets none.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from html import escape
 from typing import Any
 
 #: Package -> the address of its folder at a version.
@@ -26,3 +27,10 @@ def address(location: str, environment: Mapping[str, Any]) -> str | None:
     if package not in REPOSITORIES or not version or "dev" in str(version) or not rest:
         return None
     return f"{REPOSITORIES[package].format(version=version)}/{rest}#L{line}"
+
+
+def shown(location: str, environment: Mapping[str, Any]) -> str:
+    """The end of the location as HTML, with a link where it has an address."""
+    where = escape("/".join(location.split("/")[-2:])) or "unknown place"
+    found = address(location, environment)
+    return where if found is None else f'<a href="{escape(found)}" rel="noreferrer">{where}</a>'

@@ -9,20 +9,25 @@ import textwrap
 from collections.abc import Iterable, Sequence
 
 from rocm_passes.errors import plural
+from rocm_passes.report.changes import Change
 from rocm_passes.report.ledger import Entry, Ledger, totals
+
+#: Stands above what passes over the whole graph did.
+CHANGES = "changes outside of sites:"
 
 
 def table(ledgers: Iterable[Ledger], width: int | None = None) -> str:
-    """Sites that agree in idiom, outcome, lowering and reason as one group; then elementary idioms'
-    totals.
+    """Sites that agree in idiom, outcome, lowering and reason as one group; then like changes
+    outside of sites, and elementary idioms' totals.
 
     width: in characters; None takes the terminal's, or 100.
     """
     ledgers = list(ledgers)
     entries = [e for g in ledgers for e in g.entries]
-    if not entries:
-        return empty(ledgers)
     width = width or shutil.get_terminal_size((100, 24)).columns
+    changed = changes(ledgers, width)
+    if not entries:
+        return "\n".join([empty(ledgers), *changed])
     groups: dict[tuple[str, ...], list[Entry]] = collections.defaultdict(list)
     for e in entries:
         groups[(e.idiom, outcome(e), e.reason, *e.notes)].append(e)
@@ -32,8 +37,29 @@ def table(ledgers: Iterable[Ledger], width: int | None = None) -> str:
         for head, (_, found) in zip(heads, sorted(groups.items()), strict=True)
     ]
     return "\n".join(
-        [*blocks, "", *notes(ledgers, width), *textwrap.wrap(f"in all: {summary(entries)}", width)]
+        [
+            *blocks,
+            *changed,
+            "",
+            *notes(ledgers, width),
+            *textwrap.wrap(f"in all: {summary(entries)}", width),
+        ]
     )
+
+
+def changes(ledgers: Iterable[Ledger], width: int) -> list[str]:
+    """What passes over the whole graph did, like changes as one group; empty where they did
+    nothing.
+    """
+    groups: dict[tuple[str, ...], list[Change]] = collections.defaultdict(list)
+    for change in (c for g in ledgers for c in g.changes):
+        groups[change.kind()].append(change)
+    if not groups:
+        return []
+    ordered = [found for _, found in sorted(groups.items())]
+    heads = aligned([(c[0].step, f"{len(c):>4}", c[0].did, _places(c)) for c in ordered])
+    said = [_indented(found[0].said(), width) for found in ordered]
+    return ["", CHANGES, *(line for pair in zip(heads, said, strict=True) for line in pair)]
 
 
 def notes(ledgers: Iterable[Ledger], width: int) -> list[str]:
@@ -50,8 +76,9 @@ def notes(ledgers: Iterable[Ledger], width: int) -> list[str]:
 
 
 def every_site(ledgers: Iterable[Ledger]) -> str:
-    """One line per site, in the order of the graphs."""
+    """One line per site, in the order of the graphs; then one per change outside of sites."""
     ledgers = list(ledgers)
+    changed = _every_change(ledgers)
     rows = [
         (
             g.graph,
@@ -66,10 +93,19 @@ def every_site(ledgers: Iterable[Ledger]) -> str:
         for e in g.entries
     ]
     if not rows:
-        return empty(ledgers)
-    return "\n".join(
-        aligned([("graph", "idiom", "outcome", "module", "where", "inputs", "why"), *rows])
-    )
+        return "\n".join([empty(ledgers), *changed])
+    head = ("graph", "idiom", "outcome", "module", "where", "inputs", "why")
+    return "\n".join([*aligned([head, *rows]), *changed])
+
+
+def _every_change(ledgers: Iterable[Ledger]) -> list[str]:
+    rows = [
+        (g.graph, c.step, c.module or "-", short_location(c.location) or "-", c.did, c.said())
+        for g in ledgers
+        for c in g.changes
+    ]
+    head = ("graph", "pass", "module", "where", "what", "why")
+    return ["", CHANGES, *aligned([head, *rows])] if rows else []
 
 
 def empty(ledgers: Sequence[Ledger]) -> str:
@@ -137,10 +173,11 @@ def _reasons(found: Sequence[Entry], width: int) -> list[str]:
     """
     says = [*found[0].reasons(), *(f"note: {note}" for note in found[0].notes)]
     says += _considered(found)
-    return [
-        textwrap.fill(line, max(width, 40), initial_indent=" " * 4, subsequent_indent=" " * 6)
-        for line in says
-    ]
+    return [_indented(line, width) for line in says]
+
+
+def _indented(line: str, width: int) -> str:
+    return textwrap.fill(line, max(width, 40), initial_indent=" " * 4, subsequent_indent=" " * 6)
 
 
 def _considered(found: Sequence[Entry]) -> list[str]:
@@ -155,6 +192,6 @@ def _considered(found: Sequence[Entry]) -> list[str]:
     ]
 
 
-def _places(entries: Sequence[Entry]) -> str:
+def _places(entries: Sequence[Entry | Change]) -> str:
     places = list(dict.fromkeys(short_location(e.location) or e.module for e in entries))
     return places[0] + (f" and {len(places) - 1} more" if len(places) > 1 else "")

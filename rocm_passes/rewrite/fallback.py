@@ -54,13 +54,14 @@ class Attempt:
     """One compile of a graph: what the pass was given (a graph for each branch of control flow).
 
     given: what Inductor was given, where other passes come before ours. given_up: the rewrites are,
-    and the pass is to leave the graph as it is.
+    and the pass is to leave the graph as it is. failed: the pass itself raised.
     """
 
     passed: list[tuple[Snapshot, Ledger]] = field(default_factory=list)
     given: list[Snapshot] = field(default_factory=list)
     changed: bool = False
     given_up: bool = False
+    failed: bool = False
 
     def add(self, before: Snapshot, ledger: Ledger, changed: bool) -> None:
         self.passed.append((before, ledger))
@@ -71,8 +72,18 @@ class Passes(Protocol):
     """The pass, as far as it is needed here."""
 
     attempt: Attempt | None
+    #: The graph's own: a compile without rewrites raised it.
+    own_error: BaseException | None
+
+    @property
+    def changed_early(self) -> bool:
+        """Was the graph changed before it was split, so that a second compile has it changed?"""
+
+    def published_empty(self) -> Ledger: ...
 
     def undone(self, ledger: Ledger, reason: str, error: str) -> None: ...
+
+    def given_up(self, reason: str, error: str) -> None: ...
 
 
 def inner_compile(passes: Passes, inner: Callable[..., Any]) -> Callable[..., Any]:
@@ -86,7 +97,7 @@ def inner_compile(passes: Passes, inner: Callable[..., Any]) -> Callable[..., An
         hook: Any = inductor_config.post_grad_custom_pre_pass
         if hook is not passes:
             # Passes of the user's come before ours, and must not meet a graph of theirs again.
-            attempt.given = [Snapshot(module.graph) for module in _modules(gm)]
+            attempt.given = [Snapshot(module.graph) for module in modules(gm)]
         cudagraphs = getattr(how.get("cudagraphs"), "value", None)
         try:
             try:
@@ -94,7 +105,8 @@ def inner_compile(passes: Passes, inner: Callable[..., Any]) -> Callable[..., An
             except PASS_THROUGH:
                 raise
             except Exception as error:
-                if not attempt.changed:
+                if not attempt.changed and not attempt.failed:
+                    passes.own_error = None if passes.changed_early else error
                     raise
                 # As text: the exception holds all that the compile had made.
                 said, trace = first_line(error), "".join(traceback.format_exception(error))
@@ -103,8 +115,14 @@ def inner_compile(passes: Passes, inner: Callable[..., Any]) -> Callable[..., An
                 # The first compile may have found a reason against them in what we wrote.
                 how["cudagraphs"].value = cudagraphs
             # Not in the handler: an error of the graph's own is no consequence of ours.
-            with inductor_config.patch(dict(UNCACHED)):
-                compiled = inner(gm, example_inputs, **how)
+            attempt.failed = False
+            try:
+                with inductor_config.patch(dict(UNCACHED)):
+                    compiled = inner(gm, example_inputs, **how)
+            except Exception as error:
+                if not attempt.failed and not passes.changed_early:
+                    passes.own_error = error
+                raise
             # Only now is it known whose fault it was.
             _say(attempt, passes, said, trace)
             return compiled
@@ -120,9 +138,11 @@ _SAID: set[str] = set()
 def _say(attempt: Attempt, passes: Passes, said: str, trace: str) -> None:
     """In each ledger, and in the log once for each error."""
     reason = f"its graph did not compile with the rewrites: {said}"
-    for _, ledger in attempt.passed:
+    # The pass may have failed before it had a ledger.
+    found = [ledger for _, ledger in attempt.passed] or [passes.published_empty()]
+    for ledger in found:
         passes.undone(ledger, reason, said)
-    graphs = ", ".join(ledger.graph for _, ledger in attempt.passed)
+    graphs = ", ".join(ledger.graph for ledger in found)
     text = f"rocm_passes: {graphs} did not compile with the rewrites, and was compiled without"
     if said in _SAID:
         log.info("%s, as other graphs before: %s", text, said)
@@ -143,7 +163,7 @@ def _put_back(attempt: Attempt, gm: fx.GraphModule) -> None:
     attempt.given_up = True
     for before in attempt.given or [before for before, _ in attempt.passed]:
         before.restore()
-    for module in _modules(gm):
+    for module in modules(gm):
         module.recompile()
     # Inductor fills this list at the end, and expects it empty.
     context = torch._guards.TracingContext.try_get()
@@ -151,6 +171,6 @@ def _put_back(attempt: Attempt, gm: fx.GraphModule) -> None:
         context.output_strides.clear()
 
 
-def _modules(gm: fx.GraphModule) -> list[fx.GraphModule]:
+def modules(gm: fx.GraphModule) -> list[fx.GraphModule]:
     """The graph and those of its control flow."""
     return [module for module in gm.modules() if isinstance(module, fx.GraphModule)]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from rocm_passes.fx import provenance
+from rocm_passes.report.changes import Change
 from rocm_passes.report.ledger import Ledger
 from rocm_passes.rewrite.match import Context
 
@@ -53,13 +55,46 @@ class Work:
             )
 
 
+def change_at(
+    node: fx.Node, did: str, reason: str, contract: str = "exact", **parameters: Any
+) -> Change:
+    """A change at the place in the user's code that the node comes from."""
+    return Change(
+        did,
+        reason,
+        contract,
+        location=provenance.location(node),
+        module=provenance.module(node),
+        component=provenance.component(node),
+        parameters=parameters,
+    )
+
+
+#: What keeps the readers' promises after the rewrites (`fx.promises`): what was done, and why.
+_PROMISES = {
+    "keep_apart": (
+        "an output of the graph is copied",
+        "after a rewrite it would share memory with another output or an input, and did not before",
+    ),
+    "keep_strides": (
+        "a tensor is laid out as it was before the rewrites",
+        "a reader sees its strides, or the caller does",
+    ),
+}
+
+
+def kept_promises(step: str, nodes: Iterable[fx.Node]) -> list[Change]:
+    return [replace(change_at(node, *_PROMISES[step]), step=step) for node in nodes]
+
+
 @dataclass(frozen=True)
 class WholeGraphPass:
     """A pass over the whole graph, before the idioms are looked for or after they were rewritten.
 
+    run: returns what it changed, for the ledger.
     applies: whether it is worth looking. It must not change the graph.
     """
 
     name: str
-    run: Callable[[Work], None]
+    run: Callable[[Work], Sequence[Change]]
     applies: Callable[[Work], bool]

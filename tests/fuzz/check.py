@@ -83,7 +83,7 @@ def settings_of(program: Program) -> tuple[Setting, ...]:
 @dataclass(frozen=True)
 class Failure:
     """kind: "crash", "value", "dtype", "shape", "strides", "aliasing", "gradient", "strict",
-    "finite" or "input".
+    "finite", "input", or "silent": the graph was changed and its ledger does not say it.
     """
 
     kind: str
@@ -199,11 +199,14 @@ def _failures(
         with kept_whole() if setting.strict and unfused.is_whole else nullcontext():
             options, target = Options(**dict(setting.options)), target_named(setting.target)
             ledger = traced.rewrite(options, target, setting.visible)
+            silent = traced.changed_silently(ledger)
             got, inputs = _run(traced, program, again)
     except Exception as error:
         text = f"{type(error).__name__}: {error}"
         return [found("crash", message=text[:600])]
     _count(ledger, outcome, found)
+    if silent:
+        outcome.failures.append(found("silent", message=f"the ledger does not say it{silent}"))
     results, left = unfused.results, unfused.inputs
 
     def unlike(nearby: Errors = ([], [])) -> list[Failure]:

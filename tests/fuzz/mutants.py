@@ -141,10 +141,10 @@ MUTANTS: tuple[Mutant, ...] = (
     lambda *_: None),
     patched(CONTRACTION, "rocm_passes.fx.convexity.Contraction.contract",
     lambda *_: None),
-    patched("outputs may share memory", "rocm_passes.fx.aliasing.keep_apart", lambda *_: 0),
+    patched("outputs may share memory", "rocm_passes.fx.aliasing.keep_apart", lambda *_: []),
     patched("strides of control flow's outputs", "rocm_passes.fx.strides.keep_output_strides",
-    lambda *_: 0),
-    patched("strides promised to readers", "rocm_passes.fx.strides.keep_promises", lambda *_: 0),
+    lambda *_: []),
+    patched("strides promised to readers", "rocm_passes.fx.strides.keep_promises", lambda *_: []),
     patched("any size is the same size", "rocm_passes.fx.nodes.same_size", lambda a, b: True),
 )  # fmt: skip
 

@@ -9,6 +9,7 @@ copy. A decomposition behind the pass is traced once a process and signature.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -33,6 +34,10 @@ from rocm_passes.target import Target
 _TABLES: dict[tuple[str, ...], Any] = {}
 
 
+def _raise(reason: str) -> None:
+    raise AssertionError(reason)
+
+
 class Traced:
     """The program's graph, and a callable that runs the copy which was last rewritten."""
 
@@ -54,7 +59,7 @@ class Traced:
     def _compiled(self, gm: fx.GraphModule, inputs: Any) -> Any:
         with _disable_current_modes():
             compile_fx.view_to_reshape(gm)
-            ComplexToReal(lambda: "fuzz")(gm.graph)
+            ComplexToReal(lambda: "fuzz", lambda changes: None, _raise)(gm.graph)
             gm.graph.eliminate_dead_code()
         self._original = self._now = gm
 
@@ -95,6 +100,21 @@ class Traced:
         self._now = gm
         return ledgers[0]
 
+    def changed_silently(self, ledger: Ledger) -> str:
+        """How the graph that was last rewritten differs from the unfused one, where its ledger has
+        neither a rewritten site nor a change; else "".
+        """
+        if ledger.changes or any(entry.outcome == "rewritten" for entry in ledger.entries):
+            return ""
+        now = self._now
+        assert now is not None
+        self.leave()
+        assert self._now is not None
+        unfused, self._now = self._now, now
+        more, fewer = _calls(now) - _calls(unfused), _calls(unfused) - _calls(now)
+        return "".join(f"; {word} {sorted(found)}" for word, found in
+                       (("more", more), ("fewer", fewer)) if found)  # fmt: skip
+
     def leave(self) -> None:
         """Calls run the unfused graph, ATen node by node."""
         self.rewrite(Options(select="off"), target_named("cpu"))
@@ -118,6 +138,10 @@ class Traced:
 
     def __call__(self, *inputs: Tensor) -> Any:
         return self._call(*inputs)
+
+
+def _calls(gm: fx.GraphModule) -> Counter[str]:
+    return Counter(str(node.target) for node in gm.graph.nodes if node.op == "call_function")
 
 
 #: On a CPU ATen gives these in the input's memory format, and promises them contiguous.

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from rocm_passes.kernels.triton import launched
 from rocm_passes.kernels.triton.inductor import NotLaunchable, OnlyMemory
 from rocm_passes.kernels.triton.launch import launch, written_down
 from rocm_passes.kernels.triton.static_launch import as_a_template
@@ -71,6 +72,21 @@ def test_launches_stand_in_the_generated_code(answers: Any, case: str) -> None:
     assert [
         re.sub(r"_\d+$", "", name) for name in re.findall(r"(\w+_kernel_\d+)\.run\(", call)
     ] == LAUNCHED[case]
+
+
+@pytest.mark.parametrize("case", LAUNCHED)
+def test_launches_are_noted_with_their_operators(answers: Any, case: str) -> None:
+    """An error of a launch names them (`rewrite/launch_errors.py`)."""
+    noted = answers[case]["noted"]
+    assert sorted(kernel for kernel, _ in noted) == sorted(LAUNCHED[case])
+    operators = {operator for _, operator in noted}
+    assert operators <= {known.name for known in OPERATORS}
+    assert all(launched.is_ours(kernel) for kernel, _ in noted)
+
+
+@pytest.mark.parametrize("case", OPAQUE)
+def test_an_opaque_call_launches_nothing_there(answers: Any, case: str) -> None:
+    assert answers[case]["noted"] == []
 
 
 @pytest.mark.parametrize("case", LAUNCHED)

@@ -47,7 +47,7 @@ def inputs() -> tuple[Tensor, ...]:
 
 def absorbed(fn: Callable[..., Any]) -> tuple[int, fx.GraphModule]:
     gm = traced(fn, *inputs())
-    count = fold_conv_bias(gm.graph)
+    count = len(fold_conv_bias(gm.graph))
     gm.graph.lint()
     gm.recompile()
     return count, gm

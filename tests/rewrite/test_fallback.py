@@ -365,6 +365,22 @@ def raises_in_code_generation(x: Any, *args: Any, **kwargs: Any) -> Any:
     return ir.TensorBox.create(Uncompilable(layout, [memory]))
 
 
+class Unloadable(ir.ExternKernelAlloc):
+    """As a kernel for which the device has too little memory: its module raises when it is
+    loaded.
+    """
+
+    def codegen(self, wrapper: Any) -> None:
+        wrapper.header.writeline("raise MemoryError('out of resource: shared memory')")
+        wrapper.writeline(f"{self.get_name()} = {self.inputs[0].get_name()}")
+
+
+def raises_when_loaded(x: Any, *args: Any, **kwargs: Any) -> Any:
+    memory = ir.ExternKernel.realize_input(x)
+    layout = ir.FixedLayout(x.get_device(), x.get_dtype(), x.get_size())
+    return ir.TensorBox.create(Unloadable(layout, [memory]))
+
+
 def test_raising_is_an_option() -> None:
     call, failing = compiled(Normed(), [], on_compile_error="raise"), raises_in_lowering
     raises = pytest.raises(BackendCompilerFailed, match="no lowering for this")
@@ -377,6 +393,7 @@ def test_raising_is_an_option() -> None:
     [
         (raises_in_lowering, "LoweringException: NotImplementedError: no lowering for this"),
         (raises_in_code_generation, "SyntaxError: its kernel does not compile"),
+        (raises_when_loaded, "MemoryError: out of resource: shared memory"),
     ],
 )
 def test_inductor_fails_and_then_writes_what_it_would_have(

@@ -54,11 +54,11 @@ from torch._inductor.virtualized import V
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rocm_passes.fx import aliasing
+from rocm_passes.kernels.triton import launched
 from rocm_passes.kernels.triton.launch import Launch, written_down
 from rocm_passes.kernels.triton.lowering import LAUNCHED_BY
 from rocm_passes.kernels.triton.static_launch import StaticallyLaunched
-from rocm_passes.ops.as_real import AS_REAL
+from rocm_passes.ops.as_real import AS_REAL, why_copied
 from rocm_passes.ops.computed import COMPUTED
 from rocm_passes.ops.operator import OPERATORS, Call, Operator
 from rocm_passes.target import triton_is_interpreted
@@ -109,14 +109,10 @@ def _computed(x: ir.TensorBox, lowering: str = "") -> ir.TensorBox:
 
 
 def _as_real(z: ir.TensorBox, lowering: str = "") -> Any:
-    """A view where it can be one: the operator's call costs the host more, and copies.
-
-    Not of a tensor that the graph writes into, nor of one that is conjugated lazily.
+    """A view where it can be one: the operator's call costs the host more, and copies. The pass
+    `read_parts` says which it is.
     """
-    node = V.current_node.args[0]
-    fake = node.meta["val"]
-    written = aliasing.root_of(node) in aliasing.inputs_written(node.graph)
-    if written or fake.is_conj() or not fake.is_contiguous():
+    if why_copied(V.current_node) is not None:
         opaque = fallback_handler(AS_REAL.overload, add_to_fallback_set=False)
         return opaque(z, lowering)
     return fallback_handler(aten.view_as_real.default, add_to_fallback_set=False)(z)
@@ -130,7 +126,11 @@ def _lower(operator: Operator[Any], overload: Any, *args: Any, **kwargs: Any) ->
             raise NotLaunchable(f"lowering {name!r} calls a library")
         if V.current_node.meta.get(LAUNCHED_BY) == "python":
             raise NotLaunchable("launch='python'")
-        return _Launching(call).by(lowering.run)
+        made = _Launching(call)
+        result = made.by(lowering.run)
+        for kernel in made.kernels:
+            launched.note(kernel, operator.name, V.current_node)
+        return result
     except NotLaunchable as reason:
         log.debug("%s: an opaque call: %s", overload, reason)
     except Exception:
@@ -154,6 +154,7 @@ class _Launching:
         with V.fake_mode, OnlyMemory() as memory, written_down() as launches:
             result = run(self._call)
         self._allocated = memory.allocated
+        self.kernels = [launch.kernel.__name__ for launch in launches]
         for launch in launches:
             self._write(launch)
         for storage in {_storage(t): None for t in _tensors(result)}:
