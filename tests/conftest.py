@@ -100,8 +100,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Without this a failure is shown below thousands of lines of torch's structured trace.
-    config.option.log_level = config.option.log_level or "WARNING"
     suites.choose(config)
     hypothesis.settings.load_profile("everything" if suites.everything() else "fast")
 

@@ -16,11 +16,13 @@ from typing import Any
 
 def everywhere() -> None:
     """All of it, of what this process has imported."""
+    without_pytest_in_the_trace()
     if "torch._dynamo.guards" in sys.modules:
         without_guard_timing()
         without_collections_after_compiles()
         without_states_of_random_numbers()
-        without_pytest_in_the_trace()
+        without_records_of_compiles()
+        without_names_of_functions()
     if "triton.runtime.interpreter" in sys.modules:
         without_searches_for_builtins()
         without_unread_overflow_checks()
@@ -66,6 +68,28 @@ def without_states_of_random_numbers() -> None:
 
     reset()
     tracker.reset = staticmethod(reset_if_read)
+
+
+def without_records_of_compiles() -> None:
+    """Dynamo writes all of torch's options down for each graph, and events for a timeline of each.
+
+    That took a twenty-fifth of a small graph's time. Only tools outside the process read it.
+    """
+    from torch._dynamo import utils
+
+    if hasattr(utils, "record_compilation_metrics"):
+        utils.record_compilation_metrics = lambda *_: None  # type: ignore[assignment]
+    events = getattr(utils, "ChromiumEventLogger", None)
+    if hasattr(events, "_log_timed_event"):
+        events._log_timed_event = lambda *_, **__: {}
+
+
+def without_names_of_functions() -> None:
+    """Dynamo tokenizes each file that it traces, to name functions in its debug log."""
+    from torch._dynamo import symbolic_convert
+
+    if hasattr(symbolic_convert, "get_funcname"):
+        symbolic_convert.get_funcname = lambda *_: None  # type: ignore[assignment]
 
 
 def without_pytest_in_the_trace() -> None:
