@@ -11,18 +11,30 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import hypothesis
 import pytest
-import torch
 
-from tests import fast, forked, suites
-
-# Triton reads this when it is first imported: without a GPU its kernels then run on CPU tensors.
-if not torch.cuda.is_available():
-    os.environ.setdefault("TRITON_INTERPRET", "1")
+from tests import fast, forked
 
 #: Set by the process that starts the workers of pytest-xdist, which share its folders.
 _WORKER = "PYTEST_XDIST_WORKER"
+
+
+def _starts_workers() -> bool:
+    """Whether this process runs no test itself (`-n 2`): torch takes it 3 s to import."""
+    after = sys.argv[sys.argv.index("-n") + 1 :] if "-n" in sys.argv else []
+    return _WORKER not in os.environ and after[:1] not in ([], ["0"])
+
+
+def _interpret_kernels() -> None:
+    """Without a GPU, on CPU tensors. Triton reads the variable when it is first imported."""
+    import torch
+
+    if not torch.cuda.is_available():
+        os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+if not _starts_workers():
+    _interpret_kernels()
 
 
 def _use_folders_of_this_run() -> None:
@@ -59,16 +71,10 @@ os.environ["ROCM_PASSES_ON_COMPILE_ERROR"] = "raise"
 # A worker has one core: further threads would take the other workers'. NumPy's BLAS, which Triton's
 # interpreter multiplies with, reads the variable as it is loaded: workers must be born with it.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-if _WORKER in os.environ:
-    torch.set_num_threads(1)
 # Inductor would compile and load a program for each instruction set of the CPU, in each new cache.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "1")
 # The processes that Inductor would compile in take longer to start than most tests to compile.
 os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
-
-# The fast suite draws the same examples in every run, so that only a change makes it fail.
-hypothesis.settings.register_profile("fast", derandomize=True, deadline=None)
-hypothesis.settings.register_profile("everything", deadline=None, print_blob=True)
 
 _NUMBERS = itertools.count()
 
@@ -82,7 +88,7 @@ def nothing_left_over(
     monkeypatch.setenv("XDG_CACHE_HOME", str(choices))
     yield
     if "torch._dynamo" in sys.modules:
-        torch._dynamo.reset()
+        sys.modules["torch._dynamo"].reset()
     if "rocm_passes.report.ledger" in sys.modules:
         sys.modules["rocm_passes.report.ledger"].clear_history()
     if "rocm_passes.ops.operator" in sys.modules:
@@ -100,9 +106,24 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Without this a failure is shown below thousands of lines of torch's structured trace.
-    config.option.log_level = config.option.log_level or "WARNING"
+    if not config.getoption("numprocesses", None):
+        _prepare(config)
+
+
+def _prepare(config: pytest.Config) -> None:
+    """Of a process that runs tests."""
+    import hypothesis
+    import torch
+
+    from tests import suites
+
+    _interpret_kernels()
+    if _WORKER in os.environ:
+        torch.set_num_threads(1)
     suites.choose(config)
+    # The fast suite draws the same examples in every run, so that only a change makes it fail.
+    hypothesis.settings.register_profile("fast", derandomize=True, deadline=None)
+    hypothesis.settings.register_profile("everything", deadline=None, print_blob=True)
     hypothesis.settings.load_profile("everything" if suites.everything() else "fast")
 
 
@@ -112,6 +133,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
     First, because pytest's own hook deselects by marker.
     """
+    import torch
+
+    from tests import suites
+
     suites.mark_exhaustive(items)
     suites.models_together(items)
     if torch.cuda.is_available():

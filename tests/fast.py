@@ -10,21 +10,26 @@ import dataclasses
 import gc
 import inspect
 import logging
+import math
 import sys
 from typing import Any
 
 
 def everywhere() -> None:
     """All of it, of what this process has imported."""
+    without_pytest_in_the_trace()
     if "torch._dynamo.guards" in sys.modules:
         without_guard_timing()
         without_collections_after_compiles()
         without_states_of_random_numbers()
-        without_pytest_in_the_trace()
+        without_records_of_compiles()
+        without_names_of_functions()
+        without_patches_of_modules()
     if "triton.runtime.interpreter" in sys.modules:
         without_searches_for_builtins()
         without_unread_overflow_checks()
         without_tables_of_dtypes()
+        without_types_made_again()
     without_searches_for_garbage()
 
 
@@ -66,6 +71,59 @@ def without_states_of_random_numbers() -> None:
 
     reset()
     tracker.reset = staticmethod(reset_if_read)
+
+
+def without_records_of_compiles() -> None:
+    """Dynamo writes all of torch's options down for each graph, and events for a timeline of each.
+
+    That took a twenty-fifth of a small graph's time. Only tools outside the process read it.
+    """
+    from torch._dynamo import utils
+
+    if hasattr(utils, "record_compilation_metrics"):
+        utils.record_compilation_metrics = lambda *_: None  # type: ignore[assignment]
+    events = getattr(utils, "ChromiumEventLogger", None)
+    if hasattr(events, "_log_timed_event"):
+        events._log_timed_event = lambda *_, **__: {}
+
+
+def without_names_of_functions() -> None:
+    """Dynamo tokenizes each file that it traces, to name functions in its debug log."""
+    from torch._dynamo import symbolic_convert
+
+    if hasattr(symbolic_convert, "get_funcname"):
+        symbolic_convert.get_funcname = lambda *_: None  # type: ignore[assignment]
+
+
+def without_patches_of_modules() -> None:
+    """fx patches two methods of nn.Module for a trace, which AOTAutograd's tracer hands through.
+
+    Python then goes through all 1,800 subclasses: 4 times 2 ms for each small graph.
+    """
+    from torch import nn
+    from torch.fx import _symbolic_trace
+    from torch.fx.experimental import proxy_tensor
+
+    tracer = getattr(proxy_tensor, "PythonKeyTracer", None)
+    patcher = getattr(_symbolic_trace, "_Patcher", None)
+    known = {"getattr", "call_module"} <= set(vars(tracer or object))
+    if not known or not hasattr(patcher, "patch_method"):
+        return
+    trace, patch = tracer.trace, patcher.patch_method
+    hand_through = [False]
+
+    def trace_in_turn(self: Any, *args: Any, **kwargs: Any) -> Any:
+        hand_through.append(type(self) is tracer)
+        try:
+            return trace(self, *args, **kwargs)
+        finally:
+            hand_through.pop()
+
+    def patch_others(self: Any, cls: type, *args: Any, **kwargs: Any) -> None:
+        if not (hand_through[-1] and cls is nn.Module):
+            patch(self, cls, *args, **kwargs)
+
+    tracer.trace, patcher.patch_method = trace_in_turn, patch_others
 
 
 def without_pytest_in_the_trace() -> None:
@@ -166,6 +224,71 @@ def without_tables_of_dtypes() -> None:
         return look_up(dtype) if found is None else found
 
     interpreter._get_np_dtype = look_up_known
+
+
+#: What the functions that are replaced below are known to read, in Triton 3.6 and 3.7.
+_TENSOR_READS = {"is_block", "shape", "constexpr", "math", "prod", "scalar", "tuple", "type"}
+_BLOCK_READS = {"element_ty", "tuple", "_unwrap_shape", "validate_block_shape", "name", "numel"}
+_TUPLE_READS = {"values", "tuple_type", "_type_for_tuple_values", "type"}
+
+
+def without_types_made_again() -> None:
+    """Triton's interpreter makes the shape and the type of each value anew, and spells them out.
+
+    There are few, and nobody changes one: they are kept. That took a quarter of a kernel's time.
+    Shapes that are equal need no comparison size by size.
+    """
+    import triton.language as tl
+    from triton.language import core, semantic
+
+    def reads(kind: Any, names: set[str]) -> bool:
+        return names <= set(kind.__init__.__code__.co_names)
+
+    known = reads(tl.tensor, _TENSOR_READS) and reads(tl.block_type, _BLOCK_READS)
+    known = known and hasattr(core, "tuple") and reads(core.tuple, _TUPLE_READS)
+    alike = getattr(getattr(semantic, "TritonSemantic", None), "broadcast_impl_value", None)
+    if not known or alike is None:
+        return
+    shapes: dict[tuple[int, ...], tuple[Any, Any]] = {}
+    blocks: dict[tuple[Any, ...], dict[str, Any]] = {}
+    make_block, other_attribute = tl.block_type.__init__, core.tuple.__getattr__
+
+    def tensor(self: Any, handle: Any, type: Any) -> None:
+        self.handle, self.type, self.dtype = handle, type, type.scalar
+        shape = tuple(type.shape) if type.is_block() else ()
+        if shape not in shapes:
+            sizes = core.tuple([tl.constexpr(size) for size in shape])
+            shapes[shape] = tl.constexpr(math.prod(shape)), sizes
+        self.numel, self.shape = shapes[shape]
+
+    def block(self: Any, element_ty: Any, shape: Any) -> None:
+        # A type of pointers has no hash.
+        key = element_ty.name, getattr(element_ty, "address_space", None), tuple(shape)
+        if key not in blocks:
+            make_block(self, element_ty, shape)
+            blocks[key] = dict(vars(self))
+        vars(self).update(blocks[key])
+
+    def values(self: Any, args: Any, type: Any = None) -> None:
+        self.values = list(args)
+        if type is not None:
+            self.type = type if isinstance(type, core.tuple_type) else core.tuple_type(type)
+
+    def attribute(self: Any, name: str) -> Any:
+        if name != "type":
+            return other_attribute(self, name)
+        self.type = core._type_for_tuple_values(self.values)
+        return self.type
+
+    def broadcast(self: Any, left: Any, right: Any) -> Any:
+        blocks = left.type.is_block() and right.type.is_block()
+        if blocks and left.type.shape.values == right.type.shape.values:
+            return left, right
+        return alike(self, left, right)
+
+    tl.tensor.__init__, tl.block_type.__init__ = tensor, block
+    core.tuple.__init__, core.tuple.__getattr__ = values, attribute
+    semantic.TritonSemantic.broadcast_impl_value = broadcast
 
 
 def without_searches_for_garbage() -> None:

@@ -113,8 +113,10 @@ def _start(kind: Kind, address: Path) -> int:
     if kind.interpret:
         environment[INTERPRET] = kind.interpret
     command = [*ZYGOTE, str(address), os.environ[RUN], *["bare"] * kind.bare]
+    # What a bare one has imported need not be imported again.
+    start = subprocess.Popen if kind.bare else functools.partial(Popen, bare=True)
     with open(_log(address), "w") as log:
-        return subprocess.Popen(
+        return start(
             command, cwd=REPOSITORY, env=environment, stdin=subprocess.DEVNULL, stderr=log
         ).pid
 

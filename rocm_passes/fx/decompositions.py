@@ -106,11 +106,12 @@ def table_preserving(preserved: Iterable[str], on_cpu: bool = False) -> Preservi
     the options of the compile.
     """
     names = tuple(sorted(set(preserved)))
-    packets = {getattr(aten, name) for name in names}
+    packets = [getattr(aten, name) for name in names]
     whole = select_decomp_table()
-    table = PreservingTable(
-        {op: f for op, f in whole.items() if getattr(op, "overloadpacket", None) not in packets}
-    )
+    table = PreservingTable(whole)
+    for packet in packets:
+        for overload in packet.overloads():
+            table.pop(getattr(packet, overload), None)
     if on_cpu:
         pads = [op for op in _LAID_AS_INPUT if op.overloadpacket in packets and op in whole]
         table |= {op: _where_channels_last(op, whole[op], table.not_kept) for op in pads}

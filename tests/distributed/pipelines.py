@@ -66,7 +66,7 @@ def ulysses_of_a_pipeline() -> Findings:
     return _found(call, prepare)
 
 
-@check
+@exhaustive
 def ulysses_after_compile_pipeline() -> Findings:
     def prepare(model: Any) -> Any:
         report = compile_pipeline(model, how="blocks", options=ALWAYS)

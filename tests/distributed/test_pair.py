@@ -158,7 +158,7 @@ def test_rows_of_neighbours_are_copied_and_the_ledger_says_so(folder: Path) -> N
     "name",
     [
         "ulysses_of_a_pipeline",
-        "ulysses_after_compile_pipeline",
+        pytest.param("ulysses_after_compile_pipeline", marks=pytest.mark.exhaustive),
         "ulysses_after_the_first_call",
         pytest.param("ulysses_of_flux", marks=pytest.mark.exhaustive),
         "fsdp_before_compile_pipeline",

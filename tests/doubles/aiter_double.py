@@ -10,10 +10,15 @@ A call that the real aiter would not survive raises ContractViolation (see aiter
 
 from __future__ import annotations
 
+import atexit
+import compileall
 import contextlib
+import functools
 import importlib
 import importlib.util
+import os
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -33,6 +38,9 @@ __all__ = ["VERSIONS", "ContractViolation", "absent", "broken", "installed", "lo
 #: 0.1.23 stands for the main branch, whose 3-D convolutions are in no tag yet.
 VERSIONS = ("0.1.9", "0.1.12", "0.1.15", "0.1.17", "0.1.18", "0.1.20", "0.1.22", "0.1.23")
 CONV2D_SINCE, CONV3D_SINCE = (0, 1, 18), (0, 1, 23)
+
+#: Of the files that all installations share: another time says that a test has changed one.
+WRITTEN_AT = 10**18
 
 machine: Machine | None = None
 
@@ -228,17 +236,18 @@ def installed(
     arch: str = "gfx942",
     truncating: bool | None = None,
     rocm: tuple[int, int] = (7, 2),
+    own_files: bool = False,
 ) -> Iterator[None]:
     """AMD's aiter in one version on one architecture, on a machine that passes for one with ROCm.
 
     `truncating` says whether RMSNorm's bfloat16 stores truncate: by default as on that
-    architecture.
+    architecture. own_files: for a test that changes the files.
     """
     numbers = tuple(map(int, re.findall(r"\d+", version)[:3]))
     rounds = arch in ROUNDING_BF16 and rocm >= (7, 0)
     truncates = not rounds if truncating is None else truncating
     with (
-        _package(_sources(numbers), {"amd-aiter": version}),
+        _package(_sources(numbers), {"amd-aiter": version}, own_files),
         mock.patch.object(sys.modules[__name__], "machine", Machine(numbers, arch, truncates)),
         mock.patch.object(contract, "DEVICE_TYPES", frozenset({"cpu", "cuda"})),
         mock.patch.object(contract, "architecture", lambda device: arch),
@@ -318,32 +327,52 @@ def _sources(version: tuple[int, ...]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _package(sources: dict[str, str], distributions: dict[str, str]) -> Iterator[None]:
+def _package(
+    sources: dict[str, str], distributions: dict[str, str], own: bool = False
+) -> Iterator[None]:
     hidden = {name: module for name, module in sys.modules.items() if _is_aiter(name)}
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in sources.items():
-            file = Path(folder, "aiter", name)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
-        for name, version in distributions.items():
-            info = Path(folder, f"{name.replace('-', '_')}-{version}.dist-info")
-            info.mkdir()
-            (info / "METADATA").write_text(
-                f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-            )
-        for name in hidden:
+    write = _written.__wrapped__ if own else _written
+    folder = write(tuple(sources.items()), tuple(distributions.items()))
+    for name in hidden:
+        del sys.modules[name]
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    installation.reset()
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        for name in [name for name in sys.modules if _is_aiter(name)]:
             del sys.modules[name]
-        sys.path.insert(0, folder)
-        importlib.invalidate_caches()
+        sys.modules.update(hidden)
         installation.reset()
-        try:
-            yield
-        finally:
-            sys.path.remove(folder)
-            for name in [name for name in sys.modules if _is_aiter(name)]:
-                del sys.modules[name]
-            sys.modules.update(hidden)
-            installation.reset()
+        changed = [f for f in Path(folder).rglob("*.py") if f.stat().st_mtime_ns != WRITTEN_AT]
+        assert own or not changed, (
+            f"the test changes files of all: installed(own_files=True) {changed}"
+        )
+
+
+@functools.cache
+def _written(
+    sources: tuple[tuple[str, str], ...], distributions: tuple[tuple[str, str], ...]
+) -> str:
+    """The folder with these files, which nobody changes: one for all that install the same.
+
+    Their bytecode lies there too: each installation imports them anew.
+    """
+    folder = tempfile.mkdtemp(prefix="aiter-double-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name, text in sources:
+        file = Path(folder, "aiter", name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        os.utime(file, ns=(WRITTEN_AT, WRITTEN_AT))
+    for name, version in distributions:
+        info = Path(folder, f"{name.replace('-', '_')}-{version}.dist-info")
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+    compileall.compile_dir(folder, quiet=2)
+    return folder
 
 
 def _is_aiter(name: str) -> bool:

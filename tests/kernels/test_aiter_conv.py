@@ -358,7 +358,7 @@ def test_what_does_not_import_or_cannot_be_emptied_is_unavailable(
     entry: ConvEntry, file: str, text: str, reason: str
 ) -> None:
     arch = arch_of(entry)
-    with installed(MAIN, arch):
+    with installed(MAIN, arch, own_files=True):
         (folder,) = __import__("aiter").__path__
         source = Path(folder, file)
         source.write_text(text + (source.read_text() if "conv2d" in file else ""))
@@ -368,7 +368,7 @@ def test_what_does_not_import_or_cannot_be_emptied_is_unavailable(
 
 
 def test_conv3d_that_does_not_import_is_refused() -> None:
-    with installed(MAIN):
+    with installed(MAIN, own_files=True):
         (folder,) = __import__("aiter").__path__
         file = Path(folder, "ops/triton/conv/conv3d.py")
         file.write_text("import intj\n" + file.read_text())

@@ -44,7 +44,7 @@ def test_an_exit_during_import_does_not_end_the_process() -> None:
 
 
 def test_triton_only_mode_counts_as_broken() -> None:
-    with installed():
+    with installed(own_files=True):
         (folder,) = __import__("aiter").__path__
         with open(f"{folder}/__init__.py", "w") as file:
             file.write("AITER_TRITON_ONLY = True\n")
@@ -76,7 +76,7 @@ def test_features_are_read_off_the_signatures(version: str) -> None:
 
 
 def test_an_unknown_signature_is_not_called() -> None:
-    with installed():
+    with installed(own_files=True):
         (folder,) = __import__("aiter").__path__
         with open(f"{folder}/ops/rope.py", "w") as file:
             file.write(

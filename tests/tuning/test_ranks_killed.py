@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 import time
 
 import torch.distributed as dist
 
 from rocm_passes.tuning.ranks import Ranks
-from tests.cli.running import REPOSITORY
+from tests import forked
 
 KILLED = """
 import os, signal, sys
@@ -27,11 +25,7 @@ Ranks(store, 1, 3).decided("gfx942", "a call", "gfx942 MI300X", None, measure, 1
 
 def test_the_others_wait_the_limit_and_go_by_rule_together() -> None:
     store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
-    killed = subprocess.run(
-        [sys.executable, "-c", KILLED, str(store.port)],
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-        timeout=200,
-    )
+    killed = forked.run([sys.executable, "-c", KILLED, str(store.port)])
     assert killed.returncode == -9
     began = time.monotonic()
     found = [
