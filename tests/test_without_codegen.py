@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import rocm_passes
 from rocm_passes.backend import rocm_diffusion
+from rocm_passes.target import Target
 from rocm_passes.tuning import ahead
 from tests.without_codegen import without_codegen
 
@@ -48,19 +49,28 @@ def test_an_upsampling_is_read_where_no_code_is_generated(
     torch.testing.assert_close(result, model(x))
 
 
-def test_no_code_is_generated_where_a_compile_may_fall_back(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize("arch", ["cpu", "sm_90", "gfx942"])
+@pytest.mark.parametrize("on_compile_error", ["raise", "fallback"])
+def test_no_code_is_generated_whatever_wraps_the_compile(
+    arch: str, on_compile_error: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As in random programs, which run without the suite's environment (seed 1003230)."""
+    """As in random programs, which run without the suite's environment (seed 1003230). For a GPU a
+    wrapper explains launches that fail.
+    """
 
     def lower(*_: Any, **__: Any) -> Any:
         raise AssertionError("it generates code")
 
+    target = Target.named(arch, triton="3.6.0")
     monkeypatch.delenv("ROCM_PASSES_ON_COMPILE_ERROR")
+    monkeypatch.setattr(Target, "of_inputs", staticmethod(lambda _: target))
     monkeypatch.setattr("torch._inductor.graph.GraphLowering.__init__", lower)
     torch._dynamo.reset()
     norm, x = nn.RMSNorm(16), torch.randn(3, 16)
-    options = {"select": "always"}
+    options = {
+        "select": "always", "tune_seconds": 0.0, "on_compile_error": on_compile_error,
+        "launch": "python",
+    }  # fmt: skip
     ours = functools.partial(rocm_diffusion, options=options, caches=False)
     with torch.no_grad(), without_codegen():
         compiled = torch.compile(norm, backend=ours)

@@ -25,17 +25,16 @@ from tests import suites
 def without_codegen() -> Iterator[None]:
     """Within it our backend stops after Inductor's post-grad passes, ours among them.
 
-    A compile that may fall back names Inductor's own compile, which generates code. So it fails
-    here, unless an option says otherwise: no fault hides.
+    Inductor's compile of one graph is its default, and what our backend names where it wraps that.
+    A compile that fails fails here, unless an option says otherwise: no fault hides.
     """
-    raises = {"ROCM_PASSES_ON_COMPILE_ERROR": "raise"}
-    original = backend.compile_fx
-    backend.compile_fx = functools.partial(compile_fx.compile_fx, inner_compile=_post_grad_only)
-    try:
-        with mock.patch.dict(os.environ, raises):
-            yield
-    finally:
-        backend.compile_fx = original
+    stops = functools.partial(compile_fx.compile_fx, inner_compile=_post_grad_only)
+    with (
+        mock.patch.object(backend, "compile_fx", stops),
+        mock.patch.object(backend, "compile_fx_inner", _post_grad_only),
+        mock.patch.dict(os.environ, {"ROCM_PASSES_ON_COMPILE_ERROR": "raise"}),
+    ):
+        yield
 
 
 def codegen_if_asked() -> AbstractContextManager[None]:

@@ -31,6 +31,11 @@ def drawn(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
     return tuple(torch.randn(shape) for shape in shapes)
 
 
+def channels_last(*shapes: tuple[int, ...]) -> tuple[Tensor, ...]:
+    formats = {"dtype": torch.bfloat16, "memory_format": torch.channels_last_3d}
+    return tuple(t.to(**formats) for t in drawn(*shapes))
+
+
 def sliced(cache: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
     v = torch.cat([cache, x], 2)
     return F.conv3d(v, w), v[:, :, -2:] + 1
@@ -38,6 +43,10 @@ def sliced(cache: Tensor, x: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
 
 def biased(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
     return F.silu(F.group_norm(F.conv2d(x, w, b, padding=1), 8, b, b))
+
+
+def summed(x: Tensor, w: Tensor, r: Tensor) -> Tensor:
+    return F.conv3d(F.pad(x, (1, 1, 1, 1, 2, 0)), w) + r
 
 
 def joined(cache: Tensor, x: Tensor, w: Tensor) -> Tensor:
@@ -104,6 +113,10 @@ PROGRAMS = {
     "fold_conv_bias": Program(
         biased, drawn((1, 16, 8, 8), (16, 16, 3, 3), (16,)),
         "group_norm adds its convolution's bias", "close",
+    ),
+    "fold_residual": Program(
+        summed, channels_last((1, 96, 3, 8, 8), (96, 96, 3, 3, 3), (1, 96, 3, 8, 8)),
+        "the Triton convolution adds the tensor that is added to its result", "close",
     ),
     "write_into_cat": Program(
         joined, drawn((1, 16, 2, 8, 8), (1, 16, 4, 8, 8), (16, 16, 3, 3, 3)),
