@@ -10,7 +10,6 @@ import dataclasses
 import gc
 import inspect
 import logging
-import math
 import sys
 from typing import Any
 
@@ -29,7 +28,6 @@ def everywhere() -> None:
         without_searches_for_builtins()
         without_unread_overflow_checks()
         without_tables_of_dtypes()
-        without_types_made_again()
     without_searches_for_garbage()
 
 
@@ -224,71 +222,6 @@ def without_tables_of_dtypes() -> None:
         return look_up(dtype) if found is None else found
 
     interpreter._get_np_dtype = look_up_known
-
-
-#: What the functions that are replaced below are known to read, in Triton 3.6 and 3.7.
-_TENSOR_READS = {"is_block", "shape", "constexpr", "math", "prod", "scalar", "tuple", "type"}
-_BLOCK_READS = {"element_ty", "tuple", "_unwrap_shape", "validate_block_shape", "name", "numel"}
-_TUPLE_READS = {"values", "tuple_type", "_type_for_tuple_values", "type"}
-
-
-def without_types_made_again() -> None:
-    """Triton's interpreter makes the shape and the type of each value anew, and spells them out.
-
-    There are few, and nobody changes one: they are kept. That took a quarter of a kernel's time.
-    Shapes that are equal need no comparison size by size.
-    """
-    import triton.language as tl
-    from triton.language import core, semantic
-
-    def reads(kind: Any, names: set[str]) -> bool:
-        return names <= set(kind.__init__.__code__.co_names)
-
-    known = reads(tl.tensor, _TENSOR_READS) and reads(tl.block_type, _BLOCK_READS)
-    known = known and hasattr(core, "tuple") and reads(core.tuple, _TUPLE_READS)
-    alike = getattr(getattr(semantic, "TritonSemantic", None), "broadcast_impl_value", None)
-    if not known or alike is None:
-        return
-    shapes: dict[tuple[int, ...], tuple[Any, Any]] = {}
-    blocks: dict[tuple[Any, ...], dict[str, Any]] = {}
-    make_block, other_attribute = tl.block_type.__init__, core.tuple.__getattr__
-
-    def tensor(self: Any, handle: Any, type: Any) -> None:
-        self.handle, self.type, self.dtype = handle, type, type.scalar
-        shape = tuple(type.shape) if type.is_block() else ()
-        if shape not in shapes:
-            sizes = core.tuple([tl.constexpr(size) for size in shape])
-            shapes[shape] = tl.constexpr(math.prod(shape)), sizes
-        self.numel, self.shape = shapes[shape]
-
-    def block(self: Any, element_ty: Any, shape: Any) -> None:
-        # A type of pointers has no hash.
-        key = element_ty.name, getattr(element_ty, "address_space", None), tuple(shape)
-        if key not in blocks:
-            make_block(self, element_ty, shape)
-            blocks[key] = dict(vars(self))
-        vars(self).update(blocks[key])
-
-    def values(self: Any, args: Any, type: Any = None) -> None:
-        self.values = list(args)
-        if type is not None:
-            self.type = type if isinstance(type, core.tuple_type) else core.tuple_type(type)
-
-    def attribute(self: Any, name: str) -> Any:
-        if name != "type":
-            return other_attribute(self, name)
-        self.type = core._type_for_tuple_values(self.values)
-        return self.type
-
-    def broadcast(self: Any, left: Any, right: Any) -> Any:
-        blocks = left.type.is_block() and right.type.is_block()
-        if blocks and left.type.shape.values == right.type.shape.values:
-            return left, right
-        return alike(self, left, right)
-
-    tl.tensor.__init__, tl.block_type.__init__ = tensor, block
-    core.tuple.__init__, core.tuple.__getattr__ = values, attribute
-    semantic.TritonSemantic.broadcast_impl_value = broadcast
 
 
 def without_searches_for_garbage() -> None:
