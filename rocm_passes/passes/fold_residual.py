@@ -63,27 +63,30 @@ def fold_residual(
     folded: list[fx.Node] = []
     left: dict[fx.Node, str] = {}
     for convolution in n.calls(graph, IMPLICIT_GEMM_CONV.overload):
-        for found in _sums(convolution):
-            reason = _obstacle(found)
-            if reason is None:
-                folded.append(found.result)
-                _fold(found, fake_mode)
-            else:
-                left[found.result] = reason
+        found = _sum(convolution)
+        if found is None:
+            continue
+        reason = _obstacle(found)
+        if reason is None:
+            folded.append(found.result)
+            _fold(found, fake_mode)
+        else:
+            left[found.result] = reason
     return folded, left
 
 
-def _sums(convolution: fx.Node) -> Iterator[Sum]:
+def _sum(convolution: fx.Node) -> Sum | None:
     """The addition that alone reads the convolution, if one does."""
     result = convolution
     user = n.only_user(result)
     if n.is_call(user, aten.squeeze.dim) and n.arg(user, 1) == 2:
         result, user = user, n.only_user(user)
     if not n.is_call(user, aten.add.Tensor):
-        return
+        return None
     for one, other in n.operands(user):
         if one is result and n.value(other) is not None:
-            yield Sum(convolution, result, user, other)
+            return Sum(convolution, result, user, other)
+    return None
 
 
 def _obstacle(found: Sum) -> str | None:

@@ -194,6 +194,27 @@ def test_through_the_backend(dtype: torch.dtype) -> None:
     assert bool((error <= unit * exact.abs() + 2.0**-14).all())
 
 
+def seen_by_strides(x: Tensor, r: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    return torch.as_strided(block(x, r, w, b), (7, 10), (31, 3), 2) + 1
+
+
+def turned(x: Tensor, r: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    """Height and width are equal: only their places tell them apart."""
+    other = F.conv3d(F.pad(r, (1, 1, 1, 1, 2, 0)), w).transpose(3, 4)
+    return block(x, other, w, b)
+
+
+@pytest.mark.skipif(not triton_is_interpreted(), reason="needs Triton's interpreter")
+@pytest.mark.parametrize("fn", [seen_by_strides, turned])
+def test_memory_and_places_stay(fn: Callable[..., Tensor]) -> None:
+    torch.manual_seed(0)
+    x, r = (torch.randn(1, 8, 3, 5, 5).half().contiguous(memory_format=LAST) for _ in range(2))
+    w, b = torch.randn(W).half() * 0.1, torch.randn(8).half()
+    seen = rewrite(fn, x, r, w, b, options=OPTIONS)
+    assert any("adds_residual" in entry.parameters for entry in seen.sites)
+    torch.testing.assert_close(seen.result, fn(x, r, w, b), rtol=2e-3, atol=4e-3)
+
+
 @pytest.mark.skipif(not triton_is_interpreted(), reason="needs Triton's interpreter")
 def test_the_ledger_says_why_not() -> None:
     x, w, r = (t.half() for t in inputs())
